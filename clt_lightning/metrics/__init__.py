@@ -1,0 +1,26 @@
+"""Metrics of transcoders: sums over a whole split in float64, the same number for any batching and process count."""
+
+from __future__ import annotations
+
+from clt_lightning.metrics.base import ExactMetric, metric_device
+from clt_lightning.metrics.codes import L0, DeadFeatures
+from clt_lightning.metrics.reconstruction import FVU, MSE, R2, Cosine
+from clt_lightning.metrics.tokens import TOKEN_SETS, check_token_sets, select
+from clt_lightning.metrics.zero_shot import LOGIT_SCALE, LogitKL, ZeroShotAccuracy
+
+__all__ = [
+    "FVU",
+    "L0",
+    "LOGIT_SCALE",
+    "MSE",
+    "R2",
+    "TOKEN_SETS",
+    "Cosine",
+    "DeadFeatures",
+    "ExactMetric",
+    "LogitKL",
+    "ZeroShotAccuracy",
+    "check_token_sets",
+    "metric_device",
+    "select",
+]

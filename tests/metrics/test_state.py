@@ -1,0 +1,110 @@
+"""The state keeps its digits under casts, and two real processes give the number of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from clt_lightning.metrics import FVU, L0, Cosine, DeadFeatures, ExactMetric, LogitKL, ZeroShotAccuracy
+from clt_lightning.metrics.base import blocks
+
+
+def metrics() -> dict[str, ExactMetric]:
+    return {
+        "fvu": FVU(2, 4),
+        "cosine": Cosine(2),
+        "l0": L0(2),
+        "dead": DeadFeatures(2, 30),
+        "accuracy": ZeroShotAccuracy(4),
+        "kl": LogitKL(),
+    }
+
+
+def batches() -> list[dict[str, tuple]]:
+    """Five batches of different sizes."""
+    generator = torch.Generator().manual_seed(0)
+    out = []
+    for n in (7, 3, 11, 1, 8):
+        y = torch.randn(2, n, 4, generator=generator) + 2
+        cosines = torch.rand(n, 4, generator=generator) * 2 - 1
+        codes = torch.rand(2, n, 30, generator=generator) > 0.97
+        out.append(
+            {
+                "fvu": (y, y + 0.3 * torch.randn(2, n, 4, generator=generator)),
+                "cosine": (y, y + 0.3 * torch.randn(2, n, 4, generator=generator)),
+                "l0": (codes.sum(-1),),
+                "dead": (codes.any(1), n),
+                "accuracy": (cosines, torch.randint(-1, 4, (n,), generator=generator)),
+                "kl": (cosines, cosines.flip(0)),
+            }
+        )
+    return out
+
+
+def results(chosen: list[dict[str, tuple]]) -> dict[str, Tensor]:
+    out = {}
+    for name, metric in metrics().items():
+        for batch in chosen:
+            metric.update(*batch[name])
+        value = metric.compute()
+        out[name] = torch.stack(list(value.values())) if isinstance(value, dict) else value
+    return out
+
+
+def _rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    # unequal shares: 4 batches here, 1 there
+    torch.save(results(batches()[:4] if rank == 0 else batches()[4:]), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
+    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    whole = results(batches())
+    for rank in range(2):
+        for name, value in torch.load(tmp_path / f"{rank}.pt").items():
+            torch.testing.assert_close(value, whole[name], rtol=1e-12, atol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize(
+    "cast",
+    [
+        lambda m: m.half(),
+        lambda m: m.bfloat16(),
+        lambda m: m.to(torch.bfloat16),
+        lambda m: m.to("cpu", torch.float16),
+        lambda m: m.float(),
+    ],
+    ids=["half", "bfloat16", "to", "to-device", "float"],
+)
+def test_casts_of_the_model_around_leave_the_state_alone(cast) -> None:
+    expected = results(batches())
+    for name, metric in metrics().items():
+        parent = nn.ModuleDict({"metric": metric, "weights": nn.Linear(2, 2)})
+        for batch in batches()[:2]:
+            metric.update(*batch[name])
+        cast(parent)
+        for batch in batches()[2:]:
+            metric.update(*batch[name])
+        assert {state.dtype for state in metric.metric_state.values()} <= {torch.float64, torch.int64, torch.uint8}
+        value = metric.compute()
+        value = torch.stack(list(value.values())) if isinstance(value, dict) else value
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
+        metric.reset()
+        assert {state.dtype for state in metric.metric_state.values()} <= {torch.float64, torch.int64, torch.uint8}
+
+
+def test_blocks_cover_every_token_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clt_lightning.metrics.base._BLOCK", {"cpu": 40})
+    tensor = torch.arange(7 * 5 * 3, dtype=torch.float32).reshape(7, 5, 3)[:, 1:]  # a view with gaps
+    pieces = [a for (a,) in blocks(tensor, device=torch.device("cpu"))]
+    assert len(pieces) > 1
+    assert all(piece.dtype == torch.float64 and piece.numel() <= 40 for piece in pieces)
+    assert torch.equal(torch.cat(pieces), tensor.reshape(-1, 3).double())
+    assert [a.shape for (a,) in blocks(torch.zeros(3), device=torch.device("cpu"))] == [(1, 3)]
