@@ -1,0 +1,22 @@
+"""The transcoder: tensors in, tensors out. Knows nothing of CLIP, of Lightning or of data."""
+
+from clt_lightning.transcoder.activations import AbsTopK, Activation, BatchTopK, JumpReLU, ReLU, TopK
+from clt_lightning.transcoder.clt import AuxiliaryRequest, CLTOutput, CrossLayerTranscoder
+from clt_lightning.transcoder.codes import Codes, Pairs
+from clt_lightning.transcoder.normalization import ActivationStatistics, StatisticsAccumulator
+
+__all__ = [
+    "AbsTopK",
+    "Activation",
+    "ActivationStatistics",
+    "AuxiliaryRequest",
+    "BatchTopK",
+    "CLTOutput",
+    "Codes",
+    "CrossLayerTranscoder",
+    "JumpReLU",
+    "Pairs",
+    "ReLU",
+    "StatisticsAccumulator",
+    "TopK",
+]

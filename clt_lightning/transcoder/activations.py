@@ -1,0 +1,244 @@
+"""Activation functions: which pre-activations become codes, and with what gradient.
+
+Every activation answers two questions on the pre-activations `(tokens, F)` of one layer: `select` (without gradients)
+names the pairs that can matter, `values` turns their pre-activations into codes, differentiably. The dense reference
+(`dense`) is the same two steps on a full mask, so that both paths share one definition.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clt_lightning.errors import UserError
+from clt_lightning.transcoder.codes import Pairs
+
+
+class Activation(nn.Module):
+    """Base class. An activation is built once for its transcoder, which then owns its parameters and buffers."""
+
+    def build(self, n_layers: int, n_features: int) -> None:
+        """Creates parameters and buffers for `n_layers` x `n_features` features. Called by the transcoder."""
+
+    def config(self) -> dict[str, Any]:
+        """`{"class_path": name, "init_args": arguments}`: what builds the same activation again."""
+        return {"class_path": type(self).__name__, "init_args": self.init_args()}
+
+    def init_args(self) -> dict[str, Any]:
+        return {}
+
+    def select(self, pre: Tensor, layer: int) -> Pairs | Tensor:
+        """What can be active or get a gradient: pairs, or a `(tokens, F)` mask where their number is not bounded.
+
+        Args:
+            pre: `(tokens, F)`, detached.
+            layer: which layer's pre-activations these are.
+        """
+        raise NotImplementedError
+
+    def values(self, pre: Tensor, features: Tensor | None, layer: int) -> Tensor:
+        """Codes of selected pre-activations, differentiable.
+
+        Args:
+            pre: `(pairs,)` pre-activations of `features (pairs,)`, or `(tokens, F)` with `features=None`.
+            features: the feature of each entry; None for all of them.
+            layer: which layer's pre-activations these are.
+        """
+        raise NotImplementedError
+
+
+class ReLU(Activation):
+    """max(pre, 0). Sparsity comes from the loss (L1 or tanh)."""
+
+    def select(self, pre: Tensor, layer: int) -> Pairs | Tensor:
+        return pre > 0
+
+    def values(self, pre: Tensor, features: Tensor | None, layer: int) -> Tensor:
+        return torch.relu(pre)
+
+
+class TopK(Activation):
+    """The k largest positive pre-activations of each token (ReLU-Top-k; Gao et al. 2024).
+
+    Negative pre-activations never pass: a token with fewer than k positive ones has fewer than k codes.
+
+    Args:
+        k: number of features a token may use in each layer. Larger than the dictionary means all of it.
+    """
+
+    def __init__(self, k: int = 64) -> None:
+        super().__init__()
+        if k < 1:
+            raise UserError(f"{type(self).__name__}: k must be at least 1, got {k}")
+        self.k = int(k)
+
+    def init_args(self) -> dict[str, Any]:
+        return {"k": self.k}
+
+    def select(self, pre: Tensor, layer: int) -> Pairs:
+        k = min(self.k, pre.shape[1])
+        return Pairs.rectangular(torch.topk(pre, k, dim=1, sorted=False).indices, pre.shape[1])
+
+    def values(self, pre: Tensor, features: Tensor | None, layer: int) -> Tensor:
+        return torch.relu(pre)
+
+
+class AbsTopK(TopK):
+    """The k largest pre-activations of each token by absolute value; the sign is kept.
+
+    Args:
+        k: number of features a token uses in each layer. Larger than the dictionary means all of it.
+    """
+
+    def select(self, pre: Tensor, layer: int) -> Pairs:
+        return super().select(pre.abs(), layer)
+
+    def values(self, pre: Tensor, features: Tensor | None, layer: int) -> Tensor:
+        return pre
+
+
+class BatchTopK(Activation):
+    """The `k * tokens` largest positive pre-activations of a batch, so that tokens share a budget (Bussmann et al. 2024).
+
+    In training the cut is made per layer and batch, and a running mean of the smallest kept value is stored. Evaluation uses
+    that stored threshold, so that a token's codes do not depend on the batch it comes in.
+
+    Args:
+        k: mean number of features a token uses in each layer.
+        momentum: weight of the past in the running mean of the threshold.
+    """
+
+    threshold: Tensor
+    updates: Tensor
+
+    def __init__(self, k: int = 64, momentum: float = 0.99) -> None:
+        super().__init__()
+        if k < 1:
+            raise UserError(f"BatchTopK: k must be at least 1, got {k}")
+        if not 0 <= momentum < 1:
+            raise UserError(f"BatchTopK: momentum must lie in [0, 1), got {momentum}")
+        self.k, self.momentum = int(k), float(momentum)
+
+    def init_args(self) -> dict[str, Any]:
+        return {"k": self.k, "momentum": self.momentum}
+
+    def build(self, n_layers: int, n_features: int) -> None:
+        self.register_buffer("threshold", torch.zeros(n_layers))
+        # the mean of the first few steps is a plain one: the early thresholds move fast
+        self.register_buffer("updates", torch.zeros(n_layers, dtype=torch.int64))
+
+    def select(self, pre: Tensor, layer: int) -> Pairs | Tensor:
+        if not self.training:
+            return (pre > self.threshold[layer]) & (pre > 0)
+        budget = self.k * pre.shape[0]
+        if budget >= pre.numel():
+            mask = pre > 0
+        else:
+            # Candidates per row first: a token with more than 4k winners is rare, and is found by the check below.
+            row = min(pre.shape[1], 4 * self.k)
+            candidates = torch.topk(pre, row, dim=1, sorted=False).values
+            cut = torch.topk(candidates.flatten(), budget, sorted=True).values[-1]
+            if row < pre.shape[1] and bool((candidates.min(dim=1).values > cut).any()):
+                cut = torch.topk(pre.flatten(), budget, sorted=True).values[-1]
+            mask = (pre >= cut) & (pre > 0)
+        if bool(mask.any()):
+            self._track(pre[mask].min(), layer)
+        return mask
+
+    def _track(self, smallest: Tensor, layer: int) -> None:
+        n = self.updates[layer]
+        momentum = torch.minimum(n / (n + 1.0), n.new_tensor(self.momentum, dtype=torch.float64)).to(self.threshold)
+        self.threshold[layer] = momentum * self.threshold[layer] + (1 - momentum) * smallest.to(self.threshold)
+        self.updates[layer] += 1
+
+    def values(self, pre: Tensor, features: Tensor | None, layer: int) -> Tensor:
+        return torch.relu(pre)
+
+
+class _Jump(torch.autograd.Function):
+    """`pre * [pre > threshold]` with the rectangle-kernel estimate of the threshold's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(pre, threshold)
+        ctx.bandwidth = bandwidth
+        return pre * (pre > threshold)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        (grad,) = grads
+        pre, threshold = ctx.saved_tensors
+        window = ((pre - threshold).abs() < ctx.bandwidth / 2).to(grad.dtype)
+        return grad * (pre > threshold), -grad * threshold * window / ctx.bandwidth, None
+
+
+class JumpReLU(Activation):
+    """Codes are the pre-activations above a threshold that each feature learns (Rajamanoharan et al. 2024).
+
+    The threshold's gradient is the straight-through estimate with a rectangle kernel; it needs the code gradient also of
+    features just below their threshold, so these are selected as pairs with code 0. The learned threshold is the same in
+    training and evaluation.
+
+    Args:
+        threshold: initial threshold of every feature, in units of the pre-activation. Must be positive.
+        bandwidth: width of the kernel around the threshold, in the same units.
+    """
+
+    log_threshold: nn.Parameter
+
+    def __init__(self, threshold: float = 0.03, bandwidth: float = 0.05) -> None:
+        super().__init__()
+        for name, value in (("threshold", threshold), ("bandwidth", bandwidth)):
+            if not value > 0:
+                raise UserError(f"JumpReLU: {name} must be positive, got {value}")
+        self.initial_threshold, self.bandwidth = float(threshold), float(bandwidth)
+
+    def init_args(self) -> dict[str, Any]:
+        return {"threshold": self.initial_threshold, "bandwidth": self.bandwidth}
+
+    def build(self, n_layers: int, n_features: int) -> None:
+        self.log_threshold = nn.Parameter(torch.full((n_layers, n_features), math.log(self.initial_threshold)))
+
+    @property
+    def threshold(self) -> Tensor:
+        """`(layers, F)`, positive."""
+        return self.log_threshold.exp()
+
+    def select(self, pre: Tensor, layer: int) -> Pairs | Tensor:
+        # The window below the threshold holds codes of 0 that matter to the threshold's gradient only
+        margin = self.bandwidth / 2 if self.training else 0.0
+        return pre > self.log_threshold[layer].detach().exp().to(pre.dtype) - margin
+
+    def values(self, pre: Tensor, features: Tensor | None, layer: int) -> Tensor:
+        threshold = self.log_threshold[layer].exp().to(pre.dtype)
+        threshold = threshold.expand_as(pre) if features is None else threshold[features]
+        return _Jump.apply(pre, threshold, self.bandwidth)
+
+
+def dense(activation: Activation, pre: Tensor, layer: int) -> Tensor:
+    """Plain dense reference: codes `(tokens, F)` of pre-activations `(tokens, F)`, differentiable."""
+    selected = activation.select(pre.detach(), layer)
+    if isinstance(selected, Pairs):
+        mask = torch.zeros_like(pre, dtype=torch.bool)
+        mask[selected.tokens, selected.features] = True
+    else:
+        mask = selected
+    return torch.where(mask, activation.values(pre, None, layer), pre.new_zeros(()))
+
+
+ACTIVATIONS: dict[str, type[Activation]] = {c.__name__: c for c in (ReLU, TopK, AbsTopK, BatchTopK, JumpReLU)}
+
+
+def from_config(config: dict[str, Any]) -> Activation:
+    """Builds an activation from `{"class_path": ..., "init_args": ...}`.
+
+    Raises:
+        UserError: unknown class.
+    """
+    name = str(config["class_path"]).rsplit(".", 1)[-1]
+    if name not in ACTIVATIONS:
+        raise UserError(f"unknown activation {config['class_path']!r}; there are {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name](**config.get("init_args", {}))

@@ -1,0 +1,415 @@
+"""The Cross-Layer Transcoder."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clt_lightning.errors import UserError
+from clt_lightning.transcoder import pretrained
+from clt_lightning.transcoder.activations import Activation, TopK
+from clt_lightning.transcoder.codes import Codes, Pairs
+from clt_lightning.transcoder.normalization import ActivationStatistics, input_scales, output_scales
+from clt_lightning.transcoder.reference import decode_dense
+from clt_lightning.transcoder.sparse import decode_pairs, encode_pairs
+
+Topology = Literal["cross_layer", "per_layer", "sae"]
+Backend = Literal["auto", "sparse", "dense"]
+
+#: Below this share of active features the sparse path is the faster one (measured on CPU: docs/performance.md)
+SPARSE_BELOW = 0.25
+
+
+@dataclass
+class CLTOutput:
+    """What the training forward gives.
+
+    Attributes:
+        y_hat: `(layers, tokens, d_model)` reconstruction of the MLP outputs.
+        codes: the codes of all layers, sparse inside, differentiable.
+        pre: one `(tokens, F)` tensor of pre-activations a layer, where asked for.
+        auxiliary: `(layers, auxiliary tokens, d_model)` what the dead features alone would add, where asked for.
+    """
+
+    y_hat: Tensor
+    codes: Codes
+    pre: list[Tensor] | None = None
+    auxiliary: Tensor | None = None
+
+
+@dataclass
+class AuxiliaryRequest:
+    """Asks the forward for a second reconstruction, from dead features alone (AuxK; Gao et al. 2024).
+
+    Attributes:
+        dead: `(layers, F)` bool.
+        k: number of dead features a token may use in a layer.
+        tokens: `(auxiliary tokens,)` int64, the tokens to do it for.
+    """
+
+    dead: Tensor
+    k: int
+    tokens: Tensor
+
+
+class CrossLayerTranscoder(nn.Module):
+    """Sparse encoders a layer and triangular decoders: `y_hat[j] = b_dec[j] + sum over i <= j of W_dec[i -> j] z[i]`.
+
+    Encoder l reads the MLP input of layer l: `z[l] = activation(W_enc[l] x[l] + b_enc[l])` (Ameisen et al. 2025, "Circuit
+    tracing"; Chatzoudis et al. 2026 for CLIP).
+
+    Inputs and outputs are always in the backbone's own units. Inside, x and y are scaled per layer (`normalize`): `W_enc`,
+    `b_enc`, `W_dec` are in scaled units while training, `b_dec` never. `save_pretrained` folds the scales in, exactly.
+
+    Attributes:
+        W_enc: one `(F, d_model)` a layer.
+        b_enc: `(layers, F)`.
+        W_dec: one `(F, targets, d_model)` a layer, targets = L - i for cross_layer, else 1. In memory a target's block
+            `(F, d_model)` is contiguous, which is what the kernels read; the shape is the public one.
+        b_dec: `(layers, d_model)`.
+        W_skip: one `(d_model, d_model)` a layer with `skip=True`: a linear path from x[l] to y_hat[l].
+
+    Args:
+        n_layers: L, number of MLPs.
+        d_model: width of x and y.
+        n_features: F, dictionary size of each layer.
+        activation: which pre-activations become codes. Default: TopK(64).
+        topology: `cross_layer` (a feature writes to its own and every later layer), `per_layer` (to its own only: a
+            per-layer transcoder), `sae` (reads and rebuilds the MLP output: give y as x).
+        skip: adds a linear path beside the features (Paulo et al. 2025).
+        backend: `auto` chooses the sparse path by measured density, `sparse` and `dense` force one.
+        seed: seed of the initial weights; None draws from torch's global generator.
+    """
+
+    x_scale: Tensor
+    y_scale: Tensor
+    y_mean: Tensor
+    y_var: Tensor
+    normalized: Tensor
+
+    def __init__(
+        self,
+        n_layers: int,
+        d_model: int,
+        n_features: int,
+        activation: Activation | None = None,
+        topology: Topology = "cross_layer",
+        skip: bool = False,
+        backend: Backend = "auto",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        for name, number in (("n_layers", n_layers), ("d_model", d_model), ("n_features", n_features)):
+            if number < 1:
+                raise UserError(f"{name} must be at least 1, got {number}")
+        if topology not in ("cross_layer", "per_layer", "sae"):
+            raise UserError(f"topology must be cross_layer, per_layer or sae, got {topology!r}")
+        if backend not in ("auto", "sparse", "dense"):
+            raise UserError(f"backend must be auto, sparse or dense, got {backend!r}")
+        if skip and topology == "sae":
+            raise UserError("skip=True makes no sense for topology 'sae': a linear path from y to y rebuilds it exactly")
+        self.n_layers, self.d_model, self.n_features = int(n_layers), int(d_model), int(n_features)
+        self.topology, self.skip, self.backend = topology, bool(skip), backend
+        # The transcoder owns the activation's parameters: one activation object may build several transcoders
+        self.activation = copy.deepcopy(activation) if activation is not None else TopK(64)
+        self.activation.build(n_layers, n_features)
+
+        generator = torch.Generator().manual_seed(seed) if seed is not None else None
+        self.W_enc = nn.ParameterList(
+            torch.randn(n_features, d_model, generator=generator) / d_model**0.5 for _ in range(n_layers)
+        )
+        self.b_enc = nn.Parameter(torch.zeros(n_layers, n_features))
+        # Zero decoders: the first reconstruction is the mean, FVU is 1, and no target is disturbed by chance
+        self.W_dec = nn.ParameterList(
+            torch.zeros(self.n_targets(i), n_features, d_model).transpose(0, 1) for i in range(n_layers)
+        )
+        self.b_dec = nn.Parameter(torch.zeros(n_layers, d_model))
+        self.W_skip = nn.ParameterList(torch.zeros(d_model, d_model) for _ in range(n_layers)) if skip else None
+
+        self.register_buffer("x_scale", torch.ones(n_layers))
+        self.register_buffer("y_scale", torch.ones(n_layers))
+        self.register_buffer("y_mean", torch.zeros(n_layers, d_model))
+        self.register_buffer("y_var", torch.ones(n_layers))
+        self.register_buffer("normalized", torch.tensor(False))
+
+    # -- structure ---------------------------------------------------------------------------------------------------
+    def n_targets(self, source: int) -> int:
+        """Number of layers that features of layer `source` write to: `source .. source + n_targets - 1`."""
+        return self.n_layers - source if self.topology == "cross_layer" else 1
+
+    def config(self) -> dict[str, Any]:
+        """Plain arguments that build an untrained transcoder of the same form."""
+        return {
+            "n_layers": self.n_layers,
+            "d_model": self.d_model,
+            "n_features": self.n_features,
+            "activation": self.activation.config(),
+            "topology": self.topology,
+            "skip": self.skip,
+        }
+
+    def extra_repr(self) -> str:
+        return (
+            f"n_layers={self.n_layers}, d_model={self.d_model}, n_features={self.n_features}, "
+            f"topology={self.topology!r}, skip={self.skip}"
+        )
+
+    def decoder_norms(self) -> Tensor:
+        """`(layers, F)`: norm of each feature's concatenated decoders, in scaled units; differentiable.
+
+        The concatenation is what a sparsity penalty must weigh by: with unit norms a column, a feature that writes to 12
+        layers would cost no more than one that writes to a single layer.
+        """
+        # 1e-12 keeps the square root's gradient finite at the zero decoders of the start
+        return torch.stack([(W.square().sum((1, 2)) + 1e-12).sqrt() for W in self.W_dec])
+
+    # -- normalisation -----------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def normalize(self, statistics: ActivationStatistics) -> None:
+        """Sets scales and biases of a fresh transcoder from data, so that the first reconstruction is the mean.
+
+        Args:
+            statistics: moments of x and y.
+
+        Raises:
+            UserError: the transcoder is normalised already (it would change what the weights mean).
+        """
+        if bool(self.normalized):
+            raise UserError("this transcoder is normalised already; normalising again would change its function")
+        if statistics.y_mean.shape != self.y_mean.shape:
+            raise UserError(
+                f"statistics are of shape {tuple(statistics.y_mean.shape)}, expected {tuple(self.y_mean.shape)}"
+            )
+        self.x_scale.copy_(input_scales(statistics))
+        self.y_scale.copy_(output_scales(statistics))
+        self.y_mean.copy_(statistics.y_mean)
+        # a constant layer has nothing to explain; 1 keeps its loss term at 0 instead of 0 / 0
+        self.y_var.copy_(torch.where(statistics.y_var > 0, statistics.y_var, torch.ones_like(statistics.y_var)))
+        self.b_dec.copy_(statistics.y_mean)
+        for layer, W in enumerate(self.W_enc):
+            centre = statistics.x_mean[layer].to(W) * self.x_scale[layer]
+            self.b_enc[layer] -= W @ centre
+        self.normalized.fill_(True)
+
+    @torch.no_grad()
+    def fold_(self) -> CrossLayerTranscoder:
+        """Folds the scales into the weights, in place. The function stays the same, the codes to the last bit."""
+        for layer in range(self.n_layers):
+            self.W_enc[layer] *= self.x_scale[layer]
+            for t in range(self.n_targets(layer)):
+                self.W_dec[layer][:, t] *= self.y_scale[layer + t]
+            if self.W_skip is not None:
+                self.W_skip[layer] *= self.x_scale[layer] * self.y_scale[layer]
+        self.x_scale.fill_(1)
+        self.y_scale.fill_(1)
+        return self
+
+    # -- forward -----------------------------------------------------------------------------------------------------
+    def forward(self, x: Tensor, want_pre: bool = False, auxiliary: AuxiliaryRequest | None = None) -> CLTOutput:
+        """The training forward.
+
+        Args:
+            x: `(layers, tokens, d_model)` MLP inputs (for `sae`: MLP outputs), in the backbone's units.
+            want_pre: keep the pre-activations (the dense path then, since their gradient is dense).
+            auxiliary: ask for a second reconstruction from dead features.
+
+        Returns:
+            reconstruction, codes and what was asked for.
+
+        Raises:
+            UserError: x has another shape.
+        """
+        self._check_x(x)
+        with torch.autocast(x.device.type, enabled=False):
+            scaled = self._scale_inputs(x)
+            codes, pre = self._encode(scaled, want_pre)
+            y_hat = self._decode(codes, scaled)
+            aux = None if auxiliary is None else self._auxiliary(scaled, auxiliary)
+        return CLTOutput(y_hat, codes, pre, aux)
+
+    def encode(self, x: Tensor) -> Codes:
+        """Codes of MLP inputs `(layers, tokens, d_model)`; `.dense()` gives `(layers, tokens, n_features)`."""
+        self._check_x(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._encode(self._scale_inputs(x), want_pre=False)[0]
+
+    def encode_layer(self, x: Tensor, layer: int) -> Codes:
+        """Codes of one layer alone, as `Codes` of a single layer.
+
+        Args:
+            x: `(tokens, d_model)` MLP inputs of that layer.
+            layer: which layer.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            pairs, values, _ = self._encode_layer(x.to(self.b_dec.dtype) * self.x_scale[layer], layer, want_pre=False)
+        return Codes([pairs], [values])
+
+    def decode(self, codes: Codes | Tensor, x: Tensor | None = None) -> Tensor:
+        """Reconstruction `(layers, tokens, d_model)` of codes.
+
+        Args:
+            codes: `Codes`, or a dense `(layers, tokens, n_features)` tensor.
+            x: MLP inputs; needed with `skip=True`, whose linear path reads them.
+
+        Raises:
+            UserError: shapes do not fit, or x is missing.
+        """
+        codes = self._as_codes(codes)
+        if self.skip and x is None:
+            raise UserError("this transcoder has a linear skip path: decode(codes, x) needs the MLP inputs x as well")
+        if x is not None:
+            self._check_x(x)
+        with torch.autocast(codes.device.type, enabled=False):
+            return self._decode(codes, None if x is None else self._scale_inputs(x))
+
+    def contributions(self, codes: Codes | Tensor, target: int) -> Tensor:
+        """What each source layer adds to the reconstruction of one target layer.
+
+        Args:
+            codes: `Codes`, or a dense `(layers, tokens, n_features)` tensor.
+            target: layer j in 0..L-1.
+
+        Returns:
+            `(layers, tokens, d_model)`, `c[i -> j] = W_dec[i -> j] z[i]` (zero for sources that do not write to j). Their sum
+            + `b_dec[j]` (+ the skip path) is `y_hat[j]`.
+        """
+        codes = self._as_codes(codes)
+        if not 0 <= target < self.n_layers:
+            raise UserError(f"target must lie in 0..{self.n_layers - 1}, got {target}")
+        rows = []
+        for source in range(self.n_layers):
+            t = target - source
+            if not 0 <= t < self.n_targets(source):
+                rows.append(self.b_dec.new_zeros(codes.n_tokens, self.d_model))
+                continue
+            pairs, values = codes.layer(source)
+            block = self.W_dec[source][:, t : t + 1]
+            rows.append(decode_pairs(1, [pairs], [values], [block])[0] * self.y_scale[target])
+        return torch.stack(rows)
+
+    def skip_term(self, x: Tensor, layer: int) -> Tensor:
+        """What the linear path adds to layer `layer`: `(tokens, d_model)` from x `(tokens, d_model)`; 0 without it."""
+        if self.W_skip is None:
+            return torch.zeros_like(x, dtype=self.b_dec.dtype)
+        scaled = x.to(self.b_dec.dtype) * self.x_scale[layer]
+        return F.linear(scaled, self.W_skip[layer]) * self.y_scale[layer]
+
+    # -- parts -------------------------------------------------------------------------------------------------------
+    def _check_x(self, x: Tensor) -> None:
+        if x.dim() != 3 or x.shape[0] != self.n_layers or x.shape[2] != self.d_model:
+            raise UserError(
+                f"x must be (layers, tokens, d_model) = ({self.n_layers}, tokens, {self.d_model}), got {tuple(x.shape)}"
+            )
+
+    def _as_codes(self, codes: Codes | Tensor) -> Codes:
+        if isinstance(codes, Tensor):
+            codes = Codes.from_dense(codes)
+        if (codes.n_layers, codes.n_features) != (self.n_layers, self.n_features):
+            raise UserError(
+                f"codes must be ({self.n_layers}, tokens, {self.n_features}) = (layers, tokens, n_features), "
+                f"got {tuple(codes.shape)}"
+            )
+        return codes
+
+    def _scale_inputs(self, x: Tensor) -> Tensor:
+        return x.to(self.b_dec.dtype) * self.x_scale[:, None, None]
+
+    def _encode(self, scaled: Tensor, want_pre: bool) -> tuple[Codes, list[Tensor] | None]:
+        layers = [self._encode_layer(scaled[layer], layer, want_pre) for layer in range(self.n_layers)]
+        codes = Codes([p for p, _, _ in layers], [v for _, v, _ in layers])
+        return codes, [pre for _, _, pre in layers] if want_pre else None
+
+    def _encode_layer(self, x: Tensor, layer: int, want_pre: bool) -> tuple[Pairs | None, Tensor, Tensor]:
+        W, b = self.W_enc[layer], self.b_enc[layer]
+        pre = F.linear(x, W, b)
+        selected = self.activation.select(pre.detach(), layer)
+        if self._use_dense(selected, pre, want_pre):
+            if isinstance(selected, Pairs):
+                mask = torch.zeros_like(pre, dtype=torch.bool)
+                mask[selected.tokens, selected.features] = True
+                selected = mask
+            codes = torch.where(selected, self.activation.values(pre, None, layer), pre.new_zeros(()))
+            return None, codes, pre
+        pairs = selected if isinstance(selected, Pairs) else Pairs.from_mask(selected)
+        if pairs.is_rectangular:
+            k = pairs.features.numel() // max(pairs.n_tokens, 1)
+            active = pre.detach().gather(1, pairs.features.view(pairs.n_tokens, k)).view(-1)
+        else:
+            active = pre.detach()[pairs.tokens, pairs.features]
+        active = encode_pairs(active, x, W, b, pairs)
+        return pairs, self.activation.values(active, pairs.features, layer), pre
+
+    def _use_dense(self, selected: Pairs | Tensor, pre: Tensor, want_pre: bool) -> bool:
+        if want_pre or self.backend == "dense":
+            return True
+        if self.backend == "sparse" or pre.numel() == 0:
+            return False
+        active = selected.features.numel() if isinstance(selected, Pairs) else int(selected.sum())
+        return active >= SPARSE_BELOW * pre.numel()
+
+    def _decode(self, codes: Codes, scaled: Tensor | None) -> Tensor:
+        dense = [layer for layer in range(self.n_layers) if codes.is_dense(layer)]
+        if len(dense) == self.n_layers:
+            y = decode_dense(codes.layer_values, list(self.W_dec), self.n_layers)
+        else:
+            layers = [codes.layer(layer) for layer in range(self.n_layers)]
+            y = decode_pairs(self.n_layers, [p for p, _ in layers], [v for _, v in layers], list(self.W_dec))
+        if self.W_skip is not None:
+            assert scaled is not None
+            y = y + torch.einsum("lnd,led->lne", scaled, torch.stack(list(self.W_skip)))
+        return y * self.y_scale[:, None, None] + self.b_dec[:, None, :]
+
+    def _auxiliary(self, scaled: Tensor, request: AuxiliaryRequest) -> Tensor:
+        x = scaled[:, request.tokens]
+        all_pairs, values = [], []
+        for layer in range(self.n_layers):
+            W, b = self.W_enc[layer], self.b_enc[layer]
+            features = request.dead[layer].nonzero().flatten()
+            with torch.no_grad():
+                pre = F.linear(x[layer], W[features], b[features])
+                top = torch.topk(pre, min(request.k, features.numel()), dim=1, sorted=False)
+                pairs = Pairs.rectangular(features[top.indices], self.n_features)
+            all_pairs.append(pairs)
+            values.append(torch.relu(encode_pairs(top.values.reshape(-1), x[layer], W, b, pairs)))
+        y = decode_pairs(self.n_layers, all_pairs, values, list(self.W_dec))
+        return y * self.y_scale[:, None, None]
+
+    # -- files -------------------------------------------------------------------------------------------------------
+    def save_pretrained(self, folder: str | Path, metadata: dict[str, Any] | None = None) -> Path:
+        """Writes `config.json` and `model.safetensors` into a folder, scales folded in.
+
+        Args:
+            folder: made if it is not there.
+            metadata: further plain entries for config.json, under `metadata`.
+
+        Returns:
+            the folder.
+        """
+        return pretrained.save(copy.deepcopy(self).fold_(), folder, metadata or {})
+
+    @classmethod
+    def from_pretrained(
+        cls, folder_or_hub_id: str | Path, device: torch.device | str = "cpu", **hub: Any
+    ) -> CrossLayerTranscoder:
+        """Loads what `save_pretrained` wrote.
+
+        Args:
+            folder_or_hub_id: a folder, or the id of a Hugging Face repository (the only case that needs a network).
+            device: where to put it.
+            hub: passed on to `huggingface_hub.snapshot_download` (revision, token).
+
+        Raises:
+            UserError: a file is missing or does not fit its config.
+        """
+        config, tensors = pretrained.load(folder_or_hub_id, **hub)
+        clt = pretrained.build(cls, config, tensors)
+        return clt.to(device).eval()
+
+

@@ -1,0 +1,276 @@
+"""Codes: what the encoders say of every token, sparse inside.
+
+A layer's codes are *pairs* (token, feature, value) sorted by token, ragged: a token may have any number of them. TopK's
+are rectangular by nature; the padded form `(layers, tokens, k)` is a view of the same memory then, and is built on
+request for the others.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from clt_lightning.errors import UserError
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The active (token, feature) positions of one layer, sorted by token; no values.
+
+    Attributes:
+        features: `(pairs,)` int64, the feature of each pair.
+        offsets: `(tokens + 1,)` int64; token n owns the pairs `offsets[n]:offsets[n + 1]`.
+        n_features: F, the dictionary size.
+        is_rectangular: every token owns the same number of pairs.
+    """
+
+    features: Tensor
+    offsets: Tensor
+    n_features: int
+    is_rectangular: bool = False
+
+    @property
+    def n_tokens(self) -> int:
+        return self.offsets.numel() - 1
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """`(tokens,)` int64: number of pairs of each token."""
+        return self.offsets.diff()
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """`(pairs,)` int64: the token of each pair."""
+        positions = torch.arange(self.n_tokens, device=self.offsets.device)
+        return torch.repeat_interleave(positions, self.counts, output_size=self.features.numel())
+
+    @cached_property
+    def by_feature(self) -> tuple[Tensor, Tensor]:
+        """The same pairs in feature-major order.
+
+        Returns:
+            `order (pairs,)`, the permutation that sorts the pairs by (feature, token), and `offsets (F + 1,)`, the
+            first pair of each feature in that order. Sorting is stable, so sums over a feature run in token order and
+            are the same in every run.
+        """
+        order = torch.argsort(self.features, stable=True)
+        offsets = self.offsets.new_zeros(self.n_features + 1)
+        torch.cumsum(torch.bincount(self.features, minlength=self.n_features), 0, out=offsets[1:])
+        return order, offsets
+
+    @cached_property
+    def features_i32(self) -> Tensor:
+        """`features` as int32: half the index traffic, and the type of the fast CPU kernels."""
+        return self.features.to(torch.int32)
+
+    @cached_property
+    def offsets_i32(self) -> Tensor:
+        return self.offsets.to(torch.int32)
+
+    @cached_property
+    def _csr_pattern(self) -> tuple[Tensor, Tensor]:
+        order, offsets = self.by_feature
+        return offsets.to(torch.int32), self.tokens[order].to(torch.int32)
+
+    def csr(self, by_feature: Tensor) -> Tensor:
+        """`(F, tokens)` CSR matrix of values given in feature-major order."""
+        rows, columns = self._csr_pattern
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+            return torch.sparse_csr_tensor(
+                rows, columns, by_feature, (self.n_features, self.n_tokens), check_invariants=False
+            )
+
+    @classmethod
+    def rectangular(cls, features: Tensor, n_features: int) -> Pairs:
+        """Pairs of a `(tokens, k)` index table."""
+        tokens, k = features.shape
+        offsets = torch.arange(tokens + 1, device=features.device) * k
+        return cls(features.reshape(-1), offsets, n_features, is_rectangular=True)
+
+    @classmethod
+    def from_mask(cls, mask: Tensor) -> Pairs:
+        """Pairs at the true positions of a `(tokens, F)` mask."""
+        tokens, features = mask.nonzero(as_tuple=True)
+        offsets = torch.zeros(mask.shape[0] + 1, dtype=torch.int64, device=mask.device)
+        torch.cumsum(torch.bincount(tokens, minlength=mask.shape[0]), 0, out=offsets[1:])
+        return cls(features, offsets, mask.shape[1])
+
+
+class Codes:
+    """The codes of all layers, `(layers, tokens, n_features)`.
+
+    A layer is held as pairs and their values, or, where most codes are active and pairs would cost more than they save,
+    as a dense `(tokens, n_features)` tensor; every method serves both.
+
+    Args:
+        pairs: one `Pairs` a layer, all over the same tokens; None for a dense layer.
+        values: one tensor a layer: `(pairs,)` in the order of the pairs, or `(tokens, n_features)` for a dense layer;
+            may carry gradients.
+
+    A value of exactly 0 counts as not active.
+    """
+
+    def __init__(self, pairs: Sequence[Pairs | None], values: Sequence[Tensor]) -> None:
+        if len(pairs) != len(values) or not pairs:
+            raise UserError(f"Codes needs one Pairs and one values tensor a layer, got {len(pairs)} and {len(values)}")
+        for layer, (p, v) in enumerate(zip(pairs, values)):
+            if p is not None and p.features.shape != v.shape:
+                raise UserError(f"layer {layer}: {tuple(v.shape)} values for {tuple(p.features.shape)} pairs")
+        self.layer_values = list(values)
+        self._pairs = list(pairs)
+
+    @classmethod
+    def from_dense(cls, dense: Tensor) -> Codes:
+        """Codes of a dense `(layers, tokens, n_features)` tensor; gradients flow to its non-zero entries."""
+        if dense.dim() != 3:
+            raise UserError(f"dense codes are (layers, tokens, n_features), got shape {tuple(dense.shape)}")
+        pairs = [Pairs.from_mask(layer != 0) for layer in dense]
+        return cls(pairs, [layer[p.tokens, p.features] for layer, p in zip(dense, pairs)])
+
+    @classmethod
+    def from_topk(cls, values: Tensor, indices: Tensor, n_features: int) -> Codes:
+        """Codes of the padded form: `values` and `indices`, both `(layers, tokens, k)`."""
+        if values.shape != indices.shape or values.dim() != 3:
+            raise UserError(
+                f"values and indices are (layers, tokens, k), got {tuple(values.shape)} and {tuple(indices.shape)}"
+            )
+        if indices.numel() and (int(indices.min()) < 0 or int(indices.max()) >= n_features):
+            raise UserError(f"indices must lie in 0..{n_features - 1}, got {int(indices.min())}..{int(indices.max())}")
+        return cls([Pairs.rectangular(i, n_features) for i in indices], [v.reshape(-1) for v in values])
+
+    # -- shape -------------------------------------------------------------------------------------------------------
+    @property
+    def n_layers(self) -> int:
+        return len(self.layer_values)
+
+    @property
+    def n_tokens(self) -> int:
+        p = self._pairs[0]
+        return self.layer_values[0].shape[0] if p is None else p.n_tokens
+
+    @property
+    def n_features(self) -> int:
+        p = self._pairs[0]
+        return self.layer_values[0].shape[1] if p is None else p.n_features
+
+    @property
+    def shape(self) -> torch.Size:
+        """`(layers, tokens, n_features)`."""
+        return torch.Size((self.n_layers, self.n_tokens, self.n_features))
+
+    @property
+    def device(self) -> torch.device:
+        return self.layer_values[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.layer_values[0].dtype
+
+    def __repr__(self) -> str:
+        kinds = ", ".join("dense" if p is None else str(p.features.numel()) for p in self._pairs)
+        return f"Codes(shape={tuple(self.shape)}, dtype={self.dtype}, pairs a layer: {kinds})"
+
+    # -- views -------------------------------------------------------------------------------------------------------
+    def is_dense(self, layer: int) -> bool:
+        """Whether a layer is held densely."""
+        return self._pairs[layer] is None
+
+    def layer(self, layer: int) -> tuple[Pairs, Tensor]:
+        """Pairs and values `(pairs,)` of one layer; a dense layer is converted, gradients flow."""
+        p, v = self._pairs[layer], self.layer_values[layer]
+        if p is not None:
+            return p, v
+        p = Pairs.from_mask(v != 0)
+        return p, v[p.tokens, p.features]
+
+    def dense_layer(self, layer: int) -> Tensor:
+        """Dense codes of one layer, `(tokens, n_features)`; gradients flow."""
+        p, v = self._pairs[layer], self.layer_values[layer]
+        if p is None:
+            return v
+        # accumulate: a hand-made Codes may name a feature twice for one token
+        return v.new_zeros(p.n_tokens, p.n_features).index_put((p.tokens, p.features), v, accumulate=True)
+
+    def dense(self) -> Tensor:
+        """Dense view, `(layers, tokens, n_features)`; costs that much memory; gradients flow."""
+        return torch.stack([self.dense_layer(layer) for layer in range(self.n_layers)])
+
+    to_dense = dense
+
+    @cached_property
+    def _padded(self) -> tuple[Tensor, Tensor]:
+        layers = [self.layer(layer) for layer in range(self.n_layers)]
+        k = max((int(p.counts.max()) if p.n_tokens else 0) for p, _ in layers)
+        values, indices = [], []
+        for p, v in layers:
+            if p.features.numel() == p.n_tokens * k and p.is_rectangular:
+                values.append(v.view(p.n_tokens, k))
+                indices.append(p.features.view(p.n_tokens, k))
+                continue
+            column = torch.arange(v.numel(), device=v.device) - p.offsets[p.tokens]
+            values.append(v.new_zeros(p.n_tokens, k).index_put((p.tokens, column), v))
+            indices.append(p.features.new_zeros(p.n_tokens, k).index_put((p.tokens, column), p.features))
+        return torch.stack(values), torch.stack(indices)
+
+    @property
+    def values(self) -> Tensor:
+        """`(layers, tokens, k)`, k = the largest number of pairs of any token; 0 where there is none."""
+        return self._padded[0]
+
+    @property
+    def indices(self) -> Tensor:
+        """`(layers, tokens, k)` int64, the features of `values`; 0 where there is none."""
+        return self._padded[1]
+
+    def detach(self) -> Codes:
+        return Codes(self._pairs, [v.detach() for v in self.layer_values])
+
+    # -- statistics --------------------------------------------------------------------------------------------------
+    def l0(self) -> Tensor:
+        """`(layers, tokens)` int64: number of non-zero codes of each token."""
+        rows = []
+        for p, v in zip(self._pairs, self.layer_values):
+            active = v.detach() != 0
+            if p is None:
+                rows.append(active.sum(1))
+            elif p.is_rectangular:
+                rows.append(active.view(p.n_tokens, -1).sum(1))
+            else:
+                rows.append(p.counts.new_zeros(p.n_tokens).index_add_(0, p.tokens, active.to(p.counts.dtype)))
+        return torch.stack(rows)
+
+    def fired(self) -> Tensor:
+        """`(layers, n_features)` bool: the features with a non-zero code on any of the tokens."""
+        out = torch.zeros(self.n_layers, self.n_features, dtype=torch.bool, device=self.device)
+        for layer, (p, v) in enumerate(zip(self._pairs, self.layer_values)):
+            if p is None:
+                out[layer] = (v.detach() != 0).any(0)
+            else:
+                out[layer, p.features[v.detach() != 0]] = True
+        return out
+
+    def select_tokens(self, keep: Tensor) -> Codes:
+        """Codes of some tokens only.
+
+        Args:
+            keep: `(tokens,)` bool mask.
+        """
+        pairs: list[Pairs | None] = []
+        values = []
+        for p, v in zip(self._pairs, self.layer_values):
+            if p is None:
+                pairs.append(None)
+                values.append(v[keep])
+                continue
+            chosen = keep[p.tokens]
+            offsets = p.offsets.new_zeros(int(keep.sum()) + 1)
+            torch.cumsum(p.counts[keep], 0, out=offsets[1:])
+            pairs.append(Pairs(p.features[chosen], offsets, p.n_features, p.is_rectangular))
+            values.append(v[chosen])
+        return Codes(pairs, values)

@@ -1,0 +1,89 @@
+"""config.json + model.safetensors: the form in which transcoders travel."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from clt_lightning.errors import UserError
+from clt_lightning.transcoder import activations
+
+FORMAT = "clt_lightning/1"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+M = TypeVar("M", bound=nn.Module)
+
+
+def save(clt: Any, folder: str | Path, metadata: dict[str, Any]) -> Path:
+    """Writes a folded transcoder; each file under a temporary name first, so that none is ever half-written."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in clt.state_dict().items()}
+    config = {"format": FORMAT, **clt.config(), "metadata": metadata}
+    _replace(folder / WEIGHTS, safetensors.torch.save(tensors, {"format": FORMAT}))
+    _replace(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    return folder
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(folder_or_hub_id: str | Path, **hub: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Reads config and tensors from a folder or a Hugging Face repository.
+
+    Raises:
+        UserError: neither a folder nor a hub id, a file is missing, or the config is not ours.
+    """
+    folder = Path(folder_or_hub_id)
+    if not folder.is_dir():
+        folder = _download(str(folder_or_hub_id), **hub)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} holds no {name}: is it a folder that save_pretrained or the end of fit wrote?")
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        tensors = safetensors.torch.load_file(folder / WEIGHTS)
+    except (json.JSONDecodeError, safetensors.SafetensorError) as error:
+        raise UserError(f"cannot read the transcoder in {folder}: {error}") from error
+    if config.get("format") != FORMAT:
+        raise UserError(f"{folder / CONFIG}: format {config.get('format')!r}, this version reads {FORMAT!r}")
+    return config, tensors
+
+
+def _download(hub_id: str, **hub: Any) -> Path:
+    if hub_id.count("/") != 1 or hub_id.startswith((".", "/")):
+        raise UserError(f"{hub_id}: no such folder (and not of the form user/name of a Hugging Face repository)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG, WEIGHTS], **hub))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(f"{hub_id}: no such folder, and the hub did not give it: {error}") from error
+
+
+def build(cls: type[M], config: dict[str, Any], tensors: dict[str, Tensor]) -> M:
+    """Builds the transcoder and loads its tensors strictly."""
+    arguments = {key: value for key, value in config.items() if key not in ("format", "metadata")}
+    arguments["activation"] = activations.from_config(arguments["activation"])
+    with torch.device("cpu"):
+        clt = cls(**arguments)
+    try:
+        clt.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"the weights do not fit their config.json: {error}") from error
+    return clt

@@ -1,0 +1,162 @@
+"""The sparse path: products that touch active (token, feature) pairs only.
+
+Two autograd functions, `encode_pairs` and `decode_pairs`. Their plain dense counterparts stand in `reference.py`, and the
+tests hold one against the other in float64. Weight gradients are built feature by feature as (sparse codes^T) x (dense
+gradient): every row is written once, in token order, so results do not depend on the number of threads and no atomics
+are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clt_lightning.transcoder.codes import Pairs
+
+
+def bag_sum(table: Tensor, pairs: Pairs, values: Tensor) -> Tensor:
+    """`out[n] = sum over pairs (n, f) of value * table[f]`.
+
+    Args:
+        table: `(F, d)` rows to sum.
+        pairs: the pairs.
+        values: `(pairs,)`.
+
+    Returns:
+        `(tokens, d)`.
+    """
+    if values.numel() == 0:
+        return table.new_zeros(pairs.n_tokens, table.shape[1])
+    return F.embedding_bag(
+        pairs.features_i32, table, pairs.offsets_i32[:-1], mode="sum", per_sample_weights=values.to(table.dtype)
+    )
+
+
+def scatter_rows(pairs: Pairs, sorted_values: Tensor, rows: Tensor) -> Tensor:
+    """`out[f] = sum over pairs (n, f) of value * rows[n]`, values in feature-major order.
+
+    Args:
+        pairs: the pairs.
+        sorted_values: `(pairs,)`, in the order of `pairs.by_feature`.
+        rows: `(tokens, d)`, contiguous.
+
+    Returns:
+        `(F, d)`.
+    """
+    if sorted_values.numel() == 0:
+        return rows.new_zeros(pairs.n_features, rows.shape[1])
+    return pairs.csr(sorted_values) @ rows
+
+
+def pair_dots(pairs: Pairs, table: Tensor, rows: Tensor) -> Tensor:
+    """`out[p] = <table[f], rows[n]>` for every pair p = (n, f), in feature-major order.
+
+    Args:
+        pairs: the pairs.
+        table: `(F, d)`.
+        rows: `(tokens, d)`, contiguous.
+
+    Returns:
+        `(pairs,)`.
+    """
+    if pairs.features.numel() == 0:
+        return rows.new_zeros(0)
+    pattern = pairs.csr(rows.new_zeros(pairs.features.numel()))
+    return torch.sparse.sampled_addmm(pattern, table, rows.t(), beta=0.0).values()
+
+
+class _EncodePairs(torch.autograd.Function):
+    """Gives given pre-activations the gradient of `<W[f], x[n]> + b[f]`."""
+
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, x: Tensor, W: Tensor, b: Tensor, pairs: Pairs) -> Tensor:
+        ctx.save_for_backward(x, W)
+        ctx.pairs = pairs
+        return pre.view_as(pre)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor | None, Tensor | None, Tensor | None, None]:
+        (grad,) = grads
+        x, W = ctx.saved_tensors
+        pairs: Pairs = ctx.pairs
+        order, _ = pairs.by_feature
+        by_feature = grad[order]
+        dx = bag_sum(W, pairs, grad) if ctx.needs_input_grad[1] else None
+        dW = scatter_rows(pairs, by_feature, x) if ctx.needs_input_grad[2] else None
+        db = None
+        if ctx.needs_input_grad[3]:
+            db = scatter_rows(pairs, by_feature, x.new_ones(pairs.n_tokens, 1)).view(-1)
+        return None, dx, dW, db, None
+
+
+def encode_pairs(pre: Tensor, x: Tensor, W: Tensor, b: Tensor, pairs: Pairs) -> Tensor:
+    """The pre-activations of `pairs`, differentiable in the inputs and the encoder.
+
+    Args:
+        pre: `(pairs,)` already computed values of `<W[f], x[n]> + b[f]`.
+        x: `(tokens, d)` encoder inputs.
+        W: `(F, d)` encoder.
+        b: `(F,)` encoder bias.
+        pairs: the pairs.
+
+    Returns:
+        `(pairs,)`: `pre`, with gradients.
+    """
+    return _EncodePairs.apply(pre, x, W, b, pairs)
+
+
+class _DecodePairs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, n_layers: int, all_pairs: Sequence[Pairs], *tensors: Tensor) -> Tensor:
+        sources = len(all_pairs)
+        values, decoders = tensors[:sources], tensors[sources:]
+        ctx.all_pairs = all_pairs
+        ctx.save_for_backward(*tensors)
+        y = decoders[0].new_zeros(n_layers, all_pairs[0].n_tokens, decoders[0].shape[2])
+        for source, (pairs, v, W) in enumerate(zip(all_pairs, values, decoders)):
+            for t in range(W.shape[1]):
+                y[source + t] += bag_sum(W[:, t], pairs, v)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        G = grads[0].contiguous()
+        all_pairs: Sequence[Pairs] = ctx.all_pairs
+        sources = len(all_pairs)
+        values, decoders = ctx.saved_tensors[:sources], ctx.saved_tensors[sources:]
+        d_values: list[Tensor | None] = []
+        d_decoders: list[Tensor | None] = []
+        for source, (pairs, v, W) in enumerate(zip(all_pairs, values, decoders)):
+            order, _ = pairs.by_feature
+            by_feature = v[order].to(W.dtype)
+            dW = torch.empty_like(W) if ctx.needs_input_grad[2 + sources + source] else None
+            dots = torch.zeros_like(by_feature) if ctx.needs_input_grad[2 + source] else None
+            for t in range(W.shape[1]):
+                if dots is not None:
+                    dots += pair_dots(pairs, W[:, t], G[source + t])
+                if dW is not None:
+                    dW[:, t] = scatter_rows(pairs, by_feature, G[source + t])
+            d_values.append(None if dots is None else torch.empty_like(v).index_copy_(0, order, dots.to(v.dtype)))
+            d_decoders.append(dW)
+        return None, None, *d_values, *d_decoders
+
+
+def decode_pairs(
+    n_layers: int, all_pairs: Sequence[Pairs], values: Sequence[Tensor], decoders: Sequence[Tensor]
+) -> Tensor:
+    """Sum of decoder rows over the active pairs: `y[i + t, n] = sum of value * W_dec[i][f, t]`.
+
+    Args:
+        n_layers: number of target layers.
+        all_pairs: one `Pairs` a source layer.
+        values: one `(pairs,)` a source layer.
+        decoders: one `(F, targets, d)` a source layer; block t writes to layer `source + t`.
+
+    Returns:
+        `(n_layers, tokens, d)`, without bias.
+    """
+    return _DecodePairs.apply(n_layers, all_pairs, *values, *decoders)
