@@ -1,0 +1,21 @@
+"""Callbacks: what is measured, shown and written while a transcoder trains. Usable from YAML by class path."""
+
+from __future__ import annotations
+
+from clt_lightning.callbacks.checkpoints import Checkpoints
+from clt_lightning.callbacks.export import ExportTranscoder
+from clt_lightning.callbacks.reconstruction import Reconstruction
+from clt_lightning.callbacks.record import RunRecord
+from clt_lightning.callbacks.table import Table
+from clt_lightning.callbacks.throughput import Throughput
+from clt_lightning.callbacks.zero_shot import ZeroShot
+
+__all__ = [
+    "Checkpoints",
+    "ExportTranscoder",
+    "Reconstruction",
+    "RunRecord",
+    "Table",
+    "Throughput",
+    "ZeroShot",
+]

@@ -1,0 +1,26 @@
+"""The trained transcoder as files that `from_pretrained` reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_info
+
+from clt_lightning.callbacks.base import run_folder, say_not_written
+
+
+class ExportTranscoder(pl.Callback):
+    """Writes `<run>/transcoder/` at the end of training: the final weights, scales folded in, with the CLIP that they
+    belong to and the step in the config's `metadata`."""
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        folder = run_folder(trainer)
+        if folder is None:
+            say_not_written(trainer, "transcoder/")
+            return
+        if trainer.is_global_zero:
+            metadata = {"clip": pl_module.clip.describe(), "step": trainer.global_step}
+            written = pl_module.transcoder.save_pretrained(folder / "transcoder", metadata=metadata)
+            rank_zero_info(f"transcoder written to {written}")
+        trainer.strategy.barrier("transcoder written")

@@ -1,0 +1,69 @@
+"""How well each layer's MLP output is rebuilt, and by how many features, on validation and test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from clt_lightning.callbacks.base import Evaluation
+from clt_lightning.metrics import FVU, L0, TOKEN_SETS, Cosine, DeadFeatures, check_token_sets, metric_device, select
+
+
+class Reconstruction(Evaluation):
+    """FVU, cosine, L0 and dead share of every layer and token set, over the whole split.
+
+    Logs `<stage>/fvu/<token set>` (mean over layers) and `<stage>/fvu/<token set>/layer_<ll>`, and the same for
+    `cosine`, `l0` and `dead`; `<stage>` is `val` or `test`.
+
+    Args:
+        token_sets: which tokens are reported: `cls` ([CLS] alone; nearly constant in early layers, so it looks perfect
+            there), `patch` (all others), `all`.
+
+    Raises:
+        UserError: on an unknown or repeated token set.
+    """
+
+    progress_bar = ("fvu/all",)
+
+    def __init__(self, token_sets: Sequence[str] = TOKEN_SETS) -> None:
+        self.token_sets = check_token_sets(token_sets, option="Reconstruction.token_sets")
+        self._fvu: dict[str, FVU] = {}
+        self._cosine: dict[str, Cosine] = {}
+        self._l0: dict[str, L0] = {}
+        self._dead: dict[str, DeadFeatures] = {}
+
+    def begin(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        clt, device = pl_module.transcoder, metric_device(pl_module.device)
+        for name in self.token_sets:
+            self._fvu[name] = FVU(clt.n_layers, clt.d_model).to(device)
+            self._cosine[name] = Cosine(clt.n_layers).to(device)
+            self._l0[name] = L0(clt.n_layers).to(device)
+            self._dead[name] = DeadFeatures(clt.n_layers, clt.n_features).to(device)
+
+    def take(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any) -> None:
+        acts, y_hat, codes = outputs["acts"], outputs["y_hat"], outputs["codes"]
+        positions = acts.n_positions
+        active = codes.l0()
+        is_cls = torch.arange(active.shape[1], device=active.device) % positions == 0
+        for name in self.token_sets:
+            y, rebuilt = select(acts.y, name, positions), select(y_hat, name, positions)
+            self._fvu[name].update(y, rebuilt)
+            self._cosine[name].update(y, rebuilt)
+            counts = select(active, name, positions)
+            self._l0[name].update(counts)
+            chosen = codes if name == "all" else codes.select_tokens(is_cls if name == "cls" else ~is_cls)
+            self._dead[name].update(chosen.fired(), counts[0].numel())
+
+    def results(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, Tensor]:
+        out: dict[str, Tensor] = {}
+        kinds = {"fvu": self._fvu, "cosine": self._cosine, "l0": self._l0, "dead": self._dead}
+        for kind, metrics in kinds.items():
+            for name, metric in metrics.items():
+                layers = metric.compute()
+                out[f"{kind}/{name}"] = layers.mean()
+                out.update({f"{kind}/{name}/layer_{layer:02d}": value for layer, value in enumerate(layers)})
+        return out
