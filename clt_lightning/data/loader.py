@@ -1,0 +1,344 @@
+"""The loaders: worker processes read, decode and collate; the main process counts and hands out.
+
+They are no `torch.utils.data.DataLoader`s but hold one, so that Lightning neither re-creates them nor injects samplers.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import signal
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from clt_lightning.data.decode import DecodeError, Decoder, collate
+from clt_lightning.data.index import ShardIndex
+from clt_lightning.data.plan import EvalPlan, Run, TrainPlan
+from clt_lightning.data.reader import BadSample, RawSample, ShardReader
+from clt_lightning.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_MAX_DRAWS = 100
+_MAX_EMPTY_RUNS = 1000
+
+
+@dataclass(frozen=True)
+class Source:
+    """What workers need to make samples of one split.
+
+    Args:
+        shards: the index of every tar.
+        decoder: raw sample to entry.
+        on_error: `raise` stops at a bad sample, `skip` leaves it out and counts it.
+        allow_pipe: whether addresses that run a shell command are allowed.
+    """
+
+    shards: Sequence[ShardIndex]
+    decoder: Decoder
+    on_error: Literal["raise", "skip"] = "raise"
+    allow_pipe: bool = False
+
+    def reader(self) -> ShardReader:
+        return ShardReader(self.shards, allow_pipe=self.allow_pipe)
+
+    def decode(self, raw: RawSample | BadSample, skipped: list[tuple[str, str]]) -> dict[str, Any] | None:
+        """The sample, or None (noted in `skipped`) for one that is bad and may be left out."""
+        if isinstance(raw, RawSample):
+            try:
+                return self.decoder(raw)
+            except DecodeError as error:
+                raw = BadSample(error.kind, raw.key, f"shard {raw.url}, sample {raw.key!r}: {error}")
+        if self.on_error == "raise":
+            raise UserError(
+                f"{raw.message}. Mend the shard, or set data.init_args.on_error=skip to leave such samples out "
+                "and count them."
+            )
+        skipped.append((raw.kind, raw.where))
+        return None
+
+    def packet(self, samples: list[dict[str, Any]], skipped: list[tuple[str, str]]) -> dict[str, Any]:
+        d = self.decoder
+        return {"batch": collate(samples, d.fields, d.transform, d.n_classes), "skipped": skipped}
+
+
+class _Batches(IterableDataset):
+    """Yields packets; a UserError travels as data, since DataLoader would wrap its message in a traceback."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        info = get_worker_info()
+        try:
+            yield from self.packets(info.id if info else 0, info.num_workers if info else 1)
+        except UserError as error:
+            yield {"error": str(error)}
+
+    def packets(self, worker: int, workers: int) -> Iterator[dict[str, Any]]:
+        raise NotImplementedError
+
+
+class EvalBatches(_Batches):
+    """This rank's batches of an `EvalPlan`; batch i comes from worker `i % workers`."""
+
+    def __init__(self, source: Source, plan: EvalPlan) -> None:
+        self.source, self.plan = source, plan
+
+    def packets(self, worker: int, workers: int) -> Iterator[dict[str, Any]]:
+        reader = self.source.reader()
+        for number in range(worker, len(self.plan), workers):
+            skipped: list[tuple[str, str]] = []
+            raws = (raw for run in self.plan.batch(number) for raw in reader.read(run))
+            samples = [s for raw in raws if (s := self.source.decode(raw, skipped)) is not None]
+            yield self.source.packet(samples, skipped)
+        reader.close()
+
+
+class TrainBatches(_Batches):
+    """This rank's batches of a `TrainPlan`, from batch `first` on.
+
+    A DataLoader always begins with worker 0; after resuming at batch i, worker w takes the part of `(w + i) % workers`.
+    Raw samples are shuffled before decoding, so the buffer holds files, not tensors. A bad sample is replaced by one
+    that is drawn from the whole split, as a function of its place: the other samples stay where they are, and a
+    resumed run passes over delivered samples without decoding them.
+    """
+
+    def __init__(self, source: Source, plan: TrainPlan, shuffle: int, first: int) -> None:
+        self.source, self.plan, self.shuffle, self.first = source, plan, shuffle, first
+
+    def packets(self, worker: int, workers: int) -> Iterator[dict[str, Any]]:
+        part = (worker + self.first) % workers
+        done = len(range(part, self.first, workers))
+        size = self.plan.batch_size
+        tag = f"{self.plan.seed}-{self.plan.epoch}-{self.plan.rank}-{part}"
+        stream = islice(shuffled(self._raw(part), self.shuffle, random.Random(tag)), done * size, None)
+        for number in range(done, self.plan.worker_batches(part)):
+            skipped: list[tuple[str, str]] = []
+            samples = []
+            for place, raw in enumerate(islice(stream, size), number * size):
+                sample = self.source.decode(raw, skipped)
+                samples.append(sample if sample is not None else self._another(random.Random(f"{tag}-{place}"), raw))
+            assert len(samples) == size
+            yield self.source.packet(samples, skipped)
+
+    def _raw(self, part: int) -> Iterator[RawSample | BadSample]:
+        reader, empty = self.source.reader(), 0
+        for run in self.plan.runs(part):
+            empty += 1
+            for raw in reader.read(run):
+                empty = 0
+                yield raw
+            if empty > _MAX_EMPTY_RUNS:
+                raise UserError("training: the shards hold no sample for this worker; lower data.init_args.num_workers")
+        reader.close()
+
+    def _another(self, rng: random.Random, bad: RawSample | BadSample) -> dict[str, Any]:
+        reader = self.source.reader()
+        shards = self.source.shards
+        for _ in range(_MAX_DRAWS):
+            # an uncounted shard gives one of its first samples
+            shard = rng.choices(range(len(shards)), [64 if s.samples is None else s.samples for s in shards])[0]
+            start = rng.randrange(64 if (samples := shards[shard].samples) is None else samples)
+            for raw in reader.read(Run(shard, start, start + 1)):
+                if (sample := self.source.decode(raw, [])) is not None:
+                    reader.close()
+                    return sample
+        where = bad.key if isinstance(bad, RawSample) else bad.where
+        raise UserError(
+            f"training: in place of the bad sample {where!r}, {_MAX_DRAWS} others were drawn and none can be used: "
+            "look at the shards (data.init_args.on_error=raise names what is wrong)"
+        )
+
+
+def shuffled(samples: Iterable[Any], size: int, rng: random.Random) -> Iterator[Any]:
+    """Hands out samples in an order mixed over a buffer of `size`; every sample once."""
+    if size <= 1:
+        yield from samples
+        return
+    buffer: list[Any] = []
+    for sample in samples:
+        if len(buffer) < size:
+            buffer.append(sample)
+            continue
+        i = rng.randrange(size)
+        buffer[i], sample = sample, buffer[i]
+        yield sample
+    rng.shuffle(buffer)
+    yield from buffer
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How batches are made: worker processes (0: in the main process), batches ahead, pinned memory, start method."""
+
+    number: int = 0
+    prefetch: int = 2
+    pin_memory: bool = False
+    start_method: str | None = None
+
+    def loader(self, batches: _Batches) -> DataLoader:
+        more: dict[str, Any] = {}
+        if self.number:
+            more = {"prefetch_factor": self.prefetch, "multiprocessing_context": self.start_method}
+        return DataLoader(
+            batches,
+            batch_size=None,
+            num_workers=self.number,
+            collate_fn=_as_is,
+            pin_memory=self.pin_memory,
+            worker_init_fn=_calm,
+            # an own generator: starting an epoch must not draw from the global one, or resuming would not be exact
+            generator=torch.Generator().manual_seed(0),
+            **more,
+        )
+
+
+def _as_is(packet: Any) -> Any:
+    return packet
+
+
+def _calm(_: int) -> None:
+    """Signals meant for the main process (interrupt, SLURM's requeue) must not kill or confuse workers."""
+    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+class _Loader:
+    """What both loaders share: unpacking, counting what was skipped, and saying so at the end of each pass.
+
+    Attributes:
+        skipped: how many samples were left out in the current pass, by kind.
+    """
+
+    def __init__(self, split: str, workers: Workers) -> None:
+        self.split = split
+        self.workers = workers
+        self.skipped: Counter[str] = Counter()
+        self._first_names: list[str] = []
+
+    def _packets(self, batches: _Batches) -> Iterator[dict[str, Any]]:
+        self.skipped, self._first_names = Counter(), []
+        for packet in self.workers.loader(batches):
+            if "error" in packet:
+                raise UserError(packet["error"])
+            for kind, where in packet["skipped"]:
+                self.skipped[kind] += 1
+                if len(self._first_names) < 5:
+                    self._first_names.append(where)
+            yield packet["batch"]
+
+    def _report(self) -> None:
+        if self.skipped:
+            kinds = ", ".join(f"{n} x {kind}" for kind, n in self.skipped.most_common())
+            log.warning(
+                "%s: %d samples left out (%s); first: %s",
+                self.split,
+                sum(self.skipped.values()),
+                kinds,
+                ", ".join(self._first_names),
+            )
+            self._first_names = []
+
+
+class EvalLoader(_Loader):
+    """Every sample of a split exactly once over all ranks, in order; see `EvalPlan` for the sizes of batches."""
+
+    def __init__(self, source: Source, plan: EvalPlan, *, split: str = "val", workers: Workers | None = None) -> None:
+        super().__init__(split, workers or Workers())
+        self.source, self.plan = source, plan
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for number, batch in enumerate(self._packets(EvalBatches(self.source, self.plan)), 1):
+            if number == len(self):
+                self._report()
+            yield batch
+
+
+class TrainLoader(_Loader):
+    """Endless epochs of shuffled batches, the same number on every rank, with an exact position for checkpoints.
+
+    Every `iter()` gives the next epoch; one that was not read from does not count. `state_dict()` holds counters that
+    are the same on all ranks, and after `load_state_dict` the next `iter()` goes on with the very next batch.
+
+    Args:
+        source, plan: what is read, by whom. The plan's `epoch` is the first one.
+        shuffle: raw samples in each worker's shuffle buffer.
+        epoch_batches: batches after which the consumer ends its epochs, where that is before the end (Lightning's
+            `limit_train_batches`): the position saved after them is the start of the next epoch.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        plan: TrainPlan,
+        *,
+        shuffle: int = 1000,
+        workers: Workers | None = None,
+        epoch_batches: int | None = None,
+    ) -> None:
+        super().__init__("train", workers or Workers())
+        assert plan.workers == max(1, self.workers.number)
+        self.source, self.plan, self.shuffle = source, plan, shuffle
+        self.epoch_batches = min(epoch_batches or plan.batches, plan.batches)
+        self._epoch, self._batch = plan.epoch, 0  # the next batch to hand out
+        self._resuming = True  # whether an `iter()` begins at that batch, or with an epoch of its own
+
+    def __len__(self) -> int:
+        return self.plan.batches
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if not self._resuming and self._batch > 0:
+            self._epoch, self._batch = self._epoch + 1, 0
+        epoch, first = self._epoch, self._batch
+        self._resuming = True
+        source = replace(self.source, decoder=replace(self.source.decoder, epoch=epoch))
+        batches = TrainBatches(source, replace(self.plan, epoch=epoch), self.shuffle, first)
+        for number, batch in enumerate(self._packets(batches), first + 1):
+            last = number == self.epoch_batches
+            if last or number == len(self):
+                self._report()
+            # set before handing out: Lightning saves while it holds the batch, and never asks for the end of an epoch
+            self._epoch, self._batch = (epoch + 1, 0) if number >= self.epoch_batches else (epoch, number)
+            self._resuming = False
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and the settings under which it means anything."""
+        return {"epoch": self._epoch, "batch": self._batch, "settings": self._settings()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to the position.
+
+        Raises:
+            UserError: it was saved under other settings; they are named.
+        """
+        now, then = self._settings(), state.get("settings", {})
+        changed = [f"{name} {then.get(name)} -> {value}" for name, value in now.items() if then.get(name) != value]
+        if changed:
+            raise UserError(
+                "the checkpoint's place in the training data was saved under other settings: "
+                + "; ".join(changed)
+                + ". Resume with the same ones (ranks: devices x num_nodes), or start a new run from its weights"
+            )
+        self._epoch, self._batch, self._resuming = int(state["epoch"]), int(state["batch"]), True
+
+    def _settings(self) -> dict[str, Any]:
+        counts = [s.samples for s in self.source.shards]
+        return {
+            "ranks": self.plan.world,
+            "num_workers": self.workers.number,
+            "batch_size": self.plan.batch_size,
+            "batches": self.plan.batches,
+            "seed": self.plan.seed,
+            "shuffle": self.shuffle,
+            "shards": len(counts),
+            "samples": None if any(c is None for c in counts) else sum(c or 0 for c in counts),
+        }

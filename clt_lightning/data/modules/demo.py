@@ -1,0 +1,157 @@
+"""The embedded demo: renders of shapes and colours, written as tars and read like any other set."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from clt_lightning.data import renders
+from clt_lightning.data.modules.base import WebImages
+from clt_lightning.data.shard.writer import Item, Limits, write_split, write_text
+from clt_lightning.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_RECORD = "demo.json"
+_SAMPLES_PER_SHARD = 2500
+
+
+class Demo(WebImages):
+    """Labelled renders, as many as asked, from a seed.
+
+    The tars are written on first use (about a minute for the default sizes) and found again later. Their parameters are
+    recorded beside them; where `root` holds renders of other parameters, a folder in it that is named after the
+    parameters is used, so nothing stale is ever read.
+
+    Args:
+        root: Folder of the tars.
+        n_train: Renders in the training split.
+        n_test: Renders in the test split; none of them is in the training split.
+        size: Side of a render in pixels.
+        world: Seed of the renders themselves (`seed` is that of the reading order).
+        batch_size: Training images a step on each rank.
+        num_workers: Worker processes that read and decode, on each rank; 0 works in the main process.
+        **kwargs: As in `WebImages`.
+    """
+
+    set_name = "demo"
+
+    def __init__(
+        self,
+        root: str = "data/demo",
+        n_train: int = 20_000,
+        n_test: int = 2_000,
+        size: int = renders.DEFAULT_SIZE,
+        world: int = 0,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(root=root, batch_size=batch_size, num_workers=num_workers, **kwargs)
+        for name, value, least in (
+            ("n_train", n_train, 1),
+            ("n_test", n_test, 1),
+            ("size", size, 16),
+            ("world", world, 0),
+        ):
+            if value < least:
+                raise UserError(f"data.init_args.{name} must be {least} or more, but is {value}")
+        self.base = Path(root)
+        self.parameters: dict[str, Any] = {
+            "n_train": n_train,
+            "n_test": n_test,
+            "size": size,
+            "world": world,
+            "renders_sha256": hashlib.sha256(Path(renders.__file__).read_bytes()).hexdigest(),
+        }
+
+    def prepare_data(self) -> None:
+        """Writes the renders, if they are not there; several processes may call this at once.
+
+        Raises:
+            UserError: the disk is full, or the folder cannot be written.
+        """
+        if self._complete(self._folder()):
+            return
+        with _locked(self.base):
+            folder = self._folder()
+            if self._complete(folder):
+                return
+            log.info("demo: rendering %d + %d images into %s", *self._sizes().values(), folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / _RECORD, json.dumps(self.parameters, indent=1) + "\n")
+            write_text(folder / "classnames.txt", "\n".join(renders.CLASSNAMES) + "\n")
+            write_text(folder / "zeroshot_classification_templates.txt", "\n".join(renders.TEMPLATES) + "\n")
+            for split, count in self._sizes().items():
+                draw = functools.partial(_draw, self._split_seed(split), self.parameters["size"])
+                items = [Item(f"{split}-{i}", functools.partial(draw, i)) for i in range(count)]
+                write_split(folder / split, items, limits=Limits(_SAMPLES_PER_SHARD), settings=self.parameters)
+
+    def setup(self, stage: str | None = None) -> None:
+        """As in `WebImages`; writes the renders first where `prepare_data` was not called."""
+        self.prepare_data()
+        super().setup(stage)
+
+    def _read_names(self) -> None:
+        if not self._names_read:
+            self.root = str(self._folder())
+        super()._read_names()
+
+    def describe(self) -> dict[str, Any]:
+        """As in `WebImages`, with the renders' parameters."""
+        return super().describe() | {"renders": dict(self.parameters)}
+
+    def _sizes(self) -> dict[str, int]:
+        return {"train": self.parameters["n_train"], "test": self.parameters["n_test"]}
+
+    def _split_seed(self, split: str) -> int:
+        """The splits are different worlds: no render is in two of them."""
+        return 1_000_000 + 2 * self.parameters["world"] + (split == "test")
+
+    def _folder(self) -> Path:
+        """`base`, unless it holds something else; then a folder in it named after the parameters."""
+        recorded = _read_record(self.base / _RECORD)
+        taken = recorded is not None or any((self.base / s).exists() for s in ("train", "test", "val"))
+        if recorded == self.parameters or not taken:
+            return self.base
+        digest = hashlib.sha256(json.dumps(self.parameters, sort_keys=True).encode()).hexdigest()[:10]
+        return self.base / f"renders-{digest}"
+
+    def _complete(self, folder: Path) -> bool:
+        done = all((folder / split / "nshards.txt").is_file() for split in self._sizes())
+        return done and _read_record(folder / _RECORD) == self.parameters
+
+
+def _draw(seed: int, size: int, index: int) -> Mapping[str, bytes]:
+    made = renders.render(seed, index, size=size)
+    png = io.BytesIO()
+    made.image.save(png, "PNG", compress_level=1)
+    return {"png": png.getvalue(), "cls": str(made.label).encode(), "txt": "\n".join(made.captions).encode()}
+
+
+def _read_record(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        return {}
+
+
+@contextmanager
+def _locked(base: Path) -> Iterator[None]:
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        with (base / ".lock").open("w") as f:
+            fcntl.flock(f, fcntl.LOCK_EX)
+            yield
+    except PermissionError as error:
+        raise UserError(f"no permission to write the demo's renders at {base}: set data.init_args.root") from error

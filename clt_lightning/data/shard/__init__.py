@@ -1,0 +1,1 @@
+"""`python -m clt_lightning shard …`: WebDataset tars out of official archives and folders. Imports no torch."""

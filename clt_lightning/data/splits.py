@@ -1,0 +1,130 @@
+"""A split that is ready to be read: its tars, their index, what its samples have, and how many there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from clt_lightning.data.index import ShardIndex, build_index
+from clt_lightning.data.layout import SplitFiles
+from clt_lightning.data.plan import Run
+from clt_lightning.data.reader import BadSample, ShardReader
+from clt_lightning.errors import UserError
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split.
+
+    Attributes:
+        files: where it lies.
+        shards: the index of each tar.
+        fields: which of `label`, `multi_hot`, `captions` its samples have.
+        samples: how many there are; None for remote tars that nobody has counted.
+    """
+
+    files: SplitFiles
+    shards: tuple[ShardIndex, ...]
+    fields: frozenset[str]
+
+    @property
+    def samples(self) -> int | None:
+        counts = [s.samples for s in self.shards]
+        return None if any(c is None for c in counts) else sum(c or 0 for c in counts)
+
+    @property
+    def seekable(self) -> bool:
+        """Whether every tar can be entered at any sample."""
+        return all(s.spans is not None for s in self.shards)
+
+    def describe(self) -> dict[str, object]:
+        return {"split": self.files.found, "shards": len(self.shards), "samples": self.samples}
+
+
+def open_split(
+    files: SplitFiles,
+    *,
+    dataset_type: str | None = None,
+    counts: Sequence[int] | None = None,
+    on_error: str = "raise",
+    allow_pipe: bool = False,
+    labels: Mapping[int, int] | None = None,
+) -> Split:
+    """Indexes the tars and finds out what the samples have.
+
+    Args:
+        files: the tars.
+        dataset_type: what `dataset_type.txt` says: `multilabel` makes `npy` the label.
+        counts: samples of each tar, for remote ones.
+        on_error: `raise` | `skip`, for damaged tars.
+        allow_pipe: whether addresses that run a shell command are allowed.
+        labels: keep only the samples with these stored labels.
+
+    Raises:
+        UserError: a damaged tar, an empty split, or a selection that needs labels and finds none.
+    """
+    shards = tuple(build_index(files.shards, counts=counts, on_error=on_error))
+    if labels is not None:
+        shards = tuple(_select(shard, labels) for shard in shards)
+    split = Split(files, shards, _fields(shards, dataset_type, allow_pipe))
+    if split.samples == 0:
+        chosen = " with a label of the class list" if labels is not None else ""
+        raise UserError(f"split {files.found!r} is empty: its {len(shards)} shards hold no sample{chosen}")
+    return split
+
+
+def _select(shard: ShardIndex, labels: Mapping[int, int]) -> ShardIndex:
+    if shard.labels is None or shard.spans is None:
+        raise UserError(
+            f"{shard.file.url}: picking classes by label works on local, uncompressed tars only: copy it first"
+        )
+    return shard.take(np.flatnonzero(np.isin(shard.labels, list(labels))))
+
+
+def _fields(shards: Sequence[ShardIndex], dataset_type: str | None, allow_pipe: bool) -> frozenset[str]:
+    suffixes = {suffix for shard in shards for suffix, _ in shard.suffixes}
+    if not suffixes:  # nothing was scanned: look at the first sample
+        reader = ShardReader(shards, allow_pipe=allow_pipe)
+        first = next(iter(reader.read(Run(0, 0, 1))), None)
+        reader.close()
+        if first is None or isinstance(first, BadSample):
+            why = first.message if first else "it holds no sample"
+            raise UserError(f"the first sample of {shards[0].file.url} cannot be read: {why}")
+        suffixes = set(first.parts)
+    fields = {"label"} if "cls" in suffixes else set()
+    if "npy" in suffixes and (dataset_type == "multilabel" or "cls" not in suffixes):
+        fields.add("multi_hot")
+    if "txt" in suffixes:
+        fields.add("captions")
+    return frozenset(fields)
+
+
+def check_labels(split: Split, n_classes: int | None, names_from: str) -> None:
+    """Refuses a split whose labels do not fit the class names, before anything is trained.
+
+    Raises:
+        UserError: a label is out of range; shard, sample and label are named.
+    """
+    for shard in split.shards:
+        if n_classes is None or shard.labels is None:
+            continue
+        wrong = np.flatnonzero((shard.labels >= n_classes) | (shard.labels < -1))
+        if len(wrong):
+            i = int(wrong[0])
+            key = _key(shard, i)
+            raise UserError(
+                f"shard {shard.file.url}, sample {key!r}: label {int(shard.labels[i])} is out of range, since "
+                f"{names_from} has {n_classes} class names; {len(wrong)} samples of this shard are affected. "
+                "Mend the class names or the labels, or set data.init_args.on_error=skip."
+            )
+
+
+def _key(shard: ShardIndex, number: int) -> str:
+    if shard.spans is None:
+        return f"number {number}"
+    reader = ShardReader([replace(shard)])
+    sample = next(iter(reader.read(Run(0, number, number + 1))))
+    reader.close()
+    return sample.where if isinstance(sample, BadSample) else sample.key
