@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from clt_lightning.callbacks.checkpoints import Checkpoints
+from clt_lightning.callbacks.dead import TrainDead
 from clt_lightning.callbacks.export import ExportTranscoder
 from clt_lightning.callbacks.reconstruction import Reconstruction
 from clt_lightning.callbacks.record import RunRecord
@@ -17,5 +18,6 @@ __all__ = [
     "RunRecord",
     "Table",
     "Throughput",
+    "TrainDead",
     "ZeroShot",
 ]

@@ -12,12 +12,17 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 
+def fast_dev_run(trainer: Any) -> bool:
+    """Whether this is one of Lightning's trial runs, which write nothing."""
+    return bool(trainer.fast_dev_run)
+
+
 def run_folder(trainer: pl.Trainer) -> Path | None:
     """The folder of this run, `runs/<name>/version_<n>`; None without a logger and under `fast_dev_run`.
 
     All processes must call it: the answer is process 0's.
     """
-    if not trainer.loggers or trainer.fast_dev_run:
+    if not trainer.loggers or fast_dev_run(trainer):
         return None
     folder = trainer.log_dir
     return Path(folder) if folder else None
@@ -25,7 +30,7 @@ def run_folder(trainer: pl.Trainer) -> Path | None:
 
 def say_not_written(trainer: pl.Trainer, what: str) -> None:
     """Tell the user (process 0) that `what` is not written, and why; nothing is skipped in silence."""
-    reason = "fast_dev_run" if trainer.fast_dev_run else "logger=False: the run has no folder"
+    reason = "fast_dev_run" if fast_dev_run(trainer) else "logger=False: the run has no folder"
     rank_zero_info(f"{what} is not written ({reason})")
 
 
@@ -43,7 +48,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 class Evaluation(pl.Callback):
     """Template: something measured over a whole validation or test split.
 
-    Subclasses write `begin`, `take` and `results`; what `results` returns is logged under `val/` or `test/`, so that the
+    Subclasses write `begin`, `take` and `results`; what `results` returns is logged under `val/` or `test/`, so that
     loggers and `ModelCheckpoint(monitor=...)` see it. The sanity check before training is ignored.
     """
 

@@ -9,15 +9,15 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from clt_lightning.callbacks.base import run_folder
+from clt_lightning.callbacks.base import fast_dev_run, run_folder
 from clt_lightning.errors import UserError
 
 
 class Checkpoints(ModelCheckpoint):
     """Keeps `best-step<n>.ckpt` and `last.ckpt` in `<run>/checkpoints/`.
 
-    Other than plain `ModelCheckpoint`, `last.ckpt` is always the newest state: it is written after every validation, every
-    `last_every_n_steps` steps and at the end of training, whether the monitored number improved or not.
+    Other than plain `ModelCheckpoint`, `last.ckpt` is always the newest state: it is written after every validation,
+    every `last_every_n_steps` steps and at the end of training, whether the monitored number improved or not.
 
     Args:
         monitor: logged number that decides which checkpoint is best.
@@ -70,10 +70,10 @@ class Checkpoints(ModelCheckpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._writes(trainer) and self.save_top_k != 0 and self.monitor not in trainer.callback_metrics:
+            logged = ", ".join(sorted(map(str, trainer.callback_metrics))) or "nothing"
             raise UserError(
-                f"Checkpoints.monitor={self.monitor!r} is not logged on validation (logged: "
-                f"{', '.join(sorted(map(str, trainer.callback_metrics))) or 'nothing'}): choose one of these, or add the "
-                "callback that logs it (Reconstruction for val/fvu/...)"
+                f"Checkpoints.monitor={self.monitor!r} is not logged on validation (logged: {logged}): choose one of "
+                "these, or add the callback that logs it (Reconstruction for val/fvu/...)"
             )
         # Written again even if this step has a last.ckpt: now it also knows this validation's outcome.
         self._last_written_at = -1
@@ -84,7 +84,7 @@ class Checkpoints(ModelCheckpoint):
         self._write_last(trainer)
 
     def _writes(self, trainer: pl.Trainer) -> bool:
-        return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not trainer.fast_dev_run
+        return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not fast_dev_run(trainer)
 
     def _write_last(self, trainer: pl.Trainer) -> None:
         if not self._writes(trainer) or trainer.global_step in (0, self._last_written_at):

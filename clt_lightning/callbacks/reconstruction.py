@@ -60,7 +60,7 @@ class Reconstruction(Evaluation):
 
     def results(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}
-        kinds = {"fvu": self._fvu, "cosine": self._cosine, "l0": self._l0, "dead": self._dead}
+        kinds: dict[str, Any] = {"fvu": self._fvu, "cosine": self._cosine, "l0": self._l0, "dead": self._dead}
         for kind, metrics in kinds.items():
             for name, metric in metrics.items():
                 layers = metric.compute()

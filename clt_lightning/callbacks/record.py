@@ -106,8 +106,8 @@ class RunRecord(pl.Callback):
     """Keeps `<run>/results.json`: the run's record and the numbers of its last validation and test.
 
     Schema 1: `schema` (1), `run` (time in UTC, command, seed, versions, git, hardware, clip, transcoder, data) and
-    `metrics` with a table `val` and `test` each: `step`, `epoch` and `values` by tag, without the stage in front. NaN and
-    infinities are strings. Entries that others have written into the file are left as they are.
+    `metrics` with a table `val` and `test` each: `step`, `epoch` and `values` by tag, without the stage in front. NaN
+    and infinities are strings. Entries that others have written into the file are left as they are.
     """
 
     def __init__(self) -> None:

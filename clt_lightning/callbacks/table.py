@@ -59,7 +59,7 @@ def zero_shot_lines(metrics: Mapping[str, float]) -> list[str]:
     original = metrics.get("zero_shot/original")
     if original is None:
         return []
-    rows = [("original", original, None)]
+    rows: list[tuple[str, float, float | None]] = [("original", original, None)]
     for tag, value in metrics.items():
         if m := re.fullmatch(r"zero_shot/replaced/(\d+-\d+)/(\w+)", tag):
             rows.append((f"layers {m[1]} replaced at {m[2]} tokens", value, metrics.get(f"zero_shot/kl/{m[1]}/{m[2]}")))

@@ -56,7 +56,7 @@ class Throughput(pl.Callback):
     Tags: `train/tokens_per_second` (over all processes), `train/step_time` (seconds), `train/memory/rss` and
     `train/memory/cuda` (peak so far in GiB, process 0). A step's time includes waiting for data and leaves out
     validation; the first step, which allocates and compiles, is in none of the numbers. Tokens are counted from the
-    `n_tokens` (of one process) that `training_step` returns beside its loss.
+    `tokens` (of one process) that `training_step` returns beside its loss.
     """
 
     def __init__(self) -> None:
@@ -83,11 +83,11 @@ class Throughput(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         steps, self._step = trainer.global_step - self._step, trainer.global_step
-        every = trainer.log_every_n_steps
+        every = int(getattr(trainer, "log_every_n_steps", 0))
         boundary = steps > 0 and every > 0 and self._step % every == 0
         # The clock of a GPU is only read where it must be: waiting for it every step would stall the pipeline.
         seconds = self._lap(pl_module.device, wait=boundary or self._first is None)
-        tokens = int(outputs.get("n_tokens", 0)) if isinstance(outputs, Mapping) else 0
+        tokens = int(outputs.get("tokens", 0)) if isinstance(outputs, Mapping) else 0
         self._window.add(_Count(seconds, steps, tokens * trainer.world_size))
         if self._first is None:
             self._first, self._window = self._window, _Count()
@@ -114,7 +114,7 @@ class Throughput(pl.Callback):
         if self._window.tokens:
             pl_module.log("train/tokens_per_second", self._window.tokens_per_second, prog_bar=True)
         else:
-            rank_zero_warn("train/tokens_per_second is not logged: training_step returns no n_tokens")
+            rank_zero_warn("train/tokens_per_second is not logged: training_step returns no `tokens`")
         pl_module.log("train/step_time", self._window.step_time)
         for kind, gib in memory(pl_module.device).items():
             pl_module.log(f"train/memory/{kind}", gib)

@@ -48,8 +48,8 @@ class ZeroShot(Evaluation):
     """Zero-shot top-1 of the original and of the replaced CLIP, on the same images of the same run.
 
     Logs `<stage>/zero_shot/original`, `<stage>/zero_shot/replaced/<first>-<last>/<token set>`,
-    `<stage>/zero_shot/kl/<first>-<last>/<token set>` (KL of the class probabilities from the original's, in nats) and on
-    request `<stage>/zero_shot/mean_ablated`; accuracies in 0..1. Every window and token set costs one forward of the
+    `<stage>/zero_shot/kl/<first>-<last>/<token set>` (KL of the class probabilities from the original's, in nats) and
+    on request `<stage>/zero_shot/mean_ablated`; accuracies in 0..1. Every window and token set costs one forward of the
     CLIP. Images without a label do not count; sets without class names are passed over with a line in the log.
 
     Args:
@@ -99,9 +99,10 @@ class ZeroShot(Evaluation):
 
     def begin(self, trainer: pl.Trainer, pl_module: Any) -> None:
         datamodule = getattr(trainer, "datamodule", None)
-        names, templates = (getattr(datamodule, name, None) for name in ("classnames", "templates"))
+        names: list[str] | None = getattr(datamodule, "classnames", None)
+        templates: list[str] | None = getattr(datamodule, "templates", None)
         self._ready = bool(names) and bool(templates)
-        if not self._ready:
+        if not names or not templates:
             missing = "class names" if not names else "templates"
             self._say_once(f"zero-shot accuracy is not measured: the data has no {missing}")
             return

@@ -1,0 +1,161 @@
+"""Checkpoints, transcoder/, results.json: what a run leaves in its folder, and what a trial run does not."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import clt_lightning
+from clt_lightning.callbacks import Checkpoints, ExportTranscoder, Reconstruction, RunRecord, ZeroShot
+from clt_lightning.callbacks.record import class_list_hash, git_state
+from clt_lightning.errors import UserError
+from clt_lightning.transcoder import CrossLayerTranscoder
+
+from .world import CLASSES, LAYERS, Made, module, trainer
+
+
+def steps(path: Path) -> int:
+    return torch.load(path, weights_only=True)["global_step"]
+
+
+def test_a_run_leaves_checkpoints_transcoder_and_record(tmp_path: Path) -> None:
+    model, data = module(), Made()
+    runner = trainer(
+        tmp_path, Reconstruction(), ZeroShot(), Checkpoints(), ExportTranscoder(), RunRecord(), val_check_interval=2
+    )
+    runner.fit(model, datamodule=data)
+    folder = tmp_path / "run" / "version_0"
+    assert Path(runner.log_dir) == folder
+    at_end = {k.removeprefix("val/"): float(v) for k, v in runner.callback_metrics.items() if k.startswith("val/")}
+
+    best = runner.checkpoint_callback.best_model_path
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == sorted(["last.ckpt", Path(best).name])
+    assert Path(best).name == f"best-step{steps(Path(best))}.ckpt"
+    assert steps(folder / "checkpoints" / "last.ckpt") == 4
+
+    exported = CrossLayerTranscoder.from_pretrained(folder / "transcoder")
+    x = model.clip.capture(data.everything()[0]).x
+    assert torch.equal(exported.encode(x).dense(), model.transcoder.encode(x).dense())
+    metadata = json.loads((folder / "transcoder" / "config.json").read_text())["metadata"]
+    assert metadata == {"clip": model.clip.describe(), "step": 4}
+
+    content = json.loads((folder / "results.json").read_text())
+    assert content["schema"] == 1
+    assert content["metrics"]["val"] == {"step": 4, "epoch": content["metrics"]["val"]["epoch"], "values": at_end}
+    run = content["run"]
+    assert run["clip"] == model.clip.describe()
+    assert run["versions"]["torch"] == torch.__version__
+    assert run["data"]["class_list_sha256"] == class_list_hash(CLASSES)
+    assert run["data"]["templates"] == data.templates
+    assert run["data"]["description"] == {"set": "made", "images": data.n}
+    assert run["transcoder"]["n_layers"] == LAYERS
+
+    runner.test(model, datamodule=data, verbose=False)
+    content = json.loads((folder / "results.json").read_text())
+    assert content["metrics"]["val"]["values"] == at_end
+    assert content["metrics"]["test"]["values"] == at_end  # val and test are the same images here
+
+
+def test_last_is_the_newest_and_best_the_best(tmp_path: Path) -> None:
+    """The rate of learning is so high that the reconstruction only gets worse: best stays behind, last does not."""
+    model = module()
+    model.optimizer_factory = lambda params: torch.optim.SGD(params, lr=1e3)
+    checkpoints = Checkpoints(last_every_n_steps=1)
+    runner = trainer(tmp_path, Reconstruction(), checkpoints, val_check_interval=2, max_steps=7)
+    runner.fit(model, datamodule=Made())
+    folder = Path(str(checkpoints.dirpath))
+    assert folder == tmp_path / "run" / "version_0" / "checkpoints"
+    assert sorted(p.name for p in folder.iterdir()) == ["best-step2.ckpt", "last.ckpt"]
+    assert steps(folder / "last.ckpt") == 7
+    assert steps(folder / "best-step2.ckpt") == 2
+
+
+def test_last_between_validations(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    class Watch(Checkpoints):
+        def _save_last_checkpoint(self, trainer: Any, monitor_candidates: dict[str, torch.Tensor]) -> None:
+            super()._save_last_checkpoint(trainer, monitor_candidates)
+            seen.append(steps(Path(self.last_model_path)))
+
+    runner = trainer(tmp_path, Watch(last_every_n_steps=3), limit_val_batches=0, max_steps=7)
+    runner.fit(module(), datamodule=Made())
+    assert seen == [3, 6, 7]
+
+
+def test_a_resumed_run_overwrites_its_last_checkpoint(tmp_path: Path) -> None:
+    for max_steps in (2, 4):
+        checkpoints = Checkpoints(dirpath=str(tmp_path / "checkpoints"))
+        runner = trainer(tmp_path, Reconstruction(), checkpoints, max_steps=max_steps, val_check_interval=2)
+        last = tmp_path / "checkpoints" / "last.ckpt"
+        runner.fit(module(), datamodule=Made(), ckpt_path=last if last.exists() else None)
+    assert steps(last) == 4
+    assert not (tmp_path / "checkpoints" / "last-v1.ckpt").exists()
+
+
+def test_a_monitor_that_nobody_logs_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"Checkpoints\.monitor='val/fvu/al' is not logged .*val/fvu/all"):
+        trainer(tmp_path, Reconstruction(), Checkpoints("val/fvu/al")).fit(module(), datamodule=Made())
+    with pytest.raises(UserError, match="last_every_n_steps"):
+        Checkpoints(last_every_n_steps=0)
+
+
+@pytest.mark.parametrize("how", ["fast_dev_run", "no logger"])
+def test_what_is_not_written_is_said(tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture) -> None:
+    options: dict[str, Any] = {"fast_dev_run": 2} if how == "fast_dev_run" else {"logger": False}
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
+        runner = trainer(tmp_path, Reconstruction(), ZeroShot(), ExportTranscoder(), RunRecord(), **options)
+        runner.fit(module(), datamodule=Made())
+    assert "transcoder/ is not written" in caplog.text
+    assert caplog.text.count("results.json is not written") == 1
+    assert not list(tmp_path.rglob("*.json"))
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_the_record_keeps_what_others_wrote_and_survives_odd_numbers(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "version_0"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps({"analysis": {"a": 1}, "metrics": {"test": {"step": 1}}}))
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    model = module()
+    with torch.no_grad():
+        model.transcoder.b_dec[1] = float("nan")
+    logger = TensorBoardLogger(tmp_path, name="run", version=0)
+    trainer(tmp_path, Reconstruction(), RunRecord(), logger=logger).validate(model, datamodule=Made(), verbose=False)
+    content = json.loads((folder / "results.json").read_text())
+    assert content["analysis"] == {"a": 1}
+    assert content["metrics"]["test"] == {"step": 1}
+    assert content["metrics"]["val"]["values"]["fvu/all/layer_01"] == "nan"
+    assert isinstance(content["metrics"]["val"]["values"]["fvu/all/layer_00"], float)
+
+    (folder / "results.json").write_text("{")
+    with pytest.raises(UserError, match=r"results\.json is not JSON"):
+        trainer(tmp_path, RunRecord(), logger=logger).validate(module(), datamodule=Made(), verbose=False)
+
+
+def test_the_commit_is_that_of_our_own_checkout_only(tmp_path: Path) -> None:
+    def git(*args: str) -> str:
+        identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+        return subprocess.run(
+            ["git", "-C", str(tmp_path), *identity, *args], check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    git("init")
+    (tmp_path / ".gitignore").write_text("venv\n")
+    (tmp_path / "ours.py").write_text("1\n")
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv" / "installed.py").write_text("1\n")
+    git("add", ".")
+    git("commit", "-m", "one")
+    assert git_state(tmp_path / "ours.py") == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    (tmp_path / "ours.py").write_text("2\n")
+    assert git_state(tmp_path / "ours.py") == {"commit": git("rev-parse", "HEAD"), "dirty": True}
+    assert git_state(tmp_path / "venv" / "installed.py") is None
+    assert Path(clt_lightning.__file__).name == "__init__.py"

@@ -1,0 +1,72 @@
+"""The table on the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from clt_lightning.callbacks import Reconstruction, Table, ZeroShot
+from clt_lightning.callbacks.table import reconstruction_lines, zero_shot_lines
+
+from .world import Made, module, trainer
+
+
+def numbers(layers: int = 2, sets: tuple[str, ...] = ("cls", "patch", "all")) -> dict[str, float]:
+    out: dict[str, float] = {}
+    for number, name in enumerate(sets):
+        for kind, value in {"fvu": 0.0625, "cosine": 0.98765, "l0": 63.96, "dead": 0.1234}.items():
+            for layer in range(layers):
+                out[f"{kind}/{name}/layer_{layer:02d}"] = value + number
+            out[f"{kind}/{name}"] = value + number
+    return out
+
+
+def test_the_layout() -> None:
+    assert reconstruction_lines(numbers(1, ("patch", "all"))) == [
+        "      -------- patch tokens --------  --------- all tokens ---------",
+        "layer     FVU  cosine      L0    dead     FVU  cosine      L0    dead",
+        "   00  0.0625  0.9877    64.0   12.3%  1.0625  1.9877    65.0  112.3%",
+        " mean  0.0625  0.9877    64.0   12.3%  1.0625  1.9877    65.0  112.3%",
+    ]
+
+
+def test_it_fits_on_a_terminal_even_with_monstrous_numbers() -> None:
+    metrics = {tag: value * (1e12 if tag.startswith("fvu") else 100) for tag, value in numbers(24).items()}
+    lines = reconstruction_lines(metrics)
+    assert len(lines) == 2 + 24 + 1
+    assert max(map(len, lines)) <= 101
+    assert all(len(line.split()) == 13 for line in lines[2:])
+
+
+def test_zero_shot_gaps_are_in_points() -> None:
+    metrics = {
+        "zero_shot/original": 0.9123,
+        "zero_shot/kl/0-3/all": 0.5,
+        "zero_shot/replaced/0-3/all": 0.9,
+        "zero_shot/replaced/2-3/cls": 0.95,
+        "zero_shot/mean_ablated": 0.1,
+    }
+    assert zero_shot_lines(metrics) == [
+        "zero-shot                              top-1            gap        KL",
+        "original                             91.23 %",
+        "layers 0-3 replaced at all tokens    90.00 %   -1.23 points    0.5000",
+        "layers 2-3 replaced at cls tokens    95.00 %   +3.77 points",
+        "all MLPs at their mean output        10.00 %  -81.23 points",
+    ]
+
+
+def test_nothing_measured_prints_nothing() -> None:
+    assert reconstruction_lines({}) == []
+    assert zero_shot_lines({"fvu/all": 1.0}) == []
+
+
+def test_it_is_printed_at_the_end_of_validation_and_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runner = trainer(tmp_path, Reconstruction(), ZeroShot(), Table(), num_sanity_val_steps=1)
+    runner.fit(module(), datamodule=Made())
+    out = capsys.readouterr().out
+    assert out.count("validation, step 4") == 1
+    assert "sanity" not in out.lower()
+    assert out.count("layers 0-2 replaced at all tokens") == 1
+    runner.test(module(), datamodule=Made(), verbose=False)
+    assert "test, step" in capsys.readouterr().out
