@@ -114,7 +114,9 @@ class CrossLayerTranscoder(nn.Module):
         if backend not in ("auto", "sparse", "dense"):
             raise UserError(f"backend must be auto, sparse or dense, got {backend!r}")
         if skip and topology == "sae":
-            raise UserError("skip=True makes no sense for topology 'sae': a linear path from y to y rebuilds it exactly")
+            raise UserError(
+                "skip=True makes no sense for topology 'sae': a linear path from y to y rebuilds it exactly"
+            )
         self.n_layers, self.d_model, self.n_features = int(n_layers), int(d_model), int(n_features)
         self.topology, self.skip, self.backend = topology, bool(skip), backend
         # The transcoder owns the activation's parameters: one activation object may build several transcoders
@@ -283,15 +285,33 @@ class CrossLayerTranscoder(nn.Module):
         codes = self._as_codes(codes)
         if not 0 <= target < self.n_layers:
             raise UserError(f"target must lie in 0..{self.n_layers - 1}, got {target}")
+        terms = self.layer_terms([codes.slice(source) for source in range(target + 1)], target)
+        later = terms.new_zeros(self.n_layers - target - 1, codes.n_tokens, self.d_model)
+        return torch.cat([terms, later])
+
+    def layer_terms(self, codes: Sequence[Codes], target: int) -> Tensor:
+        """What the layers up to `target` add to it, from single-layer codes (`encode_layer`).
+
+        Args:
+            codes: one single-layer `Codes` for each of the layers `0..target`.
+            target: layer j.
+
+        Returns:
+            `(target + 1, tokens, d_model)`; their sum + `b_dec[target]` (+ skip) is `y_hat[target]`.
+        """
         rows = []
-        for source in range(self.n_layers):
+        for source, layer_codes in enumerate(codes):
             t = target - source
-            if not 0 <= t < self.n_targets(source):
-                rows.append(self.b_dec.new_zeros(codes.n_tokens, self.d_model))
+            if t >= self.n_targets(source):
+                rows.append(self.b_dec.new_zeros(layer_codes.n_tokens, self.d_model))
                 continue
-            pairs, values = codes.layer(source)
-            block = self.W_dec[source][:, t : t + 1]
-            rows.append(decode_pairs(1, [pairs], [values], [block])[0] * self.y_scale[target])
+            W = self.W_dec[source][:, t : t + 1]
+            if layer_codes.is_dense(0):
+                term = decode_dense([layer_codes.layer_values[0]], [W], 1)[0]
+            else:
+                pairs, values = layer_codes.layer(0)
+                term = decode_pairs(1, [pairs], [values], [W])[0]
+            rows.append(term * self.y_scale[target])
         return torch.stack(rows)
 
     def skip_term(self, x: Tensor, layer: int) -> Tensor:
@@ -411,5 +431,3 @@ class CrossLayerTranscoder(nn.Module):
         config, tensors = pretrained.load(folder_or_hub_id, **hub)
         clt = pretrained.build(cls, config, tensors)
         return clt.to(device).eval()
-
-

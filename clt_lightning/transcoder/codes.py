@@ -189,6 +189,10 @@ class Codes:
         p = Pairs.from_mask(v != 0)
         return p, v[p.tokens, p.features]
 
+    def slice(self, layer: int) -> Codes:
+        """The codes of one layer alone."""
+        return Codes([self._pairs[layer]], [self.layer_values[layer]])
+
     def dense_layer(self, layer: int) -> Tensor:
         """Dense codes of one layer, `(tokens, n_features)`; gradients flow."""
         p, v = self._pairs[layer], self.layer_values[layer]

@@ -1,0 +1,55 @@
+"""Cross-Layer Transcoders on a frozen CLIP: train them, put them in the place of its MLPs, see what they explain."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from clt_lightning import data
+    from clt_lightning.clip import FrozenCLIP
+    from clt_lightning.errors import UserError
+    from clt_lightning.module import CLTModule
+    from clt_lightning.replacement import replaced
+    from clt_lightning.transcoder import AbsTopK, BatchTopK, Codes, CrossLayerTranscoder, JumpReLU, ReLU, TopK
+
+_HOME = {
+    "FrozenCLIP": "clip",
+    "CrossLayerTranscoder": "transcoder",
+    "Codes": "transcoder",
+    "ReLU": "transcoder",
+    "TopK": "transcoder",
+    "AbsTopK": "transcoder",
+    "BatchTopK": "transcoder",
+    "JumpReLU": "transcoder",
+    "CLTModule": "module",
+    "replaced": "replacement",
+    "UserError": "errors",
+}
+_MODULES = ("data", "clip", "transcoder", "metrics", "analysis")
+
+__all__ = [
+    "AbsTopK",
+    "BatchTopK",
+    "CLTModule",
+    "Codes",
+    "CrossLayerTranscoder",
+    "FrozenCLIP",
+    "JumpReLU",
+    "ReLU",
+    "TopK",
+    "UserError",
+    "data",
+    "replaced",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # loaded on first use, so that commands that need no model start in a moment
+    if name in _HOME:
+        return getattr(importlib.import_module(f"clt_lightning.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"clt_lightning.{name}")
+    raise AttributeError(f"module 'clt_lightning' has no attribute {name!r}")

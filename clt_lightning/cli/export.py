@@ -1,0 +1,57 @@
+"""`export`: a trained transcoder as files for others."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from clt_lightning.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `export`."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=Path, help="run folder, e.g. runs/quickstart/version_0; its transcoder/ is read")
+    source.add_argument("--ckpt_path", type=Path, help="a Lightning checkpoint instead of a run folder")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--format",
+        choices=("pretrained", "circuit-tracer"),
+        default="pretrained",
+        help="pretrained: config.json + model.safetensors, what from_pretrained reads; "
+        "circuit-tracer: W_enc_<l>.safetensors, W_dec_<l>.safetensors and config.yaml (ReLU and JumpReLU only)",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the files.
+
+    Raises:
+        UserError: nothing to read, or an activation that the format cannot express.
+    """
+    from clt_lightning.transcoder import CrossLayerTranscoder
+
+    metadata: dict = {}
+    if args.ckpt_path is not None:
+        from clt_lightning.module import CLTModule
+
+        if not args.ckpt_path.is_file():
+            raise UserError(f"--ckpt_path {args.ckpt_path}: no such file")
+        module = CLTModule.load_from_checkpoint(args.ckpt_path, map_location="cpu")
+        clt, metadata = module.transcoder, {"clip": module.clip.describe()}
+    else:
+        folder = args.run / "transcoder"
+        if not folder.is_dir():
+            raise UserError(
+                f"--run {args.run}: holds no transcoder/ folder; did fit finish? (--ckpt_path takes a checkpoint)"
+            )
+        clt = CrossLayerTranscoder.from_pretrained(folder)
+        metadata = json.loads((folder / "config.json").read_text()).get("metadata", {})
+    if args.format == "pretrained":
+        clt.save_pretrained(args.output, metadata)
+    else:
+        from clt_lightning.transcoder.circuit_tracer import save_circuit_tracer
+
+        save_circuit_tracer(clt, args.output, metadata)
+    print(f"wrote {args.output}")

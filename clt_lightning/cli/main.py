@@ -1,0 +1,88 @@
+"""Which command was asked for. Imports nothing heavy: `--help` and commands without a model start in a moment."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from clt_lightning import __version__
+from clt_lightning.errors import UserError
+
+#: Commands of LightningCLI, which read a config
+TRAINER_COMMANDS = {
+    "fit": "train a transcoder",
+    "validate": "evaluate a checkpoint on the validation split",
+    "test": "evaluate a checkpoint on the test split",
+    "predict": "codes and embeddings of a split",
+}
+#: The others: name -> (module with `add_arguments(parser)` and `run(args)`, what it does)
+COMMANDS = {
+    "shard": ("clt_lightning.data.shard", "make WebDataset tars from the official archives or from folders"),
+    "export": (
+        "clt_lightning.cli.export",
+        "write a run's transcoder as a folder for from_pretrained, or for circuit-tracer",
+    ),
+}
+
+HELP = """usage: python -m clt_lightning COMMAND [options]        (COMMAND --help explains every option)
+
+commands that read a config (--config FILE, repeatable; later files win):
+{trainer}
+
+commands that read files:
+{others}
+
+example: python -m clt_lightning fit --config configs/quickstart.yaml
+"""
+
+
+def _help() -> str:
+    def rows(entries: dict[str, str]) -> str:
+        return "\n".join(f"  {name:<10} {text}" for name, text in entries.items())
+
+    return HELP.format(trainer=rows(TRAINER_COMMANDS), others=rows({k: v[1] for k, v in COMMANDS.items()}))
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs a command; a user's mistake ends in one message on standard error and exit code 2.
+
+    Args:
+        args: the words after `python -m clt_lightning`; None takes them from the command line.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    if not words or words[0] in ("-h", "--help"):
+        print(_help(), end="")
+        return
+    if words[0] == "--version":
+        print(f"clt_lightning {__version__}")
+        return
+    try:
+        if words[0] in TRAINER_COMMANDS:
+            # large gradients are allocated anew every step: huge pages halve the cost of touching them (glibc, Linux)
+            os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+            from clt_lightning.cli.trainer import run_trainer
+
+            run_trainer(words)
+        elif words[0] in COMMANDS:
+            _run_command(words[0], words[1:])
+        else:
+            known = ", ".join([*TRAINER_COMMANDS, *COMMANDS])
+            raise UserError(f"unknown command {words[0]!r}; there are: {known}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _run_command(name: str, words: list[str]) -> None:
+    import argparse
+
+    module_name, text = COMMANDS[name]
+    module = importlib.import_module(module_name)
+    parser = argparse.ArgumentParser(prog=f"python -m clt_lightning {name}", description=text)
+    module.add_arguments(parser)
+    module.run(parser.parse_args(words))

@@ -1,0 +1,248 @@
+"""CLTModule: one training step of a transcoder on a frozen CLIP, for Lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import lightning
+import torch
+import torch.distributed as dist
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from clt_lightning.buffer import ActivationBuffer
+from clt_lightning.clip import Activations, FrozenCLIP
+from clt_lightning.clip.activations import random_positions
+from clt_lightning.errors import UserError
+from clt_lightning.schedule import lr_factor
+from clt_lightning.settings import (
+    ClipConfig,
+    LossConfig,
+    ScheduleConfig,
+    TokensConfig,
+    TranscoderConfig,
+    from_plain,
+    to_plain,
+)
+from clt_lightning.transcoder import AuxiliaryRequest, CLTOutput, CrossLayerTranscoder, StatisticsAccumulator
+from clt_lightning.transcoder.losses import loss_parts
+
+
+def default_optimizer(params: Iterable[Any]) -> torch.optim.Optimizer:
+    """Fused Adam without weight decay."""
+    return torch.optim.AdamW(params, lr=4e-4, weight_decay=0.0, fused=True)
+
+
+class CLTModule(lightning.LightningModule):
+    """Trains a cross-layer transcoder on the activations of a frozen CLIP.
+
+    Args:
+        clip: the frozen backbone.
+        transcoder: the transcoder.
+        loss: coefficients and warm-up of each part of the loss.
+        optimizer: optimizer class and arguments, e.g. `{class_path: torch.optim.AdamW, init_args: {lr: 4.0e-4}}`.
+        schedule: learning rate over the run.
+        tokens: which tokens a step learns from.
+        seed: seed of the transcoder's initial weights and of the token draws.
+    """
+
+    tokens_since_fired: Tensor
+
+    def __init__(
+        self,
+        clip: ClipConfig = ClipConfig(),  # noqa: B008  (never changed; the type carries the help texts)
+        transcoder: TranscoderConfig = TranscoderConfig(),  # noqa: B008  (never changed; the type carries the help texts)
+        loss: LossConfig = LossConfig(),  # noqa: B008  (never changed; the type carries the help texts)
+        optimizer: OptimizerCallable = default_optimizer,
+        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008  (never changed; the type carries the help texts)
+        tokens: TokensConfig = TokensConfig(),  # noqa: B008  (never changed; the type carries the help texts)
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.clip_config = from_plain(ClipConfig, clip)
+        self.transcoder_config = from_plain(TranscoderConfig, transcoder)
+        self.loss_config = from_plain(LossConfig, loss)
+        self.schedule_config = from_plain(ScheduleConfig, schedule)
+        self.tokens_config = from_plain(TokensConfig, tokens)
+        self.optimizer_factory = optimizer
+        self.seed = seed
+        # plain values only: a checkpoint must load with weights_only=True
+        self.save_hyperparameters(
+            {
+                "clip": to_plain(self.clip_config),
+                "transcoder": to_plain(self.transcoder_config),
+                "loss": to_plain(self.loss_config),
+                "schedule": to_plain(self.schedule_config),
+                "tokens": to_plain(self.tokens_config),
+                "seed": seed,
+            }
+        )
+
+        self.clip = FrozenCLIP(**to_plain(self.clip_config), seed=seed)
+        t = self.transcoder_config
+        self.transcoder = CrossLayerTranscoder(
+            self.clip.n_layers, self.clip.d_model, t.n_features, t.activation, t.topology, t.skip, t.backend, seed=seed
+        )
+        self.register_buffer(
+            "tokens_since_fired", torch.zeros(self.clip.n_layers, t.n_features, dtype=torch.int64), persistent=True
+        )
+        self.buffer = ActivationBuffer(self.tokens_config.buffer) if self.tokens_config.buffer else None
+        self.batches_seen = 0
+
+    # -- set-up ------------------------------------------------------------------------------------------------------
+    def setup(self, stage: str) -> None:
+        """Gives the datamodule the backbone's image transform."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is not None and getattr(datamodule, "transform", "absent") is None:
+            datamodule.transform = self.clip.preprocess
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.optimizer_factory(self.transcoder.parameters())
+        factor = lr_factor(self.schedule_config, self.trainer.max_steps)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        if not bool(self.transcoder.normalized):
+            self._estimate_normalization()
+
+    @torch.no_grad()
+    def _estimate_normalization(self) -> None:
+        # a loader of its own: reading from the training loader would move its place in the data
+        datamodule = getattr(self.trainer, "datamodule", None)
+        loader = self.trainer.train_dataloader if datamodule is None else datamodule.train_dataloader()
+        sums = StatisticsAccumulator(self.clip.n_layers, self.clip.d_model, self.device)
+        wanted = -(-self.tokens_config.statistics // self.trainer.world_size)
+        for index, batch in enumerate(loader):
+            sums.update(
+                *self._sites(self._capture(batch, self._positions(len(batch["image"]), self._generator(index))))
+            )
+            if int(sums.n) >= wanted:
+                break
+        if self.trainer.world_size > 1:
+            for total in sums.sums():
+                dist.all_reduce(total)
+        self.transcoder.normalize(sums.result())
+
+    # -- the step ----------------------------------------------------------------------------------------------------
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        generator = self._generator(self.batches_seen)
+        acts = self._capture(batch, self._positions(len(batch["image"]), generator))
+        x, y = self._sites(acts)
+        if self.buffer is not None:
+            x, y = self.buffer.exchange(x, y, generator)
+        request = self._auxiliary_request(x.shape[1], generator)
+        out = self.transcoder(x, want_pre=self.loss_config.pre_activation.coefficient > 0, auxiliary=request)
+        parts = loss_parts(
+            self.loss_config, self.transcoder, y, out, self.global_step, None if request is None else request.tokens
+        )
+        loss = torch.stack(list(parts.values())).sum()
+        n_tokens = x.shape[1]
+        self._count_fired(out, n_tokens)
+        self.batches_seen += 1
+        self._log_step(loss, parts, out)
+        return {"loss": loss, "tokens": n_tokens}
+
+    def _log_step(self, loss: Tensor, parts: dict[str, Tensor], out: CLTOutput) -> None:
+        if (self.global_step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return  # one transfer every few steps: reading a scalar stalls the device
+        if not bool(loss.isfinite()):
+            bad = [name for name, value in parts.items() if not bool(value.isfinite())]
+            raise UserError(
+                f"the loss is {float(loss)} at step {self.global_step} (part: {', '.join(bad) or 'sum'}): the run stops "
+                "here, the last checkpoint is kept. Lower the learning rate, or set trainer.gradient_clip_val"
+            )
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log_dict({f"train/loss/{name}": value.detach() for name, value in parts.items()})
+        self.log("train/l0", out.codes.l0().double().mean().float(), prog_bar=True)
+        self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+
+    def _capture(self, batch: dict[str, Any], positions: Tensor | None) -> Activations:
+        return self.clip.capture(batch["image"], positions=positions)
+
+    def _sites(self, acts: Activations) -> tuple[Tensor, Tensor]:
+        """What the encoders read and what the decoders rebuild."""
+        return (acts.y if self.transcoder.topology == "sae" else acts.x), acts.y
+
+    def _generator(self, index: int) -> torch.Generator:
+        """A generator that depends on seed, batch and process alone, so that a resumed run draws the same."""
+        generator = torch.Generator()
+        generator.manual_seed(hash((self.seed, index, self.global_rank)) & 0x7FFF_FFFF_FFFF_FFFF)
+        return generator
+
+    def _positions(self, n_images: int, generator: torch.Generator) -> Tensor | None:
+        wanted = self.tokens_config.per_image
+        if wanted is None or wanted >= self.clip.n_positions:
+            return None
+        return random_positions(n_images, self.clip.n_positions, wanted, generator)
+
+    def _auxiliary_request(self, n_tokens: int, generator: torch.Generator) -> AuxiliaryRequest | None:
+        config = self.loss_config.auxk
+        if not config.coefficient:
+            return None
+        dead = self.tokens_since_fired >= config.dead_after_tokens
+        if not bool(dead.any()):
+            return None
+        chosen = torch.randperm(n_tokens, generator=generator)[: max(1, round(config.token_fraction * n_tokens))]
+        return AuxiliaryRequest(dead, config.k or max(1, self.clip.d_model // 2), chosen.to(self.device))
+
+    @torch.no_grad()
+    def _count_fired(self, out: CLTOutput, n_tokens: int) -> None:
+        fired = out.codes.fired()
+        if self.trainer.world_size > 1:
+            mask = fired.to(torch.uint8)
+            dist.all_reduce(mask, op=dist.ReduceOp.MAX)
+            fired = mask.bool()
+        self.tokens_since_fired += n_tokens * self.trainer.world_size
+        self.tokens_since_fired[fired] = 0
+
+    # -- evaluation --------------------------------------------------------------------------------------------------
+    def evaluate_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Activations, reconstruction and codes of a batch; what the callbacks measure.
+
+        Returns:
+            `{"acts": Activations (all tokens, with embeddings), "y_hat": (layers, tokens, d_model), "codes": Codes}`.
+        """
+        acts = self.clip.capture(batch["image"], embeddings=True)
+        out = self.transcoder(self._sites(acts)[0])
+        return {"acts": acts, "y_hat": out.y_hat, "codes": out.codes}
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        return self.evaluate_batch(batch)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        return self.evaluate_batch(batch)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Keys, embeddings and sparse codes of a batch."""
+        result = self.evaluate_batch(batch)
+        codes = result["codes"]
+        return {
+            "key": batch["key"],
+            "embeddings": result["acts"].embeddings,
+            "values": codes.values,
+            "indices": codes.indices,
+        }
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["batches_seen"] = self.batches_seen
+        if self.buffer is not None:
+            checkpoint["activation_buffer"] = self._gather(self.buffer.state_dict())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.batches_seen = checkpoint.get("batches_seen", 0)
+        if self.buffer is not None and "activation_buffer" in checkpoint:
+            states = checkpoint["activation_buffer"]
+            rank = self.global_rank if self._trainer is not None else 0
+            if rank < len(states):
+                self.buffer.load_state_dict(states[rank], self.device)
+
+    def _gather(self, state: dict[str, Any]) -> list[dict[str, Any]]:
+        if self.trainer.world_size == 1:
+            return [state]
+        states: list[Any] = [None] * self.trainer.world_size
+        dist.all_gather_object(states, state)
+        return states

@@ -1,0 +1,104 @@
+"""A transcoder in the place of CLIP's MLPs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from clt_lightning.clip import FrozenCLIP
+from clt_lightning.errors import UserError
+from clt_lightning.transcoder import Codes, CrossLayerTranscoder
+
+TermEditor = Callable[[int, Tensor], Tensor]
+"""`edit(layer, terms) -> terms`: terms are `(sources, tokens, d_model)`, sources 0..layer, without bias and skip."""
+
+
+@dataclass
+class ReplacementTrace:
+    """What happened inside a replaced forward; filled anew by every one.
+
+    Attributes:
+        codes: the codes of each layer read so far, by layer, of the replaced tokens.
+        y_hat: what was added to the stream instead of the MLP's output, by layer, `(tokens, d_model)`.
+    """
+
+    codes: dict[int, Codes] = field(default_factory=dict)
+    y_hat: dict[int, Tensor] = field(default_factory=dict)
+
+
+@contextmanager
+def replaced(
+    clip: FrozenCLIP,
+    clt: CrossLayerTranscoder,
+    layers: Iterable[int] | None = None,
+    tokens: str = "all",
+    edit: TermEditor | None = None,
+    grad: bool = False,
+) -> Iterator[ReplacementTrace]:
+    """While active, the transcoder's reconstruction is added to the residual stream instead of the MLPs' outputs.
+
+    Cascaded: every x is read from the running, already modified stream. A feature of a layer before the window still
+    writes into the window, read from the stream as it is there. A topology of `sae` reads the MLP's own output.
+
+    Args:
+        clip: the backbone.
+        clt: the transcoder, on the same device.
+        layers: the MLPs to replace; None for all.
+        tokens: `all`, `cls` or `patch`: at which positions; the others keep the MLP's own output.
+        edit: changes the terms of a target layer before they are summed (faithfulness, steering).
+        grad: let gradients flow (with `clip.encode_image(images, grad=True)`).
+
+    Yields:
+        the trace of the last forward.
+
+    Raises:
+        UserError: transcoder and backbone do not fit, unknown layers or token set.
+    """
+    if (clt.n_layers, clt.d_model) != (clip.n_layers, clip.d_model):
+        raise UserError(
+            f"the transcoder is for {clt.n_layers} layers of width {clt.d_model}, "
+            f"the backbone {clip.name!r} has {clip.n_layers} of width {clip.d_model}"
+        )
+    if tokens not in ("all", "cls", "patch"):
+        raise UserError(f"tokens must be all, cls or patch, got {tokens!r}")
+    window = set(clip.check_layers(layers))
+    positions = {"all": slice(None), "cls": slice(0, 1), "patch": slice(1, None)}[tokens]
+    trace = ReplacementTrace()
+
+    def branch(layer: int, x: Tensor, compute_y: Callable[[], Tensor]) -> Tensor:
+        if layer == 0:
+            trace.codes.clear()
+            trace.y_hat.clear()
+        if not grad:
+            with torch.no_grad():
+                return run(layer, x, compute_y)
+        return run(layer, x, compute_y)
+
+    def run(layer: int, x: Tensor, compute_y: Callable[[], Tensor]) -> Tensor:
+        needs_y = layer not in window or tokens != "all" or clt.topology == "sae"
+        y = compute_y() if needs_y else None
+        site = x if clt.topology != "sae" else y
+        assert site is not None
+        read = site[:, positions].reshape(-1, clt.d_model)
+        trace.codes[layer] = clt.encode_layer(read, layer)
+        if layer not in window:
+            assert y is not None
+            return y
+        terms = clt.layer_terms([trace.codes[i] for i in range(layer + 1)], layer)
+        if edit is not None:
+            terms = edit(layer, terms)
+        y_hat = terms.sum(0) + clt.b_dec[layer] + clt.skip_term(read, layer)
+        trace.y_hat[layer] = y_hat
+        y_hat = y_hat.view(x.shape[0], -1, clt.d_model).to(x.dtype)
+        if tokens == "all":
+            return y_hat
+        assert y is not None
+        return torch.cat([y_hat, y[:, 1:]], 1) if tokens == "cls" else torch.cat([y[:, :1], y_hat], 1)
+
+    # layers before the window are watched, since their features write into it
+    with clip.mlp_override(branch, range(max(window) + 1)):
+        yield trace

@@ -1,0 +1,147 @@
+"""The plain settings of a run: what stands under `model:` in a config. Their docstrings are the command line's help."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, get_type_hints
+
+from clt_lightning.errors import UserError
+from clt_lightning.transcoder import Activation, TopK
+from clt_lightning.transcoder.activations import from_config
+from clt_lightning.transcoder.clt import Backend, Topology
+from clt_lightning.transcoder.losses import LossConfig
+
+
+@dataclass
+class ClipConfig:
+    """The frozen backbone.
+
+    Args:
+        name: open_clip's name of the architecture. OpenAI's weights were trained with QuickGELU: take
+            `ViT-B-32-quickgelu`, not `ViT-B-32`.
+        pretrained: open_clip tag (downloaded on first use), path of a checkpoint file, `demo` for the small CLIP that
+            comes with this package, or null for random weights.
+        precision: `fp32` or `bf16`, the backbone's own, whatever the trainer's is.
+    """
+
+    name: str = "ViT-B-32-quickgelu"
+    pretrained: str | None = "openai"
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+@dataclass
+class TranscoderConfig:
+    """The transcoder; layers and width come from the backbone.
+
+    Args:
+        n_features: dictionary size F of each layer.
+        activation: which pre-activations become codes: TopK, AbsTopK, BatchTopK, JumpReLU or ReLU.
+        topology: `cross_layer`; baselines: `per_layer` (per-layer transcoders) and `sae` (reads and rebuilds MLP outputs).
+        skip: adds a linear path from x to y_hat in each layer.
+        backend: `auto` takes the sparse or the dense path by measured density; `sparse` and `dense` force one.
+    """
+
+    n_features: int = 6144
+    activation: Activation = field(default_factory=lambda: TopK(64))
+    topology: Topology = "cross_layer"
+    skip: bool = False
+    backend: Backend = "auto"
+
+
+@dataclass
+class ScheduleConfig:
+    """The learning rate over the run, as a factor on the optimizer's own; counted in optimizer steps.
+
+    Args:
+        warmup_steps: linear rise from 0.
+        decay: shape of the fall at the end: `linear`, `cosine` or `none`.
+        decay_fraction: share of the run (`trainer.max_steps`) that the fall takes; 1 falls from the end of the warm-up on.
+        final_factor: factor reached at the last step.
+    """
+
+    warmup_steps: int = 0
+    decay: Literal["linear", "cosine", "none"] = "linear"
+    decay_fraction: float = 0.2
+    final_factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise UserError(f"schedule.warmup_steps must not be negative, got {self.warmup_steps}")
+        if self.decay not in ("linear", "cosine", "none"):
+            raise UserError(f"schedule.decay must be linear, cosine or none, got {self.decay!r}")
+        for name in ("decay_fraction", "final_factor"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"schedule.{name} must lie in [0, 1], got {getattr(self, name)}")
+
+
+@dataclass
+class TokensConfig:
+    """Which tokens a training step learns from.
+
+    Args:
+        per_image: random positions kept of every image, the same ones in all layers; null keeps all.
+        buffer: capacity in tokens of an in-memory shuffle buffer of activations, a process; a step's tokens then come
+            from many batches of images. 0 turns it off. Memory: capacity x layers x d_model x 2 x (2 or 4) bytes.
+        statistics: tokens (of all processes together) that the normalisation is estimated from, once, before the first step.
+    """
+
+    per_image: int | None = None
+    buffer: int = 0
+    statistics: int = 16384
+
+    def __post_init__(self) -> None:
+        if self.per_image is not None and self.per_image < 1:
+            raise UserError(f"tokens.per_image must be at least 1 or null, got {self.per_image}")
+        if self.buffer < 0 or self.statistics < 1:
+            raise UserError(
+                f"tokens.buffer must be >= 0 and tokens.statistics >= 1, got {self.buffer}, {self.statistics}"
+            )
+
+
+T = TypeVar("T")
+
+
+def from_plain(cls: type[T], value: T | dict[str, Any] | None) -> T:
+    """A settings object from itself, from a plain dict (as a checkpoint holds it) or from None (all defaults).
+
+    Raises:
+        UserError: unknown keys.
+    """
+    if value is None:
+        return cls()
+    if isinstance(value, cls):
+        return value
+    assert isinstance(value, dict), f"expected {cls.__name__} or a dict, got {type(value).__name__}"
+    hints = get_type_hints(cls)
+    unknown = sorted(set(value) - set(hints))
+    if unknown:
+        raise UserError(f"{cls.__name__}: unknown keys {', '.join(unknown)}; known are {', '.join(hints)}")
+    arguments = dict(value)
+    for key, item in value.items():
+        if isinstance(item, dict):
+            if hints[key] is Activation:
+                arguments[key] = from_config(item)
+            elif dataclasses.is_dataclass(hints[key]):
+                arguments[key] = from_plain(hints[key], item)
+    return cls(**arguments)
+
+
+def to_plain(value: Any) -> Any:
+    """The same settings as plain dicts, lists and numbers: what a checkpoint may hold."""
+    if isinstance(value, Activation):
+        return value.config()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return value
+
+
+__all__ = [
+    "ClipConfig",
+    "LossConfig",
+    "ScheduleConfig",
+    "TokensConfig",
+    "TranscoderConfig",
+    "from_plain",
+    "to_plain",
+]

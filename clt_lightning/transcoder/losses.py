@@ -1,0 +1,240 @@
+"""The loss and its parts.
+
+Conventions, the same for every part: mean over tokens, mean over layers, sum over features; weighed codes are in scaled
+units (`|z| * decoder norm`). A part's value contains its coefficient, so the parts add up to the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from clt_lightning.errors import UserError
+from clt_lightning.transcoder.activations import JumpReLU
+from clt_lightning.transcoder.clt import CLTOutput, CrossLayerTranscoder
+from clt_lightning.transcoder.codes import Codes
+
+
+@dataclass
+class L1Config:
+    """L1 penalty, `mean over layers, tokens of sum_f |z_f| * ||W_dec_f||`, with the norm of the concatenated decoders.
+
+    Args:
+        coefficient: weight in the loss; 0 turns it off.
+        warmup_steps: optimizer steps over which the coefficient rises linearly from 0.
+    """
+
+    coefficient: float = 0.0
+    warmup_steps: int = 0
+
+
+@dataclass
+class TanhConfig:
+    """Tanh penalty, `mean over layers, tokens of sum_f tanh(c * |z_f| * ||W_dec_f||)`: close to L0, bounded a feature.
+
+    Args:
+        coefficient: weight in the loss; 0 turns it off.
+        c: steepness; a code counts fully from about 2 / c on.
+        warmup_steps: optimizer steps over which the coefficient rises linearly from 0.
+    """
+
+    coefficient: float = 0.0
+    c: float = 4.0
+    warmup_steps: int = 0
+
+
+@dataclass
+class PreActivationConfig:
+    """Pre-activation penalty, `sum_f relu(threshold_f - pre_f) * ||W_dec_f||`: pulls silent features back.
+
+    Its gradient is dense, so the step takes the dense path when it is on.
+
+    Args:
+        coefficient: weight in the loss; 0 turns it off.
+        warmup_steps: optimizer steps over which the coefficient rises linearly from 0.
+    """
+
+    coefficient: float = 0.0
+    warmup_steps: int = 0
+
+
+@dataclass
+class AuxKConfig:
+    """AuxK (Gao et al. 2024): dead features rebuild what the live ones leave over.
+
+    Args:
+        coefficient: weight in the loss, on the same scale as the reconstruction; 0 turns it off.
+        k: dead features a token may use in a layer; null means d_model / 2.
+        dead_after_tokens: a feature is dead when it has not fired on that many tokens (of all processes together).
+        token_fraction: share of a batch's tokens it is computed on; a sample, since few suffice to revive a feature.
+        warmup_steps: optimizer steps over which the coefficient rises linearly from 0.
+    """
+
+    coefficient: float = 1 / 32
+    k: int | None = None
+    dead_after_tokens: int = 1_000_000
+    token_fraction: float = 0.25
+    warmup_steps: int = 0
+
+
+@dataclass
+class LossConfig:
+    """Coefficients and warm-up of each part of the loss.
+
+    Args:
+        layer_weights: one weight a target layer for the reconstruction, rescaled to mean 1; null weighs all alike.
+        l1: L1 penalty on code x decoder norm.
+        tanh: tanh penalty on code x decoder norm.
+        pre_activation: penalty on pre-activations below the threshold.
+        auxk: auxiliary reconstruction from dead features.
+    """
+
+    layer_weights: list[float] | None = None
+    l1: L1Config = field(default_factory=L1Config)
+    tanh: TanhConfig = field(default_factory=TanhConfig)
+    pre_activation: PreActivationConfig = field(default_factory=PreActivationConfig)
+    auxk: AuxKConfig = field(default_factory=AuxKConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.auxk.token_fraction <= 1:
+            raise UserError(f"loss.auxk.token_fraction must lie in (0, 1], got {self.auxk.token_fraction}")
+        if self.auxk.k is not None and self.auxk.k < 1:
+            raise UserError(f"loss.auxk.k must be at least 1 or null, got {self.auxk.k}")
+        for name in ("l1", "tanh", "pre_activation", "auxk"):
+            part = getattr(self, name)
+            if part.coefficient < 0 or part.warmup_steps < 0:
+                raise UserError(f"loss.{name}: coefficient and warmup_steps must not be negative, got {part}")
+
+
+def normalized_error(y: Tensor, y_hat: Tensor, variance: Tensor) -> Tensor:
+    """`(layers,)`: mean over tokens of `||y - y_hat||^2 / variance`, in fp32 or better: the FVU of a layer."""
+    error = (y.to(y_hat.dtype) - y_hat).square().sum(2).mean(1) if y.shape[1] else y_hat.sum((1, 2))
+    return error / variance.to(error)
+
+
+def reconstruction_loss(y: Tensor, y_hat: Tensor, variance: Tensor, layer_weights: Sequence[float] | None) -> Tensor:
+    """Mean over layers of the normalised squared error.
+
+    Args:
+        y: `(layers, tokens, d_model)` targets.
+        y_hat: the same shape.
+        variance: `(layers,)` total variance of y.
+        layer_weights: one weight a layer, rescaled to mean 1.
+
+    Raises:
+        UserError: the number of weights is not the number of layers, or they sum to nothing.
+    """
+    errors = normalized_error(y, y_hat, variance)
+    if layer_weights is None:
+        return errors.mean()
+    weights = errors.new_tensor(list(layer_weights))
+    if weights.numel() != errors.numel() or not bool(weights.sum() > 0):
+        raise UserError(f"loss.layer_weights needs {errors.numel()} weights with a positive sum, got {layer_weights}")
+    return (errors * weights / weights.mean()).mean()
+
+
+def _weighed_codes(codes: Codes, norms: Tensor) -> list[Tensor]:
+    """`|z| * decoder norm` of every held code, one tensor a layer (pairs, or dense)."""
+    out = []
+    for layer, values in enumerate(codes.layer_values):
+        if codes.is_dense(layer):
+            out.append(values.abs() * norms[layer])
+        else:
+            out.append(values.abs() * norms[layer][codes.layer(layer)[0].features])
+    return out
+
+
+def _mean_of_sums(layers: Sequence[Tensor], n_tokens: int) -> Tensor:
+    return torch.stack([v.sum() for v in layers]).mean() / max(n_tokens, 1)
+
+
+def l1_penalty(codes: Codes, norms: Tensor) -> Tensor:
+    """L1 of code x decoder norm, see `L1Config`; `norms` is `(layers, F)`."""
+    return _mean_of_sums(_weighed_codes(codes, norms), codes.n_tokens)
+
+
+def tanh_penalty(codes: Codes, norms: Tensor, c: float) -> Tensor:
+    """Tanh of c x code x decoder norm, see `TanhConfig`; `norms` is `(layers, F)`."""
+    return _mean_of_sums([torch.tanh(c * v) for v in _weighed_codes(codes, norms)], codes.n_tokens)
+
+
+def pre_activation_penalty(pre: Sequence[Tensor], thresholds: Tensor | float, norms: Tensor) -> Tensor:
+    """Depth of pre-activations below the threshold x decoder norm, see `PreActivationConfig`.
+
+    Args:
+        pre: one `(tokens, F)` a layer.
+        thresholds: `(layers, F)` or a number.
+        norms: `(layers, F)`.
+    """
+    layers = []
+    for layer, values in enumerate(pre):
+        threshold = thresholds[layer] if isinstance(thresholds, Tensor) else thresholds
+        layers.append(torch.relu(threshold - values) * norms[layer])
+    return _mean_of_sums(layers, pre[0].shape[0])
+
+
+def auxk_loss(y: Tensor, y_hat: Tensor, auxiliary: Tensor, variance: Tensor) -> Tensor:
+    """Normalised squared error between what is left over and what dead features make of it.
+
+    The residual is detached (the live features learn nothing here) and already free of the decoder bias, which the
+    auxiliary reconstruction therefore leaves out. The scale is the main loss's.
+
+    Args:
+        y: `(layers, tokens, d_model)` targets of the auxiliary tokens.
+        y_hat: the main reconstruction of the same tokens.
+        auxiliary: the dead features' reconstruction, without bias.
+        variance: `(layers,)` total variance of y.
+    """
+    residual = (y.to(y_hat.dtype) - y_hat).detach()
+    return normalized_error(residual, auxiliary, variance).mean()
+
+
+def _warmed(coefficient: float, warmup_steps: int, step: int) -> float:
+    return coefficient * min(1.0, (step + 1) / warmup_steps) if warmup_steps > 0 else coefficient
+
+
+def loss_parts(
+    config: LossConfig,
+    clt: CrossLayerTranscoder,
+    y: Tensor,
+    out: CLTOutput,
+    step: int,
+    auxiliary_tokens: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """All parts of the loss that are on; their sum is the loss.
+
+    Args:
+        config: coefficients.
+        clt: the transcoder (variances, decoder norms, thresholds).
+        y: `(layers, tokens, d_model)` targets.
+        out: the transcoder's output for these tokens.
+        step: optimizer step, for the warm-up.
+        auxiliary_tokens: `(auxiliary tokens,)` which tokens `out.auxiliary` is for.
+
+    Returns:
+        scalar tensors by part: `reconstruction`, `l1`, `tanh`, `pre_activation`, `auxk`.
+    """
+    parts = {"reconstruction": reconstruction_loss(y, out.y_hat, clt.y_var, config.layer_weights)}
+    if config.l1.coefficient or config.tanh.coefficient or config.pre_activation.coefficient:
+        norms = clt.decoder_norms()
+    if config.l1.coefficient:
+        weight = _warmed(config.l1.coefficient, config.l1.warmup_steps, step)
+        parts["l1"] = weight * l1_penalty(out.codes, norms)
+    if config.tanh.coefficient:
+        weight = _warmed(config.tanh.coefficient, config.tanh.warmup_steps, step)
+        parts["tanh"] = weight * tanh_penalty(out.codes, norms, config.tanh.c)
+    if config.pre_activation.coefficient:
+        assert out.pre is not None, "the forward was not asked for pre-activations"
+        weight = _warmed(config.pre_activation.coefficient, config.pre_activation.warmup_steps, step)
+        thresholds = clt.activation.threshold if isinstance(clt.activation, JumpReLU) else 0.0
+        parts["pre_activation"] = weight * pre_activation_penalty(out.pre, thresholds, norms)
+    if out.auxiliary is not None:
+        assert auxiliary_tokens is not None
+        weight = _warmed(config.auxk.coefficient, config.auxk.warmup_steps, step)
+        chosen = auxiliary_tokens
+        loss = auxk_loss(y[:, chosen], out.y_hat[:, chosen], out.auxiliary, clt.y_var)
+        parts["auxk"] = weight * loss
+    return parts
