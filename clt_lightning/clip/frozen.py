@@ -99,8 +99,8 @@ class FrozenCLIP(nn.Module):
     # -- frozen for ever ---------------------------------------------------------------------------------------------
 
     @property
-    def model(self) -> nn.Module:
-        """The open_clip model itself."""
+    def model(self) -> Any:
+        """The open_clip model itself (`open_clip.CLIP`, `CustomTextCLIP` or `CoCa`)."""
         return self.__dict__["_model"]
 
     @property
@@ -193,7 +193,7 @@ class FrozenCLIP(nn.Module):
         handles = []
         try:
             for i, layer in enumerate(wanted):
-                block = self.blocks[layer]
+                block: Any = self.blocks[layer]
                 handles.append(block.ln_2.register_forward_hook(self._writer(x[i], index)))
                 handles.append(block.ls_2.register_forward_hook(self._writer(y[i], index, stop=layer == last)))
             with self._running(grad=False):
@@ -392,7 +392,7 @@ def _check_config(name: str, cfg: dict[str, Any]) -> None:
         raise UserError(f"'{name}' has {kind} for images: a Vision Transformer of open_clip's own is needed")
 
 
-def _check_tower(name: str, model: nn.Module) -> nn.Module:
+def _check_tower(name: str, model: Any) -> Any:
     visual = getattr(model, "visual", None)
     blocks = getattr(getattr(visual, "transformer", None), "resblocks", ())
     if visual is None or not blocks or not all(hasattr(b, part) for b in blocks for part in ("ln_2", "mlp", "ls_2")):

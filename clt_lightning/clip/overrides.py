@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clt_lightning.errors import UserError
 
@@ -27,7 +28,7 @@ class BranchOverrides:
         batch_first: whether the blocks run on `(images, positions, d_model)`; otherwise on `(positions, images, ...)`.
     """
 
-    def __init__(self, blocks: Sequence[nn.Module], batch_first: bool = True) -> None:
+    def __init__(self, blocks: Sequence[Any], batch_first: bool = True) -> None:
         self._blocks = blocks
         self._batch_first = batch_first
         self._stacks: dict[int, list[tuple[object, BranchFn]]] = {}

@@ -109,9 +109,9 @@ def build_model(source: Source, precision: str, seed: int) -> nn.Module:
             else:
                 weights = source.tag or (str(source.checkpoint) if source.checkpoint else None)
                 model = open_clip.create_model(source.name, pretrained=weights, precision=precision)
-    except RuntimeError as error:
-        # load_state_dict's strict errors: the file is of another architecture
-        if source.checkpoint is not None and "loading state_dict" in str(error):
+    except (RuntimeError, AssertionError) as error:
+        # load_state_dict's strict errors, or open_clip's own on a text width: the file is of another architecture
+        if source.checkpoint is not None and ("loading state_dict" in str(error) or "pos_embed" in str(error)):
             raise UserError(
                 f"the weights in '{source.checkpoint}' do not fit the architecture '{source.name}': "
                 f"give the name that they were trained with. {_shorten(str(error))}"

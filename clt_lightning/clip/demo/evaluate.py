@@ -2,43 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor
 
 from clt_lightning.clip.frozen import FrozenCLIP
-from clt_lightning.data.renders import CLASSNAMES, HELD_OUT, TEMPLATES, render
 
 
-def render_tensors(images: Tensor) -> Tensor:
-    """uint8 `(n, size, size, 3)` -> normalised float32 `(n, 3, size, size)`, as the demo's `preprocess` makes them."""
-    mean = torch.tensor(OPENAI_DATASET_MEAN).view(3, 1, 1)
-    std = torch.tensor(OPENAI_DATASET_STD).view(3, 1, 1)
-    return (images.permute(0, 3, 1, 2).float() / 255 - mean) / std
-
-
-def evaluate(clip: FrozenCLIP, seed: int, n: int, batch_size: int = 256) -> dict[str, Any]:
-    """Zero-shot accuracy on fresh renders of all classes, as it is and with every MLP replaced by its mean output.
+def evaluate(
+    clip: FrozenCLIP,
+    images: Tensor,
+    labels: Tensor,
+    classnames: Sequence[str],
+    templates: Sequence[str],
+    held_out: Sequence[int],
+    batch_size: int = 256,
+) -> dict[str, Any]:
+    """Zero-shot accuracy of a CLIP, as it is and with every MLP replaced by its mean output.
 
     Args:
-        clip: a model that reads the renders' size.
-        seed: world of the renders; another than the training's.
-        n: number of renders.
+        clip: the model.
+        images: `(n, 3, image_size, image_size)`, preprocessed; none of them seen in training.
+        labels: `(n,)` int64.
+        classnames: names by label.
+        templates: prompt templates.
+        held_out: labels that the training never saw.
         batch_size: images a forward.
 
     Returns:
-        Accuracies in percent: `top1`, `top1_held_out` (the classes never trained on), `top1_mean_ablated` (means over
-        all tokens), `top1_mean_ablated_by_position` (one mean a position), each layer ablated alone; and per layer the
-        root mean square of the MLP's output and the share of it that is not the mean.
+        Accuracies in percent: `top1`, `top1_held_out` (the held-out classes, among all classes), `top1_mean_ablated`
+        (one mean over all tokens a layer), `top1_mean_ablated_by_position` (one mean a position), each layer ablated
+        alone; and per layer the root mean square of the MLP's output and the share of it that is not its mean.
     """
-    drawn = [render(seed, i, size=clip.image_size) for i in range(n)]
-    images = render_tensors(torch.from_numpy(np.stack([np.asarray(r.image) for r in drawn])))
-    labels = torch.tensor([r.label for r in drawn])
-    head = clip.zero_shot_head(CLASSNAMES, TEMPLATES)
+    head = clip.zero_shot_head(classnames, templates)
 
     def hits() -> Tensor:
         embeddings = torch.cat([clip.encode_image(part) for part in images.split(batch_size)])
@@ -54,14 +52,13 @@ def evaluate(clip: FrozenCLIP, seed: int, n: int, batch_size: int = 256) -> dict
             return round(hits().mean().item(), 2)
 
     original = hits()
-    held_out = torch.isin(labels, torch.tensor(HELD_OUT))
+    never_seen = torch.isin(labels, torch.tensor(held_out))
     everywhere = list(range(clip.n_layers))
     overall = means.mean(dim=1, keepdim=True)
     return {
-        "seed": seed,
-        "renders": n,
+        "images": len(images),
         "top1": round(original.mean().item(), 2),
-        "top1_held_out": round(original[held_out].mean().item(), 2),
+        "top1_held_out": round(original[never_seen].mean().item(), 2),
         "top1_mean_ablated": ablated(overall, everywhere),
         "top1_mean_ablated_by_position": ablated(means, everywhere),
         "top1_one_layer_ablated": [ablated(overall, [layer]) for layer in everywhere],

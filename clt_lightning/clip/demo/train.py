@@ -29,7 +29,7 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from safetensors.torch import save_file
 from torch import Tensor
 
-from clt_lightning.clip.demo.evaluate import evaluate, render_tensors
+from clt_lightning.clip.demo.evaluate import evaluate
 from clt_lightning.clip.frozen import FrozenCLIP
 from clt_lightning.clip.source import CONFIG_NAME, DEMO_CHECKPOINT
 from clt_lightning.clip.words import WordTokenizer
@@ -87,11 +87,19 @@ def main(args: Sequence[str] | None = None) -> None:
     checkpoint = options.output / DEMO_CHECKPOINT.name
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, checkpoint)
     (options.output / CONFIG_NAME).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    metrics = evaluate(FrozenCLIP("demo", str(checkpoint)), EVAL_SEED + options.seed, options.n_eval)
+    metrics = measure(FrozenCLIP("demo", str(checkpoint)), options.n_eval, EVAL_SEED + options.seed)
     recorded = {key: value for key, value in vars(options).items() if key not in ("output", "workers")}
-    text = json.dumps({"options": recorded, **metrics}, indent=1)
+    text = json.dumps({"options": recorded, "evaluation": metrics}, indent=1)
     (options.output / "metrics.json").write_text(text + "\n", encoding="utf-8")
     print(text)
+
+
+def measure(clip: FrozenCLIP, n: int, seed: int) -> dict[str, Any]:
+    """Evaluate on `n` fresh renders of all classes, of the world `seed`."""
+    drawn = [render(seed, i, size=clip.image_size) for i in range(n)]
+    images = as_input(torch.from_numpy(np.stack([np.asarray(r.image) for r in drawn])))
+    labels = torch.tensor([r.label for r in drawn])
+    return {"seed": seed, **evaluate(clip, images, labels, CLASSNAMES, TEMPLATES, HELD_OUT)}
 
 
 def make_config(width: int, layers: int, tokenizer: WordTokenizer) -> dict[str, Any]:
@@ -192,9 +200,16 @@ def contrastive_loss(model: open_clip.CLIP, images: Tensor, tokens: Tensor, true
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
+def as_input(images: Tensor) -> Tensor:
+    """uint8 `(n, size, size, 3)` -> normalised float32 `(n, 3, size, size)`, as the demo's `preprocess` makes them."""
+    mean = torch.tensor(OPENAI_DATASET_MEAN).view(3, 1, 1)
+    std = torch.tensor(OPENAI_DATASET_STD).view(3, 1, 1)
+    return (images.permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+
 def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
     """The batch as the model reads it, moved by up to 3 pixels."""
-    x = F.pad(render_tensors(images), (3, 3, 3, 3), mode="reflect")
+    x = F.pad(as_input(images), (3, 3, 3, 3), mode="reflect")
     dy, dx = (int(v) for v in torch.randint(7, (2,), generator=generator))
     return x[:, :, dy : dy + images.shape[1], dx : dx + images.shape[2]]
 
