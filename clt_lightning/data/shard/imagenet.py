@@ -1,0 +1,174 @@
+"""ImageNet-1k's official archives or folders, cut down to the classes of a list."""
+
+from __future__ import annotations
+
+import csv
+import io
+import tarfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from clt_lightning.data.classlist import ClassList
+from clt_lightning.data.lists import lines
+from clt_lightning.data.shard.matfile import read_struct
+from clt_lightning.data.shard.sources import (
+    SourceSet,
+    Tree,
+    first_existing,
+    listing,
+    needed,
+    open_tree,
+    read_span,
+    tar_members,
+)
+from clt_lightning.data.shard.writer import Item
+from clt_lightning.errors import UserError
+
+_TRAIN, _VAL, _DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
+_KAGGLE = Path("ILSVRC/Data/CLS-LOC")
+_SITE = "an official file, from https://image-net.org/download after registering"
+
+
+def open_imagenet(source: Path, chosen: ClassList) -> SourceSet:
+    """The list's classes: training images as `train`, validation images as `test`, JPEGs copied as they are.
+
+    Args:
+        source: folder with the training images (`ILSVRC2012_img_train.tar`, `train/<wnid>/` or `train/<wnid>.tar`) and
+            the validation images (`ILSVRC2012_img_val.tar` or `val/`, in folders by WordNet id or flat). A flat val
+            needs its labels: `ILSVRC2012_devkit_t12.tar.gz`, `LOC_val_solution.csv`, or
+            `imagenet_2012_validation_synset_labels.txt`. Kaggle's `ILSVRC/Data/CLS-LOC` is found too.
+        chosen: which classes.
+
+    Raises:
+        UserError: a file is missing or damaged, or a class of the list has no image.
+    """
+    label = {wnid: i for i, wnid in enumerate(chosen.wnids)}
+    splits = {"train": _train(source, label), "test": _val(source, label)}
+    texts = {
+        "classnames.txt": chosen.names,
+        "wnids.txt": chosen.wnids,
+        "zeroshot_classification_templates.txt": lines("templates_imagenet80"),
+    }
+    return SourceSet(splits, texts, {"class_list": chosen.name, "class_list_sha256": chosen.sha256})
+
+
+def _train(source: Path, label: dict[str, int]) -> list[Item]:
+    found = needed(
+        first_existing(source, [_TRAIN, str(_KAGGLE / "train"), "train"]) or (source if _has_wnids(source) else None),
+        source,
+        f"{_TRAIN} and no folder train/<wnid>/ ({_SITE})",
+    )
+    items = _nested(found, label) if found.is_file() else _class_folders(found, label)
+    missing = sorted(set(label) - {item.name.split("/")[0] for item in items})
+    if missing:
+        raise UserError(f"{found} has no image of {len(missing)} classes of the list, the first is {missing[0]}")
+    return items
+
+
+def _nested(path: Path, label: dict[str, int]) -> list[Item]:
+    """A tar of one tar a class."""
+    try:
+        inner = {Path(n).stem: span for n, span in tar_members(path).items() if Path(n).stem in label}
+        items, progress = [], listing(path.name, len(inner))
+        for done, (wnid, (base, size)) in enumerate(sorted(inner.items()), 1):
+            members = sorted(tar_members(path, base, size).items())
+            items += [Item(f"{wnid}/{n}", partial(_span_parts, path, span, label[wnid])) for n, span in members]
+            progress.show(done)
+        progress.close()
+    except tarfile.TarError as error:
+        raise UserError(f"{path} is damaged ({error}): download it again") from error
+    return items
+
+
+def _class_folders(folder: Path, label: dict[str, int]) -> list[Item]:
+    items: list[Item] = []
+    progress = listing(str(folder), len(label))
+    for done, wnid in enumerate(sorted(label), 1):
+        for place in (folder / wnid, folder / f"{wnid}.tar"):
+            if place.exists():
+                items += _tree_items(open_tree(place), wnid, label[wnid])
+        progress.show(done)
+    progress.close()
+    return items
+
+
+def _tree_items(tree: Tree, wnid: str, label: int) -> list[Item]:
+    return [Item(f"{wnid}/{name}", partial(_read_parts, tree, name, label)) for name in tree.images()]
+
+
+def _val(source: Path, label: dict[str, int]) -> list[Item]:
+    found = needed(
+        first_existing(source, [_VAL, str(_KAGGLE / "val"), "val"]),
+        source,
+        f"{_VAL} and no folder val/ ({_SITE})",
+    )
+    if found.is_dir() and _has_wnids(found):
+        return _class_folders(found, label)
+    tree = open_tree(found)
+    truth = _val_truth(source)
+    items = []
+    for name in tree.images():
+        stem = Path(name).stem
+        if stem not in truth:
+            raise UserError(f"{found}: there is no label for {name} (expected names like ILSVRC2012_val_00000001.JPEG)")
+        if truth[stem] in label:
+            items.append(Item(name, partial(_read_parts, tree, name, label[truth[stem]])))
+    return items
+
+
+def _val_truth(source: Path) -> dict[str, str]:
+    """WordNet id by file stem, from whichever of the public label files is there."""
+    table = first_existing(source, ["LOC_val_solution.csv", "ILSVRC/LOC_val_solution.csv"])
+    if table is not None:
+        rows = csv.DictReader(io.StringIO(table.read_text()))
+        return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
+    synsets = first_existing(source, ["imagenet_2012_validation_synset_labels.txt"])
+    if synsets is not None:
+        return _numbered(synsets.read_text().split())
+    devkit = needed(
+        first_existing(source, [_DEVKIT, "ILSVRC2012_devkit_t12"]),
+        source,
+        f"{_DEVKIT} ({_SITE}), LOC_val_solution.csv or imagenet_2012_validation_synset_labels.txt, one of which must "
+        "tell the labels of the flat validation images",
+    )
+    numbers, meta = _devkit_files(devkit)
+    wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in read_struct(meta, "synsets")}
+    try:
+        return _numbered([wnids[int(n)] for n in numbers.decode().split()])
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{devkit}: the validation ground truth and meta.mat do not fit: {error}") from error
+
+
+def _numbered(wnids: Sequence[str]) -> dict[str, str]:
+    return {f"ILSVRC2012_val_{i:08d}": wnid for i, wnid in enumerate(wnids, 1)}
+
+
+def _devkit_files(devkit: Path) -> tuple[bytes, bytes]:
+    wanted = ("ILSVRC2012_validation_ground_truth.txt", "meta.mat")
+    try:
+        if devkit.is_dir():
+            return tuple((devkit / "data" / name).read_bytes() for name in wanted)  # type: ignore[return-value]
+        found: dict[str, bytes] = {}
+        with tarfile.open(devkit) as tar:
+            for member in tar:
+                if Path(member.name).name in wanted and (file := tar.extractfile(member)) is not None:
+                    found[Path(member.name).name] = file.read()
+        return found[wanted[0]], found[wanted[1]]
+    except (tarfile.TarError, EOFError, OSError, KeyError) as error:
+        raise UserError(f"{devkit} is damaged or not the official devkit ({error})") from error
+
+
+def _has_wnids(folder: Path) -> bool:
+    return folder.is_dir() and any(
+        len(p.stem) == 9 and p.stem[0] == "n" and p.stem[1:].isdigit() and (p.is_dir() or p.suffix == ".tar")
+        for p in folder.iterdir()
+    )
+
+
+def _span_parts(path: Path, span: tuple[int, int], label: int) -> dict[str, bytes]:
+    return {"jpg": read_span(path, *span), "cls": str(label).encode()}
+
+
+def _read_parts(tree: Tree, name: str, label: int) -> dict[str, bytes]:
+    return {"jpg": tree.files[name](), "cls": str(label).encode()}
