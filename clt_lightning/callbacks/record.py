@@ -18,6 +18,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 
 import clt_lightning
 from clt_lightning.callbacks.base import run_folder, say_not_written, write_json
@@ -44,6 +45,7 @@ def versions() -> dict[str, str | None]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = None
+    found["torch"] = torch.__version__  # with the build (+cpu, +cu132), which the package's own metadata lack
     return found
 
 
@@ -126,7 +128,7 @@ class RunRecord(pl.Callback):
     def _write(self, trainer: pl.Trainer, pl_module: Any, stage: str | None) -> None:
         folder = run_folder(trainer)
         if folder is None:
-            if stage is None or not trainer.training:
+            if stage is None or trainer.state.fn != TrainerFn.FITTING:
                 say_not_written(trainer, "results.json")
             return
         if not trainer.is_global_zero:

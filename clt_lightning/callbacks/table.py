@@ -9,8 +9,7 @@ import lightning.pytorch as pl
 
 from clt_lightning.metrics import TOKEN_SETS
 
-_COLUMNS = {"fvu": "FVU", "cosine": "cosine", "l0": "L0", "dead": "dead"}
-_CELL = 8
+_COLUMNS = {"fvu": ("FVU", 8), "cosine": ("cosine", 8), "l0": ("L0", 8), "dead": ("dead", 7)}  # title, width
 
 
 def _cell(kind: str, value: float | None) -> str:
@@ -36,14 +35,18 @@ def reconstruction_lines(metrics: Mapping[str, float]) -> list[str]:
     layers = sorted({int(m[1]) for tag in metrics if (m := re.search(r"/layer_(\d+)$", tag))})
     if not sets or not layers:
         return []
-    width = _CELL * len(_COLUMNS)
+    width = sum(cell for _, cell in _COLUMNS.values())
     lines = [
         " " * 5 + "".join(f" {f' {name} tokens ':-^{width - 2}} " for name in sets),
-        "layer" + "".join(f"{title:>{_CELL}}" for _ in sets for title in _COLUMNS.values()),
+        "layer" + "".join(f"{title:>{cell}}" for _ in sets for title, cell in _COLUMNS.values()),
     ]
     for label, suffix in [*((f"{layer:02d}", f"/layer_{layer:02d}") for layer in layers), ("mean", "")]:
-        cells = (_cell(kind, metrics.get(f"{kind}/{name}{suffix}")) for name in sets for kind in _COLUMNS)
-        lines.append(f"{label:>5}" + "".join(f"{cell:>{_CELL}}" for cell in cells))
+        cells = (
+            f"{_cell(kind, metrics.get(f'{kind}/{name}{suffix}')):>{cell}}"
+            for name in sets
+            for kind, (_, cell) in _COLUMNS.items()
+        )
+        lines.append(f"{label:>5}" + "".join(cells))
     return [line.rstrip() for line in lines]
 
 
@@ -74,7 +77,7 @@ def zero_shot_lines(metrics: Mapping[str, float]) -> list[str]:
 
 
 class Table(pl.Callback):
-    """Prints the numbers of `Reconstruction` and `ZeroShot` as a table, at most 101 columns wide, at the end of every
+    """Prints the numbers of `Reconstruction` and `ZeroShot` as a table, at most 98 columns wide, at the end of every
     validation and test. Plain text: it reads the same in a log file."""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
