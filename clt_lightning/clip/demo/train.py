@@ -65,7 +65,7 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write to; made if it is not there")
     parser.add_argument("--steps", type=int, default=4000, help="optimizer steps")
-    parser.add_argument("--batch-size", type=int, default=256, help="pairs a step")
+    parser.add_argument("--batch-size", type=int, default=128, help="pairs a step")
     parser.add_argument("--n-train", type=int, default=60_000, help="renders to train on")
     parser.add_argument("--n-eval", type=int, default=6400, help="renders of another seed to measure on")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
@@ -74,8 +74,22 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, default=4, help="layers of the image tower")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, renders and order")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes that draw")
+    parser.add_argument("--measure-only", action="store_true", help="only measure the weights in --output, and print")
     options = parser.parse_args(args)
 
+    checkpoint = options.output / DEMO_CHECKPOINT.name
+    if not options.measure_only:
+        make(options, checkpoint)
+    found = measure(FrozenCLIP("demo", str(checkpoint)), options.n_eval, EVAL_SEED + options.seed)
+    print(json.dumps(found, indent=1))
+    if not options.measure_only:
+        recorded = {k: v for k, v in vars(options).items() if k not in ("output", "workers", "measure_only")}
+        metrics = json.dumps({"options": recorded, "evaluation": found}, indent=1)
+        (options.output / "metrics.json").write_text(metrics + "\n", encoding="utf-8")
+
+
+def make(options: argparse.Namespace, checkpoint: Path) -> None:
+    """Draw, train, and write the weights with their config."""
     pairs = draw_pairs(options.n_train, TRAIN_SEED + options.seed, options.workers)
     tokenizer = WordTokenizer.from_texts([*pairs.sentences, *TEMPLATES, *CLASSNAMES], CONTEXT_LENGTH)
     config = make_config(options.width, options.layers, tokenizer)
@@ -83,15 +97,9 @@ def main(args: Sequence[str] | None = None) -> None:
     model = open_clip.CLIP(**config["model_cfg"])
     fit(model, pairs, tokenizer, options)
 
-    options.output.mkdir(parents=True, exist_ok=True)
-    checkpoint = options.output / DEMO_CHECKPOINT.name
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, checkpoint)
-    (options.output / CONFIG_NAME).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    metrics = measure(FrozenCLIP("demo", str(checkpoint)), options.n_eval, EVAL_SEED + options.seed)
-    recorded = {key: value for key, value in vars(options).items() if key not in ("output", "workers")}
-    text = json.dumps({"options": recorded, "evaluation": metrics}, indent=1)
-    (options.output / "metrics.json").write_text(text + "\n", encoding="utf-8")
-    print(text)
+    (checkpoint.parent / CONFIG_NAME).write_text(json.dumps(config) + "\n", encoding="utf-8")
 
 
 def measure(clip: FrozenCLIP, n: int, seed: int) -> dict[str, Any]:
