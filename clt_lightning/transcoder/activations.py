@@ -101,10 +101,11 @@ class AbsTopK(TopK):
 
 
 class BatchTopK(Activation):
-    """The `k * tokens` largest positive pre-activations of a batch, so that tokens share a budget (Bussmann et al. 2024).
+    """The `k * tokens` largest positive pre-activations of a batch, so that tokens share a budget (Bussmann et al.
+    2024).
 
-    In training the cut is made per layer and batch, and a running mean of the smallest kept value is stored. Evaluation uses
-    that stored threshold, so that a token's codes do not depend on the batch it comes in.
+    In training the cut is made per layer and batch, and a running mean of the smallest kept value is stored.
+    Evaluation uses that stored threshold, so that a token's codes do not depend on the batch it comes in.
 
     Args:
         k: mean number of features a token uses in each layer.
@@ -178,9 +179,9 @@ class _Jump(torch.autograd.Function):
 class JumpReLU(Activation):
     """Codes are the pre-activations above a threshold that each feature learns (Rajamanoharan et al. 2024).
 
-    The threshold's gradient is the straight-through estimate with a rectangle kernel; it needs the code gradient also of
-    features just below their threshold, so these are selected as pairs with code 0. The learned threshold is the same in
-    training and evaluation.
+    The threshold's gradient is the straight-through estimate with a rectangle kernel; it needs the code gradient also
+    of features just below their threshold, so these are selected as pairs with code 0. The learned threshold is the
+    same in training and evaluation.
 
     Args:
         threshold: initial threshold of every feature, in units of the pre-activation. Must be positive.

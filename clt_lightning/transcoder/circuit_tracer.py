@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 def save_circuit_tracer(clt: CrossLayerTranscoder, folder: str | Path, metadata: dict[str, Any]) -> Path:
-    """Writes `W_enc_<l>.safetensors` (W_enc, b_enc, b_dec and, for JumpReLU, threshold), `W_dec_<l>.safetensors` and config.yaml.
+    """Writes `W_enc_<l>.safetensors` (W_enc, b_enc, b_dec and, for JumpReLU, threshold), `W_dec_<l>.safetensors` and
+    config.yaml.
 
     Args:
         clt: a cross-layer transcoder with ReLU or JumpReLU.

@@ -62,11 +62,12 @@ class AuxiliaryRequest:
 class CrossLayerTranscoder(nn.Module):
     """Sparse encoders a layer and triangular decoders: `y_hat[j] = b_dec[j] + sum over i <= j of W_dec[i -> j] z[i]`.
 
-    Encoder l reads the MLP input of layer l: `z[l] = activation(W_enc[l] x[l] + b_enc[l])` (Ameisen et al. 2025, "Circuit
-    tracing"; Chatzoudis et al. 2026 for CLIP).
+    Encoder l reads the MLP input of layer l: `z[l] = activation(W_enc[l] x[l] + b_enc[l])` (Ameisen et al. 2025,
+    "Circuit tracing"; Chatzoudis et al. 2026 for CLIP).
 
-    Inputs and outputs are always in the backbone's own units. Inside, x and y are scaled per layer (`normalize`): `W_enc`,
-    `b_enc`, `W_dec` are in scaled units while training, `b_dec` never. `save_pretrained` folds the scales in, exactly.
+    Inputs and outputs are always in the backbone's own units. Inside, x and y are scaled per layer (`normalize`):
+    `W_enc`, `b_enc`, `W_dec` are in scaled units while training, `b_dec` never. `save_pretrained` folds the scales
+    in, exactly.
 
     Attributes:
         W_enc: one `(F, d_model)` a layer.
@@ -166,8 +167,8 @@ class CrossLayerTranscoder(nn.Module):
     def decoder_norms(self) -> Tensor:
         """`(layers, F)`: norm of each feature's concatenated decoders, in scaled units; differentiable.
 
-        The concatenation is what a sparsity penalty must weigh by: with unit norms a column, a feature that writes to 12
-        layers would cost no more than one that writes to a single layer.
+        The concatenation is what a sparsity penalty must weigh by: with unit norms a column, a feature that writes to
+        12 layers would cost no more than one that writes to a single layer.
         """
         # 1e-12 keeps the square root's gradient finite at the zero decoders of the start
         return torch.stack([(W.square().sum((1, 2)) + 1e-12).sqrt() for W in self.W_dec])
@@ -279,7 +280,8 @@ class CrossLayerTranscoder(nn.Module):
             target: layer j in 0..L-1.
 
         Returns:
-            `(layers, tokens, d_model)`, `c[i -> j] = W_dec[i -> j] z[i]` (zero for sources that do not write to j). Their sum
+            `(layers, tokens, d_model)`, `c[i -> j] = W_dec[i -> j] z[i]` (zero for sources that do not write to j).
+            Their sum
             + `b_dec[j]` (+ the skip path) is `y_hat[j]`.
         """
         codes = self._as_codes(codes)

@@ -1,7 +1,8 @@
 """The sparse path: products that touch active (token, feature) pairs only.
 
-Two autograd functions, `encode_pairs` and `decode_pairs`. Their plain dense counterparts stand in `reference.py`, and the
-tests hold one against the other in float64. Weight gradients are built feature by feature as (sparse codes^T) x (dense
+Two autograd functions, `encode_pairs` and `decode_pairs`. Their plain dense counterparts stand in `reference.py`, and
+the tests hold one against the other in float64. Weight gradients are built feature by feature as (sparse codes^T) x
+(dense
 gradient): every row is written once, in token order, so results do not depend on the number of threads and no atomics
 are needed.
 """

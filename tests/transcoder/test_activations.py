@@ -1,0 +1,103 @@
+"""Which pre-activations become codes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clt_lightning.errors import UserError
+from clt_lightning.transcoder import AbsTopK, BatchTopK, JumpReLU, ReLU, TopK
+from clt_lightning.transcoder.activations import ACTIVATIONS, dense, from_config
+
+pre_table = torch.tensor([[3.0, -4.0, 1.0, 2.0], [-1.0, -2.0, 0.5, -3.0]])
+
+
+def built(activation, layers: int = 1, features: int = 4):
+    activation.build(layers, features)
+    return activation
+
+
+def test_topk_lets_no_negative_through_when_fewer_than_k_are_positive() -> None:
+    codes = dense(built(TopK(2)), pre_table, 0)
+    torch.testing.assert_close(codes, torch.tensor([[3.0, 0, 0, 2.0], [0, 0, 0.5, 0]]))
+
+
+def test_abs_topk_keeps_the_sign() -> None:
+    codes = dense(built(AbsTopK(2)), pre_table, 0)
+    torch.testing.assert_close(codes, torch.tensor([[3.0, -4.0, 0, 0], [0, -2.0, 0, -3.0]]))
+
+
+def test_relu() -> None:
+    torch.testing.assert_close(dense(built(ReLU()), pre_table, 0), pre_table.clamp_min(0))
+
+
+def test_batch_topk_shares_the_budget() -> None:
+    activation = built(BatchTopK(1))
+    codes = dense(activation, pre_table, 0)
+    torch.testing.assert_close(codes, torch.tensor([[3.0, 0, 0, 2.0], [0, 0, 0, 0]]))
+    assert float(activation.threshold[0]) == 2.0
+
+
+def test_batch_topk_evaluates_with_the_stored_threshold() -> None:
+    """A token's codes must not depend on the batch it comes in."""
+    activation = built(BatchTopK(1))
+    for _ in range(3):
+        dense(activation, pre_table, 0)
+    activation.eval()
+    stored = activation.threshold.clone()
+    together = dense(activation, pre_table, 0)
+    alone = torch.cat([dense(activation, row[None], 0) for row in pre_table])
+    torch.testing.assert_close(together, alone)
+    torch.testing.assert_close(activation.threshold, stored)
+    torch.testing.assert_close(alone, torch.where(pre_table > stored, pre_table, 0.0))
+
+
+def test_jump_relu_evaluates_with_its_learned_threshold() -> None:
+    activation = built(JumpReLU(1.5, 0.1))
+    for mode in (True, False):
+        activation.train(mode)
+        together = dense(activation, pre_table, 0)
+        torch.testing.assert_close(together, torch.where(pre_table > 1.5, pre_table, 0.0))
+        torch.testing.assert_close(together, torch.cat([dense(activation, row[None], 0) for row in pre_table]))
+
+
+def test_jump_relu_gradient_of_the_threshold() -> None:
+    """Inside the window: -threshold / bandwidth x incoming gradient; d log threshold = threshold x that."""
+    activation = built(JumpReLU(1.0, 0.2), features=3)
+    pre = torch.tensor([[0.95, 1.05, 1.5]], requires_grad=True)
+    (dense(activation, pre, 0) * torch.tensor([2.0, 3.0, 5.0])).sum().backward()
+    torch.testing.assert_close(pre.grad, torch.tensor([[0.0, 3.0, 5.0]]))
+    torch.testing.assert_close(activation.log_threshold.grad, torch.tensor([[-2.0 / 0.2, -3.0 / 0.2, 0.0]]))
+
+
+@settings(max_examples=50, deadline=None)
+@given(tokens=st.integers(1, 12), features=st.integers(1, 40), k=st.integers(1, 8), seed=st.integers(0, 2**20))
+def test_batch_topk_cut_is_the_global_one(tokens: int, features: int, k: int, seed: int) -> None:
+    """The two-stage search keeps what a flat top-k over the batch keeps."""
+    pre = torch.randn(tokens, features, generator=torch.Generator().manual_seed(seed))
+    pre[0] += 3  # one greedy token
+    codes = dense(built(BatchTopK(k), features=features), pre, 0)
+    flat = pre.clamp_min(0).flatten()
+    expected = torch.zeros_like(flat)
+    top = flat.topk(min(k * tokens, flat.numel()))
+    expected[top.indices] = top.values
+    torch.testing.assert_close(codes, expected.view_as(pre))
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_config_round_trip(name: str) -> None:
+    activation = ACTIVATIONS[name]()
+    again = from_config(activation.config())
+    assert type(again) is type(activation)
+    assert again.config() == activation.config()
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(UserError, match="k must be at least 1, got 0"):
+        TopK(0)
+    with pytest.raises(UserError, match="threshold must be positive"):
+        JumpReLU(threshold=0)
+    with pytest.raises(UserError, match="unknown activation 'TopQ'"):
+        from_config({"class_path": "TopQ"})
