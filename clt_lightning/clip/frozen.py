@@ -91,6 +91,7 @@ class FrozenCLIP(nn.Module):
         self.std = tuple(cfg.std)
         self.preprocess = image_transform_v2(cfg, is_train=False)
         self._batch_first = bool(getattr(visual.transformer, "batch_first", False))
+        self._depth = 0  # forwards under way: more than one when an override's function runs the model itself
         self._overrides = BranchOverrides(self.blocks, self._batch_first)
         self._vocabulary = source.own_config.get("tokenizer")
         self._tokenizer: Callable[[list[str]], Tensor] | None = None
@@ -341,11 +342,13 @@ class FrozenCLIP(nn.Module):
         """The backbone's own precision, whatever autocast surrounds it; gradients only where asked for and allowed."""
         kind = self.device.type
         outer = self._overrides.caller_autocast
+        self._depth += 1
         self._overrides.caller_autocast = (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
         try:
             with torch.set_grad_enabled(grad and torch.is_grad_enabled()), torch.autocast(kind, enabled=False):
                 yield
         finally:
+            self._depth -= 1
             self._overrides.caller_autocast = outer
 
     def _check_images(self, images: Tensor) -> Tensor:
@@ -367,7 +370,11 @@ class FrozenCLIP(nn.Module):
         return (offsets + positions).flatten().to(self.device), positions.shape[1]
 
     def _writer(self, buffer: Tensor, index: Tensor | None, stop: bool = False) -> Callable[..., None]:
+        depth = self._depth + 1
+
         def write(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            if self._depth != depth:
+                return  # a forward inside the captured one
             tokens = output if self._batch_first else output.transpose(0, 1)
             tokens = tokens.reshape(-1, self.d_model)
             if index is None:

@@ -210,3 +210,23 @@ def test_blocks_that_run_positions_first(clip: FrozenCLIP, images: Tensor) -> No
     torch.testing.assert_close(turned.embeddings, acts.embeddings, rtol=1e-4, atol=1e-5)
     with clip.mlp_override(half):
         torch.testing.assert_close(clip.encode_image(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_capture_inside_a_captured_forward_does_not_mix_with_it(clip: FrozenCLIP, images: Tensor) -> None:
+    plain, others = clip.capture(images), images[:2].flip(3)
+    inner = []
+
+    def look(layer: int, x: Tensor, compute_y: Compute) -> Tensor:
+        if len(x) == 5:
+            inner.append(clip.capture(others, layers=[0, 1]))
+        return compute_y()
+
+    with clip.mlp_override(look, [1]):
+        outer = clip.capture(images)
+    expected = clip.capture(others, layers=[0, 1])
+    assert torch.equal(outer.x, plain.x)
+    assert torch.equal(outer.y, plain.y)
+    assert len(inner) == 1
+    assert torch.equal(inner[0].x, expected.x)
+    assert torch.equal(inner[0].y, expected.y)
+    assert_untouched(clip)
