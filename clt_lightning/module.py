@@ -90,6 +90,7 @@ class CLTModule(lightning.LightningModule):
         )
         self.buffer = ActivationBuffer(self.tokens_config.buffer) if self.tokens_config.buffer else None
         self.batches_seen = 0
+        self.validated_at_step: int | None = None
 
     # -- set-up ------------------------------------------------------------------------------------------------------
     def setup(self, stage: str) -> None:
@@ -149,10 +150,10 @@ class CLTModule(lightning.LightningModule):
         if (self.global_step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return  # one transfer every few steps: reading a scalar stalls the device
         if not bool(loss.isfinite()):
-            bad = [name for name, value in parts.items() if not bool(value.isfinite())]
+            bad = ", ".join(name for name, value in parts.items() if not bool(value.isfinite()))
             raise UserError(
-                f"the loss is {float(loss)} at step {self.global_step} (part: {', '.join(bad) or 'sum'}): the run stops "
-                "here, the last checkpoint is kept. Lower the learning rate, or set trainer.gradient_clip_val"
+                f"the loss is {loss.item()} at step {self.global_step} (part: {bad or 'sum'}): the run stops here, the "
+                "last checkpoint is kept. Lower the learning rate, or set trainer.gradient_clip_val"
             )
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log_dict({f"train/loss/{name}": value.detach() for name, value in parts.items()})
@@ -211,6 +212,10 @@ class CLTModule(lightning.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         return self.evaluate_batch(batch)
+
+    def on_validation_end(self) -> None:
+        if not self.trainer.sanity_checking:
+            self.validated_at_step = self.trainer.global_step
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         return self.evaluate_batch(batch)

@@ -1,4 +1,5 @@
-"""fit, validate, test, predict: LightningCLI with the run's folder, the callbacks that every run has, and clear errors."""
+"""fit, validate, test, predict: LightningCLI with the run's folder, the callbacks that every run has, and clear
+errors."""
 
 from __future__ import annotations
 
@@ -62,7 +63,7 @@ class CLTCLI(LightningCLI):
         trainer = self.trainer
         if trainer.fast_dev_run or trainer.interrupted or not trainer.enable_validation:
             return
-        if getattr(trainer, "validated_at_step", None) != trainer.global_step:
+        if self.model.validated_at_step != trainer.global_step:
             trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
 
 

@@ -60,6 +60,30 @@ class ReLU(Activation):
         return torch.relu(pre)
 
 
+def top_indices(pre: Tensor, k: int) -> Tensor:
+    """Indices of the k largest entries of every row, in no order: `torch.topk`, faster on CPU for wide rows.
+
+    Columns are dealt into groups of 16. The k largest entries of a row lie in the k groups with the largest maxima
+    (each of these maxima is at least as large as anything in the other groups), so a selection among 16 k candidates is left.
+
+    Args:
+        pre: `(rows, F)`.
+        k: at most F.
+
+    Returns:
+        `(rows, k)` int64.
+    """
+    rows, width = pre.shape
+    groups = width // 16
+    if pre.device.type != "cpu" or width % 16 or groups < 4 * k:
+        return torch.topk(pre, k, dim=1, sorted=False).indices
+    dealt = pre.view(rows, 16, groups)  # group g holds columns g, g + groups, ...: the maximum runs along memory
+    best = torch.topk(dealt.amax(1), k, dim=1, sorted=False).indices
+    candidates = dealt.gather(2, best[:, None, :].expand(-1, 16, -1)).view(rows, 16 * k)
+    chosen = torch.topk(candidates, k, dim=1, sorted=False).indices
+    return best.gather(1, chosen % k) + (chosen // k) * groups
+
+
 class TopK(Activation):
     """The k largest positive pre-activations of each token (ReLU-Top-k; Gao et al. 2024).
 
@@ -80,7 +104,7 @@ class TopK(Activation):
 
     def select(self, pre: Tensor, layer: int) -> Pairs:
         k = min(self.k, pre.shape[1])
-        return Pairs.rectangular(torch.topk(pre, k, dim=1, sorted=False).indices, pre.shape[1])
+        return Pairs.rectangular(top_indices(pre, k), pre.shape[1])
 
     def values(self, pre: Tensor, features: Tensor | None, layer: int) -> Tensor:
         return torch.relu(pre)

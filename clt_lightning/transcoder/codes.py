@@ -17,6 +17,9 @@ from torch import Tensor
 
 from clt_lightning.errors import UserError
 
+# torch says so once for every process; only products that are tested here are used
+warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -73,18 +76,16 @@ class Pairs:
         return self.offsets.to(torch.int32)
 
     @cached_property
-    def _csr_pattern(self) -> tuple[Tensor, Tensor]:
+    def feature_major(self) -> tuple[Tensor, Tensor]:
+        """Start of each feature `(F + 1,)` and token of each pair `(pairs,)` in feature-major order, int32."""
         order, offsets = self.by_feature
         return offsets.to(torch.int32), self.tokens[order].to(torch.int32)
 
     def csr(self, by_feature: Tensor) -> Tensor:
         """`(F, tokens)` CSR matrix of values given in feature-major order."""
-        rows, columns = self._csr_pattern
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-            return torch.sparse_csr_tensor(
-                rows, columns, by_feature, (self.n_features, self.n_tokens), check_invariants=False
-            )
+        starts, tokens = self.feature_major
+        size = (self.n_features, self.n_tokens)
+        return torch.sparse_csr_tensor(starts, tokens, by_feature, size, check_invariants=False)
 
     @classmethod
     def rectangular(cls, features: Tensor, n_features: int) -> Pairs:

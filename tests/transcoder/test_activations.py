@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from clt_lightning.errors import UserError
 from clt_lightning.transcoder import AbsTopK, BatchTopK, JumpReLU, ReLU, TopK
-from clt_lightning.transcoder.activations import ACTIVATIONS, dense, from_config
+from clt_lightning.transcoder.activations import ACTIVATIONS, dense, from_config, top_indices
 
 pre_table = torch.tensor([[3.0, -4.0, 1.0, 2.0], [-1.0, -2.0, 0.5, -3.0]])
 
@@ -101,3 +101,12 @@ def test_mistakes_are_named() -> None:
         JumpReLU(threshold=0)
     with pytest.raises(UserError, match="unknown activation 'TopQ'"):
         from_config({"class_path": "TopQ"})
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.integers(0, 9), groups=st.integers(1, 40), k=st.integers(1, 9), seed=st.integers(0, 2**20))
+def test_top_indices_are_torchs(rows: int, groups: int, k: int, seed: int) -> None:
+    pre = torch.randn(rows, 16 * groups, generator=torch.Generator().manual_seed(seed))
+    k = min(k, 16 * groups)
+    ours = pre.gather(1, top_indices(pre, k)).sort(1).values
+    assert torch.equal(ours, pre.topk(k, dim=1).values.sort(1).values)
