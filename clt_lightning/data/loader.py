@@ -115,7 +115,8 @@ class TrainBatches(_Batches):
         done = len(range(part, self.first, workers))
         size = self.plan.batch_size
         tag = f"{self.plan.seed}-{self.plan.epoch}-{self.plan.rank}-{part}"
-        stream = islice(shuffled(self._raw(part), self.shuffle, random.Random(tag)), done * size, None)
+        raws = islice(self._raw(part), self.plan.worker_batches(part) * size)
+        stream = islice(shuffled(raws, self.shuffle, random.Random(tag)), done * size, None)
         for number in range(done, self.plan.worker_batches(part)):
             skipped: list[tuple[str, str]] = []
             samples = []

@@ -31,10 +31,11 @@ class Run:
 class EvalPlan:
     """Every sample exactly once, in order, with the same number of batches on every rank.
 
-    Rank r gets the r-th of `world` contiguous stretches (sizes differ by at most one) and cuts it into batches whose
-    sizes differ by at most one. The number of batches is the same on all ranks, since DDP hangs otherwise:
-    `ceil(ceil(samples / world) / batch_size)`. Two corners: with `batch_size=1` and a remainder, one batch a rank may
-    hold 2 samples; with fewer samples than ranks, the ranks without a sample get one empty batch.
+    Rank r gets the r-th of `world` contiguous stretches (sizes differ by at most one) and cuts it into full batches and
+    a rest. The number of batches is the same on all ranks, since DDP may hang otherwise:
+    `ceil(ceil(samples / world) / batch_size)`; a rank whose last batch would be empty gives it one sample of the batch
+    before. Two corners: with `batch_size=1` and a remainder, the last batch of a rank may hold 2 samples; with fewer
+    samples than ranks, the ranks without a sample get one empty batch.
 
     Args:
         counts: samples of each shard.
@@ -72,7 +73,7 @@ class EvalPlan:
     def batch(self, number: int) -> list[Run]:
         """The runs of this rank's batch `number`."""
         low, high = (self.used * (self.rank + i) // self.world for i in (0, 1))
-        start, stop = (low + (high - low) * (number + i) // len(self) for i in (0, 1))
+        start, stop = (low + self._begin(number + i, high - low) for i in (0, 1))
         runs: list[Run] = []
         for position in range(start, stop):
             sample = position if self.used == self.total else position * self.total // self.used
@@ -83,6 +84,11 @@ class EvalPlan:
             else:
                 runs.append(Run(shard, offset, offset + 1))
         return runs
+
+    def _begin(self, number: int, samples: int) -> int:
+        """Where batch `number` begins among a rank's samples: full batches, and at least one sample for each."""
+        left = len(self) - number
+        return samples if left == 0 else max(0, min(number * self.batch_size, samples - left))
 
 
 @dataclass(frozen=True)

@@ -68,11 +68,11 @@ def open_split(
     shards = tuple(build_index(files.shards, counts=counts, on_error=on_error))
     if labels is not None:
         shards = tuple(_select(shard, labels) for shard in shards)
-    split = Split(files, shards, _fields(shards, dataset_type, allow_pipe))
-    if split.samples == 0:
+    if all(s.samples == 0 for s in shards):
         chosen = " with a label of the class list" if labels is not None else ""
-        raise UserError(f"split {files.found!r} is empty: its {len(shards)} shards hold no sample{chosen}")
-    return split
+        where = shards[0].file.url + (" …" if len(shards) > 1 else "")
+        raise UserError(f"split {files.found!r} is empty: its shards ({where}) hold no sample{chosen}")
+    return Split(files, shards, _fields(shards, dataset_type, allow_pipe))
 
 
 def _select(shard: ShardIndex, labels: Mapping[int, int]) -> ShardIndex:

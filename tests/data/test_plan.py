@@ -41,6 +41,17 @@ def test_a_limit_takes_that_many_distinct_samples(counts: list[int], limit: int,
     assert len(read) == len(set(read)) == min(limit, sum(counts))
 
 
+def test_batches_are_full_but_for_the_rest() -> None:
+    def sizes(count: int, batch: int, world: int) -> list[list[int]]:
+        plans = [EvalPlan([count], batch, rank, world) for rank in range(world)]
+        return [[len(expanded(plan.batch(n))) for n in range(len(plan))] for plan in plans]
+
+    assert sizes(10, 4, 1) == [[4, 4, 2]]
+    assert sizes(17, 4, 2) == [[4, 3, 1], [4, 4, 1]]
+    assert sizes(5, 1, 2) == [[1, 1], [1, 2]]
+    assert sizes(2, 4, 3) == [[0], [1], [1]]
+
+
 def test_a_limit_is_spread_over_the_split() -> None:
     plan = EvalPlan([50, 50], 10, limit=10)
     assert expanded(plan.batch(0)) == [(s, i) for s in (0, 1) for i in range(0, 50, 10)]
