@@ -15,7 +15,7 @@ from torch import Tensor
 from clt_lightning.buffer import ActivationBuffer
 from clt_lightning.clip import Activations, FrozenCLIP
 from clt_lightning.clip.activations import random_positions
-from clt_lightning.errors import UserError
+from clt_lightning.run.finite import FiniteWatch
 from clt_lightning.schedule import lr_factor
 from clt_lightning.settings import (
     ClipConfig,
@@ -89,6 +89,7 @@ class CLTModule(lightning.LightningModule):
             "tokens_since_fired", torch.zeros(self.clip.n_layers, t.n_features, dtype=torch.int64), persistent=True
         )
         self.buffer = ActivationBuffer(self.tokens_config.buffer) if self.tokens_config.buffer else None
+        self.finite = FiniteWatch()
         self.batches_seen = 0
         self.validated_at_step: int | None = None
 
@@ -113,7 +114,7 @@ class CLTModule(lightning.LightningModule):
     def _estimate_normalization(self) -> None:
         # a loader of its own: reading from the training loader would move its place in the data
         datamodule = getattr(self.trainer, "datamodule", None)
-        loader = self.trainer.train_dataloader if datamodule is None else datamodule.train_dataloader()
+        loader: Any = self.trainer.train_dataloader if datamodule is None else datamodule.train_dataloader()
         sums = StatisticsAccumulator(self.clip.n_layers, self.clip.d_model, self.device)
         wanted = -(-self.tokens_config.statistics // self.trainer.world_size)
         for index, batch in enumerate(loader):
@@ -140,6 +141,7 @@ class CLTModule(lightning.LightningModule):
             self.loss_config, self.transcoder, y, out, self.global_step, None if request is None else request.tokens
         )
         loss = torch.stack(list(parts.values())).sum()
+        self.finite.look(self.global_step, loss, parts, x, y, out.y_hat)
         n_tokens = x.shape[1]
         self._count_fired(out, n_tokens)
         self.batches_seen += 1
@@ -149,12 +151,6 @@ class CLTModule(lightning.LightningModule):
     def _log_step(self, loss: Tensor, parts: dict[str, Tensor], out: CLTOutput) -> None:
         if (self.global_step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return  # one transfer every few steps: reading a scalar stalls the device
-        if not bool(loss.isfinite()):
-            bad = ", ".join(name for name, value in parts.items() if not bool(value.isfinite()))
-            raise UserError(
-                f"the loss is {loss.item()} at step {self.global_step} (part: {bad or 'sum'}): the run stops here, the "
-                "last checkpoint is kept. Lower the learning rate, or set trainer.gradient_clip_val"
-            )
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log_dict({f"train/loss/{name}": value.detach() for name, value in parts.items()})
         self.log("train/l0", out.codes.l0().double().mean().float(), prog_bar=True)

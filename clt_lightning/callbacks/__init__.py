@@ -5,8 +5,10 @@ from __future__ import annotations
 from clt_lightning.callbacks.checkpoints import Checkpoints
 from clt_lightning.callbacks.dead import TrainDead
 from clt_lightning.callbacks.export import ExportTranscoder
+from clt_lightning.callbacks.random_state import RandomState
 from clt_lightning.callbacks.reconstruction import Reconstruction
 from clt_lightning.callbacks.record import RunRecord
+from clt_lightning.callbacks.requeue import Requeue
 from clt_lightning.callbacks.table import Table
 from clt_lightning.callbacks.throughput import Throughput
 from clt_lightning.callbacks.zero_shot import ZeroShot
@@ -14,7 +16,9 @@ from clt_lightning.callbacks.zero_shot import ZeroShot
 __all__ = [
     "Checkpoints",
     "ExportTranscoder",
+    "RandomState",
     "Reconstruction",
+    "Requeue",
     "RunRecord",
     "Table",
     "Throughput",

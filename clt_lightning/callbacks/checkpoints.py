@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from clt_lightning.callbacks.base import fast_dev_run, run_folder
 from clt_lightning.errors import UserError
+from clt_lightning.run.checkpoint_io import remove_temporaries
+from clt_lightning.run.finite import not_finite
 
 
 class Checkpoints(ModelCheckpoint):
     """Keeps `best-step<n>.ckpt` and `last.ckpt` in `<run>/checkpoints/`.
 
     Other than plain `ModelCheckpoint`, `last.ckpt` is always the newest state: it is written after every validation,
-    every `last_every_n_steps` steps and at the end of training, whether the monitored number improved or not.
+    every `last_every_n_steps` steps and at the end of training, whether the monitored number improved or not. Weights
+    that hold NaN or infinity are never written. A checkpoint that was written before a validation that was due at its
+    step remembers it, and the resumed run validates first.
 
     Args:
         monitor: logged number that decides which checkpoint is best.
@@ -27,7 +33,8 @@ class Checkpoints(ModelCheckpoint):
         dirpath: folder for the checkpoints; null: `checkpoints/` in the run's folder.
 
     Raises:
-        UserError: if `last_every_n_steps` is not positive, or `monitor` is not logged by any callback.
+        UserError: if `last_every_n_steps` is not positive, `monitor` is not logged by any callback, or weights are not
+            finite when they should be written.
     """
 
     def __init__(
@@ -54,19 +61,35 @@ class Checkpoints(ModelCheckpoint):
         )
         self.last_every_n_steps = last_every_n_steps
         self._last_written_at = -1
+        self._validation_due = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         folder = run_folder(trainer)
         if self.dirpath is None and folder is not None:
             self.dirpath = str(folder / "checkpoints")
         super().setup(trainer, pl_module, stage)
+        if stage == "fit" and trainer.is_global_zero and not fast_dev_run(trainer) and self.dirpath:
+            left = remove_temporaries(Path(self.dirpath))
+            if left:
+                rank_zero_info(f"removed what a killed run left half-written: {', '.join(left)}")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if self._validation_due and trainer.enable_validation:
+            # The checkpoint was written between its step and the validation of that step.
+            loop = trainer.fit_loop.epoch_loop.val_loop
+            loop.restarting = False
+            trainer.validating = True
+            loop.run()
+            trainer.training = True
+        self._validation_due = False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self.last_every_n_steps and trainer.global_step % self.last_every_n_steps == 0:
-            self._write_last(trainer)
+            self.write_last_after_step(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._writes(trainer) and self.save_top_k != 0 and self.monitor not in trainer.callback_metrics:
@@ -77,11 +100,29 @@ class Checkpoints(ModelCheckpoint):
             )
         # Written again even if this step has a last.ckpt: now it also knows this validation's outcome.
         self._last_written_at = -1
+        self._validation_due = False
         super().on_validation_end(trainer, pl_module)
         self._write_last(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._write_last(trainer)
+
+    def write_last_after_step(self, trainer: pl.Trainer) -> None:
+        """Write `last.ckpt`; to be called from `on_train_batch_end`, on every process, after a whole optimizer step."""
+        loop = trainer.fit_loop.epoch_loop
+        fetcher = trainer.fit_loop._data_fetcher
+        self._validation_due = fetcher is not None and loop._should_check_val_fx(fetcher)
+        self._write_last(trainer)
+        self._validation_due = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base class's state, and whether the validation of this step is still to come."""
+        return super().state_dict() | {"validation_due": self._validation_due}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the state back."""
+        super().load_state_dict(state_dict)
+        self._validation_due = bool(state_dict.get("validation_due", False))
 
     def _writes(self, trainer: pl.Trainer) -> bool:
         return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not fast_dev_run(trainer)
@@ -97,3 +138,18 @@ class Checkpoints(ModelCheckpoint):
     def _save_last_checkpoint(self, trainer: pl.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         super()._save_last_checkpoint(trainer, monitor_candidates)
         self._last_written_at = trainer.global_step
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        bad = not_finite(trainer.lightning_module.named_parameters())
+        if not trainer.strategy.reduce_boolean_decision(not bad, all=True):
+            raise UserError(
+                f"step {trainer.global_step}: the weights hold NaN or infinity ({', '.join(bad) or 'other process'}; "
+                f"the number is the layer): {Path(filepath).name} is not written, and the last good checkpoint stays "
+                "as it is. To go on, lower the learning rate, or set trainer.gradient_clip_val"
+            )
+        # What was logged up to here must be on the disk, too: a run that is killed later goes on from here.
+        for logger in trainer.loggers if trainer.is_global_zero else []:
+            flush = getattr(getattr(logger, "experiment", None), "flush", None)
+            if callable(flush):
+                flush()
+        super()._save_checkpoint(trainer, filepath)
