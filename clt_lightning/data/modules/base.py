@@ -150,6 +150,15 @@ class WebImages(pl.LightningDataModule):
         """What makes this set's tars, for error messages."""
         return self.shard_hint.format(root=self.root)
 
+    def check_root(self) -> None:
+        """Cheap check before anything large is loaded.
+
+        Raises:
+            UserError: the folder is not there; the message says which command makes it.
+        """
+        if self.root is not None and "://" not in self.root and not os.path.isdir(self.root):
+            raise UserError(f"data folder {self.root!r} does not exist.{' ' + self.hint if self.hint else ''}")
+
     def setup(self, stage: str | None = None) -> None:
         """Finds, indexes and checks the splits that the stage reads, and reads class names and templates.
 
@@ -238,8 +247,7 @@ class WebImages(pl.LightningDataModule):
     def _read_names(self) -> None:
         if self._names_read:
             return
-        if self.root is not None and "://" not in self.root and not os.path.isdir(self.root):
-            raise UserError(f"data folder {self.root!r} does not exist.{' ' + self.hint if self.hint else ''}")
+        self.check_root()
         kind = self._from_root("dataset_type.txt")
         self.dataset_type = kind[0] if kind else None
         self.classnames = self._names("classnames", self._asked_classnames, "classnames.txt", self.default_classnames)

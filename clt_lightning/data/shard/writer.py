@@ -209,7 +209,11 @@ def _disk_errors(folder: Path) -> Iterator[None]:
                 "space and run the same command again: it goes on from there."
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise UserError(f"no permission to write at {error.filename or folder}: {error.strerror}") from error
+            raise UserError(
+                f"no permission to read or write at {error.filename or folder}: {error.strerror}"
+            ) from error
+        if error.errno in (errno.EEXIST, errno.ENOTDIR):
+            raise UserError(f"{folder} cannot be a folder: a file is in its place") from error
         raise
 
 
