@@ -4,8 +4,6 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# spinning OpenMP threads slow small steps down where cores are shared
-export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: quickstart test lint format setup clean
 quickstart: setup

@@ -38,7 +38,7 @@ class TranscoderConfig:
         n_features: dictionary size F of each layer.
         activation: which pre-activations become codes: TopK, AbsTopK, BatchTopK, JumpReLU or ReLU.
         topology: `cross_layer`; baselines: `per_layer` (per-layer transcoders) and `sae` (reads and rebuilds MLP
-        outputs).
+            outputs).
         skip: adds a linear path from x to y_hat in each layer.
         backend: `auto` takes the sparse or the dense path by measured density; `sparse` and `dense` force one.
     """
@@ -58,7 +58,7 @@ class ScheduleConfig:
         warmup_steps: linear rise from 0.
         decay: shape of the fall at the end: `linear`, `cosine` or `none`.
         decay_fraction: share of the run (`trainer.max_steps`) that the fall takes; 1 falls from the end of the
-        warm-up on.
+            warm-up on.
         final_factor: factor reached at the last step.
     """
 
@@ -86,7 +86,7 @@ class TokensConfig:
         buffer: capacity in tokens of an in-memory shuffle buffer of activations, a process; a step's tokens then come
             from many batches of images. 0 turns it off. Memory: capacity x layers x d_model x 2 x (2 or 4) bytes.
         statistics: tokens (of all processes together) that the normalisation is estimated from, once, before the
-        first step.
+            first step.
     """
 
     per_image: int | None = None

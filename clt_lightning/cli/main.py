@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
@@ -60,8 +59,7 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     try:
         if words[0] in TRAINER_COMMANDS:
-            # large gradients are allocated anew every step: huge pages halve the cost of touching them (glibc, Linux)
-            os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+            importlib.import_module("clt_lightning.environment")
             from clt_lightning.cli.trainer import run_trainer
 
             run_trainer(words)

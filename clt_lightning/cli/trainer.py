@@ -3,6 +3,7 @@ errors."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from clt_lightning.callbacks import (
     Throughput,
     ZeroShot,
 )
-from clt_lightning.data import modules  # noqa: F401  (short class names in configs resolve to what is imported)
+from clt_lightning.data import modules
 from clt_lightning.module import CLTModule
 from clt_lightning.run import resume
 from clt_lightning.run.checkpoint_io import SafeCheckpointIO
@@ -61,6 +62,14 @@ class CLTCLI(LightningCLI):
         # For fit the config is the truth; Lightning would silently put the checkpoint's values in its place
         if self.config.get("subcommand") != "fit":
             super()._parse_ckpt_path()
+
+    def before_instantiate_classes(self) -> None:
+        # the backbone may be a large download: a missing data folder is said before it
+        data = self.config[self.subcommand].get("data")
+        module_name, _, name = ("" if data is None else data.class_path).rpartition(".")
+        cls = getattr(importlib.import_module(module_name), name) if module_name else None
+        if isinstance(cls, type) and issubclass(cls, modules.WebImages):
+            cls(**data.init_args).check_root()
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         config = self.config[self.subcommand] if self.subcommand else self.config
@@ -141,6 +150,8 @@ class CLTCLI(LightningCLI):
                     if isinstance(callback, ExportTranscoder):
                         callback.on_train_end(trainer, self.model)
             validated_at = resume.evaluated_at(self._folder)
+            # the last step's own count is raised after it, so not in its checkpoint: loggers take it for the step
+            trainer.fit_loop.epoch_loop._batches_that_stepped = step
         if trainer.enable_validation and validated_at != step:
             trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
 
@@ -171,7 +182,7 @@ def _run(words: list[str]) -> None:
         save_config_kwargs={"overwrite": True},
         trainer_defaults={"log_every_n_steps": 50, "num_sanity_val_steps": 0},
         auto_configure_optimizers=False,
-        parser_kwargs={"prog": "python -m clt_lightning"},
+        parser_kwargs={"prog": "python -m clt_lightning", "allow_abbrev": False},
         # given both, LightningCLI warns even where they are the same words
         args=None if words == sys.argv[1:] else words,
     )

@@ -1,0 +1,75 @@
+"""Imports run one way: from the command line down to the mathematics."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "clt_lightning"
+
+# what each part may import of the others; `errors` is open to all
+ALLOWED = {
+    "transcoder": {"transcoder"},
+    "clip": {"clip"},
+    "data": {"data"},
+    "metrics": {"metrics"},
+    "replacement": {"clip", "transcoder"},
+    "settings": {"transcoder"},
+    "schedule": {"settings"},
+    "buffer": set(),
+    "run": {"run"},
+    "module": {"buffer", "clip", "run", "schedule", "settings", "transcoder"},
+    "analysis": {"analysis", "clip", "data", "metrics", "module", "replacement", "settings", "transcoder"},
+}
+# the script that trains the demo's CLIP draws the demo's renders; loading that CLIP does not
+EXCEPTIONS = {("clip/demo/train.py", "data"), ("clip/demo/evaluate.py", "data")}
+
+
+def imported_parts(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+            if node.module == "clt_lightning":
+                names = [f"clt_lightning.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "clt_lightning" and len(parts) > 1:
+                found.add(parts[1])
+    return found
+
+
+@pytest.mark.parametrize("part", sorted(ALLOWED))
+def test_imports_point_downwards(part: str) -> None:
+    folder = PACKAGE / part
+    files = sorted(folder.rglob("*.py")) if folder.is_dir() else [PACKAGE / f"{part}.py"]
+    assert files
+    for path in files:
+        where = str(path.relative_to(PACKAGE))
+        upwards = imported_parts(path) - ALLOWED[part] - {"errors", "__version__"}
+        upwards -= {name for file, name in EXCEPTIONS if file == where}
+        assert not upwards, f"{where} imports {', '.join(sorted(upwards))}"
+
+
+def test_the_transcoder_needs_neither_clip_nor_lightning() -> None:
+    code = "import sys, clt_lightning.transcoder; print(*{m.split('.')[0] for m in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"lightning", "open_clip", "torchvision", "webdataset"} & set(loaded)
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom clt_lightning.cli.main import main\nmain(['--help'])\n"
+        "print(*{m.split('.')[0] for m in sys.modules}, file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "fit" in result.stdout
+    assert "shard" in result.stdout
+    assert not {"torch", "lightning", "open_clip"} & set(result.stderr.split())
