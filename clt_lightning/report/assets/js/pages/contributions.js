@@ -16,7 +16,7 @@
   CLT.pages.contributions = async (parts, query) => {
     const { evaluation: e, files, commands } = await CLT.load("report");
     const head = [h("h1", {}, "Contributions"), h("p", { class: "lead" }, "A feature of layer i writes to layers i and later. Each cell says how much of target layer j's reconstruction comes from source layer i; every column sums to 1, and a term that points against the sum is negative.")];
-    if (!e || !e.contributions) return [head, CLT.empty("Not measured: run ", h("code", {}, commands.test), ".")];
+    if (!e || !e.contributions || !Object.keys(e.contributions).length) return [head, CLT.empty("Not measured: run ", h("code", {}, commands.test), ".")];
     const sets = Object.keys(e.contributions), layers = Array.from({ length: e.layers }, (_, i) => i), last = e.layers - 1;
     const box = h("div", { class: "stack" });
     const state = { tokens: sets.includes(query.tokens) ? query.tokens : sets[0], cls: query.cls || "" };

@@ -1,0 +1,74 @@
+"""`report`: pages and figures of a run, in a folder that opens from the disk."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `report`."""
+    parser.add_argument(
+        "--run", type=Path, required=True, help="run folder, e.g. runs/quickstart/version_0, evaluated by `test` before"
+    )
+    parser.add_argument("--split", default="test", help="split whose evaluation is shown (default: test)")
+    parser.add_argument("--output", type=Path, help="folder to write (default: <run>/report); an older report is replaced")
+    parser.add_argument(
+        "--features", type=int, help="cards a layer, the most frequent features first (default: all that ever fired)"
+    )
+    parser.add_argument(
+        "--images", type=int, default=24, help="images with a page of their own, evenly over the classes (default: 24)"
+    )
+    parser.add_argument("--image", action="append", default=[], metavar="KEY", help="one more image, by key; repeatable")
+    parser.add_argument(
+        "--queries", type=int, default=24, help="query images of the retrieval page, evenly over the classes (default: 24)"
+    )
+    parser.add_argument("--query", action="append", default=[], metavar="KEY", help="one more query, by key; repeatable")
+    parser.add_argument("--neighbours", type=int, default=8, help="images shown a layer beside a query (default: 8)")
+    parser.add_argument("--thumbnail", type=int, default=128, help="side of a thumbnail in pixels (default: 128)")
+    parser.add_argument("--no_pictures", action="store_true", help="numbers alone: neither data nor model are read")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the report.
+
+    Raises:
+        UserError: nothing to show, data that cannot be read, or a folder that is in the way.
+    """
+    from clt_lightning.report import ReportOptions, build_report
+
+    options = ReportOptions(
+        split=args.split,
+        features=args.features,
+        images=args.images,
+        image_keys=tuple(args.image),
+        queries=args.queries,
+        query_keys=tuple(args.query),
+        neighbours=args.neighbours,
+        thumbnail=args.thumbnail,
+        pictures=not args.no_pictures,
+    )
+    built = build_report(args.run, options, args.output, progress=_progress())
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    for note in built.notes:
+        print(f"note: {note}")
+    print(f"{built.files} files, {built.bytes / 1e6:.1f} MB in {built.seconds:.0f} s; open {built.index}")
+
+
+def _progress() -> Callable[[str], None]:
+    """A line that rewrites itself on a terminal; elsewhere one line a kind of work, so that logs stay short."""
+    before = [""]
+
+    def rewrite(text: str) -> None:
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+    def log(text: str) -> None:
+        kind = text.split(":")[0].split(" ")[0]
+        if kind != before[0]:
+            print(text, file=sys.stderr, flush=True)
+        before[0] = kind
+
+    return rewrite if sys.stderr.isatty() else log

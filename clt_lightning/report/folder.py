@@ -1,0 +1,128 @@
+"""The report's folder: data as scripts, tables, figures; put in its place when it is complete."""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from clt_lightning.errors import UserError
+
+ASSETS = Path(__file__).parent / "assets"
+#: In the order in which they must run; pages may be in any
+SCRIPTS = (
+    "core.js",
+    "theme.js",
+    "colors.js",
+    "figure.js",
+    "charts/heatmap.js",
+    "charts/axes.js",
+    "charts/lines.js",
+    "charts/bars.js",
+    "charts/scatter.js",
+    "thumbs.js",
+    "maps.js",
+    "vtable.js",
+    "catalogue.js",
+    "pages/summary.js",
+    "pages/reconstruction.js",
+    "pages/cascade.js",
+    "pages/contributions.js",
+    "pages/faithfulness.js",
+    "pages/population.js",
+    "pages/features.js",
+    "pages/feature.js",
+    "pages/images.js",
+    "pages/retrieval.js",
+    "router.js",
+    "start.js",
+)
+STYLES = ("tokens.css", "layout.css", "parts.css", "charts.css")
+MARK = "clt-report.json"
+
+
+class ReportFolder:
+    """Writes a report beside its final place and moves it there at the end: a reader never sees half of one.
+
+    Args:
+        target: where the report will be. A report that is there is replaced; any other folder that is not empty is
+            refused.
+
+    Raises:
+        UserError: `target` is a file, or holds something else than a report.
+    """
+
+    def __init__(self, target: Path) -> None:
+        if target.is_file():
+            raise UserError(f"--output {target} is a file: name a folder")
+        if target.is_dir() and any(target.iterdir()) and not (target / MARK).is_file():
+            raise UserError(
+                f"--output {target} holds files that are no report: name another folder, or empty it yourself"
+            )
+        self.target = target
+        self.path = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.path.mkdir(parents=True)
+
+    def __enter__(self) -> ReportFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def file(self, name: str) -> Path:
+        """The path of a file of the report, with its folder made."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def data(self, name: str, value: Any) -> None:
+        """Writes `data/<name>.js`, which the pages read with `CLT.load(name)`."""
+        text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        self.file(f"data/{name}.js").write_text(f"CLT.put({json.dumps(name)},{text});\n", encoding="utf-8")
+
+    def table(self, name: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+        """Writes `tables/<name>.csv`; None is an empty cell.
+
+        Returns:
+            Its address in the report.
+        """
+        with self.file(f"tables/{name}.csv").open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(head)
+            writer.writerows(rows)
+        return f"tables/{name}.csv"
+
+    def assets(self, title: str, run: str) -> None:
+        """Writes `index.html`, the style sheets and the scripts."""
+        page = Template((ASSETS / "index.html").read_text(encoding="utf-8"))
+        styles = "\n".join(f'<link rel="stylesheet" href="assets/css/{name}">' for name in STYLES)
+        scripts = "\n".join(f'<script src="assets/js/{name}"></script>' for name in SCRIPTS)
+        self.file("index.html").write_text(
+            page.safe_substitute(title=html.escape(title), run=html.escape(run), styles=styles, scripts=scripts),
+            encoding="utf-8",
+        )
+        for kind in ("css", "js"):
+            shutil.copytree(ASSETS / kind, self.path / "assets" / kind)
+
+    def finish(self, record: dict[str, Any]) -> None:
+        """Marks the folder as a report and moves it into its place."""
+        self.file(MARK).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        old = self.target.with_name(f".{self.target.name}.{os.getpid()}.old")
+        if self.target.exists():
+            os.replace(self.target, old)
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(self.path, self.target)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def size(self) -> tuple[int, int]:
+        """Files and bytes written so far."""
+        sizes = [path.stat().st_size for path in self.path.rglob("*") if path.is_file()]
+        return len(sizes), sum(sizes)

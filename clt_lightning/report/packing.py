@@ -1,0 +1,59 @@
+"""Codes of many patch maps as text: only what is active, positions and 16-bit values."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Largest step between a code and what the page draws, as a share of the feature's largest code
+RESOLUTION = 0.5 / 65535
+
+
+def pack_maps(maps: NDArray[np.floating], peaks: NDArray[np.floating]) -> dict[str, Any]:
+    """Packs maps; `unpackMaps` of the page's scripts reads them.
+
+    Args:
+        maps: `(n, positions)` codes.
+        peaks: `(n,)` what 65535 stands for: at least each map's largest |code|.
+
+    Returns:
+        `counts`, `positions`, `values` and, if a code is negative, `negative`: base64 of little-endian arrays.
+    """
+    assert maps.ndim == 2 and peaks.shape == maps.shape[:1]
+    assert maps.shape[1] <= 65536
+    row, position = np.nonzero(maps)
+    codes = maps[row, position].astype(np.float64)
+    scale = np.where(peaks > 0, peaks, 1.0).astype(np.float64)[row]
+    # what is active never becomes zero
+    values = np.clip(np.rint(np.abs(codes) / scale * 65535), 1, 65535).astype("<u2")
+    packed = {
+        "counts": _text(np.bincount(row, minlength=len(maps)).astype("<u2")),
+        "positions": _text(position.astype("<u2")),
+        "values": _text(values),
+    }
+    if (codes < 0).any():
+        packed["negative"] = _text((codes < 0).astype(np.uint8))
+    return packed
+
+
+def unpack_maps(packed: dict[str, Any], peaks: NDArray[np.floating], positions: int) -> NDArray[np.float64]:
+    """The page's reading of `pack_maps`, for tests and for readers in Python."""
+
+    def array(key: str, dtype: str) -> NDArray[Any]:
+        return np.frombuffer(base64.b64decode(packed[key]), dtype=dtype)
+
+    counts = array("counts", "<u2").astype(np.int64)
+    row = np.repeat(np.arange(len(counts)), counts)
+    codes = array("values", "<u2") / 65535 * np.asarray(peaks, np.float64)[row]
+    if "negative" in packed:
+        codes = np.where(array("negative", "u1") > 0, -codes, codes)
+    maps = np.zeros((len(counts), positions))
+    maps[row, array("positions", "<u2").astype(np.int64)] = codes
+    return maps
+
+
+def _text(array: NDArray[Any]) -> str:
+    return base64.b64encode(array.tobytes()).decode("ascii")

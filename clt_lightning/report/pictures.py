@@ -1,0 +1,21 @@
+"""Pixels for the pages: one pass over a split, and the explanation of single images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class Pictures(Protocol):
+    """Where the pages' images come from, and what explains one of them."""
+
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def read(self, wanted: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yields key and normalised image `(3, H, W)` of the wanted images, in any order, each at most once."""
+
+    def explain(self, key: str, image: Tensor, label: int) -> dict[str, Any]:
+        """`ImageExplanation.to_json()` of an image (docs/results-schema.md); label -1: none."""

@@ -1,0 +1,44 @@
+"""The run's record, as the summary page shows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Rows = list[tuple[str, str]]
+_SECTIONS = (
+    ("Run", ("started", "command", "seed", "precision", "git", "hardware")),
+    ("Transcoder", ("transcoder",)),
+    ("Backbone", ("clip",)),
+    ("Data", ("data",)),
+    ("Versions", ("versions",)),
+)
+_LONGEST = 600
+
+
+def record_sections(run: dict[str, Any]) -> list[tuple[str, Rows]]:
+    """The `run` part of results.json as titled rows; what no section names comes under "More"."""
+    named = {key for _, keys in _SECTIONS for key in keys}
+    sections = [(title, _rows(run, keys)) for title, keys in _SECTIONS]
+    sections.append(("More", _rows(run, tuple(key for key in run if key not in named))))
+    return [(title, rows) for title, rows in sections if rows]
+
+
+def _rows(run: dict[str, Any], keys: tuple[str, ...]) -> Rows:
+    rows: Rows = []
+    for key in keys:
+        value = run.get(key)
+        # a section of one table shows the table's own keys
+        rows += flatten(value, "" if len(keys) == 1 and isinstance(value, dict) else key)
+    return rows
+
+
+def flatten(value: Any, name: str) -> Rows:
+    """A nested value as rows `a.b.c`, text; what is empty or None is left out."""
+    if value is None or value == {} or value == []:
+        return []
+    if isinstance(value, dict):
+        return [row for key, part in value.items() for row in flatten(part, f"{name}.{key}" if name else str(key))]
+    if isinstance(value, list):
+        value = ", ".join(str(part) for part in value)
+    text = str(value)
+    return [(name, text if len(text) <= _LONGEST else f"{text[:_LONGEST]} … ({len(text)} characters)")]
