@@ -1,0 +1,170 @@
+"""The variants of CLIP that are compared on the same images: cascaded replacement and its controls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from clt_lightning.analysis.tower import Observation, finish
+from clt_lightning.clip import FrozenCLIP
+from clt_lightning.errors import UserError
+from clt_lightning.metrics import TOKEN_SETS, check_token_sets
+from clt_lightning.replacement import replaced
+from clt_lightning.transcoder import Codes, CrossLayerTranscoder
+
+POSITIONS = {"all": slice(None), "cls": slice(0, 1), "patch": slice(1, None)}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One variant of the model.
+
+    Attributes:
+        kind: `original`; `replaced` (cascaded: every x is read from the modified stream); `true_x` (the same window,
+            fed with the x of the untouched model); `mean_ablated`, `zero_ablated` (MLP outputs put to their training
+            mean, to 0).
+        first: first layer of the window; None for the original.
+        last: last layer of the window.
+        tokens: at which positions MLP outputs are replaced.
+    """
+
+    kind: str
+    first: int | None = None
+    last: int | None = None
+    tokens: str | None = None
+
+    @property
+    def name(self) -> str:
+        """`original`, or `<kind>/<first>-<last>/<tokens>`."""
+        return self.kind if self.first is None else f"{self.kind}/{self.first}-{self.last}/{self.tokens}"
+
+
+@dataclass
+class CascadeOptions:
+    """Which windows of MLPs are replaced.
+
+    Args:
+        firsts: first layers of the windows that reach to the last layer; null takes the paper's 0, 3, 7, 10 of 12,
+            scaled to the model's depth.
+        token_sets: at which tokens the windows are replaced: cls, patch, all.
+        singles: replace each layer alone as well.
+        single_token_sets: the same for single layers.
+        controls: kinds of controls for every window: true_x, mean_ablated, zero_ablated.
+        control_token_sets: at which tokens the controls are applied.
+    """
+
+    firsts: list[int] | None = None
+    token_sets: list[str] = field(default_factory=lambda: list(TOKEN_SETS))
+    singles: bool = True
+    single_token_sets: list[str] = field(default_factory=lambda: ["all"])
+    controls: list[str] = field(default_factory=lambda: ["true_x", "mean_ablated", "zero_ablated"])
+    control_token_sets: list[str] = field(default_factory=lambda: ["all"])
+
+    def __post_init__(self) -> None:
+        for name in ("token_sets", "single_token_sets", "control_token_sets"):
+            check_token_sets(getattr(self, name), option=f"cascade.{name}")
+        unknown = sorted(set(self.controls) - {"true_x", "mean_ablated", "zero_ablated"})
+        if unknown:
+            raise UserError(f"cascade.controls={self.controls}: unknown are {', '.join(unknown)}")
+
+
+def default_firsts(n_layers: int) -> list[int]:
+    """The paper's first layers 0, 3, 7, 10 of 12, scaled to a model of `n_layers`."""
+    return sorted({round(first * n_layers / 12) for first in (0, 3, 7, 10)} & set(range(n_layers)))
+
+
+def plan_arms(options: CascadeOptions, n_layers: int) -> list[Arm]:
+    """All arms of an evaluation, the original first.
+
+    Raises:
+        UserError: a first layer that the model has not.
+    """
+    firsts = default_firsts(n_layers) if options.firsts is None else options.firsts
+    wrong = [first for first in firsts if not 0 <= first < n_layers]
+    if wrong:
+        raise UserError(f"cascade.firsts={firsts}: {wrong} do not exist in a model with layers 0..{n_layers - 1}")
+    last = n_layers - 1
+    arms = [Arm("original")]
+    arms += [Arm("replaced", first, last, tokens) for first in firsts for tokens in options.token_sets]
+    if options.singles:
+        arms += [Arm("replaced", i, i, tokens) for i in range(n_layers) for tokens in options.single_token_sets]
+    for kind in options.controls:
+        arms += [Arm(kind, first, last, t) for first in firsts for t in options.control_token_sets]
+    return list(dict.fromkeys(arms))
+
+
+class ArmRunner:
+    """Runs arms on observed images, from the first layer of each window on.
+
+    Args:
+        clip: the backbone.
+        clt: the transcoder.
+        means: `(layers, 2, d_model)` mean MLP outputs over the training data, of [CLS] and of patches; None where they
+            are not known, which the arm `mean_ablated` does not survive.
+    """
+
+    def __init__(self, clip: FrozenCLIP, clt: CrossLayerTranscoder, means: Tensor | None = None) -> None:
+        self.clip, self.clt, self.means = clip, clt, means
+
+    @torch.no_grad()
+    def embeddings(self, arm: Arm, seen: Observation, codes: Codes, y_hat: Tensor) -> Tensor:
+        """Unit-norm embeddings `(images, embed_dim)` of an arm.
+
+        Args:
+            arm: which variant.
+            seen: the untouched model on these images.
+            codes: the codes of its x.
+            y_hat: their reconstruction, `(layers, tokens, d_model)`.
+
+        Raises:
+            UserError: mean ablation without means.
+        """
+        if arm.first is None or arm.last is None or arm.tokens is None:
+            return seen.embeddings
+        with self._active(arm, seen, codes, y_hat):
+            return finish(self.clip, seen.streams[arm.first], arm.first)
+
+    def _active(self, arm: Arm, seen: Observation, codes: Codes, y_hat: Tensor) -> AbstractContextManager[None]:
+        assert arm.first is not None
+        assert arm.last is not None
+        assert arm.tokens is not None
+        window = range(arm.first, arm.last + 1)
+        if arm.kind == "replaced":
+            return self._cascade(window, arm.tokens, seen, codes)
+        positions = POSITIONS[arm.tokens]
+        by_image = y_hat.unflatten(1, (seen.n_images, -1))
+        means = self.means
+        if arm.kind == "mean_ablated" and means is None:
+            raise UserError("mean ablation needs the training data's means: give ArmRunner(means=...)")
+
+        def branch(layer: int, x: Tensor, compute_y: Callable[[], Tensor]) -> Tensor:
+            if arm.kind == "true_x":
+                new = by_image[layer].to(x)
+            elif arm.kind == "mean_ablated":
+                assert means is not None
+                patch = means[layer, 1].to(x).expand(x.shape[0], x.shape[1] - 1, -1)
+                new = torch.cat([means[layer, 0].to(x).expand(x.shape[0], 1, -1), patch], 1)
+            else:
+                new = torch.zeros_like(x)
+            if arm.tokens == "all":
+                return new
+            y = compute_y().clone()
+            y[:, positions] = new[:, positions].to(y.dtype)
+            return y
+
+        return self.clip.mlp_override(branch, window)
+
+    @contextmanager
+    def _cascade(self, window: Sequence[int], tokens: str, seen: Observation, codes: Codes) -> Iterator[None]:
+        # what layers before the window write is known from the untouched forward: they are not run again
+        earlier = codes
+        if tokens != "all":
+            is_cls = torch.arange(codes.n_tokens, device=codes.device) % (codes.n_tokens // seen.n_images) == 0
+            earlier = codes.select_tokens(is_cls if tokens == "cls" else ~is_cls)
+        with replaced(self.clip, self.clt, window, tokens) as trace:
+            trace.codes.update({layer: earlier.slice(layer) for layer in range(window[0])})
+            yield

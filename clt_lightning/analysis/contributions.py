@@ -1,0 +1,149 @@
+"""Cross-layer contributions: how much of each target layer's reconstruction comes from each source layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clt_lightning.metrics.base import ExactMetric
+from clt_lightning.transcoder import Codes, CrossLayerTranscoder
+
+SETS = ("cls", "patch", "all")
+_BLOCK = 1 << 22  # float64 elements of the terms that are held at once
+
+
+@dataclass(frozen=True)
+class ContributionScores:
+    """Contribution scores of one token set; axes `[source, target]`, 0 for sources after the target.
+
+    Attributes:
+        tokens: number of tokens.
+        uncentred: `(L, L)` float64, `C[i -> j] = E <c_ij, yhat_j> / ||yhat_j||^2`, signed; columns sum to 1.
+        centred: `(L, L)` float64, `E <c - Ec, yhat - E yhat> / E ||yhat - E yhat||^2`, signed; columns sum to 1.
+        by_class: `(C, L, L)` the uncentred scores of the images of each class, NaN without; None without labels.
+        means: `(L, L, d_model)` mean terms `E c_ij`.
+    """
+
+    tokens: int
+    uncentred: Tensor
+    centred: Tensor
+    by_class: Tensor | None
+    means: Tensor
+
+    def std_over_classes(self) -> Tensor | None:
+        """`(L, L)` standard deviation of the scores over the classes that occur; None without labels."""
+        if self.by_class is None:
+            return None
+        occurs = ~self.by_class.isnan().all(dim=(1, 2))
+        return self.by_class[occurs].std(0, correction=0) if bool(occurs.any()) else None
+
+
+class Contributions(ExactMetric):
+    """Streams contribution scores, exactly and in one pass, target by target (Chatzoudis et al. 2026).
+
+    Terms are `c_ij = W_dec[i -> j] z_i` and `yhat_j = sum_i c_ij`: no bias and no skip path, so that the columns sum to
+    1. The uncentred score is a mean of ratios over tokens and counts a direction that never changes as a contribution;
+    the centred one is a ratio of means and leaves it out. Tokens whose `yhat_j` is exactly 0 have no score and do not
+    count in the uncentred one.
+
+    Args:
+        clt: the transcoder; kept out of the state.
+        n_classes: 0 without labels.
+    """
+
+    ratios: Tensor
+    counts: Tensor
+    cross: Tensor
+    sums: Tensor
+    tokens: Tensor
+    class_ratios: Tensor
+    class_counts: Tensor
+
+    def __init__(self, clt: CrossLayerTranscoder, n_classes: int = 0) -> None:
+        super().__init__()
+        object.__setattr__(self, "_clt", clt)  # not a child: its weights are no state of this metric
+        self.n_classes = n_classes
+        L, d = clt.n_layers, clt.d_model
+        shapes = {
+            "ratios": (2, L, L),
+            "counts": (2, L),
+            "cross": (2, L, L),
+            "sums": (2, L, L, d),
+            "tokens": (2,),
+            "class_ratios": (2, n_classes, L, L),
+            "class_counts": (2, n_classes, L),
+        }
+        for name, shape in shapes.items():
+            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, codes: Codes, n_positions: int, labels: Tensor | None = None) -> None:
+        """Take in one batch of whole images.
+
+        Args:
+            codes: `(layers, images * n_positions, F)`.
+            n_positions: tokens an image, [CLS] first.
+            labels: `(images,)`, -1 for none.
+        """
+        clt: CrossLayerTranscoder = self.__dict__["_clt"]
+        device = self.ratios.device
+        n_tokens = codes.n_tokens
+        positions = torch.arange(n_tokens, device=device) % n_positions
+        owner = None
+        if labels is not None and self.n_classes:
+            owner = labels.to(device).repeat_interleave(n_positions)
+        self.tokens += torch.stack([(positions == 0).sum(), (positions > 0).sum()])
+        sources = [codes.slice(i) for i in range(clt.n_layers)]
+        for target in range(clt.n_layers):
+            terms = clt.layer_terms(sources[: target + 1], target)
+            step = max(1, _BLOCK // (terms.shape[0] * terms.shape[2]))
+            for start in range(0, n_tokens, step):
+                part = slice(start, start + step)
+                block = terms[:, part].to(device).double()
+                classes = None if owner is None else owner[part]
+                self._take(target, block, positions[part] > 0, classes)
+
+    def _take(self, target: int, terms: Tensor, is_patch: Tensor, classes: Tensor | None) -> None:
+        y_hat = terms.sum(0)
+        dots = torch.einsum("snd,nd->sn", terms, y_hat)
+        squares = y_hat.square().sum(-1)
+        valid = squares > 0
+        ratios = torch.where(valid, dots / squares.where(valid, torch.ones_like(squares)), 0.0)
+        n = target + 1
+        for kind, chosen in enumerate((~is_patch, is_patch)):
+            weight = chosen.double()
+            self.ratios[kind, :n, target] += ratios @ weight
+            self.counts[kind, target] += (valid & chosen).sum()
+            self.cross[kind, :n, target] += dots @ weight
+            self.sums[kind, :n, target] += torch.einsum("snd,n->sd", terms, weight)
+            if classes is not None:
+                use = valid & chosen & (classes >= 0)
+                self.class_ratios[kind, :, :n, target].index_add_(0, classes[use], ratios[:, use].T)
+                self.class_counts[kind, :, target].index_add_(0, classes[use], torch.ones_like(squares[use]))
+
+    def compute(self) -> dict[str, Tensor]:
+        """The plain sums of all processes; `scores` makes something of them."""
+        return {name: getattr(self, name) for name in self._defaults}
+
+    def scores(self) -> dict[str, ContributionScores]:
+        """Scores by token set (`cls`, `patch`, `all`), of all processes, all of which must call this.
+
+        Columns are NaN where there were no tokens, and centred ones where nothing varies.
+        """
+        # torchmetrics squeezes sums of one element
+        sums = {name: value.reshape(getattr(self, name).shape) for name, value in self.compute().items()}
+        return {name: self._scores(sums, kinds) for name, kinds in zip(SETS, ([0], [1], [0, 1]))}
+
+    def _scores(self, sums: dict[str, Tensor], kinds: list[int]) -> ContributionScores:
+        total = {name: value[kinds].sum(0) for name, value in sums.items()}
+        tokens = total["tokens"]
+        means = total["sums"] / tokens
+        covariance = total["cross"] / tokens - torch.einsum("ijd,jd->ij", means, means.sum(0))
+        by_class = None
+        if self.n_classes:
+            by_class = (total["class_ratios"] / total["class_counts"][:, None]).cpu()
+        # the sum over sources of the covariances is E ||yhat - E yhat||^2
+        centred = covariance / covariance.sum(0)
+        uncentred = total["ratios"] / total["counts"]
+        return ContributionScores(int(tokens), uncentred.cpu(), centred.cpu(), by_class, means.cpu())

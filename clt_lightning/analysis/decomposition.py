@@ -1,0 +1,141 @@
+"""A class logit as a sum: what embedding, attention, each layer's features, biases and errors add to it, directly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clt_lightning.analysis.tower import Observation, reads_cls_only
+from clt_lightning.clip import FrozenCLIP
+from clt_lightning.errors import UserError
+from clt_lightning.transcoder import Codes, CrossLayerTranscoder
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """Direct contributions to one class logit of one image, in logit units.
+
+    The last [CLS] residual is a sum of what was added to it; the last LayerNorm (its scale frozen at the image's own
+    value), the projection and the division by the embedding's norm are linear then, so the logit is the sum of the
+    terms. What a term does through later layers (other MLPs and attention reading it) is counted there, not here.
+
+    Attributes:
+        logit: the model's own.
+        embedding: the [CLS] and positional embeddings (after `ln_pre`).
+        attention: `(L,)` what each block's attention added at [CLS].
+        features: `(L, L)` `[source, target]`: what the features of a source layer wrote into a target layer's MLP
+            output.
+        bias: `(L,)` decoder biases.
+        skip: `(L,)` the transcoder's linear path.
+        error: `(L,)` true MLP output minus reconstruction; 0 where the MLP is replaced.
+        norm_bias: the last LayerNorm's own bias.
+    """
+
+    logit: float
+    embedding: float
+    attention: Tensor
+    features: Tensor
+    bias: Tensor
+    skip: Tensor
+    error: Tensor
+    norm_bias: float
+
+    @property
+    def sum(self) -> float:
+        """The sum of all terms: the logit, to 1e-4 in fp32."""
+        parts = (self.attention, self.features, self.bias, self.skip, self.error)
+        return self.embedding + self.norm_bias + float(sum(part.double().sum() for part in parts))
+
+    def to_json(self) -> dict[str, Any]:
+        """As in docs/results-schema.md."""
+        return {
+            "logit": self.logit,
+            "sum": self.sum,
+            "embedding": self.embedding,
+            "attention": self.attention.tolist(),
+            "features": self.features.tolist(),
+            "bias": self.bias.tolist(),
+            "skip": self.skip.tolist(),
+            "error": self.error.tolist(),
+            "norm_bias": self.norm_bias,
+        }
+
+
+class LogitReader:
+    """The linear map from the last [CLS] residual of one image to one class logit.
+
+    Args:
+        clip: the backbone.
+        residual: `(d_model,)` the last [CLS] residual.
+        text: `(embed_dim,)` unit embedding of the class.
+
+    Raises:
+        UserError: a backbone whose embedding is not read from [CLS] through one LayerNorm.
+    """
+
+    def __init__(self, clip: FrozenCLIP, residual: Tensor, text: Tensor) -> None:
+        if not reads_cls_only(clip):
+            raise UserError(
+                f"'{clip.name}' does not read its embedding from [CLS]: its logits cannot be split up so far"
+            )
+        visual = clip.model.visual
+        norm = visual.ln_post
+        r = residual.double()
+        scale = (r.var(correction=0) + norm.eps).rsqrt()
+        text = text.double().to(r.device)
+        direction = text if visual.proj is None else visual.proj.double() @ text
+        weight = norm.weight.double() * direction
+        bias = float(norm.bias.double() @ direction)
+        normed = (r - r.mean()) * scale * norm.weight.double() + norm.bias.double()
+        embedding = normed if visual.proj is None else normed @ visual.proj.double()
+        factor = clip.logit_scale / float(embedding.norm())
+        # the mean that the LayerNorm takes off is linear as well: it is taken off the direction
+        self.direction = (weight - weight.mean()) * scale * factor
+        self.bias = bias * factor
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """What vectors `(..., d_model)` in the residual add to the logit, `(...)` float64 on the CPU."""
+        return (vectors.double() @ self.direction).cpu()
+
+
+@torch.no_grad()
+def decompose(
+    clip: FrozenCLIP,
+    clt: CrossLayerTranscoder,
+    seen: Observation,
+    codes: Codes,
+    added: Tensor,
+    text: Tensor,
+    replaced: bool,
+) -> Decomposition:
+    """Decompose one class logit of one image.
+
+    Args:
+        clip: the backbone.
+        clt: the transcoder.
+        seen: the forward to explain (of the untouched model, or with all MLPs replaced), of one image.
+        codes: the codes in that forward.
+        added: `(L, d_model)` what each MLP branch added at [CLS] in it.
+        text: `(embed_dim,)` the class's text embedding.
+        replaced: whether `added` is the transcoder's reconstruction; the error is 0 by definition then.
+    """
+    L = clt.n_layers
+    is_cls = torch.arange(codes.n_tokens, device=codes.device) == 0
+    sources = [codes.select_tokens(is_cls).slice(i) for i in range(L)]
+    start = seen.streams[0][0, 0]
+    attention = torch.stack([a[0] for a in seen.attention])
+    residual = start.double() + attention.double().sum(0) + added.double().sum(0)
+    read = LogitReader(clip, residual, text)
+    features = torch.zeros(L, L, dtype=torch.float64)
+    skip = torch.zeros(L, dtype=torch.float64)
+    for target in range(L):
+        features[: target + 1, target] = read(clt.layer_terms(sources[: target + 1], target)[:, 0])
+        skip[target] = read(clt.skip_term(seen.x[target, :1], target)[0])
+    bias = read(clt.b_dec)
+    whole = read(added)
+    error = torch.zeros(L, dtype=torch.float64) if replaced else whole - features.sum(0) - bias - skip
+    logit = clip.logit_scale * float(seen.embeddings[0].double() @ text.double().to(seen.embeddings.device))
+    return Decomposition(logit, float(read(start)), read(attention), features, bias, skip, error, read.bias)

@@ -1,0 +1,409 @@
+"""Everything that is measured on a split, in one pass over it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import MetricCollection
+from tqdm.auto import tqdm
+
+from clt_lightning.analysis import statistics
+from clt_lightning.analysis.arms import ArmRunner, CascadeOptions, plan_arms
+from clt_lightning.analysis.contributions import Contributions
+from clt_lightning.analysis.faithfulness import Faithfulness, FaithfulnessOptions
+from clt_lightning.analysis.features import FeatureCollector, FeatureOptions, Features
+from clt_lightning.analysis.population import PopulationOptions
+from clt_lightning.analysis.reference import Reference, ReferenceCollector
+from clt_lightning.analysis.results import Evaluation
+from clt_lightning.analysis.retrieval import Retrieval, RetrievalCollector
+from clt_lightning.analysis.table import ImageTable, divergences, ranks_of
+from clt_lightning.analysis.tower import Observation, observe
+from clt_lightning.clip import FrozenCLIP
+from clt_lightning.errors import UserError
+from clt_lightning.metrics import (
+    FVU,
+    L0,
+    MSE,
+    TOKEN_SETS,
+    Cosine,
+    DeadFeatures,
+    check_token_sets,
+    metric_device,
+    select,
+)
+from clt_lightning.transcoder import Codes, CrossLayerTranscoder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class EvaluateOptions:
+    """What an evaluation measures.
+
+    Args:
+        token_sets: token sets of the reconstruction: cls, patch, all.
+        cascade: which windows of MLPs are replaced.
+        faithfulness: which terms are taken away, where; null leaves faithfulness out.
+        population: the pass over training images.
+        features: what is collected of every feature.
+        retrieval: entries kept of each image's sparse code in a layer, for its neighbours; 0 keeps none.
+        bootstrap: resamples behind the intervals.
+        seed: seed of resamples and random orders.
+    """
+
+    token_sets: list[str] = field(default_factory=lambda: list(TOKEN_SETS))
+    cascade: CascadeOptions = field(default_factory=CascadeOptions)
+    faithfulness: FaithfulnessOptions | None = field(default_factory=FaithfulnessOptions)
+    population: PopulationOptions = field(default_factory=PopulationOptions)
+    features: FeatureOptions = field(default_factory=FeatureOptions)
+    retrieval: int = 64
+    bootstrap: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_token_sets(self.token_sets, option="evaluate.token_sets")
+        if self.retrieval < 0 or self.bootstrap < 1:
+            raise UserError(
+                f"evaluate.retrieval must be >= 0 and evaluate.bootstrap >= 1, got {self.retrieval}, {self.bootstrap}"
+            )
+
+
+class Reconstruction:
+    """MSE, FVU, R2, cosine, L0 and dead share of every layer and token set.
+
+    Args:
+        clt: the transcoder.
+        token_sets: which sets.
+        device: where the sums live.
+    """
+
+    def __init__(self, clt: CrossLayerTranscoder, token_sets: Sequence[str], device: torch.device) -> None:
+        L, d = clt.n_layers, clt.d_model
+
+        def metrics() -> dict[str, Any]:
+            # FVU and MSE come from the same sums: one group, updated once
+            errors = MetricCollection({"fvu": FVU(L, d), "mse": MSE(L, d)}, compute_groups=[["fvu", "mse"]])
+            made = {"errors": errors, "cosine": Cosine(L), "l0": L0(L), "dead": DeadFeatures(L, clt.n_features)}
+            return {name: metric.to(device) for name, metric in made.items()}
+
+        self.metrics = {name: metrics() for name in token_sets}
+
+    def update(self, y: Tensor, y_hat: Tensor, codes: Codes, positions: int) -> None:
+        """Take in one batch of whole images: `(L, tokens, d)` true and rebuilt MLP outputs, and the codes."""
+        active = codes.l0()
+        is_cls = torch.arange(active.shape[1], device=active.device) % positions == 0
+        for name, metrics in self.metrics.items():
+            true, rebuilt, counts = (select(t, name, positions) for t in (y, y_hat, active))
+            metrics["errors"].update(true, rebuilt)
+            metrics["cosine"].update(true, rebuilt)
+            metrics["l0"].update(counts)
+            chosen = codes if name == "all" else codes.select_tokens(is_cls if name == "cls" else ~is_cls)
+            metrics["dead"].update(chosen.fired(), counts[0].numel())
+
+    def result(self) -> dict[str, dict[str, Tensor]]:
+        """kind -> token set -> `(L,)`, of all processes, all of which must call this."""
+        out: dict[str, dict[str, Tensor]] = {kind: {} for kind in ("mse", "fvu", "r2", "cosine", "l0", "dead")}
+        for name, metrics in self.metrics.items():
+            found = dict(metrics["errors"].compute())
+            found |= {kind: metrics[kind].compute() for kind in ("cosine", "l0", "dead")}
+            found["r2"] = 1 - found["fvu"]
+            for kind in out:
+                out[kind][name] = found[kind].reshape(-1).cpu()
+        return out
+
+
+class Evaluator:
+    """Measures a transcoder on a split, batch by batch; the numbers are the same for any batching and process count.
+
+    Use: `reference(batch)` for some training images (if wanted), `start()`, `take(batch)` for every batch of the split,
+    then `result(split)`. All processes must call everything; only process 0 gets the results.
+
+    Args:
+        clip: the backbone.
+        clt: the transcoder, on the same device.
+        classnames: class names; None or empty: no zero-shot classification.
+        templates: prompt templates.
+        options: what to measure.
+    """
+
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        clt: CrossLayerTranscoder,
+        classnames: Sequence[str] | None = None,
+        templates: Sequence[str] | None = None,
+        options: EvaluateOptions | None = None,
+    ) -> None:
+        self.clip, self.clt = clip, clt
+        self.options = options or EvaluateOptions()
+        named = bool(classnames) and bool(templates)
+        self.classnames = list(classnames or []) if named else []
+        self.head = clip.zero_shot_head(self.classnames, list(templates or [])) if named else None
+        self.arms = plan_arms(self.options.cascade, clip.n_layers)
+        self._device = metric_device(clip.device)
+        self._reference: Reference | None = None
+        self._training = ReferenceCollector(clip, clt)
+        self._runner = ArmRunner(clip, clt)
+        self._started: float | None = None
+        wanted = self.options.faithfulness
+        self._layers = [] if wanted is None or self.head is None else list(wanted.layers or [clip.n_layers - 1])
+        clip.check_layers(self._layers or None)
+        self._population_arm = next((arm for arm in self.arms if arm.kind == "replaced" and arm.tokens == "all"), None)
+
+    # -- training images ---------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def reference(self, batch: dict[str, Any]) -> None:
+        """Take in a batch of training images; before `start`."""
+        seen, codes, y_hat = self._forward(batch["image"])
+        outcomes: dict[str, Tensor] = {}
+        if self.head is not None and self._population_arm is not None:
+            labels = self._labels(batch)
+            original = self._cosines(seen.embeddings)
+            replaced = self._cosines(self._runner.embeddings(self._population_arm, seen, codes, y_hat))
+            right = [(ranks_of(cosines, labels) == 0).double() for cosines in (original, replaced)]
+            drop = (right[0] - right[1]).masked_fill(labels < 0, torch.nan)
+            outcomes = {"kl": divergences(original, replaced, self.clip.logit_scale), "drop": drop}
+        self._training.update(_keys(batch, len(self._training.table)), codes, seen.y, y_hat, outcomes)
+
+    # -- the split ---------------------------------------------------------------------------------------------------
+    def start(self) -> None:
+        """Close the training pass and prepare for the split."""
+        self._started = time.perf_counter()
+        clt, options = self.clt, self.options
+        if len(self._training.table):
+            self._reference = self._training.result()
+        else:
+            log.info("no training images: no population check, no mean ablation or dataset ranking of terms")
+        means = self._y_means()
+        if means is None and any(arm.kind == "mean_ablated" for arm in self.arms):
+            log.info("mean ablation is not measured: the training data's means are not known")
+            self.arms = [arm for arm in self.arms if arm.kind != "mean_ablated"]
+        self._runner = ArmRunner(self.clip, clt, means)
+        self._reconstruction = Reconstruction(clt, options.token_sets, self._device)
+        self._contributions = Contributions(clt, len(self.classnames)).to(self._device)
+        self._faithfulness = [metric.to(self._device) for metric in self._plan_faithfulness()]
+        collects = options.features.enabled
+        self._features = FeatureCollector(self.clip, clt, self.classnames, options.features) if collects else None
+        self._retrieval = RetrievalCollector(clt.n_features, options.retrieval) if options.retrieval else None
+        self._table, self._captions = ImageTable(), ImageTable()
+
+    def _y_means(self) -> Tensor | None:
+        if self._reference is not None:
+            return self._reference.y_means.to(self.clip.device)
+        return self.clt.y_mean[:, None].expand(-1, 2, -1) if bool(self.clt.normalized) else None
+
+    def _plan_faithfulness(self) -> list[Faithfulness]:
+        options, known = self.options.faithfulness, self._reference
+        if options is None:
+            return []
+        metrics = []
+        for layer in self._layers:
+            for tokens in options.token_sets:
+                scores = None
+                if "dataset" in options.rankings and known is not None:
+                    scores = known.scores[tokens].uncentred[: layer + 1, layer]
+                by_image = "image" in options.rankings
+                if not by_image and scores is None:
+                    continue
+                for ablation in options.ablations:
+                    if ablation == "mean" and known is None:
+                        continue
+                    means = known.term_means(layer) if ablation == "mean" and known is not None else None
+                    metrics.append(
+                        Faithfulness(
+                            self.clip,
+                            self.clt,
+                            layer,
+                            tokens,
+                            options.draws,
+                            scores,
+                            means,
+                            by_image,
+                            self.options.seed,
+                        )
+                    )
+        return metrics
+
+    @torch.no_grad()
+    def take(self, batch: dict[str, Any]) -> None:
+        """Take in a batch of the split: `image`, and where they are there `label`, `key`, `multi_hot`, `captions`."""
+        assert self._started is not None, "call start() first"
+        labels, keys = self._labels(batch), _keys(batch, len(self._table))
+        seen, codes, y_hat = self._forward(batch["image"])
+        self._reconstruction.update(seen.y, y_hat, codes, self.clip.n_positions)
+        self._contributions.update(codes, self.clip.n_positions, labels)
+        for metric in self._faithfulness:
+            assert self.head is not None
+            metric.update(seen, codes, self.head.to(self.clip.device), self.clip.logit_scale, labels)
+        if self._features is not None:
+            self._features.update(codes, seen.embeddings, keys, labels)
+        if self._retrieval is not None:
+            self._retrieval.update(codes, keys, labels)
+        columns: dict[str, Any] = {"labels": labels}
+        if "multi_hot" in batch and self.head is not None:
+            columns["multi_hot"] = batch["multi_hot"]
+        columns |= self._run_arms(seen, codes, y_hat, labels, "multi_hot" in columns, "captions" in batch)
+        self._table.add(keys, columns)
+        if "captions" in batch:
+            names = [f"{key}\t{i:04d}" for key, texts in zip(keys, batch["captions"]) for i in range(len(texts))]
+            if names:
+                texts = [text for texts in batch["captions"] for text in texts]
+                self._captions.add(names, {"embeddings": self.clip.encode_text(texts)})
+
+    def _run_arms(
+        self, seen: Observation, codes: Codes, y_hat: Tensor, labels: Tensor, keep_cosines: bool, keep_embeddings: bool
+    ) -> dict[str, np.ndarray]:
+        if self.head is None and not keep_embeddings:
+            return {}
+        found: dict[str, list[Tensor]] = {}
+        original: Tensor | None = None
+        for arm in self.arms:
+            embeddings = self._runner.embeddings(arm, seen, codes, y_hat)
+            row: dict[str, Tensor] = {}
+            if keep_embeddings:
+                row["embeddings"] = embeddings.float()
+            if self.head is not None:
+                cosines = self._cosines(embeddings)
+                original = cosines if original is None else original
+                row["rank"] = ranks_of(cosines, labels)
+                row["kl"] = divergences(original, cosines, self.clip.logit_scale)
+                row["predicted"] = cosines.argmax(1)
+                if keep_cosines:
+                    row["cosines"] = cosines
+            for name, value in row.items():
+                found.setdefault(name, []).append(value)
+        return {name: torch.stack(rows, 1).cpu().numpy() for name, rows in found.items()}
+
+    def result(self, split: str = "test") -> tuple[Evaluation, Features | None, Retrieval | None] | None:
+        """All numbers of the split on process 0, None on the others; every process must call this.
+
+        Args:
+            split: its name.
+        """
+        assert self._started is not None, "call start() first"
+        reconstruction = self._reconstruction.result()
+        contributions = self._contributions.scores()
+        sums = [metric.compute() for metric in self._faithfulness]
+        faithfulness = [
+            result
+            for metric, values in zip(self._faithfulness, sums)
+            for result in metric.results(values, self.options.bootstrap, self.options.seed)
+        ]
+        retrieval = None if self._retrieval is None else self._retrieval.result()
+        features = None if self._features is None else self._features.result(split, self.head)
+        keys, columns = self._table.gathered()
+        captions = self._captions.gathered()
+        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
+            return None
+        if not len(keys):
+            raise UserError(f"split {split!r} has no images: nothing to evaluate")
+        fvu = float(reconstruction["fvu"]["all"].mean()) if "all" in reconstruction["fvu"] else float("nan")
+        measured = statistics.Measured(self.arms, self.classnames, keys, columns, captions)
+        draws, seed = self.options.bootstrap, self.options.seed
+        labels = columns["labels"]
+        evaluation = Evaluation(
+            split=split,
+            images=len(keys),
+            labelled=int((labels >= 0).sum()),
+            classnames=self.classnames,
+            reconstruction=reconstruction,
+            arms=statistics.zero_shot(measured, draws, seed),
+            multilabel=statistics.multilabel(measured, draws, seed),
+            retrieval=statistics.retrieval(measured, draws, seed),
+            contributions=contributions,
+            faithfulness=faithfulness,
+            population=statistics.population(
+                measured, self._reference, self._population_arm, fvu, self.options.population.resamples, seed
+            ),
+            train_images=0 if self._reference is None else self._reference.n_images,
+            keys=keys,
+            labels=labels,
+            rank=measured.column("rank"),
+            kl=measured.column("kl"),
+            predicted=measured.column("predicted"),
+            info={
+                "seconds": round(time.perf_counter() - self._started, 2),
+                "options": dataclasses.asdict(self.options),
+            },
+        )
+        return evaluation, features, retrieval
+
+    # -- parts -------------------------------------------------------------------------------------------------------
+    def _forward(self, images: Tensor) -> tuple[Observation, Codes, Tensor]:
+        seen = observe(self.clip, images, self._layers)
+        out = self.clt(seen.y if self.clt.topology == "sae" else seen.x)
+        return seen, out.codes, out.y_hat
+
+    def _labels(self, batch: dict[str, Any]) -> Tensor:
+        labels = batch.get("label")
+        n, device = len(batch["image"]), self.clip.device
+        if labels is None or not self.classnames:
+            return torch.full((n,), -1, dtype=torch.int64, device=device)
+        labels = labels.to(device)
+        if labels.numel() and int(labels.max()) >= len(self.classnames):
+            raise UserError(
+                f"label {int(labels.max())} is outside the {len(self.classnames)} class names: check classnames "
+                "against the labels in the shards"
+            )
+        return labels
+
+    def _cosines(self, embeddings: Tensor) -> Tensor:
+        assert self.head is not None
+        with torch.autocast(embeddings.device.type, enabled=False):  # bf16 logits would tie
+            return embeddings.float() @ self.head.float().to(embeddings.device)
+
+
+def evaluate(
+    clip: FrozenCLIP,
+    clt: CrossLayerTranscoder,
+    batches: Iterable[dict[str, Any]],
+    classnames: Sequence[str] | None = None,
+    templates: Sequence[str] | None = None,
+    train_batches: Iterable[dict[str, Any]] | None = None,
+    options: EvaluateOptions | None = None,
+    split: str = "test",
+    progress: bool = True,
+) -> tuple[Evaluation, Features | None, Retrieval | None]:
+    """Measure a transcoder on batches of images (`docs/design.md`: what a batch holds), in one process.
+
+    Args:
+        clip: the backbone.
+        clt: the transcoder, on the same device.
+        batches: the split.
+        classnames: class names; None: no zero-shot classification.
+        templates: prompt templates.
+        train_batches: training images for the population check, term means and dataset rankings.
+        options: what to measure.
+        split: the split's name.
+        progress: show progress bars.
+
+    Returns:
+        the evaluation, the features and the images' sparse codes (None where not asked for).
+    """
+    evaluator = Evaluator(clip, clt, classnames, templates, options)
+    for batch in tqdm(train_batches or (), desc="training images", unit="batch", disable=not progress, leave=False):
+        evaluator.reference(batch)
+    evaluator.start()
+    for batch in tqdm(batches, desc=split, unit="batch", disable=not progress, leave=False):
+        evaluator.take(batch)
+    result = evaluator.result(split)
+    assert result is not None, "evaluate() runs in one process; under DDP use an Evaluator on every process"
+    return result
+
+
+def _keys(batch: dict[str, Any], seen: int) -> list[str]:
+    keys = batch.get("key")
+    if keys is not None:
+        return list(keys)
+    rank = 0
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        rank = torch.distributed.get_rank()
+    return [f"{rank:04d}/{seen + i:08d}" for i in range(len(batch["image"]))]

@@ -1,0 +1,92 @@
+"""The pass over training images: term means, scores to rank by, and the population that held-out images face."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clt_lightning.analysis.contributions import Contributions, ContributionScores
+from clt_lightning.analysis.population import TrainSums
+from clt_lightning.analysis.table import ImageTable
+from clt_lightning.clip import FrozenCLIP
+from clt_lightning.metrics import metric_device
+from clt_lightning.transcoder import Codes, CrossLayerTranscoder
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What is known from training images.
+
+    Attributes:
+        n_images: how many.
+        scores: contributions by token set.
+        y_means: `(L, 2, d)` mean MLP outputs at [CLS] and at patches.
+        sums: what the FVU of resamples needs.
+        kl: `(m,)` KL of the largest replaced window; None without classes.
+        drop: `(m,)` original right minus replaced right, NaN without label; None without classes.
+    """
+
+    n_images: int
+    scores: dict[str, ContributionScores]
+    y_means: Tensor
+    sums: TrainSums
+    kl: np.ndarray | None
+    drop: np.ndarray | None
+
+    def term_means(self, layer: int) -> Tensor:
+        """`(2, layer + 1, d)` mean terms into a layer at [CLS] and at patches."""
+        return torch.stack([self.scores[kind].means[: layer + 1, layer] for kind in ("cls", "patch")]).float()
+
+
+class ReferenceCollector:
+    """Collects a `Reference` over a stream of training images.
+
+    Args:
+        clip: the backbone.
+        clt: the transcoder.
+    """
+
+    def __init__(self, clip: FrozenCLIP, clt: CrossLayerTranscoder) -> None:
+        self.clip, self.clt = clip, clt
+        self.contributions = Contributions(clt).to(metric_device(clip.device))
+        self.table = ImageTable()
+
+    def update(
+        self,
+        keys: list[str],
+        codes: Codes,
+        y: Tensor,
+        y_hat: Tensor,
+        outcomes: dict[str, Tensor],
+    ) -> None:
+        """Take in one batch: codes, true and rebuilt MLP outputs `(L, tokens, d)`, and further columns `(images,)`."""
+        positions = self.clip.n_positions
+        self.contributions.update(codes, positions)
+        by_image = {
+            name: torch.stack([layer.unflatten(0, (-1, positions)) for layer in values.float()])
+            for name, values in (("y", y), ("y_hat", y_hat))
+        }
+        # measured from the training mean: exact in float32, and nothing cancels later
+        centred = by_image["y"] - self.clt.y_mean[:, None, None].float()
+        columns = {
+            "error": (by_image["y"] - by_image["y_hat"]).double().square().sum((2, 3)).T,
+            "squares": centred.double().square().sum((2, 3)).T,
+            "cls": centred[:, :, 0].transpose(0, 1),
+            "sums": centred.double().sum(2).float().transpose(0, 1),
+        }
+        self.table.add(keys, columns | outcomes)
+
+    def result(self) -> Reference:
+        """All processes' images; every process must call this."""
+        scores = self.contributions.scores()
+        keys, columns = self.table.gathered()
+        positions = self.clip.n_positions
+        cls = columns["cls"].mean(0, dtype=np.float64)
+        patch = (columns["sums"].mean(0, dtype=np.float64) - cls) / max(positions - 1, 1)
+        origin = self.clt.y_mean.double().cpu()
+        y_means = torch.stack([torch.from_numpy(cls) + origin, torch.from_numpy(patch) + origin], 1).float()
+        sums = TrainSums(columns["error"], columns["squares"], columns["sums"].astype(np.float64), positions)
+        return Reference(len(keys), scores, y_means, sums, columns.get("kl"), columns.get("drop"))

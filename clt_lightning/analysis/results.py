@@ -1,0 +1,244 @@
+"""The typed result of an evaluation, and its files (docs/results-schema.md)."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clt_lightning.analysis.arms import Arm
+from clt_lightning.analysis.contributions import ContributionScores
+from clt_lightning.analysis.crossmodal import RetrievalResult
+from clt_lightning.analysis.faithfulness import FaithfulnessResult
+from clt_lightning.analysis.intervals import Interval, none_if_nan
+from clt_lightning.analysis.multilabel import MultilabelResult, arm_json
+from clt_lightning.analysis.population import PopulationCheck
+from clt_lightning.errors import UserError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """Zero-shot classification of one arm.
+
+    Attributes:
+        arm: which variant.
+        n: labelled images.
+        top1: share of labelled images whose right class is on top.
+        top5: share with the right class among the top five.
+        per_class_recall: mean over classes of their top-1 recall.
+        recall: `(C,)`, NaN for classes that do not occur.
+        kl: KL of class probabilities from the original's, in nats, over all images.
+        drop: top-1 of the original minus top-1 of the arm, paired.
+    """
+
+    arm: Arm
+    n: int
+    top1: Interval
+    top5: Interval
+    per_class_recall: Interval
+    recall: np.ndarray
+    kl: Interval
+    drop: Interval
+
+    def to_json(self) -> dict[str, Any]:
+        """As in docs/results-schema.md."""
+        numbers = {name: getattr(self, name).to_json() for name in ("top1", "top5", "per_class_recall", "kl", "drop")}
+        return arm_json(self.arm) | {"n": self.n, "recall": [none_if_nan(v) for v in self.recall]} | numbers
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that was measured on a split.
+
+    Attributes:
+        split: its name.
+        images: images seen.
+        labelled: images with a label.
+        classnames: class names, empty without.
+        reconstruction: kind (`mse`, `fvu`, `r2`, `cosine`, `l0`, `dead`) -> token set -> `(L,)` float64.
+        arms: zero-shot classification, the original first; empty without class names or labels.
+        multilabel: the same arms on sets with several categories an image.
+        retrieval: the same arms on sets with captions.
+        contributions: by token set.
+        faithfulness: one for each layer, token set, ranking and ablation.
+        population: checks against training resamples.
+        train_images: training images behind the checks.
+        keys: `(n,)` images, sorted.
+        labels: `(n,)`, -1 for none.
+        rank: `(arms, n)` place of the right class; empty where `arms` is empty, as are the next two.
+        kl: `(arms, n)` KL from the original.
+        predicted: `(arms, n)` top class.
+        info: further plain entries: `seconds`, `step`, `transcoder`, `options`.
+    """
+
+    split: str
+    images: int
+    labelled: int
+    classnames: list[str]
+    reconstruction: dict[str, dict[str, Tensor]]
+    arms: list[ArmResult]
+    multilabel: list[MultilabelResult]
+    retrieval: list[RetrievalResult]
+    contributions: dict[str, ContributionScores]
+    faithfulness: list[FaithfulnessResult]
+    population: list[PopulationCheck]
+    train_images: int
+    keys: np.ndarray = field(repr=False)
+    labels: np.ndarray = field(repr=False)
+    rank: np.ndarray = field(repr=False)
+    kl: np.ndarray = field(repr=False)
+    predicted: np.ndarray = field(repr=False)
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_layers(self) -> int:
+        return len(next(iter(next(iter(self.reconstruction.values())).values())))
+
+    def arm(self, kind: str, first: int | None = None, last: int | None = None, tokens: str | None = None) -> ArmResult:
+        """The zero-shot result of one arm, e.g. `arm("replaced", 0, 11, "all")`.
+
+        Raises:
+            UserError: it was not measured.
+        """
+        wanted = Arm(kind, first, last, tokens)
+        for result in self.arms:
+            if result.arm == wanted:
+                return result
+        known = ", ".join(result.arm.name for result in self.arms)
+        raise UserError(f"there is no arm {wanted.name!r} in this evaluation; there are: {known or 'none'}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry `evaluation.<split>` of results.json."""
+        checks = [check.to_json() for check in self.population]
+        resamples = len(self.population[0].resampled) if self.population else 0
+        tables = {
+            kind: {
+                tokens: {"layers": [none_if_nan(v) for v in values], "mean": none_if_nan(values.mean())}
+                for tokens, values in by_set.items()
+            }
+            for kind, by_set in self.reconstruction.items()
+        }
+        return {
+            "schema": SCHEMA,
+            "split": self.split,
+            "images": self.images,
+            "labelled": self.labelled,
+            "layers": self.n_layers,
+            "token_sets": list(self.reconstruction["fvu"]),
+            "classnames": self.classnames,
+            **self.info,
+            "reconstruction": tables,
+            "zero_shot": {"arms": [arm.to_json() for arm in self.arms]} if self.arms else None,
+            "multilabel": {"arms": [arm.to_json() for arm in self.multilabel]} if self.multilabel else None,
+            "retrieval": {"arms": [arm.to_json() for arm in self.retrieval]} if self.retrieval else None,
+            "contributions": {name: _contribution_json(scores) for name, scores in self.contributions.items()},
+            "faithfulness": [result.to_json() for result in self.faithfulness],
+            "population": {"train_images": self.train_images, "resamples": resamples, "checks": checks}
+            if checks
+            else None,
+        }
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What `evaluation/<split>.npz` holds."""
+        by_class = {
+            f"contributions_{name}_by_class": scores.by_class.cpu().numpy()
+            for name, scores in self.contributions.items()
+            if scores.by_class is not None
+        }
+        return {
+            "keys": self.keys,
+            "labels": self.labels,
+            "arms": np.array([arm.arm.name for arm in self.arms], dtype=str),
+            "rank": self.rank.astype(np.int32),
+            "kl": self.kl,
+            "predicted": self.predicted.astype(np.int32),
+            **by_class,
+        }
+
+    def save(self, run: str | Path) -> None:
+        """Write `results.json` (this split's entry; others stay) and `evaluation/<split>.npz` into a run's folder."""
+        folder = Path(run)
+        (folder / "evaluation").mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(folder / "evaluation" / f"{self.split}.npz", **self.arrays())  # type: ignore[arg-type]
+        path = folder / "results.json"
+        content = read_json(path) if path.exists() else {}
+        content.setdefault("schema", SCHEMA)
+        content.setdefault("evaluation", {})[self.split] = self.to_json()
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A table out of a JSON file.
+
+    Raises:
+        UserError: no such file, or it does not hold a table.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON ({error}): move it away, and it will be written anew") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not hold a table: move it away, and it will be written anew")
+    return content
+
+
+def load_evaluation(run: str | Path, split: str = "test") -> dict[str, Any]:
+    """The entry `evaluation.<split>` of a run's results.json, as documented in docs/results-schema.md.
+
+    Raises:
+        UserError: the split was not evaluated, or with another schema.
+    """
+    path = Path(run) / "results.json"
+    found = read_json(path).get("evaluation", {}) if path.exists() else {}
+    if split not in found:
+        raise UserError(
+            f"{path} holds no evaluation of split {split!r}: run `python -m clt_lightning test --run {run}`"
+        )
+    if found[split].get("schema") != SCHEMA:
+        raise UserError(
+            f"{path}: the evaluation of {split!r} has schema {found[split].get('schema')}, this version reads "
+            f"{SCHEMA}: run `python -m clt_lightning test --run {run}` again"
+        )
+    return found[split]
+
+
+def load_arrays(run: str | Path, split: str = "test") -> dict[str, np.ndarray]:
+    """The arrays of `evaluation/<split>.npz`.
+
+    Raises:
+        UserError: the split was not evaluated.
+    """
+    path = Path(run) / "evaluation" / f"{split}.npz"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: run `python -m clt_lightning test --run {run}`")
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _contribution_json(scores: ContributionScores) -> dict[str, Any]:
+    def matrix(values: Tensor) -> list[list[float | None]]:
+        return [[none_if_nan(v) for v in row] for row in values.tolist()]
+
+    std = scores.std_over_classes()
+    by_class = scores.by_class
+    return {
+        "tokens": scores.tokens,
+        "uncentred": matrix(scores.uncentred),
+        "centred": matrix(scores.centred),
+        "std_over_classes": None if std is None else matrix(std),
+        "final_by_class": None
+        if by_class is None
+        else [None if bool(torch.isnan(row).all()) else [none_if_nan(v) for v in row] for row in by_class[:, :, -1]],
+    }
