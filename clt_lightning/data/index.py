@@ -1,4 +1,4 @@
-"""How many samples a tar holds and where each one begins, found by one scan of its headers and kept beside it."""
+"""How many samples a tar holds and where each one begins: from the cache beside it, else by scanning it."""
 
 from __future__ import annotations
 
@@ -6,68 +6,22 @@ import hashlib
 import json
 import logging
 import os
-import tarfile
 import tempfile
 import zipfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import BinaryIO
+from dataclasses import replace
 
 import numpy as np
-from webdataset.tariterators import base_plus_ext
 
 from clt_lightning.data.layout import ShardFile, is_http, read_text
+from clt_lightning.data.scan import ShardIndex, scan
 from clt_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 
 CACHE_NAME = ".clt-index.npz"
 _VERSION = 1
-_BLOCK = 512
-
-
-@dataclass(frozen=True)
-class ShardIndex:
-    """What is known of one tar.
-
-    Attributes:
-        file: the tar.
-        samples: its number of samples; None for a remote tar that nobody has counted.
-        spans: `(samples, 2)` int64, first byte and end of each sample; None where the tar can only be streamed.
-        labels: `(samples,)` int32, the integer in `cls`; -1 where there is none.
-        suffixes: how many samples have each suffix.
-        damage: why the scan stopped before the end of the file; empty for a sound tar.
-    """
-
-    file: ShardFile
-    samples: int | None
-    spans: np.ndarray | None = None
-    labels: np.ndarray | None = None
-    suffixes: tuple[tuple[str, int], ...] = ()
-    damage: str = ""
-
-    def take(self, which: np.ndarray) -> ShardIndex:
-        """Only the samples at the given positions, in order."""
-        assert self.spans is not None
-        assert self.labels is not None
-        return replace(self, samples=len(which), spans=self.spans[which], labels=self.labels[which])
-
-
-def split_name(member: str) -> tuple[str | None, str]:
-    """WebDataset's rule: `a/b.seg.png` is sample `a/b`, suffix `seg.png`; (None, "") for members that are no sample."""
-    if member.startswith("__") and member.endswith("__"):
-        return None, ""
-    key, suffix = base_plus_ext(member)
-    return (key.removeprefix("./"), suffix.lower()) if key else (None, "")
-
-
-def next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
-    """The tar's next member; unlike `tar.next()` alone it does not keep every one in memory."""
-    member = tar.next()
-    tar.members = []  # type: ignore[attr-defined]
-    return member
 
 
 def build_index(
@@ -100,83 +54,6 @@ def build_index(
         elif found[shard].damage:
             _report_damage(found[shard], on_error)
     return [found[shard] for shard in shards]
-
-
-def scan(file: ShardFile) -> ShardIndex:
-    """Reads all headers of one local tar (and the few bytes of each `cls`).
-
-    Raises:
-        UserError: the file cannot be opened.
-    """
-    try:
-        with open(file.url, "rb") as stream:
-            packed = stream.read(2) == b"\x1f\x8b"
-            stream.seek(0)
-            return _scan_stream(file, stream, packed)
-    except OSError as error:
-        raise UserError(f"shard {file.url} cannot be read: {error}") from error
-
-
-def _scan_stream(file: ShardFile, stream: BinaryIO, packed: bool) -> ShardIndex:
-    size = os.fstat(stream.fileno()).st_size
-    spans: list[tuple[int, int]] = []
-    labels: list[int] = []
-    suffixes: Counter[str] = Counter()
-    current: str | None = None
-    damage = "" if size else "the file is empty"
-    try:
-        tar = tarfile.open(fileobj=stream, mode="r|gz" if packed else "r:")  # noqa: SIM115 (closes no file of ours)
-        while (member := next_member(tar)) is not None:
-            if not packed and member.offset_data + member.size > size:
-                key = split_name(member.name)[0]
-                damage = f"it ends inside member {member.name!r}"
-                if key == current and spans:  # the sample that was cut has sound members before the cut
-                    spans.pop(), labels.pop()
-                break
-            key, suffix = split_name(member.name) if member.isfile() else (None, "")
-            if key is None:
-                continue
-            if key != current:
-                current = key
-                spans.append((member.offset, 0))
-                labels.append(-1)
-            spans[-1] = (spans[-1][0], member.offset_data + -(-member.size // _BLOCK) * _BLOCK)
-            suffixes[suffix] += 1
-            if suffix == "cls" and member.size <= 32:
-                labels[-1] = _integer(tar, member)
-        else:
-            damage = damage or ("" if packed else _bad_ending(file, stream, tar.offset, size))
-    except (tarfile.TarError, EOFError, OSError) as error:
-        damage = f"{type(error).__name__}: {error}"
-    return ShardIndex(
-        file,
-        len(spans),
-        None if packed else np.asarray(spans, np.int64).reshape(-1, 2),
-        np.asarray(labels, np.int32),
-        tuple(sorted(suffixes.items())),
-        f"{damage} (sound up to sample {current!r}, {len(spans)} samples)" if damage else "",
-    )
-
-
-def _integer(tar: tarfile.TarFile, member: tarfile.TarInfo) -> int:
-    data = tar.extractfile(member)
-    try:
-        return int(data.read()) if data else -1
-    except ValueError:
-        return -1  # decoding the sample will name it
-
-
-def _bad_ending(file: ShardFile, stream: BinaryIO, end: int, size: int) -> str:
-    """tarfile takes a broken header for the end of the archive: look at what is really there."""
-    stream.seek(min(end, size))
-    block = stream.read(_BLOCK)
-    if not block:
-        if end <= size:
-            log.warning("%s has no end-of-archive mark: was it copied in full?", file.url)
-        return "" if end <= size else "it ends too early"
-    if len(block) < _BLOCK:
-        return "it ends inside a header"
-    return "" if not block.strip(b"\0") else f"no tar header at byte {end}"
 
 
 def _report_damage(index: ShardIndex, on_error: str) -> None:

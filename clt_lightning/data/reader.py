@@ -9,12 +9,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
 
-from clt_lightning.data.index import ShardIndex, next_member, split_name
 from clt_lightning.data.layout import check_allowed, is_http
 from clt_lightning.data.plan import Run
+from clt_lightning.data.scan import ShardIndex, next_member, split_name
+from clt_lightning.data.tarheader import members
 from clt_lightning.errors import UserError
 
 IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg", "bmp", "tif", "tiff", "ppm", "gif")
@@ -61,7 +63,8 @@ class ShardReader:
     def __init__(self, shards: Sequence[ShardIndex], *, allow_pipe: bool = False) -> None:
         self._shards = shards
         self._allow_pipe = allow_pipe
-        self._open: tuple[int, tarfile.TarFile, IO[bytes]] | None = None
+        self._open: IO[bytes] | None = None
+        self._shard = -1
         self._stream: Iterator[RawSample] | None = None
         self._at = 0
 
@@ -78,10 +81,9 @@ class ShardReader:
     def close(self) -> None:
         """Closes the tar that is open, if any."""
         if self._open is not None:
-            _, tar, stream = self._open
-            tar.close()
-            stream.close()
-        self._open = self._stream = None
+            with suppress(OSError):  # a command that failed says so when it is read, and again here
+                self._open.close()
+        self._open, self._shard, self._stream = None, -1, None
 
     def _read_spans(self, run: Run) -> Iterator[RawSample | BadSample]:
         index = self._shards[run.shard]
@@ -89,14 +91,16 @@ class ShardReader:
         assert run.stop is not None
         for i in range(run.start, run.stop, run.step):
             first, end = (int(b) for b in index.spans[i])
-            # inside the loop: another run may have taken the open tar in the meantime
-            tar, stream = self._tar(run.shard, "r:", first)
+            file = self._file(run.shard)  # inside the loop: another run may have taken the reader in the meantime
             try:
-                stream.seek(first)
-                tar.offset = first
-                yield _collect(index, tar, end)
+                file.seek(first)
+                data = file.read(end - first)
+                if len(data) < end - first:
+                    raise tarfile.ReadError(
+                        f"the file ends at byte {first + len(data)}: was it cut since it was counted?"
+                    )
+                yield _sample(index, data)
             except _READ_ERRORS as error:
-                self.close()
                 yield _unreadable(index, f"sample number {i}", error)
 
     def _read_stream(self, run: Run) -> Iterator[RawSample | BadSample]:
@@ -104,9 +108,9 @@ class ShardReader:
         stop = index.samples if run.stop is None else run.stop
         i, expected = run.start, f"of {index.samples}" if index.samples is not None else "(samples not counted)"
         try:
-            if self._stream is None or self._open is None or self._open[0] != run.shard or self._at > run.start:
+            if self._stream is None or self._shard != run.shard or self._at > run.start:
                 self.close()
-                self._stream, self._at = _groups(index, self._tar(run.shard, "r|*", 0)[0]), 0
+                self._stream, self._at = _groups(index, self._file(run.shard)), 0
             stream = self._stream
             while stop is None or i < stop:
                 sample = next(stream, None)
@@ -124,22 +128,12 @@ class ShardReader:
             for missing in range(i + run.step, stop or 0, run.step):
                 yield _unreadable(index, f"sample number {missing} {expected}", error)
 
-    def _tar(self, shard: int, mode: str, offset: int) -> tuple[tarfile.TarFile, IO[bytes]]:
-        if self._open is None or self._open[0] != shard:
+    def _file(self, shard: int) -> IO[bytes]:
+        if self._open is None or self._shard != shard:
             self.close()
-            url = self._shards[shard].file.url
-            stream = open_stream(url, self._allow_pipe)
-            if mode == "r:":
-                stream.seek(offset)  # tarfile wants to see a header when it opens
-            try:
-                tar = tarfile.open(fileobj=stream, mode=mode)  # type: ignore[call-overload]  # noqa: SIM115
-            except tarfile.TarError as error:
-                stream.close()
-                raise UserError(f"shard {url} is not a tar file at byte {offset}: {error}") from error
-            if mode == "r:":
-                tar.firstmember = None  # else next() gives that header first
-            self._open = (shard, tar, stream)
-        return self._open[1], self._open[2]
+            self._open = open_stream(self._shards[shard].file.url, self._allow_pipe)
+            self._shard = shard
+        return self._open
 
 
 def open_stream(url: str, allow_pipe: bool = False) -> IO[bytes]:
@@ -175,24 +169,29 @@ def _open_http(url: str) -> IO[bytes]:
     raise AssertionError("unreachable")
 
 
-def _collect(index: ShardIndex, tar: tarfile.TarFile, end: int) -> RawSample:
-    """The one sample between the tar's position and byte `end`."""
+def _sample(index: ShardIndex, data: bytes) -> RawSample:
+    """The one sample in its span of a tar."""
     key, parts = None, {}
-    while tar.offset < end:
-        member = next_member(tar)
-        if member is None:
-            raise tarfile.ReadError("no tar header where the index says: was the file changed while it was read?")
-        found, suffix = split_name(member.name)
-        if not member.isfile() or found is None:
+    for name, content in members(data):
+        found, suffix = split_name(name)
+        if found is None:
             continue
-        key = key or found
+        if key is not None and found != key:
+            raise tarfile.ReadError("another sample than was counted: was the file changed?")
+        key = found
         if suffix in _WANTED:
-            parts[suffix] = _content(tar, member)
+            parts[suffix] = content
+    if key is None:
+        raise tarfile.ReadError("no sample where one was counted: was the file changed?")
     return RawSample(f"{index.file.name}/{key}", index.file.url, parts)
 
 
-def _groups(index: ShardIndex, tar: tarfile.TarFile) -> Iterator[RawSample]:
+def _groups(index: ShardIndex, stream: IO[bytes]) -> Iterator[RawSample]:
     """All samples of a streamed tar: neighbouring members with the same key."""
+    try:
+        tar = tarfile.open(fileobj=stream, mode="r|*")  # noqa: SIM115 (closes no file of ours)
+    except tarfile.TarError as error:
+        raise UserError(f"shard {index.file.url} is not a tar file: {error}") from error
     key: str | None = None
     parts: dict[str, bytes] = {}
     while (member := next_member(tar)) is not None:

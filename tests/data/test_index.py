@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset
 
-from clt_lightning.data.index import CACHE_NAME, ShardIndex, build_index, scan, split_name
+from clt_lightning.data.index import CACHE_NAME, build_index
 from clt_lightning.data.layout import ShardFile
 from clt_lightning.data.plan import Run
 from clt_lightning.data.reader import BadSample, RawSample, ShardReader
+from clt_lightning.data.scan import ShardIndex, scan, split_name
 from clt_lightning.errors import UserError
 
 from .world import picture, samples, write_tar
@@ -93,6 +95,33 @@ def test_long_names_directories_and_metadata(tmp_path: Path) -> None:
     index = scan(shard(path))
     assert index.samples == 2
     assert keys(index, Run(0, 0, 2)) == [f"0/{long}", "0/b"]
+
+
+@pytest.mark.parametrize("how", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_every_tar_format_gives_the_same_samples(tmp_path: Path, how: int) -> None:
+    made = samples(0, 4)
+    path = tmp_path / "0.tar"
+    with tarfile.open(path, "w", format=how) as tar:
+        for key, parts in made:
+            for suffix, data in parts.items():
+                info = tarfile.TarInfo(f"{key}.{suffix}")
+                info.size, info.mtime = len(data), 1.5  # type: ignore[assignment]  # PAX keeps the fraction in a header
+                tar.addfile(info, io.BytesIO(data))
+    index = scan(shard(path))
+    found = list(ShardReader([index]).read(Run(0, 0, 4)))
+    assert [f.parts for f in found if isinstance(f, RawSample)] == [parts for _, parts in made]
+
+
+def test_tars_that_webdataset_wrote(tmp_path: Path) -> None:
+    with webdataset.ShardWriter(str(tmp_path / "%d.tar"), maxcount=3, verbose=0) as sink:
+        for i in range(7):
+            sink.write({"__key__": f"s{i:07d}", "png": picture(i), "cls": i})
+    indexes = build_index([shard(tmp_path / f"{i}.tar") for i in range(3)])
+    assert [i.samples for i in indexes] == [3, 3, 1]
+    found = list(ShardReader(indexes).read(Run(1, 0, 3)))
+    assert [f.parts for f in found if isinstance(f, RawSample)] == [
+        {"png": picture(i), "cls": b"%d" % i} for i in (3, 4, 5)
+    ]
 
 
 def test_the_index_is_kept_and_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from clt_lightning.data.loader import shuffled
+from clt_lightning.data.batches import shuffled
 from clt_lightning.data.modules import WebImages
 from clt_lightning.errors import UserError
 

@@ -10,11 +10,12 @@ from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 
+from clt_lightning.data.batches import Source
 from clt_lightning.data.decode import Augment, Decoder, Transform
 from clt_lightning.data.layout import SplitFiles, expand, find_split, read_lines
-from clt_lightning.data.loader import EvalLoader, Source, TrainLoader, Workers
+from clt_lightning.data.loader import EvalLoader, TrainLoader, Workers
+from clt_lightning.data.place import epoch_limit, find_place
 from clt_lightning.data.plan import BLOCK_SAMPLES, EvalPlan, TrainPlan
 from clt_lightning.data.splits import Split, check_labels, open_split
 from clt_lightning.errors import UserError
@@ -290,7 +291,7 @@ class WebImages(pl.LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         """Shuffled, endless epochs; see `TrainLoader`."""
         split = self._needed("train")
-        rank, world = self._place()
+        rank, world = find_place(self.trainer, self.rank, self.world_size)
         step = world * self.batch_size
         samples = self.samples_per_epoch or split.samples
         if samples is None:
@@ -311,7 +312,7 @@ class WebImages(pl.LightningDataModule):
             batches=max(1, samples // step),
             batch_size=self.batch_size,
             seed=self.seed,
-            epoch=0 if self._trainer() is None else self._trainer().current_epoch,
+            epoch=0 if self.trainer is None else self.trainer.current_epoch,
             rank=rank,
             world=world,
             workers=max(1, self.num_workers),
@@ -322,7 +323,7 @@ class WebImages(pl.LightningDataModule):
             plan,
             shuffle=self.shuffle,
             workers=self._workers(),
-            epoch_batches=self._limit(plan.batches),
+            epoch_batches=epoch_limit(self.trainer, plan.batches),
         )
 
     def val_dataloader(self) -> EvalLoader | list[Any]:
@@ -355,7 +356,7 @@ class WebImages(pl.LightningDataModule):
                 f"split {split!r} is remote and comes without counts, so it cannot be read exactly once: set "
                 f"data.init_args.shard_counts={{{split}: [samples of each tar]}}, or put an index.json beside the tars"
             )
-        rank, world = self._place()
+        rank, world = find_place(self.trainer, self.rank, self.world_size)
         plan = EvalPlan(counts, batch_size or self.eval_batch_size, rank, world, limit)
         return EvalLoader(self._source(found, "none"), plan, split=split, workers=self._workers())
 
@@ -381,32 +382,3 @@ class WebImages(pl.LightningDataModule):
 
     def _workers(self) -> Workers:
         return Workers(self.num_workers, self.prefetch, torch.cuda.is_available(), self.start_method)
-
-    def _trainer(self) -> Any:
-        return self.trainer
-
-    def _place(self) -> tuple[int, int]:
-        """This process's part: what was set, else what the trainer's strategy says, else torch.distributed."""
-        if self.rank is not None or self.world_size is not None:
-            rank, world = self.rank or 0, self.world_size or 1
-            if not 0 <= rank < world:
-                raise UserError(f"rank {rank} does not fit world_size {world}: it must be in 0..{world - 1}")
-            return rank, world
-        trainer = self._trainer()
-        if trainer is not None:
-            # a mesh strategy counts its data-parallel groups here, not its processes
-            told = getattr(trainer.strategy, "distributed_sampler_kwargs", None)
-            if told:
-                return int(told["rank"]), int(told["num_replicas"])
-            return int(trainer.global_rank), int(trainer.world_size)
-        if dist.is_available() and dist.is_initialized():
-            return dist.get_rank(), dist.get_world_size()
-        return 0, 1
-
-    def _limit(self, batches: int) -> int | None:
-        """Batches after which Lightning ends its training epochs."""
-        trainer = self._trainer()
-        limit = None if trainer is None else trainer.limit_train_batches
-        if limit is None:
-            return None
-        return max(1, int(batches * limit)) if isinstance(limit, float) else max(1, min(batches, limit))
