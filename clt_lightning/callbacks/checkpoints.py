@@ -107,20 +107,31 @@ class Checkpoints(ModelCheckpoint):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._write_last(trainer)
 
-    def write_last_after_step(self, trainer: pl.Trainer) -> None:
-        """Write `last.ckpt`; to be called from `on_train_batch_end`, on every process, after a whole optimizer step."""
+    def write_last_after_step(self, trainer: pl.Trainer) -> bool:
+        """Write `last.ckpt`; to be called from `on_train_batch_end`, on every process, after a whole optimizer step.
+
+        Returns:
+            False after a run's last step that a validation follows: it is written after that one, since a resumed run
+            that has no step left would not validate.
+        """
         loop = trainer.fit_loop.epoch_loop
         fetcher = trainer.fit_loop._data_fetcher
         self._validation_due = fetcher is not None and loop._should_check_val_fx(fetcher)
-        self._write_last(trainer)
+        written = not (self._validation_due and _was_last_step(trainer))
+        if written:
+            self._write_last(trainer)
         self._validation_due = False
+        return written
 
     def state_dict(self) -> dict[str, Any]:
         """The base class's state, and whether the validation of this step is still to come."""
         return super().state_dict() | {"validation_due": self._validation_due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the state back."""
+        """Takes the state back, also that of a run whose folder was moved."""
+        before = state_dict.get("dirpath")
+        if before and self.dirpath and before != self.dirpath:
+            state_dict = _moved(state_dict, str(before), str(self.dirpath))
         super().load_state_dict(state_dict)
         self._validation_due = bool(state_dict.get("validation_due", False))
 
@@ -153,3 +164,23 @@ class Checkpoints(ModelCheckpoint):
             if callable(flush):
                 flush()
         super()._save_checkpoint(trainer, filepath)
+
+
+def _was_last_step(trainer: pl.Trainer) -> bool:
+    epoch_ends = trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+    last_epoch = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch + 1
+    return 0 <= trainer.max_steps <= trainer.global_step or (epoch_ends and last_epoch)
+
+
+def _moved(state: dict[str, Any], before: str, now: str) -> dict[str, Any]:
+    """The state with the paths that its files have in another folder; without those that are not there."""
+
+    def path(old: str) -> str:
+        new = Path(now) / Path(old).name if old and Path(old).parent == Path(before) else Path(old)
+        return str(new) if old and new.exists() else ""
+
+    best = {path(old): score for old, score in state["best_k_models"].items() if path(old)}
+    if len(best) < len(state["best_k_models"]):
+        return state  # another run's checkpoint: the base class starts its list afresh, and says so
+    names = ("best_model_path", "kth_best_model_path", "last_model_path")
+    return state | {"dirpath": now, "best_k_models": best} | {name: path(state[name]) for name in names}

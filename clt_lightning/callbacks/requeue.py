@@ -61,7 +61,8 @@ class Requeue(pl.Callback):
         checkpoints = next((c for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoints)), None)
         if checkpoints is None:
             raise UserError("a signal asked the run to stop, but it has no Checkpoints callback to write its state")
-        checkpoints.write_last_after_step(trainer)
+        if not checkpoints.write_last_after_step(trainer):
+            return  # only the last validation is left: there is nothing to go on with later
         if trainer.is_global_zero and self.requeue and (job := slurm_job()):
             requeue(job)
         raise Stopped(

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning
 from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
@@ -19,6 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from clt_lightning.callbacks import (
     Checkpoints,
+    Evaluate,
     ExportTranscoder,
     RandomState,
     Reconstruction,
@@ -28,6 +30,7 @@ from clt_lightning.callbacks import (
     Throughput,
     ZeroShot,
 )
+from clt_lightning.cli.run_option import expand_run
 from clt_lightning.data import modules
 from clt_lightning.module import CLTModule
 from clt_lightning.run import resume
@@ -50,6 +53,7 @@ class CLTCLI(LightningCLI):
         parser.add_argument("--runs_dir", type=str, default="runs", help="folder of all runs")
         parser.add_lightning_class_args(Reconstruction, "reconstruction")
         parser.add_lightning_class_args(ZeroShot, "zero_shot")
+        parser.add_lightning_class_args(Evaluate, "evaluate")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.add_lightning_class_args(Throughput, "throughput")
         for callback, key in ((Table, "table"), (ExportTranscoder, "export_transcoder"), (RunRecord, "run_record")):
@@ -174,11 +178,17 @@ def run_trainer(words: list[str]) -> None:
 
 
 def _run(words: list[str]) -> None:
+    words, of_run = expand_run(words)
+    if of_run:
+        # given args beside its own command line, LightningCLI warns; here they say the same
+        warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")
     CLTCLI(
         CLTModule,
         lightning.LightningDataModule,
         subclass_mode_data=True,
         seed_everything_default=0,
+        # --run writes into the run's folder, whose config.yaml says how it was trained
+        save_config_callback=None if of_run else SaveConfigCallback,
         save_config_kwargs={"overwrite": True},
         trainer_defaults={"log_every_n_steps": 50, "num_sanity_val_steps": 0},
         auto_configure_optimizers=False,

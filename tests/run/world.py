@@ -22,7 +22,7 @@ def write_config(folder: Path, **overrides: Any) -> Path:
 
     Args:
         folder: gets the CLIP, the data (on first use) and the runs.
-        overrides: whole sections, merged one level deep.
+        overrides: whole sections, merged over the defaults, key by key.
     """
     folder.mkdir(parents=True, exist_ok=True)
     clip = write_tiny(folder, tiny_config())
@@ -64,11 +64,18 @@ def write_config(folder: Path, **overrides: Any) -> Path:
         },
         "checkpoints": {"last_every_n_steps": 2},
     }
-    for section, values in overrides.items():
-        config[section] = {**config[section], **values} if isinstance(values, dict) else values
+    config = merged(config, overrides)
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        k: merged(below[k], v) if isinstance(v, dict) and isinstance(below.get(k), dict) else v
+        for k, v in above.items()
+    }
+    return below | both
 
 
 def command(config: Path, *words: str, subcommand: str = "fit") -> list[str]:

@@ -1,0 +1,110 @@
+"""Kills a run at random moments until it has had enough, and compares it with one that nobody disturbed.
+
+    python -m tests.run.kill_many --kills 20 --workers 2
+
+Prints one line a kill and exits with 1 unless the weights (and everything else that decides how a run goes on) are
+equal bit for bit, nothing is left half-written, and TensorBoard shows every step once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from clt_lightning.run.resume import find
+from tests.run.starts import finish, kill, start
+from tests.run.world import differences, scalars, state, write_config
+
+
+def stress(folder: Path, kills: int, workers: int, steps: int, share: float, seed: int) -> list[str]:
+    """Runs both.
+
+    Args:
+        folder: an empty one.
+        kills: how many.
+        workers: data worker processes.
+        steps: optimizer steps of the run.
+        share: a start is killed at the latest after this share of the undisturbed run's time.
+        seed: seed of the moments.
+
+    Returns:
+        What is wrong; empty if all is well.
+    """
+    overrides = {
+        "data": {"init_args": {"num_workers": workers}},
+        "trainer": {"max_steps": steps, "val_check_interval": 15},
+        "checkpoints": {"last_every_n_steps": 2},
+    }
+    config = write_config(folder, **overrides)
+    log = folder / "log.txt"
+    began = time.monotonic()
+    assert finish(["fit", "--config", str(config), "--name", "calm"], log) == 0, log.read_text()[-3000:]
+    calm_seconds = time.monotonic() - began
+    print(f"undisturbed: {steps} steps in {calm_seconds:.1f} s", flush=True)
+
+    rng = random.Random(seed)
+    words = ["fit", "--config", str(config), "--name", "killed", "--ckpt_path", "last"]
+    checkpoints = folder / "runs" / "killed" / "version_0" / "checkpoints"
+    done = ended = half = 0
+    while done < kills:
+        process = start(words, log)
+        process.join(rng.uniform(0.2, share * calm_seconds))
+        if process.exitcode is not None:
+            assert process.exitcode == 0, log.read_text()[-3000:]
+            ended += 1
+            if ended > 3:
+                return [f"the run ended after {done} kills: take more --steps"]
+            continue
+        kill(process)
+        done += 1
+        found = find("last", checkpoints) if checkpoints.exists() else None
+        left = [p.name for p in checkpoints.glob(".*")] if checkpoints.exists() else []
+        half += bool(left)
+        when = "no checkpoint yet" if found is None else f"{found.path.name} of step {found.step}"
+        due = ", before a validation" if found and found.validation_due else ""
+        print(f"kill {done:2d}: {when}{due}{', half-written: ' + ', '.join(left) if left else ''}", flush=True)
+    assert finish(words, log) == 0, log.read_text()[-3000:]
+    assert finish(words, log) == 0, "resuming a finished run"
+    print(
+        f"finished after {done} kills, {half} of them while a checkpoint was written; {time.monotonic() - began:.0f} s"
+    )
+
+    calm, killed = (folder / "runs" / name for name in ("calm", "killed"))
+    wrong = [f"versions: {sorted(p.name for p in killed.iterdir())}"] if len(list(killed.iterdir())) > 1 else []
+    calm, killed = calm / "version_0", killed / "version_0"
+    wrong += differences(state(calm / "checkpoints" / "last.ckpt"), state(killed / "checkpoints" / "last.ckpt"))
+    names = [sorted(p.name for p in (run / "checkpoints").iterdir()) for run in (calm, killed)]
+    if names[0] != names[1]:
+        wrong.append(f"files: {names[0]} and {names[1]}")
+    expected, shown = scalars(calm), scalars(killed)
+    for tag in ("train/loss", "val/fvu/all", "val/zero_shot/replaced/0-2/all"):
+        twice = [step for step, n in collections.Counter(step for step, _ in shown[tag]).items() if n > 1]
+        other = sorted(set(shown[tag]) - set(expected[tag]))
+        lost = len(set(expected[tag]) - set(shown[tag]))
+        print(f"{tag}: {len(shown[tag])} of {len(expected[tag])} points, {lost} lost, {len(twice)} twice")
+        wrong += [f"{tag}: steps {twice} twice"] if twice else []
+        wrong += [f"{tag}: {other[:3]} not in the undisturbed run"] if other else []
+    return wrong
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20, help="SIGKILLs (default: 20)")
+    parser.add_argument("--workers", type=int, default=2, help="data worker processes (default: 2)")
+    parser.add_argument("--steps", type=int, default=150, help="optimizer steps of the run (default: 150)")
+    parser.add_argument("--share", type=float, default=0.5, help="latest kill, in undisturbed runs (default: 0.5)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default: 0)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        wrong = stress(Path(folder), args.kills, args.workers, args.steps, args.share, args.seed)
+    print("\n".join(wrong) if wrong else "equal bit for bit")
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()
