@@ -51,7 +51,7 @@ class EvaluateOptions:
     Args:
         token_sets: token sets of the reconstruction: cls, patch, all.
         cascade: which windows of MLPs are replaced.
-        faithfulness: which terms are taken away, where; null leaves faithfulness out.
+        faithfulness: which terms are taken away, where.
         population: the pass over training images.
         features: what is collected of every feature.
         retrieval: entries kept of each image's sparse code in a layer, for its neighbours; 0 keeps none.
@@ -61,7 +61,7 @@ class EvaluateOptions:
 
     token_sets: list[str] = field(default_factory=lambda: list(TOKEN_SETS))
     cascade: CascadeOptions = field(default_factory=CascadeOptions)
-    faithfulness: FaithfulnessOptions | None = field(default_factory=FaithfulnessOptions)
+    faithfulness: FaithfulnessOptions = field(default_factory=FaithfulnessOptions)
     population: PopulationOptions = field(default_factory=PopulationOptions)
     features: FeatureOptions = field(default_factory=FeatureOptions)
     retrieval: int = 64
@@ -154,7 +154,7 @@ class Evaluator:
         self._runner = ArmRunner(clip, clt)
         self._started: float | None = None
         wanted = self.options.faithfulness
-        self._layers = [] if wanted is None or self.head is None else list(wanted.layers or [clip.n_layers - 1])
+        self._layers = [] if not wanted.enabled or self.head is None else list(wanted.layers or [clip.n_layers - 1])
         clip.check_layers(self._layers or None)
         self._population_arm = next((arm for arm in self.arms if arm.kind == "replaced" and arm.tokens == "all"), None)
 
@@ -202,8 +202,6 @@ class Evaluator:
 
     def _plan_faithfulness(self) -> list[Faithfulness]:
         options, known = self.options.faithfulness, self._reference
-        if options is None:
-            return []
         metrics = []
         for layer in self._layers:
             for tokens in options.token_sets:

@@ -28,6 +28,7 @@ class FaithfulnessOptions:
     """Which terms are taken away, where.
 
     Args:
+        enabled: take terms away at all.
         layers: layers whose reconstruction is edited; null takes the last. Earlier ones cost forwards of the rest of
             the tower: (draws + 2) times the number of terms for each ranking, ablation and token set.
         token_sets: at which positions the MLP is replaced by the edited reconstruction, and which tokens the scores of
@@ -39,6 +40,7 @@ class FaithfulnessOptions:
         draws: random orders of the terms, the control.
     """
 
+    enabled: bool = True
     layers: list[int] | None = None
     token_sets: list[str] = field(default_factory=lambda: ["cls", "all"])
     rankings: list[str] = field(default_factory=lambda: ["image", "dataset"])

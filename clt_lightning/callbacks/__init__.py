@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from clt_lightning.callbacks.checkpoints import Checkpoints
 from clt_lightning.callbacks.dead import TrainDead
+from clt_lightning.callbacks.evaluate import Evaluate
 from clt_lightning.callbacks.export import ExportTranscoder
 from clt_lightning.callbacks.random_state import RandomState
 from clt_lightning.callbacks.reconstruction import Reconstruction
@@ -15,6 +16,7 @@ from clt_lightning.callbacks.zero_shot import ZeroShot
 
 __all__ = [
     "Checkpoints",
+    "Evaluate",
     "ExportTranscoder",
     "RandomState",
     "Reconstruction",
