@@ -81,6 +81,23 @@ def test_an_interrupted_run_goes_on_with_sound_shards(tmp_path: Path) -> None:
     assert contents(folder) == contents(tmp_path / "whole")
 
 
+def test_an_interrupted_run_may_start_again_with_other_options(tmp_path: Path) -> None:
+    with pytest.raises(StopError):
+        write_split(tmp_path / "a", items(23, fail_at=17), limits=Limits(samples=2))
+    write_split(tmp_path / "a", items(23), limits=Limits(samples=10))
+    write_split(tmp_path / "b", items(23), limits=Limits(samples=10))
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_a_run_killed_before_its_first_record_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(StopError):
+        write_split(tmp_path / "a", items(6, fail_at=0))
+    (tmp_path / "a" / "0.tar").write_bytes(b"renamed, but not recorded")
+    write_split(tmp_path / "a", items(6))
+    write_split(tmp_path / "b", items(6))
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
 def test_a_finished_split_is_verified_and_kept(tmp_path: Path) -> None:
     write_split(tmp_path, items(12), limits=Limits(samples=5))
     made: list[int] = []
@@ -119,7 +136,7 @@ def test_a_full_disk_is_one_error_and_nothing_half_written(
             m.setattr(writer._Hashing, "write", full)
         else:
             fsync = writer.os.fsync
-            calls = iter([0, 0, 0, errno.ENOSPC])
+            calls = iter([0, 0, 0, 0, errno.ENOSPC])
 
             def full_sync(fd: int) -> None:
                 if code := next(calls):

@@ -71,6 +71,8 @@ def write_split(
     with _disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         done = _finished(folder, fingerprint)
+        # claims the folder before its first tar: a run that is killed right after that one must be able to go on
+        _write_json(folder / _PARTIAL, {"fingerprint": fingerprint, "shards": done})
         for left in folder.glob(".*.tmp"):
             left.unlink()
         shards: list[dict[str, Any]] = []
@@ -85,6 +87,9 @@ def write_split(
             at += entry["samples"]
             progress.show(at, shard=number, force=True)
             _write_json(folder / _PARTIAL, {"fingerprint": fingerprint, "shards": shards})
+        for left in folder.glob("*.tar"):  # of an unfinished run with other options
+            if left.stem.isdigit() and int(left.stem) >= len(shards):
+                left.unlink()
         record = {
             "samples": len(items),
             "fingerprint": fingerprint,
