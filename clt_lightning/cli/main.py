@@ -23,6 +23,7 @@ COMMANDS = {
         "clt_lightning.cli.export",
         "write a run's transcoder as a folder for from_pretrained, or for circuit-tracer",
     ),
+    "report": ("clt_lightning.cli.report", "write pages and figures of an evaluated run, to open in a browser"),
 }
 
 HELP = """usage: python -m clt_lightning COMMAND [options]        (COMMAND --help explains every option)

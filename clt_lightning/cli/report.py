@@ -14,18 +14,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--run", type=Path, required=True, help="run folder, e.g. runs/quickstart/version_0, evaluated by `test` before"
     )
     parser.add_argument("--split", default="test", help="split whose evaluation is shown (default: test)")
-    parser.add_argument("--output", type=Path, help="folder to write (default: <run>/report); an older report is replaced")
+    parser.add_argument(
+        "--output", type=Path, help="folder to write (default: <run>/report); an older report is replaced"
+    )
     parser.add_argument(
         "--features", type=int, help="cards a layer, the most frequent features first (default: all that ever fired)"
     )
     parser.add_argument(
         "--images", type=int, default=24, help="images with a page of their own, evenly over the classes (default: 24)"
     )
-    parser.add_argument("--image", action="append", default=[], metavar="KEY", help="one more image, by key; repeatable")
     parser.add_argument(
-        "--queries", type=int, default=24, help="query images of the retrieval page, evenly over the classes (default: 24)"
+        "--image", action="append", default=[], metavar="KEY", help="one more image, by key; repeatable"
     )
-    parser.add_argument("--query", action="append", default=[], metavar="KEY", help="one more query, by key; repeatable")
+    parser.add_argument(
+        "--queries",
+        type=int,
+        default=24,
+        help="query images of the retrieval page, evenly over the classes (default: 24)",
+    )
+    parser.add_argument(
+        "--query", action="append", default=[], metavar="KEY", help="one more query, by key; repeatable"
+    )
     parser.add_argument("--neighbours", type=int, default=8, help="images shown a layer beside a query (default: 8)")
     parser.add_argument("--thumbnail", type=int, default=128, help="side of a thumbnail in pixels (default: 128)")
     parser.add_argument("--no_pictures", action="store_true", help="numbers alone: neither data nor model are read")

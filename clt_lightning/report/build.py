@@ -220,6 +220,9 @@ class _Builder:
                 continue
             page = len(overview)
             found = pictures.explain(keys[number], images[number], labels[number])
+            if found is None:
+                self.source.notes.append("The data has no class names: no logit to explain, and no pages of images.")
+                break
             pixels = Image.fromarray(to_pixels(images[number], pictures.mean, pictures.std))
             picture = f"pictures/{page:04d}.webp"
             pixels.save(self.folder.file(picture), quality=90, method=4)

@@ -17,5 +17,11 @@ class Pictures(Protocol):
     def read(self, wanted: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Yields key and normalised image `(3, H, W)` of the wanted images, in any order, each at most once."""
 
-    def explain(self, key: str, image: Tensor, label: int) -> dict[str, Any]:
-        """`ImageExplanation.to_json()` of an image (docs/results-schema.md); label -1: none."""
+    def explain(self, key: str, image: Tensor, label: int) -> dict[str, Any] | None:
+        """`ImageExplanation.to_json()` of an image (docs/results-schema.md), None where there are no classes.
+
+        Args:
+            key: of the image.
+            image: as `read` gives it.
+            label: its class; -1: none.
+        """

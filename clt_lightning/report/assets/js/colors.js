@@ -4,10 +4,10 @@
   CLT.series = (i) => `var(--s${i % 6})`;
   // 0..1 from the page's ground to the strong colour; -1..0 to the other one
   CLT.tint = (t) => {
-    const p = Math.round(1000 * Math.sqrt(Math.min(1, Math.abs(t))) ) / 10;
+    const p = Math.round(1000 * Math.min(1, Math.abs(t)) ** 0.8 ) / 10;
     return `color-mix(in oklab, var(${t < 0 ? "--neg" : "--pos"}) ${Math.min(p, 100)}%, var(--cell))`;
   };
-  CLT.tintIsStrong = (t) => Math.abs(t) > 0.3;
+  CLT.tintIsStrong = (t) => Math.abs(t) > 0.52;
   // "inferno" in nine steps: lightness rises evenly, so it reads in grey and with any colour vision
   const FIRE = [[0, 0, 4], [31, 12, 72], [85, 15, 109], [136, 34, 106], [186, 54, 85], [227, 89, 51], [249, 140, 10], [249, 201, 50], [252, 255, 164]];
   // "viridis", for layers

@@ -54,7 +54,7 @@
     if (typeof v === "string") return v;
     if (v === 0) return "0";
     const a = Math.abs(v);
-    return (a >= 1e5 || a < 1e-3 ? v.toExponential(Math.max(0, digits - 1)) : Number(v.toPrecision(digits)).toString()).replace("-", "−");
+    return (a >= 1e5 || a < 1e-4 ? v.toExponential(Math.max(0, digits - 1)) : Number(v.toPrecision(digits)).toString()).replace("-", "−");
   };
   CLT.fixed = (v, digits) => (v === null || v === undefined || Number.isNaN(v) ? "–" : v.toFixed(digits).replace("-", "−"));
   CLT.percent = (v, digits = 1) => (v === null || v === undefined ? "–" : `${(100 * v).toFixed(digits)} %`.replace("-", "−"));

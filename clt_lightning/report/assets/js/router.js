@@ -36,7 +36,7 @@
       content = [h("h1", {}, "This page cannot be shown"), h("p", { class: "empty error" }, error.message)];
     }
     if (mine !== turn) return;
-    main.replaceChildren(...[content].flat().filter(Boolean));
+    main.replaceChildren(...[content].flat(Infinity).filter(Boolean));
     const title = main.querySelector("h1");
     document.title = `${title ? `${title.textContent} · ` : ""}${document.querySelector(".brand b").textContent}`;
     main.dataset.ready = page || "summary";

@@ -20,7 +20,15 @@
     const room = pad * (high - low);
     return [zero && low === 0 ? 0 : low - room, zero && high === 0 ? 0 : high + room];
   };
-  CLT.charts.frame = ({ width, height, left = 52, right = 12, top = 10, bottom = 40, xs, ys, xLabel, yLabel, xText, yText, label }) => {
+  // a box that draws its content anew for every width: text keeps its size on a phone
+  CLT.responsive = (draw) => {
+    const box = CLT.h("div", { class: "chartbox" });
+    let drawn = 0;
+    new ResizeObserver(() => { const width = Math.round(box.clientWidth); if (width && width !== drawn) { drawn = width; box.replaceChildren(...draw(width)); } }).observe(box);
+    return box;
+  };
+  CLT.charts.frame = ({ width, height, left, right = 14, top = 10, bottom = 40, xs, ys, xLabel, yLabel, xText, yText, label }) => {
+    left ??= 14 + (yLabel ? 16 : 0) + 7 * Math.max(2, ...ys.ticks.map((t) => yText(t).length));
     const x = (v) => left + ((v - xs.domain[0]) / (xs.domain[1] - xs.domain[0])) * (width - left - right);
     const y = (v) => height - bottom - ((v - ys.domain[0]) / (ys.domain[1] - ys.domain[0])) * (height - top - bottom);
     const root = svg("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });

@@ -3,7 +3,7 @@
   "use strict";
   const { svg } = CLT;
   // items: [{name, value, color?, text?}]
-  CLT.charts.bars = ({ items, show = (v) => CLT.num(v), label, width = 520, rowHeight = 22, nameWidth = 118 }) => {
+  CLT.charts.bars = ({ items, show = (v) => CLT.num(v), label, rowHeight = 22, nameWidth = 118 }) => CLT.responsive((width) => {
     const values = items.map((i) => i.value ?? 0), low = Math.min(0, ...values), high = Math.max(0, ...values) || 1;
     const room = 64, left = nameWidth + (low < 0 ? room : 6), right = high > 0 ? room : 6, height = items.length * rowHeight + 4;
     const span = high - low || 1, x = (v) => left + ((v - low) / span) * (width - left - right);
@@ -16,6 +16,6 @@
         svg("rect", { x: Math.min(x(0), x(v)), y: y + 3, width: Math.max(Math.abs(x(v) - x(0)), 0.5), height: rowHeight - 7, rx: 2, fill: item.color || (negative ? "var(--s1)" : "var(--s0)") }, svg("title", {}, `${item.name}: ${show(item.value)}`)),
         svg("text", { class: "value", x: x(v) + (negative ? -5 : 5), y: y + rowHeight / 2 + 3, "text-anchor": negative ? "end" : "start" }, item.text ?? show(item.value)));
     });
-    return root;
-  };
+    return [root];
+  });
 })();

@@ -16,7 +16,7 @@
       h("tbody", {}, rows.map((name, r) => h("tr", {}, h("th", { scope: "row" }, name), cells(r)))));
   };
   CLT.charts.scaleBar = (low, high, signed) => {
-    const stops = Array.from({ length: 9 }, (_, i) => CLT.tint(signed ? (i - 4) / 4 : i / 8)).join(",");
+    const stops = Array.from({ length: 17 }, (_, i) => CLT.tint(signed ? (i - 8) / 8 : i / 16)).join(",");
     return h("div", { class: "scale", "aria-hidden": "true" }, low, h("i", { style: { background: `linear-gradient(to right, ${stops})` } }), high);
   };
 })();

@@ -8,10 +8,10 @@
     std_over_classes: "Standard deviation of the uncentred score over the classes: where the picture depends on what is seen.",
   };
   const NAMES = { uncentred: "Uncentred", centred: "Centred", std_over_classes: "Spread over classes" };
-  function map(kind, values, layers, top) {
+  function map(kind, values, layers, top, signed) {
     const masked = values.map((row, i) => row.map((v, j) => (j < i ? null : v)));
     return h("div", {}, h("div", { class: "scroll" }, CLT.charts.heatmap({ rows: layers.map((l) => `L${l}`), columns: layers.map((l) => `${l}`), values: masked, scale: (v) => v / top, show: (v) => CLT.fixed(v, 2).replace(/^(−?)0\./, "$1."), corner: "from ↓ to →", label: `${NAMES[kind]} contributions, source layer by target layer`, title: (i, j, v) => `layer ${i} → ${j}: ${v.toFixed(4)}` })),
-      CLT.charts.scaleBar(`−${CLT.num(top, 2)}`, CLT.num(top, 2), true));
+      CLT.charts.scaleBar(signed ? `−${CLT.num(top, 2)}` : "0", CLT.num(top, 2), signed));
   }
   CLT.pages.contributions = async (parts, query) => {
     const { evaluation: e, files, commands } = await CLT.load("report");
@@ -26,11 +26,11 @@
       const classes = e.classnames.map((n, i) => [i, n]).filter(([i]) => c.final_by_class && c.final_by_class[i] && c.final_by_class[i][0] !== null);
       const column = layers.map((i) => c.uncentred[i][last]);
       box.replaceChildren(
-        h("div", { class: "grid" }, present.map((k) => h("div", { class: "w6" }, CLT.figure({ title: NAMES[k], note: NOTES[k], files: files[`contributions_${state.tokens}_${k}`], body: map(k, c[k], layers, k === "std_over_classes" ? largest(k) : shared) }))),
+        h("div", { class: "grid" }, present.map((k) => h("div", { class: "w6" }, CLT.figure({ title: NAMES[k], note: NOTES[k], files: files[`contributions_${state.tokens}_${k}`], body: map(k, c[k], layers, k === "std_over_classes" ? largest(k) : shared, k !== "std_over_classes") }))),
           h("div", { class: "w6" }, CLT.figure({ title: "What the last layer is made of", note: classes.length ? "The last column, over all images and for one class." : "The last column.",
             tools: classes.length ? CLT.select("Class", [["", "all images only"], ...classes], state.cls, (v) => { state.cls = v; draw(); }) : null,
-            body: h("div", { class: "grid" }, h("div", { class: state.cls === "" ? "" : "w6" }, state.cls !== "" && h("h3", {}, "all images"), CLT.charts.bars({ items: layers.map((l) => ({ name: `layer ${l}`, value: column[l] })), show: (v) => CLT.fixed(v, 3), label: "Contribution to the last layer", nameWidth: 64, width: state.cls === "" ? 520 : 300 })),
-              state.cls === "" ? null : h("div", { class: "w6" }, h("h3", {}, e.classnames[state.cls]), CLT.charts.bars({ items: layers.map((l) => ({ name: `layer ${l}`, value: c.final_by_class[state.cls][l] })), show: (v) => CLT.fixed(v, 3), label: `Contribution to the last layer, ${e.classnames[state.cls]}`, nameWidth: 64, width: 300 }))) }))));
+            body: h("div", { class: "grid" }, h("div", { class: state.cls === "" ? "" : "w6" }, state.cls !== "" && h("h3", {}, "all images"), CLT.charts.bars({ items: layers.map((l) => ({ name: `layer ${l}`, value: column[l] })), show: (v) => CLT.fixed(v, 3), label: "Contribution to the last layer", nameWidth: 64 })),
+              state.cls === "" ? null : h("div", { class: "w6" }, h("h3", {}, e.classnames[state.cls]), CLT.charts.bars({ items: layers.map((l) => ({ name: `layer ${l}`, value: c.final_by_class[state.cls][l] })), show: (v) => CLT.fixed(v, 3), label: `Contribution to the last layer, ${e.classnames[state.cls]}`, nameWidth: 64 }))) }))));
       CLT.remember("contributions", [], state);
     }
     draw();

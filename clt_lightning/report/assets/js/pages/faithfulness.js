@@ -16,7 +16,7 @@
     const all = e.faithfulness, box = h("div", { class: "stack" });
     function draw(n) {
       const f = all[n], levels = [{ name: `all terms ${CLT.percent(f.baseline.top1.value)}`, y: f.baseline.top1.value, color: "var(--ink-3)" }, { name: `true MLP output ${CLT.percent(f.original.top1.value)}`, y: f.original.top1.value, color: "var(--s2)", dash: "2 3" }];
-      const options = { levels, yText: (v) => CLT.percent(v), xTicks: Array.from({ length: f.terms + 1 }, (_, i) => i), height: 300, width: 620 };
+      const options = { levels, yText: (v) => CLT.percent(v), xTicks: Array.from({ length: f.terms + 1 }, (_, i) => i), height: 300 };
       const styles = { top: { color: "var(--s1)" }, random: { color: "var(--s5)", dash: "5 4" }, bottom: { color: "var(--s0)" } };
       box.replaceChildren(
         h("div", { class: "grid" },

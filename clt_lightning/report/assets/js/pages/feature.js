@@ -6,7 +6,7 @@
   let mode = "squares";
 
   const stat = (name, value) => [h("dt", {}, name), h("dd", {}, value)];
-  const names = (list, title, note) => (list && list.length ? h("div", {}, h("h3", {}, title), h("p", { class: "note" }, note), CLT.charts.bars({ items: list.map(([name, v]) => ({ name: name.length > 18 ? `${name.slice(0, 17)}…` : name, value: v })), show: (v) => CLT.fixed(v, 3), label: title, nameWidth: 128, width: 380 })) : null);
+  const names = (list, title, note) => (list && list.length ? h("div", {}, h("h3", {}, title), h("p", { class: "note" }, note), CLT.charts.bars({ items: list.map(([name, v]) => ({ name: name.length > 18 ? `${name.slice(0, 17)}…` : name, value: v })), show: (v) => CLT.fixed(v, 3), label: title, nameWidth: 128 })) : null);
 
   CLT.pages.feature = async ([layerText, featureText]) => {
     const layer = Number(layerText), feature = Number(featureText), meta = await CLT.load("features");
@@ -26,11 +26,11 @@
       const m = map(n), patch = CLT.strongestPatch(m);
       return h("figure", { class: "shot" }, CLT.thumb(sprites, image, { map: m, peak: card.peak, grid: meta.grid, mode: crop ? "image" : mode, crop: crop ? patch : undefined, alt: `${sprites.keys[image]}, code ${CLT.num(value)}` }), crop ? null : caption(image, value, m));
     };
-    const top = h("div", { class: "shots big" }), crops = h("div", { class: "shots small" }), rows = h("div", { class: "stack" });
+    const top = h("div", { class: "shots big" }), crops = h("div", { class: "shots small" }), rows = h("div", { class: "quarters" });
     function draw() {
       top.replaceChildren(...card.top.map((t) => shot(t)));
       crops.replaceChildren(...card.top.filter((t) => CLT.strongestPatch(map(t[2])) >= 0).map((t) => shot(t, true)));
-      rows.replaceChildren(...card.quantiles.map(([name, list]) => h("div", {}, h("h3", {}, name), h("div", { class: "shots" }, list.map((t) => shot(t))))));
+      rows.replaceChildren(...card.quantiles.map(([name, list]) => h("div", {}, h("h3", {}, name), h("div", { class: "shots fixed" }, list.map((t) => shot(t))))));
     }
     draw();
     const d = card.decoder_norm;
@@ -43,7 +43,7 @@
         h("section", { class: "card" }, h("h3", {}, "Numbers"), h("dl", { class: "record" },
           stat("active on", `${CLT.percent(c.frequency[i], 3)} of tokens`), stat("", `${CLT.percent(c.image_frequency[i], 2)} of images`), stat("", `${CLT.percent(c.cls_frequency[i], 2)} of [CLS]`), stat("mean code", CLT.num(c.mean_code[i])), stat("largest code", CLT.num(c.max_code[i])),
           stat("monosemanticity", CLT.fixed(c.monosemanticity[i], 3)), c.classnames.length ? stat("label entropy", `${CLT.fixed(c.label_entropy[i], 3)} nats`) : null)),
-        h("section", { class: "card" }, h("h3", {}, "What it writes"), h("p", { class: "note" }, "Norm of what a code of 1 adds to each layer's MLP output."), CLT.charts.bars({ items: d.map((v, k) => ({ name: `layer ${k + layer}`, value: v })), label: "Decoder norms by target layer", nameWidth: 70, width: 340 })),
+        h("section", { class: "card" }, h("h3", {}, "What it writes"), h("p", { class: "note" }, "Norm of what a code of 1 adds to each layer's MLP output."), CLT.charts.bars({ items: d.map((v, k) => ({ name: `layer ${k + layer}`, value: v })), label: "Decoder norms by target layer", nameWidth: 70 })),
         card.classes.length ? h("section", { class: "card" }, names(card.classes.map(([k, v]) => [c.className(k), v]), "Classes", "Share of its activation over classes.")) : null,
         card.nearest_classes.length || card.nearest_words.length ? h("section", { class: "card" }, names(card.nearest_classes.map(([k, v]) => [c.className(k), v]), "Nearest class names", "By CLIP's text embedding: cosine to the mean direction of its images."), card.nearest_words.length ? h("div", { style: { "margin-top": "12px" } }, names(card.nearest_words.map(([k, v]) => [c.word(k), v]), "Nearest words", "The same, for a list of words.")) : null) : null))];
   };

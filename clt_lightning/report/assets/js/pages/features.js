@@ -12,13 +12,13 @@
     const valued = { label_entropy: c.classnames.length > 0, monosemanticity: true };
     const columns = [
       { key: "image", name: "", width: "44px", cell: (i) => (c.image[i] >= 0 ? CLT.thumb(sprites, c.image[i], { mode: "image", alt: "strongest image" }) : "") },
-      { key: "id", name: "Feature", width: "minmax(86px, 1fr)", value: (i) => i, cls: "id", cell: (i) => `L${c.layer(i)} · ${c.feature(i)}` },
-      { key: "class", name: "Strongest class", width: "minmax(100px, 1.6fr)", value: (i) => c.className(c.class_index[i]), cell: (i) => (c.class_index[i] < 0 ? h("span", { class: "dim" }, "–") : `${c.className(c.class_index[i])} ${CLT.percent(c.class_share[i], 0)}`), help: "The class with the largest share of the feature's activation" },
+      { key: "id", name: "Feature", width: "minmax(72px, 1fr)", value: (i) => i, cls: "id", cell: (i) => `L${c.layer(i)} · ${c.feature(i)}` },
+      { key: "class", name: "Strongest class", width: "minmax(68px, 1.6fr)", value: (i) => c.className(c.class_index[i]), cell: (i) => (c.class_index[i] < 0 ? h("span", { class: "dim" }, "–") : `${c.className(c.class_index[i])} ${CLT.percent(c.class_share[i], 0)}`), help: "The class with the largest share of the feature's activation" },
       { key: "word", name: "Nearest word", width: "minmax(80px, 1.2fr)", hideSmall: true, value: (i) => c.word(c.nearest_word[i]), cell: (i) => c.word(c.nearest_word[i]) || h("span", { class: "dim" }, "–"), help: "The word whose CLIP text embedding is nearest to its images" },
-      { key: "frequency", name: "Frequency", width: "minmax(76px, .9fr)", number: true, value: (i) => c.frequency[i], cell: (i) => CLT.percent(c.frequency[i], c.frequency[i] < 0.001 ? 3 : 2), help: "Share of tokens on which it is active" },
+      { key: "frequency", name: "Frequency", width: "minmax(68px, .9fr)", number: true, value: (i) => c.frequency[i], cell: (i) => CLT.percent(c.frequency[i], c.frequency[i] < 0.001 ? 3 : 2), help: "Share of tokens on which it is active" },
       { key: "mean_code", name: "Mean code", width: "minmax(70px, .8fr)", number: true, hideSmall: true, value: (i) => c.mean_code[i], cell: (i) => CLT.num(c.mean_code[i]), help: "Mean of its non-zero codes" },
       { key: "max_code", name: "Max", width: "minmax(60px, .7fr)", number: true, hideSmall: true, value: (i) => c.max_code[i], cell: (i) => CLT.num(c.max_code[i]) },
-      { key: "monosemanticity", name: "MS", width: "minmax(56px, .6fr)", number: true, value: (i) => c.monosemanticity[i], cell: (i) => CLT.fixed(c.monosemanticity[i], 3), help: "Monosemanticity: mean cosine between its images' CLIP embeddings, weighted by activation" },
+      { key: "monosemanticity", name: "MS", width: "minmax(44px, .6fr)", number: true, value: (i) => c.monosemanticity[i], cell: (i) => CLT.fixed(c.monosemanticity[i], 3), help: "Monosemanticity: mean cosine between its images' CLIP embeddings, weighted by activation" },
       { key: "label_entropy", name: "Entropy", width: "minmax(64px, .7fr)", number: true, hideSmall: true, value: (i) => c.label_entropy[i], cell: (i) => CLT.fixed(c.label_entropy[i], 2), help: "Entropy in nats of its activation over classes; low: few classes" },
     ].filter((x) => valued[x.key] !== false && !(x.key === "word" && !c.words.length) && !(x.key === "class" && !c.classnames.length));
     if (!columns.some((x) => x.key === state.sort && x.value)) state.sort = "frequency";

@@ -23,7 +23,7 @@
     const left = d.logit - d.sum;
     return CLT.figure({ title: which === "original" ? "The untouched CLIP's logit" : "The replaced CLIP's logit",
       note: which === "original" ? "Each MLP output is split into features, bias and the error that the transcoder leaves." : "All MLPs replaced, cascaded: no error term is left, because nothing else writes.",
-      body: h("div", {}, CLT.charts.bars({ items, show: (v) => CLT.fixed(v, 2), label: "Terms of the logit", nameWidth: 92, width: 460, rowHeight: 20 }),
+      body: h("div", {}, CLT.charts.bars({ items, show: (v) => CLT.fixed(v, 2), label: "Terms of the logit", nameWidth: 92, rowHeight: 20 }),
         h("table", { class: "plain", style: { "margin-top": "8px" } }, h("tbody", {},
           h("tr", {}, h("th", { scope: "row" }, "sum of the terms"), h("td", { class: "terms-sum" }, CLT.fixed(d.sum, 4))), h("tr", {}, h("th", { scope: "row" }, "logit"), h("td", { class: "terms-logit" }, CLT.fixed(d.logit, 4))),
           h("tr", {}, h("th", { scope: "row" }, "left unexplained"), h("td", {}, left === 0 ? "0" : left.toExponential(1).replace("-", "−"))), which === "original" ? h("tr", {}, h("th", { scope: "row" }, "of it the transcoder's error"), h("td", {}, CLT.fixed(sum(d.error), 3))) : null))),
@@ -58,7 +58,7 @@
       h("p", { class: "lead" }, e.key), h("div", { class: "grid" },
         h("div", { class: "w4 stack" }, h("section", { class: "card" }, canvasBox, said), h("section", { class: "card" }, h("h3", {}, "Classes"), h("div", { class: "scroll" }, CLT.table([{ name: "Class", text: true }, "original", "replaced"], e.classes.map((k) => [{ v: k.name, t: k.class === e.class ? h("b", {}, k.name) : k.name }, { v: k.original, t: h("span", {}, CLT.fixed(k.original, 1), " ", h("span", { class: "ci" }, CLT.percent(k.p_original))) }, { v: k.replaced, t: h("span", {}, CLT.fixed(k.replaced, 1), " ", h("span", { class: "ci" }, CLT.percent(k.p_replaced))) }]))), h("p", { class: "note" }, "Logits (100 × cosine) and probabilities. Bold: the class taken apart below."))),
         h("div", { class: "w8" }, h("section", { class: "card" }, h("header", {}, h("h2", {}, "Strongest features of every layer")), h("p", { class: "note" }, "The picture is the image on which the feature is strongest; the name, the class it fires for most."),
-          h("div", { class: "stack", style: { gap: "12px" } }, layers.map((l) => h("div", { class: "row", style: { "flex-wrap": "nowrap", "align-items": "flex-start" } }, h("b", { style: { width: "30px", flex: "none", "padding-top": "4px" } }, `L${l}`), h("div", { class: "shots small", style: { flex: 1 } }, e.top_features[l].map((f) => chip(l, f)))))))),
+          h("div", { class: "stack", style: { gap: "12px" } }, layers.map((l) => h("div", { class: "row", style: { "flex-wrap": "nowrap", "align-items": "flex-start" } }, h("b", { style: { width: "30px", flex: "none", "padding-top": "4px" } }, `L${l}`), h("div", { class: "shots small eight", style: { flex: 1, "min-width": 0 } }, e.top_features[l].map((f) => chip(l, f)))))))),
         h("div", { class: "w6" }, decomposition(e.replaced, layers, "replaced")), h("div", { class: "w6" }, decomposition(e.original, layers, "original")))];
   };
 })();

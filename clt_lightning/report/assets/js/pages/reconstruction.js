@@ -10,6 +10,7 @@
     l0: ["Active features", "L0: mean number of non-zero codes a token.", (v) => CLT.num(v), true],
     dead: ["Dead features", "Share of the features that no token of the split activates.", (v) => CLT.percent(v), true],
   };
+  const GOOD_IS_HIGH = ["r2", "cosine"], SHARES = ["fvu", "r2", "cosine", "dead"];
   CLT.pages.reconstruction = async (parts, query) => {
     const { evaluation: e, files, commands } = await CLT.load("report");
     const head = [h("h1", {}, "Reconstruction"), h("p", { class: "lead" }, "How well the codes rebuild what each layer's MLP adds to the stream. Early [CLS] tokens are nearly constant over images, so look at the token sets apart.")];
@@ -18,12 +19,14 @@
     const strip = h("div"), lines = h("div");
     function draw(metric) {
       const [name, text, show] = METRICS[metric], sets = e.token_sets.filter((s) => r[metric][s]);
-      const values = sets.map((s) => [...r[metric][s].layers, r[metric][s].mean]), top = Math.max(...values.flat().filter((v) => v !== null).map(Math.abs), 1e-12);
-      const unit = metric === "fvu" || metric === "dead" || metric === "r2" || metric === "cosine" ? Math.min(1, top) || 1 : top;
-      strip.replaceChildren(CLT.figure({ title: name, note: text, files: files.reconstruction,
-        body: h("div", { class: "scroll" }, CLT.charts.heatmap({ rows: sets.map((s) => CLT.tokenName(s).replace(" tokens", "")), columns: [...layers.map((l) => `L${l}`), "mean"], values, scale: (v) => (v / unit) * (unit === 1 ? 1 : 0.85), show, label: `${name} by token set and layer`, title: (a, b, v) => `${sets[a]}, ${b < e.layers ? `layer ${b}` : "mean over layers"}: ${v}` })) }));
+      const values = sets.map((s) => [...r[metric][s].layers, r[metric][s].mean]);
+      // darker is worse; a good run must not look alarming, so the scale does not end below 0.3
+      const worse = GOOD_IS_HIGH.includes(metric) ? (v) => 1 - v : (v) => v;
+      const top = Math.max(SHARES.includes(metric) ? 0.3 : 1e-12, ...values.flat().filter((v) => v !== null).map(worse));
+      strip.replaceChildren(CLT.figure({ title: name, note: `${text}${metric === "l0" ? "" : " Darker is worse."}`, files: files.reconstruction,
+        body: h("div", { class: "scroll" }, CLT.charts.heatmap({ rows: sets.map((s) => CLT.tokenName(s).replace(" tokens", "")), columns: [...layers.map((l) => `L${l}`), "mean"], values, scale: (v) => worse(v) / top, show, label: `${name} by token set and layer`, title: (a, b, v) => `${sets[a]}, ${b < e.layers ? `layer ${b}` : "mean over layers"}: ${v}` })) }));
       lines.replaceChildren(CLT.figure({ title: `${name} by layer`,
-        body: CLT.charts.lines({ series: sets.map((s) => ({ name: CLT.tokenName(s), x: layers, y: r[metric][s].layers })), xLabel: "layer", yLabel: metric === "r2" ? "R²" : metric.toUpperCase(), xTicks: layers, yText: show, yZero: METRICS[metric][3], label: `${name} by layer`, height: 280, width: 760 }) }));
+        body: CLT.charts.lines({ series: sets.map((s) => ({ name: CLT.tokenName(s), x: layers, y: r[metric][s].layers })), xLabel: "layer", yLabel: metric === "r2" ? "R²" : metric.toUpperCase(), xTicks: layers, yText: show, yZero: METRICS[metric][3], label: `${name} by layer`, height: 280 }) }));
       CLT.remember("reconstruction", [], { metric });
     }
     const start = known.includes(query.metric) ? query.metric : known[0];

@@ -35,9 +35,9 @@
       h("h1", {}, report.title), h("p", { class: "lead" }, report.lead),
       e ? h("div", { class: "tiles" }, tiles(e)) : CLT.empty("This run was not evaluated yet. ", h("code", {}, report.commands.test), " measures what the pages show."),
       report.notes.length ? h("ul", { class: "note" }, report.notes.map((n) => h("li", {}, n))) : null,
-      h("div", { class: "grid", style: { "margin-top": "16px" } },
-        report.record.map(([title, rows]) => h("section", { class: "card w6" }, h("h3", {}, title), record(rows))),
-        h("section", { class: "card w6" }, h("h3", {}, "Pages"), h("ul", { style: { margin: 0, padding: "0 0 0 18px" } }, cards.map(([p, t, text]) => h("li", {}, h("a", { href: CLT.href(p) }, t), " ", h("span", { class: "note" }, text))))),
+      h("nav", { class: "doors", "aria-label": "What there is to see" }, cards.map(([p, t, text]) => h("a", { href: CLT.href(p) }, h("b", {}, t), h("span", {}, text)))),
+      h("div", { class: "masonry" },
+        report.record.map(([title, rows]) => h("section", { class: "card" }, h("h3", {}, title), record(rows))),
         report.config ? h("section", { class: "card" }, h("details", {}, h("summary", { style: { margin: 0 } }, "config.yaml"), h("pre", { class: "scroll", style: { font: "12.5px/1.5 var(--mono)", margin: "8px 0 0" } }, report.config))) : null),
     ];
   };
