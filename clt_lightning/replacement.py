@@ -69,36 +69,35 @@ def replaced(
     positions = {"all": slice(None), "cls": slice(0, 1), "patch": slice(1, None)}[tokens]
     trace = ReplacementTrace()
 
+    def read(site: Tensor) -> Tensor:
+        return site[:, positions].reshape(-1, clt.d_model)
+
+    def watch(layer: int, x: Tensor) -> None:
+        with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
+            if layer == first_read:
+                trace.codes.clear()
+                trace.y_hat.clear()
+            if clt.topology != "sae":
+                trace.codes[layer] = clt.encode_layer(read(x), layer)
+
     def branch(layer: int, x: Tensor, compute_y: Callable[[], Tensor]) -> Tensor:
-        if layer == 0:
-            trace.codes.clear()
-            trace.y_hat.clear()
-        if not grad:
-            with torch.no_grad():
-                return run(layer, x, compute_y)
-        return run(layer, x, compute_y)
+        with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
+            y = compute_y() if tokens != "all" or clt.topology == "sae" else None
+            if clt.topology == "sae":
+                assert y is not None
+                trace.codes[layer] = clt.encode_layer(read(y), layer)
+            sources = {i: trace.codes[i] for i in range(layer + 1) if clt.writes(i, layer)}
+            terms = clt.layer_terms(sources, layer)
+            if edit is not None:
+                terms = edit(layer, terms)
+            y_hat = terms.sum(0) + clt.b_dec[layer] + clt.skip_term(read(x), layer)
+            trace.y_hat[layer] = y_hat
+            y_hat = y_hat.view(x.shape[0], -1, clt.d_model).to(x.dtype)
+            if y is None or tokens == "all":
+                return y_hat
+            return torch.cat([y_hat, y[:, 1:]], 1) if tokens == "cls" else torch.cat([y[:, :1], y_hat], 1)
 
-    def run(layer: int, x: Tensor, compute_y: Callable[[], Tensor]) -> Tensor:
-        needs_y = layer not in window or tokens != "all" or clt.topology == "sae"
-        y = compute_y() if needs_y else None
-        site = x if clt.topology != "sae" else y
-        assert site is not None
-        read = site[:, positions].reshape(-1, clt.d_model)
-        trace.codes[layer] = clt.encode_layer(read, layer)
-        if layer not in window:
-            assert y is not None
-            return y
-        terms = clt.layer_terms([trace.codes[i] for i in range(layer + 1)], layer)
-        if edit is not None:
-            terms = edit(layer, terms)
-        y_hat = terms.sum(0) + clt.b_dec[layer] + clt.skip_term(read, layer)
-        trace.y_hat[layer] = y_hat
-        y_hat = y_hat.view(x.shape[0], -1, clt.d_model).to(x.dtype)
-        if tokens == "all":
-            return y_hat
-        assert y is not None
-        return torch.cat([y_hat, y[:, 1:]], 1) if tokens == "cls" else torch.cat([y[:, :1], y_hat], 1)
-
-    # layers before the window are watched, since their features write into it
-    with clip.mlp_override(branch, range(max(window) + 1)):
+    # features of layers before the window write into it, so these layers are read as well
+    first_read = 0 if clt.topology == "cross_layer" else min(window)
+    with clip.watch(watch, range(first_read, max(window) + 1)), clip.mlp_override(branch, sorted(window)):
         yield trace

@@ -226,6 +226,33 @@ class FrozenCLIP(nn.Module):
         with self._overrides.active(fn, self.check_layers(layers)):
             yield
 
+    @contextmanager
+    def watch(self, fn: Callable[[int, Tensor], None], layers: Iterable[int] | None = None) -> Iterator[None]:
+        """While active, `fn(layer, x)` sees what each listed MLP reads; nothing is changed.
+
+        Args:
+            fn: called with the layer and `ln_2`'s output on the running stream, `(images, positions, d_model)`. Unlike
+                `mlp_override` it takes no branch over, so it sees x also where another override is at work.
+            layers: blocks to watch; None for all.
+
+        Raises:
+            UserError: for unknown layers.
+        """
+
+        def hook_of(layer: int) -> Callable[..., None]:
+            def see(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+                fn(layer, output if self._batch_first else output.transpose(0, 1))
+
+            return see
+
+        wanted = self.check_layers(layers)
+        handles = [self.blocks[layer].ln_2.register_forward_hook(hook_of(layer)) for layer in wanted]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def check_layers(self, layers: Iterable[int] | None) -> tuple[int, ...]:
         """Layer numbers as a tuple; None means all. Raises a UserError for unknown, repeated or no layers."""
         if layers is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -147,6 +147,10 @@ class CrossLayerTranscoder(nn.Module):
         """Number of layers that features of layer `source` write to: `source .. source + n_targets - 1`."""
         return self.n_layers - source if self.topology == "cross_layer" else 1
 
+    def writes(self, source: int, target: int) -> bool:
+        """Whether features of layer `source` write to layer `target`."""
+        return 0 <= target - source < self.n_targets(source)
+
     def config(self) -> dict[str, Any]:
         """Plain arguments that build an untrained transcoder of the same form."""
         return {
@@ -287,34 +291,38 @@ class CrossLayerTranscoder(nn.Module):
         codes = self._as_codes(codes)
         if not 0 <= target < self.n_layers:
             raise UserError(f"target must lie in 0..{self.n_layers - 1}, got {target}")
-        terms = self.layer_terms([codes.slice(source) for source in range(target + 1)], target)
+        terms = self.layer_terms({source: codes.slice(source) for source in range(target + 1)}, target)
         later = terms.new_zeros(self.n_layers - target - 1, codes.n_tokens, self.d_model)
         return torch.cat([terms, later])
 
-    def layer_terms(self, codes: Sequence[Codes], target: int) -> Tensor:
+    def layer_terms(self, codes: Mapping[int, Codes] | Sequence[Codes], target: int) -> Tensor:
         """What the layers up to `target` add to it, from single-layer codes (`encode_layer`).
 
         Args:
-            codes: one single-layer `Codes` for each of the layers `0..target`.
+            codes: single-layer `Codes` by layer; at least those of the layers that write to `target`.
             target: layer j.
 
         Returns:
             `(target + 1, tokens, d_model)`; their sum + `b_dec[target]` (+ skip) is `y_hat[target]`.
         """
-        rows = []
-        for source, layer_codes in enumerate(codes):
-            t = target - source
-            if t >= self.n_targets(source):
-                rows.append(self.b_dec.new_zeros(layer_codes.n_tokens, self.d_model))
-                continue
-            W = self.W_dec[source][:, t : t + 1]
-            if layer_codes.is_dense(0):
-                term = decode_dense([layer_codes.layer_values[0]], [W], 1)[0]
-            else:
-                pairs, values = layer_codes.layer(0)
-                term = decode_pairs(1, [pairs], [values], [W])[0]
-            rows.append(term * self.y_scale[target])
-        return torch.stack(rows)
+        return torch.stack(
+            [
+                self._term(codes[source], source, target)
+                if self.writes(source, target)
+                else self.b_dec.new_zeros(codes[target].n_tokens, self.d_model)
+                for source in range(target + 1)
+            ]
+        )
+
+    def _term(self, codes: Codes, source: int, target: int) -> Tensor:
+        t = target - source
+        W = self.W_dec[source][:, t : t + 1]
+        if codes.is_dense(0):
+            term = decode_dense([codes.layer_values[0]], [W], 1)[0]
+        else:
+            pairs, values = codes.layer(0)
+            term = decode_pairs(1, [pairs], [values], [W])[0]
+        return term * self.y_scale[target]
 
     def skip_term(self, x: Tensor, layer: int) -> Tensor:
         """What the linear path adds to layer `layer`: `(tokens, d_model)` from x `(tokens, d_model)`; 0 without it."""

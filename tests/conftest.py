@@ -1,0 +1,24 @@
+"""Fixtures for the whole suite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_cores() -> None:
+    """Tests run side by side: one thread each, and no spinning threads."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def demo_tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small demo set: 256 training renders, 75 held-out ones (an odd number, on purpose)."""
+    from clt_lightning.data import Demo
+
+    root = tmp_path_factory.mktemp("demo")
+    Demo(root=str(root), n_train=256, n_test=75, world=5).prepare_data()
+    return root

@@ -1,0 +1,166 @@
+"""Parts of the module that need no run: schedule, buffer, settings, replacement."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import clt_lightning as cl
+from clt_lightning.buffer import ActivationBuffer
+from clt_lightning.errors import UserError
+from clt_lightning.schedule import lr_factor
+from clt_lightning.settings import LossConfig, ScheduleConfig, TranscoderConfig, from_plain, to_plain
+
+
+def test_schedule_rises_holds_and_falls() -> None:
+    factor = lr_factor(ScheduleConfig(warmup_steps=10, decay="linear", decay_fraction=0.2), 100)
+    assert factor(0) == pytest.approx(0.1)
+    assert factor(9) == factor(50) == factor(80) == 1.0
+    assert factor(90) == pytest.approx(0.5)
+    assert factor(100) == 0.0
+    cosine = lr_factor(ScheduleConfig(decay="cosine", decay_fraction=1.0, final_factor=0.1), 100)
+    assert cosine(50) == pytest.approx(0.55)
+    assert cosine(100) == pytest.approx(0.1)
+
+
+def test_schedule_mistakes_are_named() -> None:
+    with pytest.raises(UserError, match=r"set trainer\.max_steps"):
+        lr_factor(ScheduleConfig(), -1)
+    with pytest.raises(UserError, match="warmup_steps"):
+        lr_factor(ScheduleConfig(warmup_steps=11), 10)
+    assert lr_factor(ScheduleConfig(decay="none"), -1)(10**6) == 1.0
+
+
+@settings(max_examples=30, deadline=None)
+@given(capacity=st.integers(4, 20), batch=st.integers(1, 4), steps=st.integers(1, 30), seed=st.integers(0, 999))
+def test_the_buffer_hands_out_every_token_once_when_full(capacity: int, batch: int, steps: int, seed: int) -> None:
+    buffer = ActivationBuffer(capacity)
+    generator = torch.Generator().manual_seed(seed)
+    seen: list[int] = []
+    full_at = None
+    for step in range(steps):
+        tokens = torch.arange(step * batch, (step + 1) * batch, dtype=torch.float32)
+        was_full = buffer.size == capacity
+        x, y = buffer.exchange(tokens.view(1, -1, 1), -tokens.view(1, -1, 1), generator)
+        assert torch.equal(x, -y)
+        assert x.shape[1] == batch
+        if was_full:
+            full_at = step if full_at is None else full_at
+            seen += x.flatten().int().tolist()
+    assert len(seen) == len(set(seen))
+
+
+def test_the_buffer_resumes_where_it_was() -> None:
+    one, other = ActivationBuffer(10), ActivationBuffer(10)
+    for step in range(5):
+        one.exchange(torch.full((2, 3, 4), float(step)), torch.zeros(2, 3, 4), torch.Generator().manual_seed(step))
+    other.load_state_dict(one.state_dict(), "cpu")
+    for buffer in (one, other):
+        buffer.out = buffer.exchange(torch.ones(2, 3, 4), torch.ones(2, 3, 4), torch.Generator().manual_seed(9))[0]
+    assert torch.equal(one.out, other.out)
+    with pytest.raises(UserError, match=r"model\.tokens\.buffer"):
+        ActivationBuffer(11).load_state_dict(one.state_dict(), "cpu")
+    with pytest.raises(UserError, match="make it larger"):
+        one.exchange(torch.ones(2, 11, 4), torch.ones(2, 11, 4), torch.Generator())
+
+
+def test_settings_survive_being_plain() -> None:
+    config = TranscoderConfig(n_features=10, activation=cl.JumpReLU(0.2, 0.1), topology="per_layer")
+    plain = to_plain(config)
+    assert to_plain(from_plain(TranscoderConfig, plain)) == plain
+    loss = to_plain(LossConfig())
+    assert to_plain(from_plain(LossConfig, loss)) == loss
+    with pytest.raises(UserError, match="unknown keys n_feature"):
+        from_plain(TranscoderConfig, {"n_feature": 3})
+
+
+@pytest.fixture(scope="module")
+def clip() -> cl.FrozenCLIP:
+    return cl.FrozenCLIP(pretrained="demo")
+
+
+@pytest.fixture(scope="module")
+def images(clip: cl.FrozenCLIP) -> torch.Tensor:
+    return torch.randn(5, 3, clip.image_size, clip.image_size, generator=torch.Generator().manual_seed(0))
+
+
+def perfect(clip: cl.FrozenCLIP) -> cl.CrossLayerTranscoder:
+    """An SAE with the identity as dictionary: rebuilds the MLP output exactly."""
+    clt = cl.CrossLayerTranscoder(clip.n_layers, clip.d_model, 2 * clip.d_model, cl.ReLU(), topology="sae")
+    eye = torch.eye(clip.d_model)
+    with torch.no_grad():
+        for layer in range(clip.n_layers):
+            clt.W_enc[layer].copy_(torch.cat([eye, -eye]))
+            clt.W_dec[layer].copy_(torch.cat([eye, -eye])[:, None])
+    return clt
+
+
+@pytest.mark.parametrize("tokens", ["all", "cls", "patch"])
+def test_a_perfect_replacement_changes_nothing(clip: cl.FrozenCLIP, images: torch.Tensor, tokens: str) -> None:
+    original = clip.encode_image(images)
+    with cl.replaced(clip, perfect(clip), tokens=tokens):
+        rebuilt = clip.encode_image(images)
+    torch.testing.assert_close(rebuilt, original, rtol=1e-5, atol=1e-5)
+
+
+def test_replacement_is_cascaded_and_in_its_window_only(clip: cl.FrozenCLIP, images: torch.Tensor) -> None:
+    """Against hand-set hooks: layers in the window get the reconstruction from the x of the running stream."""
+    clt = cl.CrossLayerTranscoder(clip.n_layers, clip.d_model, 64, cl.TopK(8), seed=1)
+    with torch.no_grad():
+        for i, W in enumerate(clt.W_dec):
+            W.normal_(std=0.1, generator=torch.Generator().manual_seed(i))
+    window = range(1, clip.n_layers - 1)
+    with cl.replaced(clip, clt, layers=window, tokens="all") as trace:
+        acts = clip.capture(images, embeddings=True)
+        ours = clip.encode_image(images)
+    assert sorted(trace.y_hat) == list(window)
+    # x is read from the modified stream, so the training forward on it gives the same reconstruction
+    y_hat = clt(acts.x).y_hat
+    torch.testing.assert_close(acts.y[list(window)], y_hat[list(window)], rtol=1e-4, atol=1e-5)
+    untouched = clip.capture(images)
+    torch.testing.assert_close(acts.x[:2], untouched.x[:2])
+    assert not torch.allclose(acts.x[2], untouched.x[2])
+    torch.testing.assert_close(ours, acts.embeddings)
+
+
+def test_token_sets_leave_the_other_tokens_alone(clip: cl.FrozenCLIP, images: torch.Tensor) -> None:
+    clt = cl.CrossLayerTranscoder(clip.n_layers, clip.d_model, 64, cl.TopK(8), seed=1)  # zero decoders
+    untouched = clip.capture(images).y[0].view(5, clip.n_positions, -1)
+    with cl.replaced(clip, clt, layers=[0], tokens="cls"):
+        y = clip.capture(images).y[0].view(5, clip.n_positions, -1)
+    assert (y[:, 0] == 0).all()
+    torch.testing.assert_close(y[:, 1:], untouched[:, 1:])
+    with cl.replaced(clip, clt, layers=[0], tokens="patch"):
+        y = clip.capture(images).y[0].view(5, clip.n_positions, -1)
+    assert (y[:, 1:] == 0).all()
+    torch.testing.assert_close(y[:, 0], untouched[:, 0])
+
+
+def test_replacements_and_captures_leave_nothing_behind(clip: cl.FrozenCLIP, images: torch.Tensor) -> None:
+    before = clip.encode_image(images)
+    clt = cl.CrossLayerTranscoder(clip.n_layers, clip.d_model, 64, cl.TopK(8))
+    with pytest.raises(RuntimeError, match="stop"), cl.replaced(clip, clt), cl.replaced(clip, clt, layers=[1]):
+        clip.capture(images)
+        raise RuntimeError("stop")
+    assert torch.equal(clip.encode_image(images), before)
+    for module in clip.model.modules():
+        assert not module._forward_hooks
+        assert "forward" not in vars(module)
+
+
+def test_gradients_flow_through_a_replacement(clip: cl.FrozenCLIP, images: torch.Tensor) -> None:
+    clt = cl.CrossLayerTranscoder(clip.n_layers, clip.d_model, 64, cl.TopK(8), seed=1)
+    with cl.replaced(clip, clt, grad=True):
+        clip.encode_image(images, grad=True)[:, 0].sum().backward()
+    assert clt.W_dec[0].grad.abs().sum() > 0
+    assert clt.b_dec.grad.abs().sum() > 0
+    with cl.replaced(clip, clt):
+        assert not clip.encode_image(images).requires_grad
+
+
+def test_a_transcoder_of_another_model_is_refused(clip: cl.FrozenCLIP) -> None:
+    clt = cl.CrossLayerTranscoder(clip.n_layers + 1, clip.d_model, 64)
+    with pytest.raises(UserError, match="layers of width"), cl.replaced(clip, clt):
+        pass

@@ -1,0 +1,140 @@
+"""The whole path through the command line, on the demo's CLIP: fit, validate, test, files, tags, two processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import clt_lightning as cl
+from clt_lightning.cli.main import main
+
+CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+
+
+def options(demo_tars: Path, runs: Path, *more: str) -> list[str]:
+    data = {"root": demo_tars, "n_train": 256, "n_test": 75, "world": 5, "batch_size": 16, "num_workers": 0}
+    return [
+        "--config",
+        str(CONFIG),
+        *(f"--data.init_args.{key}={value}" for key, value in data.items()),
+        "--model.transcoder.n_features=96",
+        "--model.tokens.statistics=2000",
+        "--trainer.max_steps=12",
+        "--trainer.val_check_interval=6",
+        "--trainer.log_every_n_steps=2",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.enable_model_summary=false",
+        f"--runs_dir={runs}",
+        *more,
+    ]
+
+
+def results(run: Path, stage: str) -> dict[str, float]:
+    return json.loads((run / "results.json").read_text())["metrics"][stage]
+
+
+@pytest.fixture(scope="module")
+def run(demo_tars: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One finished fit."""
+    runs = tmp_path_factory.mktemp("runs")
+    main(["fit", *options(demo_tars, runs)])
+    return runs / "quickstart" / "version_0"
+
+
+def test_a_run_lives_in_one_folder(run: Path) -> None:
+    names = {p.name for p in run.iterdir()}
+    assert {"config.yaml", "checkpoints", "transcoder", "results.json"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert (run / "checkpoints" / "last.ckpt").is_file()
+    record = json.loads((run / "results.json").read_text())
+    text = json.dumps(record)
+    for word in ("torch", "lightning", "open_clip", "gelu", "templates", "seed"):
+        assert word in text
+
+
+def test_training_learns(run: Path) -> None:
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    losses = [event.value for event in events.Scalars("train/loss")]
+    assert losses[0] <= 1.5
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_tensorboard_tags(run: Path) -> None:
+    tags = set(EventAccumulator(str(run)).Reload().Tags()["scalars"])
+    expected = {"train/loss", "train/loss/reconstruction", "train/l0", "train/tokens_per_second"}
+    for kind in ("fvu", "l0", "cosine", "dead"):
+        for token_set in ("cls", "patch", "all"):
+            expected |= {f"val/{kind}/{token_set}", f"val/{kind}/{token_set}/layer_00"}
+    n = cl.FrozenCLIP(pretrained="demo").n_layers
+    expected |= {"val/zero_shot/original", f"val/zero_shot/replaced/0-{n - 1}/all"}
+    assert expected <= tags
+
+
+def test_validate_and_test_give_the_numbers_of_fit(run: Path, demo_tars: Path, tmp_path: Path) -> None:
+    fitted = results(run, "val")
+    checkpoint = f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
+    for command, stage in (("validate", "val"), ("test", "test")):
+        main([command, *options(demo_tars, tmp_path, f"--name={command}"), checkpoint])
+        again = results(tmp_path / command / "version_0", stage)
+        for key, value in fitted.items():
+            assert again[key.replace("val/", f"{stage}/", 1)] == pytest.approx(value, rel=1e-9, nan_ok=True), key
+
+
+def test_the_checkpoint_holds_no_clip_weight(run: Path) -> None:
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(key.startswith(("transcoder.", "tokens_since_fired")) for key in checkpoint["state_dict"])
+    n_moments = len(checkpoint["optimizer_states"][0]["state"])
+    module = cl.CLTModule.load_from_checkpoint(run / "checkpoints" / "last.ckpt")
+    assert n_moments == len(list(module.transcoder.parameters())) == len(list(module.parameters()))
+
+
+def test_from_pretrained_gives_the_codes_of_the_checkpoint(run: Path) -> None:
+    module = cl.CLTModule.load_from_checkpoint(run / "checkpoints" / "last.ckpt").eval()
+    exported = cl.CrossLayerTranscoder.from_pretrained(run / "transcoder")
+    x = module.clip.capture(torch.randn(3, 3, module.clip.image_size, module.clip.image_size)).x
+    assert torch.equal(module.transcoder.encode(x).dense(), exported.encode(x).dense())
+
+
+def test_two_processes_train_and_validate_every_sample_once(run: Path, demo_tars: Path, tmp_path: Path) -> None:
+    two = ["--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.strategy=ddp"]
+    command = [sys.executable, "-m", "clt_lightning"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    fit = subprocess.run(
+        [*command, "fit", *options(demo_tars, tmp_path, *two)], env=env, capture_output=True, text=True, timeout=300
+    )
+    assert fit.returncode == 0, fit.stderr[-3000:]
+    folder = tmp_path / "quickstart" / "version_0"
+    together = results(folder, "val")
+    # the same weights evaluated by one process: every sample counted once gives the same sums
+    checkpoint = f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"
+    main(["validate", *options(demo_tars, tmp_path, "--name=alone"), checkpoint])
+    alone = results(tmp_path / "alone" / "version_0", "val")
+    assert together.keys() == alone.keys()
+    for key, value in alone.items():
+        assert together[key] == pytest.approx(value, rel=2e-5, abs=1e-6, nan_ok=True), key
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--trainer.precision=bf16-mixed"],
+        ["--model.tokens.per_image=7", "--model.tokens.buffer=300"],
+        ["--config", str(CONFIG.parent / "activation" / "jumprelu.yaml")],
+        ["--config", str(CONFIG.parent / "activation" / "batch_topk.yaml"), "--model.transcoder.topology=per_layer"],
+        ["--model.transcoder.topology=sae"],
+        ["--model.transcoder.skip=true", "--model.optimizer.class_path=torch.optim.Adam", "--trainer.devices=1"],
+    ],
+    ids=["bf16", "buffer", "jumprelu", "batch_topk-per_layer", "sae", "skip-adam"],
+)
+def test_variants_train(more: list[str], demo_tars: Path, tmp_path: Path) -> None:
+    main(["fit", *options(demo_tars, tmp_path, *more)])
+    found = results(tmp_path / "quickstart" / "version_0", "val")
+    assert 0 < found["val/fvu/all"] < 1.2
+    assert found["val/l0/all"] > 0
