@@ -71,20 +71,25 @@ class _Loader:
         self.workers = workers
         self.skipped: Counter[str] = Counter()
         self._first_names: list[str] = []
+        self._reported = True
 
     def _packets(self, batches: Batches) -> Iterator[dict[str, Any]]:
-        self.skipped, self._first_names = Counter(), []
-        for packet in self.workers.loader(batches):
-            if "error" in packet:
-                raise UserError(packet["error"])
-            for kind, where in packet["skipped"]:
-                self.skipped[kind] += 1
-                if len(self._first_names) < 5:
-                    self._first_names.append(where)
-            yield packet["batch"]
+        self.skipped, self._first_names, self._reported = Counter(), [], False
+        try:
+            for packet in self.workers.loader(batches):
+                if "error" in packet:
+                    raise UserError(packet["error"])
+                for kind, where in packet["skipped"]:
+                    self.skipped[kind] += 1
+                    if len(self._first_names) < 5:
+                        self._first_names.append(where)
+                yield packet["batch"]
+        finally:  # a pass that is broken off (`limit_val_batches`) says it as well
+            self._report()
 
     def _report(self) -> None:
-        if self.skipped:
+        """Says what was left out, once a pass."""
+        if self.skipped and not self._reported:
             kinds = ", ".join(f"{n} x {kind}" for kind, n in self.skipped.most_common())
             log.warning(
                 "%s: %d samples left out (%s); first: %s",
@@ -93,7 +98,7 @@ class _Loader:
                 kinds,
                 ", ".join(self._first_names),
             )
-            self._first_names = []
+        self._reported = True
 
 
 class EvalLoader(_Loader):

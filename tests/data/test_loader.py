@@ -215,6 +215,13 @@ def test_skipping_counts_says_and_keeps_the_length(
     assert caplog.text.count("samples left out") == 1
 
 
+def test_a_pass_that_is_broken_off_says_what_it_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    loader = images(bad_root(tmp_path, BAD), on_error="skip").test_dataloader()
+    for _ in loader:
+        break
+    assert caplog.text.count("test: 1 samples left out") == 1
+
+
 def test_resume_is_exact_with_skipped_samples(tmp_path: Path) -> None:
     root = bad_root(tmp_path, BAD)
     options = {"num_workers": 2, "on_error": "skip"}

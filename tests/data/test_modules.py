@@ -215,7 +215,7 @@ def test_the_demo_writes_its_renders_once_and_reads_them_as_any_set(tmp_path: Pa
     again.setup("validate")
     assert tar.stat().st_mtime_ns == stamp
     batch = next(iter(again.val_dataloader()))
-    expected = renders.render(again._split_seed("test"), 0, size=16)
+    expected = renders.render(again.parameters["render_seeds"]["test"], 0, size=16)
     assert int(batch["label"][0]) == expected.label
     assert batch["captions"][0] == expected.captions
     assert torch.equal(batch["image"][0], to_tensor(expected.image))
@@ -234,6 +234,16 @@ def test_other_parameters_never_read_stale_renders(tmp_path: Path) -> None:
     foreign = demo(tmp_path / "mine")
     foreign.setup()
     assert len(numbers(foreign.eval_dataloader("train"))) == 40
+
+
+def test_seed_and_world(tmp_path: Path) -> None:
+    def first(**options: int) -> bytes:
+        dm = demo(tmp_path, **options)
+        dm.setup("validate")
+        return next(iter(dm.val_dataloader()))["image"].numpy().tobytes()
+
+    assert first(seed=1) != first(seed=2)
+    assert first(seed=1, world=5) == first(seed=2, world=5)
 
 
 def test_an_interrupted_demo_is_finished(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 _RECORD = "demo.json"
 _SAMPLES_PER_SHARD = 2500
+_FIRST_SEED = 3_000_000  # clip/demo/train.py takes its renders from 1,000,000 and 2,000,000 on
 
 
 class Demo(WebImages):
@@ -36,7 +37,8 @@ class Demo(WebImages):
         n_train: Renders in the training split.
         n_test: Renders in the test split; none of them is in the training split.
         size: Side of a render in pixels.
-        world: Seed of the renders themselves (`seed` is that of the reading order).
+        seed: Seed of the renders and of the reading order.
+        world: Seed of the renders alone; null: as `seed`.
         batch_size: Training images a step on each rank.
         num_workers: Worker processes that read and decode, on each rank; 0 works in the main process.
         **kwargs: As in `WebImages`.
@@ -50,12 +52,14 @@ class Demo(WebImages):
         n_train: int = 20_000,
         n_test: int = 2_000,
         size: int = renders.DEFAULT_SIZE,
-        world: int = 0,
+        seed: int = 0,
+        world: int | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(root=root, batch_size=batch_size, num_workers=num_workers, **kwargs)
+        super().__init__(root=root, seed=seed, batch_size=batch_size, num_workers=num_workers, **kwargs)
+        world = seed if world is None else world
         for name, value, least in (
             ("n_train", n_train, 1),
             ("n_test", n_test, 1),
@@ -69,7 +73,8 @@ class Demo(WebImages):
             "n_train": n_train,
             "n_test": n_test,
             "size": size,
-            "world": world,
+            # worlds of their own: no render is in two splits, or among those that the demo CLIP was trained on
+            "render_seeds": {"train": _FIRST_SEED + 2 * world, "test": _FIRST_SEED + 2 * world + 1},
             "renders_sha256": hashlib.sha256(Path(renders.__file__).read_bytes()).hexdigest(),
         }
 
@@ -94,7 +99,7 @@ class Demo(WebImages):
             write_text(folder / "classnames.txt", "\n".join(renders.CLASSNAMES) + "\n")
             write_text(folder / "zeroshot_classification_templates.txt", "\n".join(renders.TEMPLATES) + "\n")
             for split, count in self._sizes().items():
-                draw = functools.partial(_draw, self._split_seed(split), self.parameters["size"])
+                draw = functools.partial(_draw, self.parameters["render_seeds"][split], self.parameters["size"])
                 items = [Item(f"{split}-{i}", functools.partial(draw, i)) for i in range(count)]
                 write_split(folder / split, items, limits=Limits(_SAMPLES_PER_SHARD), settings=self.parameters)
 
@@ -114,10 +119,6 @@ class Demo(WebImages):
 
     def _sizes(self) -> dict[str, int]:
         return {"train": self.parameters["n_train"], "test": self.parameters["n_test"]}
-
-    def _split_seed(self, split: str) -> int:
-        """The splits are different worlds: no render is in two of them."""
-        return 1_000_000 + 2 * self.parameters["world"] + (split == "test")
 
     def _folder(self) -> Path:
         """`base`, unless it holds something else; then a folder in it named after the parameters."""
