@@ -70,7 +70,7 @@ class Features:
     keys: list[str] = field(repr=False)
     labels: np.ndarray = field(repr=False)
     stats: dict[str, np.ndarray] = field(repr=False)
-    layers: list[dict[str, np.ndarray]] = field(repr=False)
+    layers: Sequence[dict[str, np.ndarray]] = field(repr=False)
 
     def save(self, run: str | Path) -> Path:
         """Write `<run>/features/`."""
@@ -85,8 +85,28 @@ class Features:
         return folder
 
 
+class _LayerFiles(Sequence[dict[str, np.ndarray]]):
+    """`layer_<ll>.npz` of a folder, each read when it is asked for: all maps together would be gigabytes."""
+
+    def __init__(self, folder: Path, n: int) -> None:
+        self._paths = [folder / f"layer_{index:02d}.npz" for index in range(n)]
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [_arrays(path) for path in self._paths[index]]
+        return _arrays(self._paths[index])
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}
+
+
 def load_features(run: str | Path) -> Features:
-    """Read `<run>/features/`.
+    """Read `<run>/features/`; a layer's arrays are read whenever `layers[l]` is asked for.
 
     Raises:
         UserError: it is not there, or has another schema.
@@ -100,12 +120,8 @@ def load_features(run: str | Path) -> Features:
         raise UserError(f"{folder}: schema {info.get('schema')}, this version reads {SCHEMA}: {again}")
     images = read_json(folder / "images.json")
 
-    def arrays(name: str) -> dict[str, np.ndarray]:
-        with np.load(folder / name, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-
-    layers = [arrays(f"layer_{index:02d}.npz") for index in range(info["layers"])]
-    return Features(info, images["keys"], np.array(images["labels"], dtype=np.int64), arrays("stats.npz"), layers)
+    labels = np.array(images["labels"], dtype=np.int64)
+    return Features(info, images["keys"], labels, _arrays(folder / "stats.npz"), _LayerFiles(folder, info["layers"]))
 
 
 class FeatureCollector:
