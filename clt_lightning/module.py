@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import lightning
@@ -16,6 +17,7 @@ from clt_lightning.buffer import ActivationBuffer
 from clt_lightning.clip import Activations, FrozenCLIP
 from clt_lightning.clip.activations import random_positions
 from clt_lightning.run.finite import FiniteWatch
+from clt_lightning.run.timing import StepClock
 from clt_lightning.schedule import lr_factor
 from clt_lightning.settings import (
     ClipConfig,
@@ -26,13 +28,24 @@ from clt_lightning.settings import (
     from_plain,
     to_plain,
 )
-from clt_lightning.transcoder import AuxiliaryRequest, CLTOutput, CrossLayerTranscoder, StatisticsAccumulator
+from clt_lightning.transcoder import AuxiliaryRequest, CrossLayerTranscoder, StatisticsAccumulator
+from clt_lightning.transcoder.chunked import add_up, split_request
 from clt_lightning.transcoder.losses import loss_parts
 
 
 def default_optimizer(params: Iterable[Any]) -> torch.optim.Optimizer:
     """Fused Adam without weight decay."""
     return torch.optim.AdamW(params, lr=4e-4, weight_decay=0.0, fused=True)
+
+
+@dataclass
+class StepPart:
+    """What a step keeps of one chunk of tokens: parts of the loss, `y_hat`, fired features, number of active codes."""
+
+    parts: dict[str, Tensor]
+    y_hat: Tensor
+    fired: Tensor
+    active: Tensor
 
 
 class CLTModule(lightning.LightningModule):
@@ -53,7 +66,8 @@ class CLTModule(lightning.LightningModule):
     def __init__(
         self,
         clip: ClipConfig = ClipConfig(),  # noqa: B008  (never changed; the type carries the help texts)
-        transcoder: TranscoderConfig = TranscoderConfig(),  # noqa: B008  (never changed; the type carries the help texts)
+        transcoder: TranscoderConfig = TranscoderConfig(),  # noqa: B008  (never changed; the type carries the help
+            texts)
         loss: LossConfig = LossConfig(),  # noqa: B008  (never changed; the type carries the help texts)
         optimizer: OptimizerCallable = default_optimizer,
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008  (never changed; the type carries the help texts)
@@ -90,6 +104,7 @@ class CLTModule(lightning.LightningModule):
         )
         self.buffer = ActivationBuffer(self.tokens_config.buffer) if self.tokens_config.buffer else None
         self.finite = FiniteWatch()
+        self.clock = StepClock()
         self.batches_seen = 0
         self.validated_at_step: int | None = None
 
@@ -131,29 +146,56 @@ class CLTModule(lightning.LightningModule):
     # -- the step ----------------------------------------------------------------------------------------------------
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         generator = self._generator(self.batches_seen)
-        acts = self._capture(batch, self._positions(len(batch["image"]), generator))
+        with self.clock.part("clip"):
+            acts = self._capture(batch, self._positions(len(batch["image"]), generator))
+        self.clock.begin("transcoder")  # ended after the backward pass
         x, y = self._sites(acts)
         if self.buffer is not None:
             x, y = self.buffer.exchange(x, y, generator)
         request = self._auxiliary_request(x.shape[1], generator)
-        out = self.transcoder(x, want_pre=self.loss_config.pre_activation.coefficient > 0, auxiliary=request)
-        parts = loss_parts(
-            self.loss_config, self.transcoder, y, out, self.global_step, None if request is None else request.tokens
-        )
-        loss = torch.stack(list(parts.values())).sum()
-        self.finite.look(self.global_step, loss, parts, x, y, out.y_hat)
-        n_tokens = x.shape[1]
-        self._count_fired(out, n_tokens)
+        chunk = self.tokens_config.max_tokens_per_chunk or x.shape[1]
+        done: list[StepPart] = []
+        losses = self._chunk_losses(x, y, request, chunk, done)
+        if chunk >= x.shape[1]:
+            loss = next(losses)
+        else:
+            loss = add_up(losses, [p for p in self.transcoder.parameters() if p.requires_grad])
+        parts = {
+            name: torch.stack([part.parts[name] for part in done if name in part.parts]).sum() for name in done[0].parts
+        }
+        self.finite.look(self.global_step, loss, parts, x, y, torch.cat([part.y_hat for part in done], 1))
+        self._count_fired(torch.stack([part.fired for part in done]).any(0), x.shape[1])
         self.batches_seen += 1
-        self._log_step(loss, parts, out)
-        return {"loss": loss, "tokens": n_tokens}
+        self._log_step(loss, parts, torch.stack([part.active for part in done]).sum() / x.shape[:2].numel())
+        return {"loss": loss, "tokens": x.shape[1]}
 
-    def _log_step(self, loss: Tensor, parts: dict[str, Tensor], out: CLTOutput) -> None:
+    def _chunk_losses(
+        self, x: Tensor, y: Tensor, request: AuxiliaryRequest | None, chunk: int, done: list[StepPart]
+    ) -> Iterator[Tensor]:
+        """The loss of each chunk of tokens, weighed so that their sum is the batch's; what else is known goes to `done`."""
+        n_tokens = x.shape[1]
+        want_pre = self.loss_config.pre_activation.coefficient > 0
+        for start in range(0, n_tokens, chunk):
+            stop = min(start + chunk, n_tokens)
+            part = split_request(request, start, stop)
+            out = self.transcoder(x[:, start:stop], want_pre=want_pre, auxiliary=part)
+            tokens = None if part is None else part.tokens
+            parts = loss_parts(self.loss_config, self.transcoder, y[:, start:stop], out, self.global_step, tokens)
+            for name in parts:
+                share = (stop - start) / n_tokens
+                if name == "auxk" and part is not None and request is not None:
+                    share = part.tokens.numel() / request.tokens.numel()
+                parts[name] = parts[name] * share
+            detached = {name: value.detach() for name, value in parts.items()}
+            done.append(StepPart(detached, out.y_hat.detach(), out.codes.fired(), out.codes.l0().sum()))
+            yield torch.stack(list(parts.values())).sum()
+
+    def _log_step(self, loss: Tensor, parts: dict[str, Tensor], l0: Tensor) -> None:
         if (self.global_step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return  # one transfer every few steps: reading a scalar stalls the device
         self.log("train/loss", loss.detach(), prog_bar=True)
-        self.log_dict({f"train/loss/{name}": value.detach() for name, value in parts.items()})
-        self.log("train/l0", out.codes.l0().double().mean().float(), prog_bar=True)
+        self.log_dict({f"train/loss/{name}": value for name, value in parts.items()})
+        self.log("train/l0", l0, prog_bar=True)
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
 
     def _capture(self, batch: dict[str, Any], positions: Tensor | None) -> Activations:
@@ -186,8 +228,7 @@ class CLTModule(lightning.LightningModule):
         return AuxiliaryRequest(dead, config.k or max(1, self.clip.d_model // 2), chosen.to(self.device))
 
     @torch.no_grad()
-    def _count_fired(self, out: CLTOutput, n_tokens: int) -> None:
-        fired = out.codes.fired()
+    def _count_fired(self, fired: Tensor, n_tokens: int) -> None:
         if self.trainer.world_size > 1:
             mask = fired.to(torch.uint8)
             dist.all_reduce(mask, op=dist.ReduceOp.MAX)

@@ -87,15 +87,21 @@ class TokensConfig:
             from many batches of images. 0 turns it off. Memory: capacity x layers x d_model x 2 x (2 or 4) bytes.
         statistics: tokens (of all processes together) that the normalisation is estimated from, once, before the
             first step.
+        max_tokens_per_chunk: a step runs forward and backward over so many tokens at a time, so that a large batch
+            fits: same gradients, memory of one chunk's activations and one more set of gradients. BatchTopK then shares
+            its budget within a chunk. null: all at once.
     """
 
     per_image: int | None = None
     buffer: int = 0
     statistics: int = 16384
+    max_tokens_per_chunk: int | None = None
 
     def __post_init__(self) -> None:
         if self.per_image is not None and self.per_image < 1:
             raise UserError(f"tokens.per_image must be at least 1 or null, got {self.per_image}")
+        if self.max_tokens_per_chunk is not None and self.max_tokens_per_chunk < 1:
+            raise UserError(f"tokens.max_tokens_per_chunk must be at least 1 or null, got {self.max_tokens_per_chunk}")
         if self.buffer < 0 or self.statistics < 1:
             raise UserError(
                 f"tokens.buffer must be >= 0 and tokens.statistics >= 1, got {self.buffer}, {self.statistics}"

@@ -246,7 +246,10 @@ class FrozenCLIP(nn.Module):
             return see
 
         wanted = self.check_layers(layers)
-        handles = [self.blocks[layer].ln_2.register_forward_hook(hook_of(layer)) for layer in wanted]
+        handles: list[Any] = []
+        for layer in wanted:
+            block: Any = self.blocks[layer]
+            handles.append(block.ln_2.register_forward_hook(hook_of(layer)))
         try:
             yield
         finally:

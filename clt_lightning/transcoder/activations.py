@@ -64,7 +64,7 @@ def top_indices(pre: Tensor, k: int) -> Tensor:
     """Indices of the k largest entries of every row, in no order: `torch.topk`, faster on CPU for wide rows.
 
     Columns are dealt into groups of 16. The k largest entries of a row lie in the k groups with the largest maxima
-    (each of these maxima is at least as large as anything in the other groups), so a selection among 16 k candidates is left.
+    (each of these maxima is at least as large as anything in the other groups), so that 16 k candidates are left.
 
     Args:
         pre: `(rows, F)`.

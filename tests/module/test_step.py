@@ -141,9 +141,14 @@ def test_token_sets_leave_the_other_tokens_alone(clip: cl.FrozenCLIP, images: to
 def test_replacements_and_captures_leave_nothing_behind(clip: cl.FrozenCLIP, images: torch.Tensor) -> None:
     before = clip.encode_image(images)
     clt = cl.CrossLayerTranscoder(clip.n_layers, clip.d_model, 64, cl.TopK(8))
-    with pytest.raises(RuntimeError, match="stop"), cl.replaced(clip, clt), cl.replaced(clip, clt, layers=[1]):
-        clip.capture(images)
-        raise RuntimeError("stop")
+
+    def interrupted() -> None:
+        with cl.replaced(clip, clt), cl.replaced(clip, clt, layers=[1]):
+            clip.capture(images)
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        interrupted()
     assert torch.equal(clip.encode_image(images), before)
     for module in clip.model.modules():
         assert not module._forward_hooks
