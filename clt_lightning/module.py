@@ -65,13 +65,13 @@ class CLTModule(lightning.LightningModule):
 
     def __init__(
         self,
-        clip: ClipConfig = ClipConfig(),  # noqa: B008  (never changed; the type carries the help texts)
-        transcoder: TranscoderConfig = TranscoderConfig(),  # noqa: B008  (never changed; the type carries the help
-            texts)
-        loss: LossConfig = LossConfig(),  # noqa: B008  (never changed; the type carries the help texts)
+        # defaults are never changed; no `| None`, since the types carry the command line's help
+        clip: ClipConfig = ClipConfig(),  # noqa: B008
+        transcoder: TranscoderConfig = TranscoderConfig(),  # noqa: B008
+        loss: LossConfig = LossConfig(),  # noqa: B008
         optimizer: OptimizerCallable = default_optimizer,
-        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008  (never changed; the type carries the help texts)
-        tokens: TokensConfig = TokensConfig(),  # noqa: B008  (never changed; the type carries the help texts)
+        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
+        tokens: TokensConfig = TokensConfig(),  # noqa: B008
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -160,9 +160,8 @@ class CLTModule(lightning.LightningModule):
             loss = next(losses)
         else:
             loss = add_up(losses, [p for p in self.transcoder.parameters() if p.requires_grad])
-        parts = {
-            name: torch.stack([part.parts[name] for part in done if name in part.parts]).sum() for name in done[0].parts
-        }
+        names = dict.fromkeys(name for part in done for name in part.parts)
+        parts = {name: torch.stack([p.parts[name] for p in done if name in p.parts]).sum() for name in names}
         self.finite.look(self.global_step, loss, parts, x, y, torch.cat([part.y_hat for part in done], 1))
         self._count_fired(torch.stack([part.fired for part in done]).any(0), x.shape[1])
         self.batches_seen += 1
@@ -172,7 +171,7 @@ class CLTModule(lightning.LightningModule):
     def _chunk_losses(
         self, x: Tensor, y: Tensor, request: AuxiliaryRequest | None, chunk: int, done: list[StepPart]
     ) -> Iterator[Tensor]:
-        """The loss of each chunk of tokens, weighed so that their sum is the batch's; what else is known goes to `done`."""
+        """The loss of each chunk of tokens, weighed so that the sum is the batch's; what else is known goes to `done`."""
         n_tokens = x.shape[1]
         want_pre = self.loss_config.pre_activation.coefficient > 0
         for start in range(0, n_tokens, chunk):

@@ -1,7 +1,7 @@
 """A large batch in chunks of tokens: the memory of one chunk's activations, the gradients of the whole batch.
 
-Every chunk is run forward and backward at once, and its gradients are added up; what autograd sees is a scalar that holds
-finished gradients. Costs no second forward, and one more set of gradients while a chunk's are being added.
+Every chunk is run forward and backward at once, and its gradients are added up; what autograd sees is a scalar that
+holds finished gradients. Costs no second forward, and one more set of gradients while a chunk's are being added.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def add_up(losses: Iterable[Tensor], parameters: Sequence[nn.Parameter]) -> Tens
 
 
 def split_request(request: AuxiliaryRequest | None, start: int, stop: int) -> AuxiliaryRequest | None:
-    """The part of an auxiliary request that falls into the tokens `start..stop - 1`, renumbered; None if nothing does."""
+    """The part of an auxiliary request that falls into tokens `start..stop - 1`, renumbered; None if nothing does."""
     if request is None:
         return None
     inside = request.tokens[(request.tokens >= start) & (request.tokens < stop)] - start
