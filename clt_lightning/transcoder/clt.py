@@ -331,6 +331,23 @@ class CrossLayerTranscoder(nn.Module):
         scaled = x.to(self.b_dec.dtype) * self.x_scale[layer]
         return F.linear(scaled, self.W_skip[layer]) * self.y_scale[layer]
 
+    # -- several processes (clt_lightning.parallel); here every feature is at home ------------------------------------
+    def sum_over_shards(self, part: Tensor) -> Tensor:
+        """The sum over all features of what this process's features add to; differentiable."""
+        return part
+
+    def fired(self, codes: Codes) -> Tensor:
+        """`(layers, n_features)` bool: the features that this process has seen firing."""
+        return codes.fired()
+
+    def gather_codes(self, codes: Codes) -> Codes:
+        """The codes of all features, from what the forward gives."""
+        return codes
+
+    def whole(self) -> CrossLayerTranscoder | None:
+        """A transcoder with all features, for files; None on processes that shall write none. All must call it."""
+        return self
+
     # -- parts -------------------------------------------------------------------------------------------------------
     def _check_x(self, x: Tensor) -> None:
         if x.dim() != 3 or x.shape[0] != self.n_layers or x.shape[2] != self.d_model:
@@ -359,7 +376,7 @@ class CrossLayerTranscoder(nn.Module):
     def _encode_layer(self, x: Tensor, layer: int, want_pre: bool) -> tuple[Pairs | None, Tensor, Tensor]:
         W, b = self.W_enc[layer], self.b_enc[layer]
         pre = F.linear(x, W, b)
-        selected = self.activation.select(pre.detach(), layer)
+        selected = self._select(pre.detach(), layer)
         if self._use_dense(selected, pre, want_pre):
             if isinstance(selected, Pairs):
                 mask = torch.zeros_like(pre, dtype=torch.bool)
@@ -376,6 +393,9 @@ class CrossLayerTranscoder(nn.Module):
         active = encode_pairs(active, x, W, b, pairs)
         return pairs, self.activation.values(active, pairs.features, layer), pre
 
+    def _select(self, pre: Tensor, layer: int) -> Pairs | Tensor:
+        return self.activation.select(pre, layer)
+
     def _use_dense(self, selected: Pairs | Tensor, pre: Tensor, want_pre: bool) -> bool:
         if want_pre or self.backend == "dense":
             return True
@@ -385,16 +405,18 @@ class CrossLayerTranscoder(nn.Module):
         return active >= SPARSE_BELOW * pre.numel()
 
     def _decode(self, codes: Codes, scaled: Tensor | None) -> Tensor:
-        dense = [layer for layer in range(self.n_layers) if codes.is_dense(layer)]
-        if len(dense) == self.n_layers:
-            y = decode_dense(codes.layer_values, list(self.W_dec), self.n_layers)
-        else:
-            layers = [codes.layer(layer) for layer in range(self.n_layers)]
-            y = decode_pairs(self.n_layers, [p for p, _ in layers], [v for _, v in layers], list(self.W_dec))
+        y = self._decode_features(codes)
         if self.W_skip is not None:
             assert scaled is not None
             y = y + torch.einsum("lnd,led->lne", scaled, torch.stack(list(self.W_skip)))
         return y * self.y_scale[:, None, None] + self.b_dec[:, None, :]
+
+    def _decode_features(self, codes: Codes) -> Tensor:
+        dense = [layer for layer in range(self.n_layers) if codes.is_dense(layer)]
+        if len(dense) == self.n_layers:
+            return decode_dense(codes.layer_values, list(self.W_dec), self.n_layers)
+        layers = [codes.layer(layer) for layer in range(self.n_layers)]
+        return decode_pairs(self.n_layers, [p for p, _ in layers], [v for _, v in layers], list(self.W_dec))
 
     def _auxiliary(self, scaled: Tensor, request: AuxiliaryRequest) -> Tensor:
         x = scaled[:, request.tokens]

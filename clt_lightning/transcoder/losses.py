@@ -222,15 +222,16 @@ def loss_parts(
         norms = clt.decoder_norms()
     if config.l1.coefficient:
         weight = _warmed(config.l1.coefficient, config.l1.warmup_steps, step)
-        parts["l1"] = weight * l1_penalty(out.codes, norms)
+        parts["l1"] = weight * clt.sum_over_shards(l1_penalty(out.codes, norms))
     if config.tanh.coefficient:
         weight = _warmed(config.tanh.coefficient, config.tanh.warmup_steps, step)
-        parts["tanh"] = weight * tanh_penalty(out.codes, norms, config.tanh.c)
+        parts["tanh"] = weight * clt.sum_over_shards(tanh_penalty(out.codes, norms, config.tanh.c))
     if config.pre_activation.coefficient:
         assert out.pre is not None, "the forward was not asked for pre-activations"
         weight = _warmed(config.pre_activation.coefficient, config.pre_activation.warmup_steps, step)
         thresholds = clt.activation.threshold if isinstance(clt.activation, JumpReLU) else 0.0
-        parts["pre_activation"] = weight * pre_activation_penalty(out.pre, thresholds, norms)
+        penalty = pre_activation_penalty(out.pre, thresholds, norms)
+        parts["pre_activation"] = weight * clt.sum_over_shards(penalty)
     if out.auxiliary is not None:
         assert auxiliary_tokens is not None
         weight = _warmed(config.auxk.coefficient, config.auxk.warmup_steps, step)
