@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from .world import write_root
 
 SCRIPT = r"""
@@ -77,10 +75,8 @@ for limit in (0, 3):
 STEPS = 8
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What each rank saw, as `<limit>-<start>.<rank>`: one launch for all runs, since starting costs most."""
-    folder = tmp_path_factory.mktemp("ddp")
+def launch(folder: Path) -> None:
+    """Writes what each rank saw to `<limit>-<start>.<rank>`: one launch for all runs, since starting costs most."""
     root = write_root(folder / "data", train=[30, 11], test=[5, 3, 1])
     (folder / "script.py").write_text(SCRIPT)
     with socket.socket() as s:
@@ -91,7 +87,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, str(folder / "script.py"), str(root), str(folder), str(STEPS)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
-    return folder
 
 
 def seen(folder: Path, limit: int, start: int | None, stage: str) -> list[list[Any]]:
@@ -104,8 +99,8 @@ def keys(ranks: list[list[Any]], epoch: int) -> list[str]:
     return [key for rank in ranks for _, e, batch in rank if e == epoch for key in batch]
 
 
-@pytest.mark.parametrize("limit", [0, 3], ids=["whole epochs", "limit_train_batches"])
-def test_two_ranks_train_and_validate(folder: Path, limit: int) -> None:
+def check_whole(folder: Path, limit: int) -> None:
+    """Distinct training samples in every epoch, and every test sample validated once."""
     length = limit or 5
     trained, validated = (seen(folder, limit, None, stage) for stage in ("train", "val"))
     for epoch in range(STEPS // length):
@@ -115,10 +110,16 @@ def test_two_ranks_train_and_validate(folder: Path, limit: int) -> None:
     assert len(validated[0]) == len(validated[1]) > 0
 
 
-@pytest.mark.parametrize("limit", [0, 3], ids=["whole epochs", "limit_train_batches"])
-@pytest.mark.parametrize("where", ["middle", "end"])
-def test_two_ranks_resume_with_the_very_next_batch(folder: Path, limit: int, where: str) -> None:
-    start = 2 if where == "middle" else limit or 5
+def check_resumed(folder: Path, limit: int, start: int) -> None:
+    """The resumed run goes on with the very next batch, on both ranks."""
     whole, resumed = seen(folder, limit, None, "train"), seen(folder, limit, start, "train")
     assert [len(rank) for rank in resumed] == [STEPS - start] * 2
     assert resumed == [rank[start:] for rank in whole]
+
+
+def test_two_ranks_train_validate_and_resume(tmp_path: Path) -> None:
+    launch(tmp_path)
+    for limit in (0, 3):
+        check_whole(tmp_path, limit)
+        check_resumed(tmp_path, limit, 2)
+        check_resumed(tmp_path, limit, limit or 5)
