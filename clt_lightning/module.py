@@ -171,7 +171,7 @@ class CLTModule(lightning.LightningModule):
     def _chunk_losses(
         self, x: Tensor, y: Tensor, request: AuxiliaryRequest | None, chunk: int, done: list[StepPart]
     ) -> Iterator[Tensor]:
-        """The loss of each chunk of tokens, weighed so that the sum is the batch's; what else is known goes to `done`."""
+        """The loss of each chunk of tokens, weighed so that they sum to the batch's; the rest goes to `done`."""
         n_tokens = x.shape[1]
         want_pre = self.loss_config.pre_activation.coefficient > 0
         for start in range(0, n_tokens, chunk):
