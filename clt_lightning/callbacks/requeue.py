@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal as os_signal
 from typing import Any
 
 import lightning.pytorch as pl
@@ -63,8 +64,12 @@ class Requeue(pl.Callback):
             raise UserError("a signal asked the run to stop, but it has no Checkpoints callback to write its state")
         if not checkpoints.write_last_after_step(trainer):
             return  # only the last validation is left: there is nothing to go on with later
+        if self._flag.is_main_thread():
+            # Slurm ends the job as soon as it has requeued it: these last moments must not look like a crash
+            os_signal.signal(os_signal.SIGTERM, os_signal.SIG_IGN)
         if trainer.is_global_zero and self.requeue and (job := slurm_job()):
             requeue(job)
+        trainer.strategy.barrier("requeued")  # a scheduler may end all processes once the first one is gone
         raise Stopped(
             f"stopped by {self._flag.signal.name} after step {trainer.global_step}; the state is in "
             f"{checkpoints.last_model_path}. The same command with --ckpt_path last goes on from there"

@@ -15,7 +15,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from clt_lightning.callbacks import (
@@ -169,7 +169,8 @@ def run_trainer(words: list[str]) -> None:
     try:
         _run(words)
     except Stopped as stopped:
-        print(f"stopped: {stopped}", file=sys.stderr, flush=True)
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            print(f"stopped: {stopped}", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_STOPPED) from None
     except SIGTERMException:
         # Lightning's would end with 0, and a scheduler would take the run for finished

@@ -48,13 +48,18 @@ class SignalFlag:
 
     def install(self) -> None:
         """Handles the signal from now on (in the main thread of the process only: Python's rule)."""
-        if self._installed or threading.current_thread() is not threading.main_thread():
+        if self._installed or not self.is_main_thread():
             return
         self._before = signal.getsignal(self.signal)
         if multiprocessing.get_start_method(allow_none=True) != "fork":
             _shield_helpers(self.signal)
         signal.signal(self.signal, self._handle)
         self._installed = True
+
+    @staticmethod
+    def is_main_thread() -> bool:
+        """Whether this thread may say how signals are handled."""
+        return threading.current_thread() is threading.main_thread()
 
     def restore(self) -> None:
         """Puts back what handled the signal before."""

@@ -15,13 +15,28 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from clt_lightning.run.resume import find
 from tests.run.starts import finish, kill, start
 from tests.run.world import differences, scalars, state, write_config
 
 
-def stress(folder: Path, kills: int, workers: int, steps: int, share: float, seed: int) -> list[str]:
+def wait(process: Any, last: Path, writes: int, rng: random.Random) -> None:
+    """Waits until `last` was written so many times, and then for a random moment; or until the process ends."""
+
+    def stamp() -> int:
+        return last.stat().st_mtime_ns if last.exists() else 0
+
+    before = stamp()
+    while writes and process.exitcode is None:
+        time.sleep(0.005)
+        if stamp() != before:
+            before, writes = stamp(), writes - 1
+    process.join(rng.uniform(0.0, 3.0) if not before else rng.uniform(0.0, 0.5))
+
+
+def stress(folder: Path, kills: int, workers: int, steps: int, seed: int) -> list[str]:
     """Runs both.
 
     Args:
@@ -29,7 +44,6 @@ def stress(folder: Path, kills: int, workers: int, steps: int, share: float, see
         kills: how many.
         workers: data worker processes.
         steps: optimizer steps of the run.
-        share: a start is killed at the latest after this share of the undisturbed run's time.
         seed: seed of the moments.
 
     Returns:
@@ -44,8 +58,7 @@ def stress(folder: Path, kills: int, workers: int, steps: int, share: float, see
     log = folder / "log.txt"
     began = time.monotonic()
     assert finish(["fit", "--config", str(config), "--name", "calm"], log) == 0, log.read_text()[-3000:]
-    calm_seconds = time.monotonic() - began
-    print(f"undisturbed: {steps} steps in {calm_seconds:.1f} s", flush=True)
+    print(f"undisturbed: {steps} steps in {time.monotonic() - began:.1f} s", flush=True)
 
     rng = random.Random(seed)
     words = ["fit", "--config", str(config), "--name", "killed", "--ckpt_path", "last"]
@@ -53,7 +66,7 @@ def stress(folder: Path, kills: int, workers: int, steps: int, share: float, see
     done = ended = half = 0
     while done < kills:
         process = start(words, log)
-        process.join(rng.uniform(0.2, share * calm_seconds))
+        wait(process, checkpoints / "last.ckpt", rng.randint(0, max(1, steps // (2 * kills))), rng)
         if process.exitcode is not None:
             assert process.exitcode == 0, log.read_text()[-3000:]
             ended += 1
@@ -97,11 +110,10 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20, help="SIGKILLs (default: 20)")
     parser.add_argument("--workers", type=int, default=2, help="data worker processes (default: 2)")
     parser.add_argument("--steps", type=int, default=150, help="optimizer steps of the run (default: 150)")
-    parser.add_argument("--share", type=float, default=0.5, help="latest kill, in undisturbed runs (default: 0.5)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default: 0)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        wrong = stress(Path(folder), args.kills, args.workers, args.steps, args.share, args.seed)
+        wrong = stress(Path(folder), args.kills, args.workers, args.steps, args.seed)
     print("\n".join(wrong) if wrong else "equal bit for bit")
     sys.exit(bool(wrong))
 

@@ -16,6 +16,9 @@ _context.set_forkserver_preload(["clt_lightning.cli.trainer"])
 def _target(words: list[str], log: Path) -> None:
     import torch
 
+    # Data workers are to be children of this process, as in a run from the shell: they then notice its death and end. A
+    # process that came from a fork server would start another one for them, which outlives a kill.
+    multiprocessing.set_start_method("fork", force=True)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)

@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.clip.tiny import tiny_config, write_tiny
 
 STEPS = 14
+
+
+def write_data(folder: Path) -> Path:
+    """Noise in tars: 52 images of 4 classes to train on, in 3 shards, and 12 to test on."""
+    rng = np.random.default_rng(0)
+    for split, sizes in (("train", (20, 20, 12)), ("test", (12,))):
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        for shard, size in enumerate(sizes):
+            with tarfile.open(folder / split / f"{shard}.tar", "w") as tar:
+                for i in range(size):
+                    png = io.BytesIO()
+                    Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(png, "PNG")
+                    for suffix, content in (("png", png.getvalue()), ("cls", str(i % 4).encode())):
+                        info = tarfile.TarInfo(f"{split}{shard}-{i:03d}.{suffix}")
+                        info.size = len(content)
+                        tar.addfile(info, io.BytesIO(content))
+        (folder / split / "nshards.txt").write_text(f"{len(sizes)}\n")
+    (folder / "classnames.txt").write_text("red cat\nblue cat\nred dog\nblue dog\n")
+    (folder / "zeroshot_classification_templates.txt").write_text("a drawing of a {c}\n")
+    return folder
 
 
 def write_config(folder: Path, **overrides: Any) -> Path:
@@ -39,12 +63,9 @@ def write_config(folder: Path, **overrides: Any) -> Path:
             "tokens": {"per_image": 9, "buffer": 200, "statistics": 64},
         },
         "data": {
-            "class_path": "Demo",
+            "class_path": "WebImages",
             "init_args": {
-                "root": str(folder / "data"),
-                "n_train": 52,
-                "n_test": 12,
-                "size": 16,
+                "root": str(write_data(folder / "data")),
                 "batch_size": 8,
                 "num_workers": 2,
                 "shuffle": 10,
