@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -58,6 +60,7 @@ def main(args: Sequence[str] | None = None) -> None:
     if words[0] == "--version":
         print(f"clt_lightning {__version__}")
         return
+    _show_log()
     try:
         if words[0] in TRAINER_COMMANDS:
             importlib.import_module("clt_lightning.environment")
@@ -75,6 +78,17 @@ def main(args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _show_log() -> None:
+    """What our own modules say at level INFO is for the user: on standard error, from the first process only."""
+    logger = logging.getLogger("clt_lightning")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+    first = all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "SLURM_PROCID", "RANK"))
+    logger.setLevel(logging.INFO if first else logging.WARNING)
 
 
 def _run_command(name: str, words: list[str]) -> None:

@@ -152,6 +152,8 @@ class FrozenCLIP(nn.Module):
             UserError: if the images have another shape.
         """
         images = self._check_images(images)
+        if len(images) == 0:  # an evaluation with fewer samples than processes ends in such a batch
+            return torch.zeros(0, self.embed_dim, device=self.device)
         with self._running(grad):
             embeddings = self.model.encode_image(images, normalize=False).float()
             return F.normalize(embeddings, dim=-1) if normalize else embeddings
@@ -192,6 +194,9 @@ class FrozenCLIP(nn.Module):
         last = max(wanted) if stop and not embeddings else None
         found = None
         handles = []
+        if n_images == 0:
+            empty = torch.zeros(0, self.embed_dim, device=self.device) if embeddings else None
+            return Activations(x, y, 0, kept, wanted, embeddings=empty, positions=positions)
         try:
             for i, layer in enumerate(wanted):
                 block: Any = self.blocks[layer]

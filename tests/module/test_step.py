@@ -169,3 +169,17 @@ def test_a_transcoder_of_another_model_is_refused(clip: cl.FrozenCLIP) -> None:
     clt = cl.CrossLayerTranscoder(clip.n_layers + 1, clip.d_model, 64)
     with pytest.raises(UserError, match="layers of width"), cl.replaced(clip, clt):
         pass
+
+
+def test_a_batch_without_images(clip: cl.FrozenCLIP) -> None:
+    """An evaluation with fewer samples than processes ends in one."""
+    nothing = torch.zeros(0, 3, clip.image_size, clip.image_size)
+    acts = clip.capture(nothing, embeddings=True)
+    for activation in (cl.TopK(4), cl.BatchTopK(4), cl.JumpReLU(), cl.ReLU()):
+        clt = cl.CrossLayerTranscoder(clip.n_layers, clip.d_model, 64, activation).eval()
+        out = clt(acts.x)
+        assert out.y_hat.shape == (clip.n_layers, 0, clip.d_model)
+        assert out.codes.l0().shape == (clip.n_layers, 0)
+        assert not out.codes.fired().any()
+        with cl.replaced(clip, clt):
+            assert clip.encode_image(nothing).shape == (0, clip.embed_dim)
