@@ -1,0 +1,112 @@
+"""Contribution scores: by hand, on planted decoders, in any batching."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from clt_lightning.analysis import Contributions
+from clt_lightning.clip import FrozenCLIP
+from clt_lightning.transcoder import Codes, CrossLayerTranscoder, TopK
+
+from .world import LAYERS, POSITIONS, Made, make_clt, numpy_codes, numpy_terms
+
+
+def by_hand(terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Uncentred and centred scores from `(source, target, N, d)`."""
+    uncentred, centred = np.zeros((2, LAYERS, LAYERS))
+    variation = terms - terms.mean(2, keepdims=True)
+    for j in range(LAYERS):
+        y = terms[:, j].sum(0)
+        ok = (y**2).sum(1) > 0
+        for i in range(LAYERS):
+            c = terms[i, j]
+            uncentred[i, j] = ((c * y).sum(1)[ok] / (y**2).sum(1)[ok]).mean()
+            variance = (variation[:, j].sum(0) ** 2).sum()
+            centred[i, j] = (variation[i, j] * variation[:, j].sum(0)).sum() / variance if variance else np.nan
+    return uncentred, centred
+
+
+@pytest.mark.parametrize("topology", ["cross_layer", "per_layer"])
+@pytest.mark.parametrize("batch", [4, 17])
+def test_equals_numpy(clip: FrozenCLIP, topology: str, batch: int) -> None:
+    clt, data = make_clt(topology), Made(n=17)
+    images, labels, _ = data.everything()
+    acts = clip.capture(images)
+    metric = Contributions(clt, n_classes=6)
+    for start in range(0, 17, batch):
+        part = clip.capture(images[start : start + batch])
+        metric.update(clt.encode(part.x), POSITIONS, torch.from_numpy(labels[start : start + batch]))
+    found = metric.scores()
+    terms = numpy_terms(clt, numpy_codes(clt, acts.x.double().numpy())).reshape(LAYERS, LAYERS, 17, POSITIONS, -1)
+    for name, cut in (("cls", slice(0, 1)), ("patch", slice(1, None)), ("all", slice(None))):
+        chosen = terms[:, :, :, cut]
+        uncentred, centred = by_hand(chosen.reshape(LAYERS, LAYERS, -1, chosen.shape[-1]))
+        assert np.allclose(found[name].uncentred.numpy(), uncentred, atol=1e-6)
+        assert np.allclose(found[name].centred.numpy(), centred, atol=1e-5)
+        assert np.allclose(found[name].uncentred.sum(0).numpy(), 1)
+        assert np.allclose(found[name].centred.sum(0).numpy(), 1)
+        assert np.allclose(found[name].means.numpy(), chosen.mean((2, 3)), atol=1e-6)
+        assert found[name].tokens == chosen.shape[2] * chosen.shape[3]
+        by_class = found[name].by_class
+        assert by_class is not None
+        rows = []
+        for c in range(5):
+            own = chosen[:, :, labels == c]
+            assert np.allclose(
+                by_class[c].numpy(), by_hand(own.reshape(LAYERS, LAYERS, -1, own.shape[-1]))[0], atol=1e-6
+            )
+            rows.append(by_class[c].numpy())
+        assert by_class[5].isnan().all()
+        std = found[name].std_over_classes()
+        assert std is not None
+        assert np.allclose(std.numpy(), np.std(rows, 0))
+    if topology == "per_layer":
+        assert np.allclose(found["all"].uncentred.numpy(), np.eye(LAYERS))
+
+
+def planted() -> tuple[CrossLayerTranscoder, Codes]:
+    """Two layers: source 0 writes a constant 3 u into layer 1, source 1 writes z v with z = -1 or 1, v orthogonal to u."""
+    clt = CrossLayerTranscoder(2, 4, 1, TopK(1))
+    with torch.no_grad():
+        clt.W_dec[0][0, 0] = torch.tensor([1.0, 0, 0, 0])
+        clt.W_dec[0][0, 1] = torch.tensor([3.0, 0, 0, 0])
+        clt.W_dec[1][0, 0] = torch.tensor([0, 1.0, 0, 0])
+    signs = torch.tensor([1.0, -1.0] * 10)
+    return clt, Codes.from_dense(torch.stack([torch.ones(20), signs])[:, :, None])
+
+
+def test_a_constant_direction_counts_in_one_score_only() -> None:
+    clt, codes = planted()
+    metric = Contributions(clt)
+    metric.update(codes, n_positions=2)
+    found = metric.scores()["all"]
+    # |3 u|^2 = 9 of 10, |v|^2 = 1 of 10; of the variance v makes everything
+    assert torch.allclose(found.uncentred[:, 1], torch.tensor([0.9, 0.1], dtype=torch.float64))
+    assert torch.allclose(found.centred[:, 1], torch.tensor([0.0, 1.0], dtype=torch.float64))
+    assert found.by_class is None
+    assert found.std_over_classes() is None
+
+
+def test_scores_are_signed_and_tokens_without_codes_do_not_count() -> None:
+    clt, codes = planted()
+    with torch.no_grad():
+        clt.W_dec[1][0, 0] = torch.tensor([-1.0, 0, 0, 0])  # works against source 0
+    dense = codes.dense().abs()
+    dense[:, 10:] = 0
+    metric = Contributions(clt)
+    metric.update(Codes.from_dense(dense), n_positions=2)
+    found = metric.scores()["all"]
+    assert torch.allclose(found.uncentred[:, 1], torch.tensor([1.5, -0.5], dtype=torch.float64))
+
+
+def test_a_large_mean_costs_no_digits() -> None:
+    clt, codes = planted()
+    with torch.no_grad():
+        clt.W_dec[0][0, 1] = torch.tensor([1e4, 0, 0, 0])
+    metric = Contributions(clt)
+    metric.update(codes, n_positions=2)
+    assert torch.allclose(
+        metric.scores()["all"].centred[:, 1], torch.tensor([0.0, 1.0], dtype=torch.float64), atol=1e-6
+    )

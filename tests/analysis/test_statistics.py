@@ -1,0 +1,151 @@
+"""Intervals, average precision, retrieval and the population check, each by a second way of computing it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from clt_lightning.analysis.arms import Arm
+from clt_lightning.analysis.crossmodal import retrieval_result
+from clt_lightning.analysis.intervals import mean_intervals, recall_interval, share_interval
+from clt_lightning.analysis.multilabel import average_precision, multilabel_result
+from clt_lightning.analysis.population import PopulationCheck, TrainSums, mean_check, resample_counts
+
+ARM = Arm("original")
+
+
+def test_two_ways_to_the_interval_of_an_accuracy() -> None:
+    right = np.zeros(400)
+    right[:300] = 1
+    (drawn,) = mean_intervals(right[:, None], 4000, seed=0)
+    counted = share_interval(300, 400, 4000, seed=1)
+    normal = 1.96 * (0.75 * 0.25 / 400) ** 0.5
+    for found in (drawn, counted):
+        assert found.value == 0.75
+        assert found.low == pytest.approx(0.75 - normal, abs=0.006)
+        assert found.high == pytest.approx(0.75 + normal, abs=0.006)
+
+
+def test_intervals_cover() -> None:
+    """About 95 % of the intervals of samples hold the truth."""
+    rng = np.random.default_rng(0)
+    samples = rng.exponential(2.0, (200, 100))
+    inside = [i.low <= 2 <= i.high for i in mean_intervals(samples, 500, seed=0)]
+    assert 0.88 <= np.mean(inside) <= 0.99
+
+
+def test_recall_counts_every_class_alike() -> None:
+    found = recall_interval(np.array([90, 1, 0]), np.array([100, 2, 0]), 2000, seed=0)
+    assert found.value == pytest.approx((0.9 + 0.5) / 2)
+    assert found.low < 0.55  # the class of two images makes it uncertain
+    assert found.high > 0.85
+
+
+def test_nothing_to_count_is_null() -> None:
+    assert share_interval(0, 0, 10, 0).to_json() == {"value": None, "low": None, "high": None}
+    assert recall_interval(np.zeros(3), np.zeros(3), 10, 0).to_json()["value"] is None
+
+
+def slow_average_precision(scores: np.ndarray, present: np.ndarray) -> float:
+    """Sum over thresholds of (recall gained) x precision, a threshold at a time."""
+    total, last = 0.0, 0.0
+    for threshold in sorted(set(scores.tolist()), reverse=True):
+        chosen = scores >= threshold
+        precision, recall = present[chosen].mean(), present[chosen].sum() / present.sum()
+        total, last = total + (recall - last) * precision, recall
+    return total
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.data())
+def test_average_precision_with_ties_and_weights(data: st.DataObject) -> None:
+    n = data.draw(st.integers(1, 12))
+    scores = data.draw(arrays(np.int64, (n, 2), elements=st.integers(0, 4))).astype(float)
+    present = data.draw(arrays(np.bool_, (n, 2)))
+    weights = data.draw(arrays(np.int64, (1, n), elements=st.integers(0, 3)))
+    found = average_precision(scores, present, weights)[0]
+    repeated, again = np.repeat(scores, weights[0], 0), np.repeat(present, weights[0], 0)
+    for c in range(2):
+        if again[:, c].sum() == 0:
+            assert np.isnan(found[c])
+        else:
+            assert found[c] == pytest.approx(slow_average_precision(repeated[:, c], again[:, c]))
+
+
+def test_multilabel() -> None:
+    scores = np.array([[0.9, 0.1, 0.3], [0.2, 0.8, 0.1], [0.3, 0.4, 0.2], [0.5, 0.1, 0.2]])
+    present = np.array([[1, 0, 1], [0, 1, 0], [1, 0, 0], [0, 0, 0]])
+    found = multilabel_result(ARM, scores, present, 100, 0)
+    assert found.n == 3
+    assert found.top1_hit.value == pytest.approx(2 / 3)
+    assert found.average_precision.tolist() == pytest.approx([(1 + 2 / 3) / 2, 1, 1])
+    assert found.map.value == pytest.approx((5 / 6 + 2) / 3)
+    assert found.map.low <= found.map.value <= found.map.high
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 1000))
+def test_retrieval_by_full_sorting(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    owner = np.concatenate([np.arange(9), rng.integers(0, 9, 14)])
+    images, texts = rng.normal(size=(9, 4)), rng.normal(size=(23, 4))
+    texts += images[owner]
+    scores = images @ texts.T
+    found = retrieval_result(ARM, images, texts, owner, 50, 0).recall
+    for k in (1, 5):
+        of_images = [i in owner[np.argsort(-scores[i])[:k]] for i in range(9)]
+        of_texts = [owner[t] in np.argsort(-scores[:, t])[:k] for t in range(23)]
+        assert found[f"image_to_text_r{k}"].value == pytest.approx(np.mean(of_images))
+        assert found[f"text_to_image_r{k}"].value == pytest.approx(np.mean(of_texts))
+
+
+def test_fvu_of_a_resample_is_the_fvu_of_its_tokens() -> None:
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=(12, 2, 5, 3)) * 4 + 7  # images, layers, tokens, d
+    y_hat = y + rng.normal(size=y.shape)
+    origin = np.array([7.0, 6.0])[None, :, None, None]
+    error = ((y - y_hat) ** 2).sum((2, 3))
+    sums = TrainSums(error, ((y - origin) ** 2).sum((2, 3)), (y - origin).sum(2), 5)
+    counts = resample_counts(12, 20, 7, seed=0)
+    assert (counts.sum(1) == 20).all()
+    for row, found in zip(counts, sums.fvu(counts)):
+        pick = np.repeat(np.arange(12), row.astype(int))
+        fvu = []
+        for layer in range(2):
+            true, rebuilt = y[pick, layer].reshape(-1, 3), y_hat[pick, layer].reshape(-1, 3)
+            fvu.append(((true - rebuilt) ** 2).sum() / ((true - true.mean(0)) ** 2).sum())
+        assert found == pytest.approx(np.mean(fvu))
+
+
+def p_values(shift: float, m: int, n: int, repeats: int = 300) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    out = []
+    for seed in range(repeats):
+        train, held_out = rng.normal(size=m), rng.normal(size=n) + shift
+        counts = resample_counts(m, n, 99, seed)
+        out.append(mean_check("kl", "all", (0, 2), held_out, train, counts).p_value)
+    return np.array(out)
+
+
+@pytest.mark.parametrize(("m", "n"), [(100, 100), (60, 180), (200, 50)])
+def test_the_population_check_is_calibrated(m: int, n: int) -> None:
+    """Held out from the same population: small p-values are as rare as they say, whatever the sizes."""
+    found = p_values(0.0, m, n)
+    assert np.mean(found <= 0.1) == pytest.approx(0.1, abs=0.06)
+    assert np.mean(found <= 0.5) == pytest.approx(0.5, abs=0.1)
+
+
+def test_the_population_check_finds_worse_data() -> None:
+    assert np.mean(p_values(0.8, 100, 100, 50) <= 0.05) > 0.9
+    assert np.mean(p_values(-0.8, 100, 100, 50) >= 0.95) > 0.9  # better data is no alarm
+
+
+def test_population_json() -> None:
+    check = PopulationCheck("fvu", "all", None, None, 0.5, 0.4, np.linspace(0, 1, 1000))
+    found = check.to_json()
+    assert found["p_value"] == pytest.approx(501 / 1001)
+    assert len(found["resampled"]) == 200
+    assert found["quantiles"]["0.5"] == pytest.approx(0.5)
