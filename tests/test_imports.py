@@ -22,7 +22,9 @@ ALLOWED = {
     "schedule": {"settings"},
     "buffer": set(),
     "run": {"run"},
-    "module": {"buffer", "clip", "run", "schedule", "settings", "transcoder"},
+    "parallel": {"parallel", "transcoder"},
+    "cascade": {"clip", "replacement", "transcoder"},
+    "module": {"buffer", "cascade", "clip", "parallel", "run", "schedule", "settings", "transcoder"},
     "analysis": {"analysis", "clip", "data", "metrics", "module", "replacement", "settings", "transcoder"},
 }
 # the script that trains the demo's CLIP draws the demo's renders; loading that CLIP does not

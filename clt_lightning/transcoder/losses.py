@@ -81,6 +81,28 @@ class AuxKConfig:
 
 
 @dataclass
+class CascadeConfig:
+    """Terms on the replaced CLIP itself: all MLPs replaced at once, gradients through the whole stream.
+
+    Args:
+        embedding: weight of 1 - cosine between the original and the replaced image embedding; 0 turns it off.
+        reconstruction: weight of the normalised error between what the replaced MLPs add and the clean MLP outputs, on
+            the reconstruction's scale; 0 turns it off.
+        images: images of a batch that it is computed on; a few suffice.
+        start: share of the run (of `trainer.max_steps`) after which it begins: a second phase.
+    """
+
+    embedding: float = 0.0
+    reconstruction: float = 0.0
+    images: int = 16
+    start: float = 0.0
+
+    @property
+    def is_on(self) -> bool:
+        return self.embedding > 0 or self.reconstruction > 0
+
+
+@dataclass
 class LossConfig:
     """Coefficients and warm-up of each part of the loss.
 
@@ -90,6 +112,7 @@ class LossConfig:
         tanh: tanh penalty on code x decoder norm.
         pre_activation: penalty on pre-activations below the threshold.
         auxk: auxiliary reconstruction from dead features.
+        cascade: terms on the CLIP whose MLPs are all replaced.
     """
 
     layer_weights: list[float] | None = None
@@ -97,8 +120,15 @@ class LossConfig:
     tanh: TanhConfig = field(default_factory=TanhConfig)
     pre_activation: PreActivationConfig = field(default_factory=PreActivationConfig)
     auxk: AuxKConfig = field(default_factory=AuxKConfig)
+    cascade: CascadeConfig = field(default_factory=CascadeConfig)
 
     def __post_init__(self) -> None:
+        cascade = self.cascade
+        if cascade.embedding < 0 or cascade.reconstruction < 0 or cascade.images < 1 or not 0 <= cascade.start <= 1:
+            raise UserError(
+                "loss.cascade: embedding and reconstruction must not be negative, images at least 1, start in [0, 1], "
+                f"got {cascade}"
+            )
         if not 0 < self.auxk.token_fraction <= 1:
             raise UserError(f"loss.auxk.token_fraction must lie in (0, 1], got {self.auxk.token_fraction}")
         if self.auxk.k is not None and self.auxk.k < 1:

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 import clt_lightning as cl
 from clt_lightning.buffer import ActivationBuffer
+from clt_lightning.cascade import cascade_parts
 from clt_lightning.errors import UserError
 from clt_lightning.schedule import lr_factor
 from clt_lightning.settings import LossConfig, ScheduleConfig, TranscoderConfig, from_plain, to_plain
+from clt_lightning.transcoder.losses import CascadeConfig
 
 
 def test_schedule_rises_holds_and_falls() -> None:
@@ -183,3 +185,25 @@ def test_a_batch_without_images(clip: cl.FrozenCLIP) -> None:
         assert not out.codes.fired().any()
         with cl.replaced(clip, clt):
             assert clip.encode_image(nothing).shape == (0, clip.embed_dim)
+
+
+def test_cascade_terms_see_the_replaced_model(clip: cl.FrozenCLIP, images: torch.Tensor) -> None:
+    """Against the definition; a perfect replacement costs nothing; a step down the gradient lowers the loss."""
+    config = CascadeConfig(embedding=2.0, reconstruction=0.5)
+    assert all(float(v.detach()) < 1e-5 for v in cascade_parts(clip, perfect(clip), images, config).values())
+    clt = cl.CrossLayerTranscoder(clip.n_layers, clip.d_model, 64, cl.TopK(8), seed=1)
+    clt.y_var.copy_(clip.capture(images).y.square().sum(2).mean(1))
+    parts = cascade_parts(clip, clt, images, config)
+    with cl.replaced(clip, clt):
+        replaced_embeddings = clip.encode_image(images)
+    by_hand = 2 * (1 - (replaced_embeddings * clip.encode_image(images)).sum(1)).mean()
+    assert float(parts["cascade_embedding"].detach()) == pytest.approx(float(by_hand), rel=1e-5)
+    # zero decoders add nothing: the error is all of y
+    assert float(parts["cascade_reconstruction"].detach()) == pytest.approx(0.5, rel=1e-4)
+    torch.stack(list(parts.values())).sum().backward()
+    with torch.no_grad():
+        for parameter in clt.parameters():
+            if parameter.grad is not None:
+                parameter -= 1e-3 * parameter.grad
+    after = cascade_parts(clip, clt, images, config)
+    assert sum(float(v.detach()) for v in after.values()) < sum(float(v.detach()) for v in parts.values())

@@ -129,9 +129,10 @@ def test_two_processes_train_and_validate_every_sample_once(run: Path, demo_tars
         ["--config", str(CONFIG.parent / "activation" / "jumprelu.yaml")],
         ["--config", str(CONFIG.parent / "activation" / "batch_topk.yaml"), "--model.transcoder.topology=per_layer"],
         ["--model.transcoder.topology=sae"],
+        ["--model.loss.cascade={embedding: 1.0, reconstruction: 0.3, images: 4, start: 0.5}"],
         ["--model.transcoder.skip=true", "--model.optimizer.class_path=torch.optim.Adam", "--trainer.devices=1"],
     ],
-    ids=["bf16", "buffer", "jumprelu", "batch_topk-per_layer", "sae", "skip-adam"],
+    ids=["bf16", "buffer", "jumprelu", "batch_topk-per_layer", "sae", "cascade", "skip-adam"],
 )
 def test_variants_train(more: list[str], demo_tars: Path, tmp_path: Path) -> None:
     main(["fit", *options(demo_tars, tmp_path, *more)])
