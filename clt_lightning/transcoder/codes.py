@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from clt_lightning.errors import UserError
+from clt_lightning.transcoder.feature_chunks import FeatureChunks
 
 # torch says so once for every process; only products that are tested here are used
 warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
@@ -61,6 +62,12 @@ class Pairs:
             first pair of each feature in that order. Sorting is stable, so sums over a feature run in token order and
             are the same in every run.
         """
+        if self.features.is_cuda:
+            # a radix sort takes a pass a byte of the key, and bincount would wait for the host
+            keys = self.features.to(torch.int16 if self.n_features < 2**15 - 1 else torch.int32)
+            keys, order = torch.sort(keys, stable=True)
+            bounds = torch.arange(self.n_features + 1, dtype=keys.dtype, device=keys.device)
+            return order, torch.searchsorted(keys, bounds)
         order = torch.argsort(self.features, stable=True)
         offsets = self.offsets.new_zeros(self.n_features + 1)
         torch.cumsum(torch.bincount(self.features, minlength=self.n_features), 0, out=offsets[1:])
@@ -80,6 +87,11 @@ class Pairs:
         """Start of each feature `(F + 1,)` and token of each pair `(pairs,)` in feature-major order, int32."""
         order, offsets = self.by_feature
         return offsets.to(torch.int32), self.tokens[order].to(torch.int32)
+
+    @cached_property
+    def feature_chunks(self) -> FeatureChunks:
+        """The features' pairs in pieces of bounded size, for the GPU's kernels."""
+        return FeatureChunks.of(self.feature_major[0], self.features.numel())
 
     def csr(self, by_feature: Tensor) -> Tensor:
         """`(F, tokens)` CSR matrix of values given in feature-major order."""
@@ -244,7 +256,7 @@ class Codes:
             active = v.detach() != 0
             if p is None:
                 rows.append(active.sum(1))
-            elif p.is_rectangular:
+            elif p.is_rectangular and p.n_tokens:
                 rows.append(active.view(p.n_tokens, -1).sum(1))
             else:
                 rows.append(p.counts.new_zeros(p.n_tokens).index_add_(0, p.tokens, active.to(p.counts.dtype)))

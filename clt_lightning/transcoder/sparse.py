@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clt_lightning.transcoder.codes import Pairs
+from clt_lightning.transcoder.dispatch import use_triton
 
 
 def bag_sum(table: Tensor, pairs: Pairs, values: Tensor) -> Tensor:
@@ -32,6 +33,12 @@ def bag_sum(table: Tensor, pairs: Pairs, values: Tensor) -> Tensor:
     """
     if values.numel() == 0:
         return table.new_zeros(pairs.n_tokens, table.shape[1])
+    if use_triton(table):
+        from clt_lightning.transcoder import triton_kernels
+
+        out = table.new_empty(1, pairs.n_tokens, table.shape[1])
+        triton_kernels.add_bags(out, table[:, None], pairs, values, add=False)
+        return out[0]
     return F.embedding_bag(
         pairs.features_i32,
         table,
@@ -58,6 +65,12 @@ def scatter_rows(pairs: Pairs, sorted_values: Tensor, rows: Tensor) -> Tensor:
     """
     if sorted_values.numel() == 0:
         return rows.new_zeros(pairs.n_features, rows.shape[1])
+    if use_triton(rows):
+        from clt_lightning.transcoder import triton_kernels
+
+        sums = triton_kernels.gradients(rows[None], pairs, sorted_values=sorted_values)[1]
+        assert sums is not None
+        return sums[:, 0]
     starts, tokens = pairs.feature_major
     return F.embedding_bag(
         tokens, rows, starts, mode="sum", per_sample_weights=sorted_values.to(rows.dtype), include_last_offset=True
@@ -77,6 +90,12 @@ def pair_dots(pairs: Pairs, table: Tensor, rows: Tensor) -> Tensor:
     """
     if pairs.features.numel() == 0:
         return rows.new_zeros(0)
+    if use_triton(rows):
+        from clt_lightning.transcoder import triton_kernels
+
+        dots = triton_kernels.gradients(rows[None], pairs, table=table[:, None])[0]
+        assert dots is not None
+        return dots.to(rows.dtype)
     pattern = pairs.csr(rows.new_zeros(pairs.features.numel()))
     return torch.sparse.sampled_addmm(pattern, table, rows.t(), beta=0.0).values()
 
@@ -121,6 +140,29 @@ def encode_pairs(pre: Tensor, x: Tensor, W: Tensor, b: Tensor, pairs: Pairs) -> 
     return _EncodePairs.apply(pre, x, W, b, pairs)
 
 
+def _forward_triton(
+    y: Tensor, all_pairs: Sequence[Pairs], values: Sequence[Tensor], decoders: Sequence[Tensor]
+) -> Tensor:
+    from clt_lightning.transcoder import triton_kernels
+
+    total = y.to(torch.promote_types(y.dtype, torch.float32))  # 16-bit tables: sources are added up in fp32
+    for source, (pairs, v, W) in enumerate(zip(all_pairs, values, decoders)):
+        triton_kernels.add_bags(total[source : source + W.shape[1]], W, pairs, v)
+    return total.to(y.dtype)
+
+
+def _backward_triton(
+    pairs: Pairs, by_feature: Tensor, W: Tensor, G: Tensor, want_dots: bool, dW: Tensor | None
+) -> Tensor | None:
+    from clt_lightning.transcoder import triton_kernels
+
+    if not want_dots and dW is None:
+        return None
+    return triton_kernels.gradients(
+        G[: W.shape[1]], pairs, W if want_dots else None, None if dW is None else by_feature, dW
+    )[0]
+
+
 class _DecodePairs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, n_layers: int, all_pairs: Sequence[Pairs], *tensors: Tensor) -> Tensor:
@@ -129,6 +171,8 @@ class _DecodePairs(torch.autograd.Function):
         ctx.all_pairs = all_pairs
         ctx.save_for_backward(*tensors)
         y = decoders[0].new_zeros(n_layers, all_pairs[0].n_tokens, decoders[0].shape[2])
+        if use_triton(y):
+            return _forward_triton(y, all_pairs, values, decoders)
         for source, (pairs, v, W) in enumerate(zip(all_pairs, values, decoders)):
             for t in range(W.shape[1]):
                 y[source + t] += bag_sum(W[:, t], pairs, v)
@@ -146,6 +190,11 @@ class _DecodePairs(torch.autograd.Function):
             order, _ = pairs.by_feature
             by_feature = v[order].to(W.dtype)
             dW = torch.empty_like(W) if ctx.needs_input_grad[2 + sources + source] else None
+            if use_triton(W):
+                dots = _backward_triton(pairs, by_feature, W, G[source:], ctx.needs_input_grad[2 + source], dW)
+                d_values.append(None if dots is None else torch.empty_like(v).index_copy_(0, order, dots.to(v.dtype)))
+                d_decoders.append(dW)
+                continue
             dots = torch.zeros_like(by_feature) if ctx.needs_input_grad[2 + source] else None
             for t in range(W.shape[1]):
                 if dots is not None:
