@@ -184,7 +184,9 @@ class _Builder:
         if not keys or not self.options.pictures:
             if keys:
                 self.source.notes.append("Built without pictures (--no_pictures).")
-            self.folder.data("sprites", {"size": 1, "columns": 1, "rows": 1, "cell": [], "keys": keys, "labels": labels})
+            self.folder.data(
+                "sprites", {"size": 1, "columns": 1, "rows": 1, "cell": [], "keys": keys, "labels": labels}
+            )
             self.folder.data("images", None)
             return
         if pictures is None:
@@ -207,7 +209,7 @@ class _Builder:
         if sprites.missing:
             first = keys[sprites.missing[0]]
             self.source.notes.append(
-                f"{len(sprites.missing)} images are no longer in the data (such as {first}): their thumbnails are missing."
+                f"{len(sprites.missing)} images are no longer in the data (such as {first}): no thumbnails of them."
             )
         sprites.write(self.folder, keys, labels)
         self._explanations(pictures, kept)

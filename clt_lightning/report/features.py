@@ -154,9 +154,7 @@ class FeaturePages:
                     "nearest_classes": _named(
                         stats["nearest_class"][layer, row], stats["nearest_class_score"][layer, row]
                     ),
-                    "nearest_words": _named(
-                        stats["nearest_word"][layer, row], stats["nearest_word_score"][layer, row]
-                    ),
+                    "nearest_words": _named(stats["nearest_word"][layer, row], stats["nearest_word_score"][layer, row]),
                 }
             )
         stacked = np.stack(maps) if maps else np.zeros((0, self.features.info["positions"]), np.float32)

@@ -6,20 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-
-def significant(values: ArrayLike, digits: int = 5) -> NDArray[np.float64]:
-    """Rounds to significant digits, whatever the magnitude; NaN and infinities stay."""
-    array = np.asarray(values, dtype=np.float64)
-    with np.errstate(all="ignore"):
-        magnitude = np.floor(np.log10(np.abs(array)))
-        places = np.where(np.isfinite(magnitude), digits - 1 - magnitude, 0.0)
-        # two factors: one alone overflows for very small numbers
-        half = np.floor(places / 2)
-        up = 10.0**half, 10.0 ** (places - half)
-        rounded = np.rint(array * up[0] * up[1]) / up[0] / up[1]
-    return np.where(np.isfinite(array) & np.isfinite(rounded), rounded, array)
+from numpy.typing import ArrayLike
 
 
 def to_list(values: ArrayLike, digits: int = 5) -> list[Any]:

@@ -22,7 +22,8 @@ def pack_maps(maps: NDArray[np.floating], peaks: NDArray[np.floating]) -> dict[s
     Returns:
         `counts`, `positions`, `values` and, if a code is negative, `negative`: base64 of little-endian arrays.
     """
-    assert maps.ndim == 2 and peaks.shape == maps.shape[:1]
+    assert maps.ndim == 2
+    assert peaks.shape == maps.shape[:1]
     assert maps.shape[1] <= 65536
     row, position = np.nonzero(maps)
     codes = maps[row, position].astype(np.float64)

@@ -11,8 +11,13 @@ from torch import Tensor
 class Pictures(Protocol):
     """Where the pages' images come from, and what explains one of them."""
 
-    mean: Sequence[float]
-    std: Sequence[float]
+    @property
+    def mean(self) -> Sequence[float]:
+        """What was subtracted from each channel."""
+
+    @property
+    def std(self) -> Sequence[float]:
+        """What each channel was divided by."""
 
     def read(self, wanted: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Yields key and normalised image `(3, H, W)` of the wanted images, in any order, each at most once."""

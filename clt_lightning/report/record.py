@@ -18,18 +18,14 @@ _LONGEST = 600
 def record_sections(run: dict[str, Any]) -> list[tuple[str, Rows]]:
     """The `run` part of results.json as titled rows; what no section names comes under "More"."""
     named = {key for _, keys in _SECTIONS for key in keys}
-    sections = [(title, _rows(run, keys)) for title, keys in _SECTIONS]
-    sections.append(("More", _rows(run, tuple(key for key in run if key not in named))))
+    # a section of one table shows that table's own keys
+    sections = [(title, _rows(run, keys, named=len(keys) > 1)) for title, keys in _SECTIONS]
+    sections.append(("More", _rows(run, tuple(key for key in run if key not in named), named=True)))
     return [(title, rows) for title, rows in sections if rows]
 
 
-def _rows(run: dict[str, Any], keys: tuple[str, ...]) -> Rows:
-    rows: Rows = []
-    for key in keys:
-        value = run.get(key)
-        # a section of one table shows the table's own keys
-        rows += flatten(value, "" if len(keys) == 1 and isinstance(value, dict) else key)
-    return rows
+def _rows(run: dict[str, Any], keys: tuple[str, ...], named: bool) -> Rows:
+    return [row for key in keys for row in flatten(run.get(key), key if named else "")]
 
 
 def flatten(value: Any, name: str) -> Rows:

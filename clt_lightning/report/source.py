@@ -117,4 +117,3 @@ def read_config(run: Path) -> str | None:
     """The run's config.yaml as text; None without."""
     path = run / "config.yaml"
     return path.read_text(encoding="utf-8") if path.is_file() else None
-

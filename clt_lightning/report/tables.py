@@ -37,7 +37,7 @@ def write_tables_and_figures(folder: ReportFolder, evaluation: Evaluation, progr
     files: Files = {}
     tables = evaluation.get("reconstruction")
     if tables:
-        files["reconstruction"] = figure("reconstruction", lambda: _strip(tables)) + [_reconstruction(folder, tables)]
+        files["reconstruction"] = [*figure("reconstruction", lambda: _strip(tables)), _reconstruction(folder, tables)]
     files["arms"] = {task: [_arms(folder, task, evaluation[task]["arms"])] for task in _TASKS if evaluation.get(task)}
     if evaluation.get("zero_shot"):
         arms = evaluation["zero_shot"]["arms"]
@@ -54,7 +54,7 @@ def write_tables_and_figures(folder: ReportFolder, evaluation: Evaluation, progr
         files[f"faithfulness_{number}"] = figure(name, lambda e=entry: curves.faithfulness(e))  # type: ignore[misc]
     if evaluation.get("population"):
         checks = evaluation["population"]["checks"]
-        files["population"] = figure("population", lambda: curves.population(checks)) + [_population(folder, checks)]
+        files["population"] = [*figure("population", lambda: curves.population(checks)), _population(folder, checks)]
     return files
 
 
@@ -80,9 +80,7 @@ def _interval(value: Any) -> list[Any]:
 def _arms(folder: ReportFolder, task: str, arms: list[dict[str, Any]]) -> str:
     metrics = list(dict.fromkeys(k for arm in arms for k, v in arm.items() if isinstance(v, dict) and "low" in v))
     head = [*_PLACE, *(name for m in metrics for name in (m, f"{m}_low", f"{m}_high"))]
-    rows = [
-        [arm[k] for k in _PLACE] + [part for m in metrics for part in _interval(arm.get(m))] for arm in arms
-    ]
+    rows = [[arm[k] for k in _PLACE] + [part for m in metrics for part in _interval(arm.get(m))] for arm in arms]
     return folder.table(task, head, rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import select
@@ -13,13 +14,31 @@ import time
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-pipe",
-)  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--remote-debugging-pipe",
+)
 # the browser reads commands from file descriptor 3 and answers on 4
-_LAUNCH = "import os,sys; r,w=map(int,sys.argv[1:3]); a=os.dup(r); b=os.dup(w); os.dup2(a,3); os.dup2(b,4); os.execv(sys.argv[3],sys.argv[3:])"
+_LAUNCH = """
+import os, sys
+import fcntl
+read, write = (fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3])
+os.dup2(read, 3)
+os.dup2(write, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 LAPTOP, PHONE = (1366, 768, 1.0, False), (390, 844, 2.0, True)
 
 
@@ -45,10 +64,23 @@ class Browser:
         theirs_in, ours_out = os.pipe()
         ours_in, theirs_out = os.pipe()
         self._out, self._in = ours_out, ours_in
-        command = [sys.executable, "-c", _LAUNCH, str(theirs_in), str(theirs_out), path, *FLAGS, f"--user-data-dir={profile}"]
+        command = [
+            sys.executable,
+            "-c",
+            _LAUNCH,
+            str(theirs_in),
+            str(theirs_out),
+            path,
+            *FLAGS,
+            f"--user-data-dir={profile}",
+        ]
         self._process = subprocess.Popen(
-            command, pass_fds=(theirs_in, theirs_out), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )  # fmt: skip
+            command,
+            pass_fds=(theirs_in, theirs_out),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(theirs_in)
         os.close(theirs_out)
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -100,7 +132,9 @@ class Browser:
 
     def screen(self, width: int, height: int, scale: float = 1.0, mobile: bool = False, dark: bool = False) -> None:
         """Size and colour scheme of the screen."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=mobile)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=mobile
+        )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
 
@@ -123,6 +157,7 @@ class Browser:
         """Opens a page of the report afresh, from the disk."""
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=f"{index.resolve().as_uri()}#/{route}")
+        self.wait("document.readyState === 'complete'")  # before that, links replace the address in the history
         self.wait(f"document.getElementById('main') && document.getElementById('main').dataset.ready === '{page}'")
 
     def errors(self) -> list[str]:
@@ -132,7 +167,9 @@ class Browser:
         for event in self.events:
             p = event.get("params", {})
             if event.get("method") == "Runtime.exceptionThrown":
-                found.append(p["exceptionDetails"].get("exception", {}).get("description") or p["exceptionDetails"]["text"])
+                found.append(
+                    p["exceptionDetails"].get("exception", {}).get("description") or p["exceptionDetails"]["text"]
+                )
             elif event.get("method") == "Runtime.consoleAPICalled" and p["type"] in ("error", "warning", "assert"):
                 found.append(" ".join(str(a.get("description", a.get("value"))) for a in p["args"]))
             elif event.get("method") == "Log.entryAdded" and p["entry"]["level"] in ("error", "warning"):
@@ -144,10 +181,20 @@ class Browser:
         self.js("0")
         return [e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"]
 
+    def picture(self, selector: str) -> Image.Image:
+        """What is drawn where an element is."""
+        box = self.js(f"document.querySelector({json.dumps(selector)}).getBoundingClientRect().toJSON()")
+        clip = {"x": box["x"], "y": box["y"], "width": box["width"], "height": box["height"], "scale": 1}
+        data = self.call("Page.captureScreenshot", format="png", clip=clip)["data"]
+        return Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
+
     def screenshot(self, path: Path, full: bool = False) -> None:
         """A picture of the screen, or of the whole page."""
         options: dict[str, Any] = {"format": "png"}
         if full:
             size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-            options |= {"captureBeyondViewport": True, "clip": {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}}
+            options |= {
+                "captureBeyondViewport": True,
+                "clip": {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1},
+            }
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", **options)["data"]))

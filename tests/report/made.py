@@ -22,7 +22,9 @@ def interval(value: float, width: float = 0.01) -> dict[str, float]:
     return {"value": value, "low": value - width, "high": value + width}
 
 
-def make_features(layers: int, n_features: int, n: int, grid: int = 4, k: int = 16, samples: int = 8, seed: int = 0) -> Features:
+def make_features(
+    layers: int, n_features: int, n: int, grid: int = 4, k: int = 16, samples: int = 8, seed: int = 0
+) -> Features:
     """Feature f prefers class f % C and the patches around f % grid**2; every 7th feature is dead."""
     rng = np.random.default_rng(seed)
     positions, classes = grid * grid + 1, len(CLASSES)
@@ -36,10 +38,14 @@ def make_features(layers: int, n_features: int, n: int, grid: int = 4, k: int = 
     shares = np.tile(np.array([0.6, 0.2, 0.1, 0.06, 0.04], np.float32), (n_features, 1))
     norms = np.zeros((layers, n_features, layers), np.float32)
     for source in range(layers):
-        norms[source, :, source:] = rng.gamma(2.0, 0.3, (n_features, layers - source)) / (1 + np.arange(layers - source))
+        norms[source, :, source:] = rng.gamma(2.0, 0.3, (n_features, layers - source)) / (
+            1 + np.arange(layers - source)
+        )
 
     def by_layer(values: Any) -> np.ndarray:
-        return np.where(alive[..., None], np.broadcast_to(values, (layers, n_features, 5)), -1 if values.dtype.kind == "i" else 0)
+        return np.where(
+            alive[..., None], np.broadcast_to(values, (layers, n_features, 5)), -1 if values.dtype.kind == "i" else 0
+        )
 
     mean = np.where(alive, rng.gamma(4.0, 0.5, shape), 0)
     stats = {
@@ -75,10 +81,21 @@ def make_features(layers: int, n_features: int, n: int, grid: int = 4, k: int = 
             arrays |= {f"{kind}_image": image, f"{kind}_value": value.astype(np.float32), f"{kind}_map": maps}
         content.append(arrays)
     info = {
-        "schema": 1, "split": "test", "images": n, "tokens": n * positions, "layers": layers, "features": n_features,
-        "positions": positions, "grid": [grid, grid], "k": k, "samples": samples, "classnames": CLASSES, "words": WORDS,
-        "clip": {}, "transcoder": {},
-    }  # fmt: skip
+        "schema": 1,
+        "split": "test",
+        "images": n,
+        "tokens": n * positions,
+        "layers": layers,
+        "features": n_features,
+        "positions": positions,
+        "grid": [grid, grid],
+        "k": k,
+        "samples": samples,
+        "classnames": CLASSES,
+        "words": WORDS,
+        "clip": {},
+        "transcoder": {},
+    }
     return Features(info, keys, labels, stats, content)
 
 
@@ -107,10 +124,18 @@ def make_evaluation(layers: int, n: int, seed: int = 2) -> dict[str, Any]:
     def arm(kind: str, first: int | None, last: int | None, tokens: str | None, top1: float) -> dict[str, Any]:
         recall = rng.uniform(max(0.0, top1 - 0.1), min(1.0, top1 + 0.1), len(CLASSES)).tolist()
         return {
-            "kind": kind, "first": first, "last": last, "tokens": tokens, "n": n, "top1": interval(top1),
-            "top5": interval(min(1.0, top1 + 0.1)), "per_class_recall": interval(top1), "recall": recall,
-            "kl": interval(2 * (0.93 - top1) + 0.011), "drop": interval(0.93 - top1),
-        }  # fmt: skip
+            "kind": kind,
+            "first": first,
+            "last": last,
+            "tokens": tokens,
+            "n": n,
+            "top1": interval(top1),
+            "top5": interval(min(1.0, top1 + 0.1)),
+            "per_class_recall": interval(top1),
+            "recall": recall,
+            "kl": interval(2 * (0.93 - top1) + 0.011),
+            "drop": interval(0.93 - top1),
+        }
 
     arms = [arm("original", None, None, None, 0.93)]
     windows = [(first, layers - 1) for first in range(layers - 1)] + [(i, i) for i in range(layers)]
@@ -122,37 +147,66 @@ def make_evaluation(layers: int, n: int, seed: int = 2) -> dict[str, Any]:
             arms.append(arm("mean_ablated", first, last, tokens, 0.93 - 0.8 * share))
             arms.append(arm("zero_ablated", first, last, tokens, 0.93 - 0.85 * share))
     contributions = {}
-    for tokens in sets:
+    for tokens in ("cls", "all"):
         raw = np.triu(rng.normal(0.3, 0.4, (layers, layers))) + 2 * np.eye(layers)
         uncentred = raw / raw.sum(0)
         other = raw + np.triu(rng.normal(0, 0.3, (layers, layers)))
         contributions[tokens] = {
-            "tokens": n, "uncentred": uncentred.tolist(), "centred": (other / other.sum(0)).tolist(),
+            "tokens": n,
+            "uncentred": uncentred.tolist(),
+            "centred": (other / other.sum(0)).tolist(),
             "std_over_classes": np.triu(rng.uniform(0, 0.1, (layers, layers))).tolist(),
             "final_by_class": [None, *(uncentred[:, -1] + rng.normal(0, 0.02, (len(CLASSES) - 1, layers))).tolist()],
-        }  # fmt: skip
+        }
     faithfulness = [
-        _faithfulness(layers, tokens, ranking, ablation, n)
-        for tokens in ("cls", "all") for ranking in ("image", "dataset") for ablation in ("zero", "mean")
-    ]  # fmt: skip
+        _faithfulness(layers, "cls", "image", "zero", n),
+        _faithfulness(layers, "all", "dataset", "mean", n),
+    ]
     checks = []
     for name, value in (("fvu", 0.061), ("kl", 0.05), ("accuracy_drop", 0.031)):
         resampled = np.sort(rng.normal(value, 0.08 * value, 200))
         quantiles = {str(q): float(np.quantile(resampled, q)) for q in (0.025, 0.5, 0.975)}
         held_out = value * (1.25 if name == "kl" else 1.02)
         checks.append(
-            {"discrepancy": name, "tokens": "all", "first": None if name == "fvu" else 0,
-             "last": None if name == "fvu" else layers - 1, "held_out": held_out, "train": value,
-             "quantiles": quantiles, "p_value": float((resampled >= held_out).mean()), "resampled": resampled.tolist()}
-        )  # fmt: skip
+            {
+                "discrepancy": name,
+                "tokens": "all",
+                "first": None if name == "fvu" else 0,
+                "last": None if name == "fvu" else layers - 1,
+                "held_out": held_out,
+                "train": value,
+                "quantiles": quantiles,
+                "p_value": float((resampled >= held_out).mean()),
+                "resampled": resampled.tolist(),
+            }
+        )
     return {
-        "schema": 1, "split": "test", "images": n, "labelled": n, "seconds": 48.1, "step": 2000,
-        "transcoder": "checkpoints/last.ckpt", "layers": layers, "token_sets": sets, "classnames": CLASSES, "options": {},
-        "reconstruction": {"mse": table(0.01, 0.2), "fvu": table(0.01, 0.12), "r2": table(0.88, 0.99),
-                           "cosine": table(0.93, 0.99), "l0": table(8, 12), "dead": table(0, 0.1)},
-        "zero_shot": {"arms": arms}, "multilabel": None, "retrieval": None, "contributions": contributions,
-        "faithfulness": faithfulness, "population": {"train_images": n, "resamples": 1000, "checks": checks},
-    }  # fmt: skip
+        "schema": 1,
+        "split": "test",
+        "images": n,
+        "labelled": n,
+        "seconds": 48.1,
+        "step": 2000,
+        "transcoder": "checkpoints/last.ckpt",
+        "layers": layers,
+        "token_sets": sets,
+        "classnames": CLASSES,
+        "options": {},
+        "reconstruction": {
+            "mse": table(0.01, 0.2),
+            "fvu": table(0.01, 0.12),
+            "r2": table(0.88, 0.99),
+            "cosine": table(0.93, 0.99),
+            "l0": table(8, 12),
+            "dead": table(0, 0.1),
+        },
+        "zero_shot": {"arms": arms},
+        "multilabel": None,
+        "retrieval": None,
+        "contributions": contributions,
+        "faithfulness": faithfulness,
+        "population": {"train_images": n, "resamples": 1000, "checks": checks},
+    }
 
 
 def _faithfulness(layers: int, tokens: str, ranking: str, ablation: str, n: int) -> dict[str, Any]:
@@ -163,11 +217,20 @@ def _faithfulness(layers: int, tokens: str, ranking: str, ablation: str, n: int)
         return {"top1": [interval(float(v)) for v in values], "kl": (2 * (0.9 - values)).tolist()}
 
     return {
-        "layer": layers - 1, "tokens": tokens, "ranking": ranking, "ablation": ablation, "terms": layers, "n": n,
-        "baseline": {"top1": interval(0.9), "kl": 0.0}, "original": {"top1": interval(0.92)}, "draws": 20,
-        "drop_top": curve(0.5), "drop_bottom": curve(3.0), "drop_random": curve(1.0),
+        "layer": layers - 1,
+        "tokens": tokens,
+        "ranking": ranking,
+        "ablation": ablation,
+        "terms": layers,
+        "n": n,
+        "baseline": {"top1": interval(0.9), "kl": 0.0},
+        "original": {"top1": interval(0.92)},
+        "draws": 20,
+        "drop_top": curve(0.5),
+        "drop_bottom": curve(3.0),
+        "drop_random": curve(1.0),
         "auc": {"deletion": 0.41, "insertion": 0.75, "random": 0.58},
-    }  # fmt: skip
+    }
 
 
 class MadePictures:
@@ -189,9 +252,16 @@ class MadePictures:
         number, label, s = int(key.split("/")[1]), self.labels[key], self.size
         generator = torch.Generator().manual_seed(number)
         pixels = torch.rand(3, s, s, generator=generator) * 0.12 + 0.78
-        y, x = (torch.arange(s).float() - s / 2 + torch.randint(-s // 6, s // 6, (1,), generator=generator) for _ in "yx")
+        y, x = (
+            torch.arange(s).float() - s / 2 + torch.randint(-s // 6, s // 6, (1,), generator=generator) for _ in "yx"
+        )
         u, v = y[:, None] / s, x[None, :] / s
-        shape = (u**2 + v**2 < 0.05, (u.abs() < 0.2) & (v.abs() < 0.2), u.abs() + v.abs() < 0.25, (u.abs() < 0.06) | (v.abs() < 0.06))
+        shape = (
+            u**2 + v**2 < 0.05,
+            (u.abs() < 0.2) & (v.abs() < 0.2),
+            u.abs() + v.abs() < 0.25,
+            (u.abs() < 0.06) | (v.abs() < 0.06),
+        )
         color = torch.tensor([[0.85, 0.2, 0.2], [0.2, 0.6, 0.3], [0.2, 0.35, 0.8]])[label // 4]
         pixels = torch.where(shape[label % 4], color[:, None, None], pixels)
         return (pixels - 0.5) / 0.25
@@ -202,44 +272,77 @@ class MadePictures:
 
         def decomposition(error: float) -> dict[str, Any]:
             d: dict[str, Any] = {
-                "embedding": 1.2, "attention": rng.normal(0.5, 1, layers).tolist(),
-                "features": np.triu(rng.normal(0.8, 1, (layers, layers))).tolist(), "bias": rng.normal(0, 0.2, layers).tolist(),
-                "skip": [0.0] * layers, "error": rng.normal(0, error, layers).tolist() if error else [0.0] * layers, "norm_bias": 0.3,
-            }  # fmt: skip
+                "embedding": 1.2,
+                "attention": rng.normal(0.5, 1, layers).tolist(),
+                "features": np.triu(rng.normal(0.8, 1, (layers, layers))).tolist(),
+                "bias": rng.normal(0, 0.2, layers).tolist(),
+                "skip": [0.0] * layers,
+                "error": rng.normal(0, error, layers).tolist() if error else [0.0] * layers,
+                "norm_bias": 0.3,
+            }
             total = d["embedding"] + d["norm_bias"] + sum(sum(d[k]) for k in ("attention", "bias", "skip", "error"))
             d["sum"] = total + float(np.sum(d["features"]))
             return d | {"logit": d["sum"]}
 
         tops = []
-        for layer in range(layers):
+        for _ in range(layers):
             alive = [f for f in range(self.features.info["features"]) if f % 7 != 6][label :: len(CLASSES)][:8]
             row = []
             for f in alive:
                 codes = np.zeros(positions)
                 codes[rng.integers(1, positions, 3)] = rng.uniform(0.5, 3, 3)
-                row.append({"feature": f, "value": float(codes.max()), "position": int(codes.argmax()), "map": codes.tolist(), "mean": 0.5})
+                row.append(
+                    {
+                        "feature": f,
+                        "value": float(codes.max()),
+                        "position": int(codes.argmax()),
+                        "map": codes.tolist(),
+                        "mean": 0.5,
+                    }
+                )
             tops.append(row)
         classes = [
-            {"class": c % len(CLASSES), "name": CLASSES[c % len(CLASSES)], "original": 31.0 - i * 2, "replaced": 30.8 - i * 2,
-             "p_original": 0.9 / (i * 9 + 1), "p_replaced": 0.88 / (i * 9 + 1)} for i, c in enumerate(range(label, label + 5))
-        ]  # fmt: skip
+            {
+                "class": c % len(CLASSES),
+                "name": CLASSES[c % len(CLASSES)],
+                "original": 31.0 - i * 2,
+                "replaced": 30.8 - i * 2,
+                "p_original": 0.9 / (i * 9 + 1),
+                "p_replaced": 0.88 / (i * 9 + 1),
+            }
+            for i, c in enumerate(range(label, label + 5))
+        ]
         return {
-            "key": key, "label": label, "class": label, "classname": CLASSES[label], "layers": layers,
-            "grid": self.features.info["grid"], "classes": classes, "top_features": tops,
-            "replaced": decomposition(0.0), "original": decomposition(0.3),
-        }  # fmt: skip
+            "key": key,
+            "label": label,
+            "class": label,
+            "classname": CLASSES[label],
+            "layers": layers,
+            "grid": self.features.info["grid"],
+            "classes": classes,
+            "top_features": tops,
+            "replaced": decomposition(0.0),
+            "original": decomposition(0.3),
+        }
 
 
 RECORD = {
-    "started": "2026-11-20T10:00:00+00:00", "command": "__main__.py fit --config configs/quickstart.yaml", "seed": 0,
-    "versions": {"python": "3.11.2", "torch": "2.15.0+cpu", "lightning": "2.6.6"}, "git": {"commit": "0" * 40, "dirty": False},
-    "hardware": {"device": "cpu", "cpus": 2, "threads": 1, "processes": 1}, "precision": "32-true",
-    "clip": {"name": "demo", "quick_gelu": True}, "transcoder": {"n_layers": 4, "n_features": 768, "topology": "cross_layer"},
+    "started": "2026-11-20T10:00:00+00:00",
+    "command": "__main__.py fit --config configs/quickstart.yaml",
+    "seed": 0,
+    "versions": {"python": "3.11.2", "torch": "2.15.0+cpu", "lightning": "2.6.6"},
+    "git": {"commit": "0" * 40, "dirty": False},
+    "hardware": {"device": "cpu", "cpus": 2, "threads": 1, "processes": 1},
+    "precision": "32-true",
+    "clip": {"name": "demo", "quick_gelu": True},
+    "transcoder": {"n_layers": 4, "n_features": 768, "topology": "cross_layer"},
     "data": {"class": "Demo", "classes": 12, "templates": ["a photo of a {c}."]},
-}  # fmt: skip
+}
 
 
-def make_run(folder: Path, layers: int = 4, n_features: int = 160, n: int = 240, grid: int = 4) -> tuple[Path, MadePictures]:
+def make_run(
+    folder: Path, layers: int = 4, n_features: int = 160, n: int = 240, grid: int = 4
+) -> tuple[Path, MadePictures]:
     """A run's folder `<folder>/made/version_0` with everything that `test` writes."""
     run = folder / "made" / "version_0"
     run.mkdir(parents=True)

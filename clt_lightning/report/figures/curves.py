@@ -68,7 +68,9 @@ def replacement(arms: Arms, metric: str, single: bool, name: str) -> Figure | No
         panels = figure.subplots(1, len(sets), sharey=True, squeeze=False)[0]
         for axes, tokens in zip(panels, sets):
             for kind, (label, color, form) in KINDS.items():
-                mine = sorted((a for a in chosen if (a["kind"], a["tokens"]) == (kind, tokens)), key=lambda a: a["first"])
+                mine = sorted(
+                    (a for a in chosen if (a["kind"], a["tokens"]) == (kind, tokens)), key=lambda a: a["first"]
+                )
                 if mine:
                     _curve(axes, [a["first"] for a in mine], [a[metric] for a in mine], label, color, form)
             if original is not None and original.get(metric) and original[metric]["value"] is not None:

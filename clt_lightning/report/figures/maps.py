@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,7 +22,7 @@ def _write_values(axes: Axes, values: NDArray[np.float64], limit: float, form: s
             axes.text(column, row, text, ha="center", va="center", color=color, fontsize=size)
 
 
-def reconstruction_strip(tables: dict[str, ArrayLike], title: str, limit: float | None = None) -> Figure:
+def reconstruction_strip(tables: Mapping[str, ArrayLike], title: str, limit: float | None = None) -> Figure:
     """Layers along x, token sets along y.
 
     Args:

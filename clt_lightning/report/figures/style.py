@@ -17,7 +17,7 @@ BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7
 SERIES = (BLUE, VERMILION, GREEN, PURPLE, "#e69f00", GREY)
 TOKEN_NAMES = {"cls": "[CLS]", "patch": "patches", "all": "all tokens"}
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.spines.top": False,
@@ -27,7 +27,7 @@ _STYLE: dict[str, Any] = {
     "grid.color": "#e4e4e0",
     "grid.linewidth": 0.7,
     "legend.frameon": False,
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",
     "svg.hashsalt": "clt_lightning",
     "figure.dpi": 100,
     "savefig.dpi": 200,
@@ -37,7 +37,9 @@ _STYLE: dict[str, Any] = {
 @contextmanager
 def house_style() -> Iterator[None]:
     """While active, new figures have the house's look; the user's own settings come back afterwards."""
-    with mpl.rc_context({**mpl.rcParamsDefault, **_STYLE, "backend": mpl.get_backend(auto_select=False) or "agg"}):
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_STYLE)
         yield
 
 
@@ -56,5 +58,6 @@ def save(folder: ReportFolder, name: str, figure: Figure) -> list[str]:
     """
     with house_style():
         figure.savefig(folder.file(f"figures/{name}.svg"), metadata={"Date": None})
+        figure.set_layout_engine("none")  # laid out already, and that is the slow part
         figure.savefig(folder.file(f"figures/{name}.png"))
     return [f"figures/{name}.svg", f"figures/{name}.png"]

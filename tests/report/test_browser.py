@@ -1,0 +1,160 @@
+"""The pages in a real browser, opened from the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clt_lightning.analysis.features import load_features
+from clt_lightning.analysis.results import load_evaluation
+from clt_lightning.report import ReportOptions, build_report
+from clt_lightning.report.packing import RESOLUTION
+from tests.report.browser import LAPTOP, PHONE, Browser
+from tests.report.conftest import Made
+from tests.report.made import make_run
+
+PAGES = [
+    ("", "summary"),
+    ("reconstruction", "reconstruction"),
+    ("cascade", "cascade"),
+    ("contributions", "contributions"),
+    ("faithfulness", "faithfulness"),
+    ("population", "population"),
+    ("features", "features"),
+    ("feature/1/3", "feature"),
+    ("feature/1/6", "feature"),
+    ("images", "images"),
+    ("image/2", "image"),
+    ("retrieval", "retrieval"),
+    ("query/1", "query"),
+]
+
+
+@pytest.mark.parametrize("screen", [LAPTOP, PHONE], ids=["laptop", "phone"])
+def test_every_page_opens_without_errors_and_fits_the_screen(made: Made, browser: Browser, screen: tuple) -> None:
+    for dark in (False, True):
+        browser.screen(*screen, dark=dark)
+        for route, page in PAGES:
+            browser.open(made.built.index, route, page)
+            assert browser.js("document.querySelectorAll('h1').length") == 1, route
+            assert browser.js("document.documentElement.scrollWidth <= innerWidth"), f"{route} is wider than the screen"
+            assert "undefined" not in browser.js("document.body.innerText"), route
+            assert "NaN" not in browser.js("document.body.innerText"), route
+    assert browser.errors() == []
+    assert {address.split(":")[0] for address in browser.requests()} <= {"file", "data", "about"}
+
+
+def test_the_table_sorts_and_searches(made: Made, browser: Browser) -> None:
+    frequency = load_features(made.run).stats["frequency"]
+    order = np.argsort(-frequency.ravel(), kind="stable")
+    rows = "[...document.querySelectorAll('.vrow')].map(r => r.querySelector('.id').textContent)"
+
+    def name(i: int) -> str:
+        return "L{} · {}".format(*divmod(int(i), frequency.shape[1]))
+
+    browser.open(made.built.index, "features", "features")
+    assert browser.js(rows)[:5] == [name(i) for i in order[:5]]
+    browser.js("document.querySelector('[data-key=frequency]').click()")
+    alive = [i for i in order[::-1] if frequency.ravel()[i] > 0]
+    assert browser.js(rows)[:5] == [name(i) for i in alive[:5]]
+    assert browser.js("document.querySelector('[aria-sort=ascending]').textContent") == "Frequency"
+
+    browser.js("search.value = '2:15'; search.dispatchEvent(new Event('input'))")
+    browser.wait("document.querySelectorAll('.vrow').length === 1")
+    assert browser.js(rows) == ["L2 · 15"]
+    browser.js("search.value = 'red cross'; search.dispatchEvent(new Event('input'))")
+    browser.wait("document.querySelectorAll('.vrow').length > 1")
+    assert all(
+        "red cross" in text for text in browser.js("[...document.querySelectorAll('.vrow')].map(r => r.textContent)")
+    )
+    browser.js("search.value = 'nothing like this'; search.dispatchEvent(new Event('input'))")
+    browser.wait("document.querySelector('[role=status]').textContent.startsWith('0 of 640')")
+    assert browser.errors() == []
+
+
+def test_links_lead_to_cards_and_the_address_keeps_the_choice(made: Made, browser: Browser) -> None:
+    browser.open(made.built.index, "features?layer=2&sort=monosemanticity", "features")
+    assert browser.js("document.querySelector('select').value") == "2"
+    assert all(
+        t.startswith("L2") for t in browser.js("[...document.querySelectorAll('.vrow .id')].map(r => r.textContent)")
+    )
+    second = browser.js("document.querySelectorAll('.vrow')[1].querySelector('.id').textContent")
+    browser.js("document.querySelector('.vrow').click()")
+    browser.wait("document.getElementById('main').dataset.ready === 'feature'")
+    # the next one is the next one of the list that the reader came from, by key, too
+    browser.js("document.body.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}))")
+    browser.wait(f"document.querySelector('h1').textContent === 'Layer 2 · feature {second.split(' ')[-1]}'")
+    browser.js("history.go(-2)")
+    browser.wait("document.querySelector('h1').textContent === 'Features'")
+    assert browser.js("document.querySelector('select').value") == "2"
+    assert browser.errors() == []
+
+
+def test_a_card_draws_the_codes_of_the_encoder(made: Made, browser: Browser) -> None:
+    features = load_features(made.run)
+    browser.open(made.built.index, "feature/1/3", "feature")
+    maps = browser.js(
+        "CLT.load('cards/01_0000').then(c => { const k = c.cards[3], u = CLT.unpackMaps(c.maps, 17);"
+        " return k.top.map(t => [...u(t[2], k.peak)]); })"
+    )
+    wanted = features.layers[1]["top_map"][3]
+    np.testing.assert_allclose(maps, wanted, atol=2 * RESOLUTION * np.abs(wanted).max() * 1.5)
+    # in the picture: the strongest patch is drawn over, and not with "image"
+    # and in the picture the active patches are drawn over, no others (a canvas with files on it cannot be read back)
+    browser.wait("document.querySelector('.shot .thumb:not(.loading)')")
+    with_squares = browser.picture(".shot canvas").resize((128, 128))
+    browser.js("[...document.querySelectorAll('.seg button')].find(b => b.textContent === 'image').click()")
+    browser.wait("document.querySelector('.shot .thumb:not(.loading)')")
+    plain = browser.picture(".shot canvas").resize((128, 128))
+    difference = np.abs(np.asarray(with_squares, float) - np.asarray(plain, float)).max(-1)
+    middles = difference.reshape(4, 32, 4, 32)[:, 6:-6, :, 6:-6].max((1, 3)).ravel()
+    np.testing.assert_array_equal(middles > 4, wanted[0, 1:] > 0)
+
+
+def test_the_terms_on_the_image_page_sum_to_the_logit(made: Made, browser: Browser) -> None:
+    browser.open(made.built.index, "image/2", "image")
+    sums, logits = (
+        browser.js(f"[...document.querySelectorAll('.terms-{k}')].map(e => e.textContent)") for k in ("sum", "logit")
+    )
+    assert len(sums) == 2
+    assert sums == logits
+    assert "of it the transcoder's error" in browser.js("document.body.innerText")
+
+
+def test_heat_maps_show_the_evaluations_numbers(made: Made, browser: Browser) -> None:
+    scores = load_evaluation(made.run)["contributions"]["all"]
+    browser.open(made.built.index, "contributions?tokens=all", "contributions")
+    shown = browser.js(
+        "[...document.querySelector('table.heat').rows].slice(1).map(r => [...r.cells].slice(1).map(c => c.title))"
+    )
+    for source, row in enumerate(shown):
+        for target, title in enumerate(row):
+            wanted = "" if target < source else f"layer {source} → {target}: {scores['uncentred'][source][target]:.4f}"
+            assert title == wanted
+
+
+def test_light_and_dark(made: Made, browser: Browser) -> None:
+    background = "getComputedStyle(document.body).backgroundColor"
+    browser.screen(*LAPTOP, dark=False)
+    browser.open(made.built.index)
+    light = browser.js(background)
+    browser.screen(*LAPTOP, dark=True)
+    dark = browser.js(background)
+    assert light != dark
+    browser.js("document.getElementById('theme').click()")
+    assert browser.js(background) == light
+    browser.open(made.built.index)
+    assert browser.js(background) == light  # the reader's choice is kept
+    browser.js("localStorage.clear()")
+
+
+def test_a_damaged_folder_is_named_on_the_page(tmp_path: Path, browser: Browser) -> None:
+    run, pictures = make_run(tmp_path, n_features=16, n=30)
+    index = build_report(run, ReportOptions(images=0, queries=0), pictures=pictures).index
+    (index.parent / "data" / "cards" / "01_0000.js").unlink()
+    browser.open(index, "feature/1/3", "feature")
+    assert "data/cards/01_0000.js cannot be read" in browser.js("document.body.innerText")
+    browser.open(index, "nonsense", "nonsense")
+    assert "No such page" in browser.js("document.body.innerText")

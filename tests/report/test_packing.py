@@ -1,0 +1,47 @@
+"""Numbers and patch maps on their way into the page."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from clt_lightning.report.numbers import to_list
+from clt_lightning.report.packing import RESOLUTION, pack_maps, unpack_maps
+
+codes = st.floats(-1e4, 1e4, width=32, allow_nan=False)
+maps = hnp.arrays(np.float32, st.tuples(st.integers(0, 6), st.integers(1, 20)), elements=st.one_of(st.just(0.0), codes))
+
+
+@given(maps, st.floats(1.0, 3.0))
+def test_maps_come_back_within_half_a_step_of_the_scale(array: np.ndarray, room: float) -> None:
+    peaks = np.abs(array).max(1, initial=0.0).astype(np.float64) * room
+    back = unpack_maps(pack_maps(array, peaks), peaks, array.shape[1])
+    # one step, not a half, for codes that would vanish: what is active stays active
+    assert (np.abs(back - array) <= np.maximum(peaks, 1e-30)[:, None] * 2 * RESOLUTION * 1.001).all()
+    big = np.abs(array) > 2 * RESOLUTION * peaks[:, None]
+    assert (np.abs(back - array)[big] <= np.broadcast_to(peaks[:, None], array.shape)[big] * RESOLUTION * 1.001).all()
+    assert ((back != 0) == (array != 0))[np.broadcast_to(peaks[:, None], array.shape) > 1e-30].all()
+    assert (np.sign(back) == np.sign(array))[big].all()
+
+
+@given(hnp.arrays(np.float64, st.tuples(st.integers(0, 4), st.integers(0, 5)), elements=st.floats(width=64)))
+def test_lists_keep_the_shape_and_five_digits(array: np.ndarray) -> None:
+    listed = to_list(array)
+    assert len(listed) == array.shape[0]
+    for row, numbers in zip(array, listed, strict=True):
+        assert len(numbers) == len(row)
+        for value, number in zip(row, numbers, strict=True):
+            if math.isfinite(value) and number is not None:
+                assert math.isclose(value, number, rel_tol=5.1e-5, abs_tol=1e-320)
+            elif math.isfinite(value):
+                assert abs(value) > 1.797e308  # five digits of the very largest are infinite
+            else:
+                assert number is None
+
+
+def test_whole_numbers_stay_whole() -> None:
+    assert to_list(np.array([[1, -1], [123456789, 0]])) == [[1, -1], [123456789, 0]]
