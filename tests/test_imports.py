@@ -22,7 +22,7 @@ ALLOWED = {
     "schedule": {"settings"},
     "buffer": set(),
     "run": {"run"},
-    "parallel": {"parallel", "transcoder"},
+    "parallel": {"parallel", "run", "transcoder"},
     "cascade": {"clip", "replacement", "transcoder"},
     "module": {"buffer", "cascade", "clip", "parallel", "run", "schedule", "settings", "transcoder"},
     "analysis": {"analysis", "clip", "data", "metrics", "module", "replacement", "settings", "transcoder"},

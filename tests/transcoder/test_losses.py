@@ -56,7 +56,7 @@ def test_auxk_rebuilds_the_detached_residual_without_bias() -> None:
     y_hat = torch.tensor([[[1.0, 0.0]]], requires_grad=True)
     auxiliary = torch.tensor([[[0.5, 0.0]]], requires_grad=True)
     loss = auxk_loss(y, y_hat, auxiliary, torch.tensor([4.5]))
-    assert float(loss) == pytest.approx((2 - 0.5) ** 2 / 4.5)
+    assert loss.item() == pytest.approx((2 - 0.5) ** 2 / 4.5)
     loss.backward()
     assert y_hat.grad is None
     assert auxiliary.grad is not None
