@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +15,18 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from clt_lightning.buffer import ActivationBuffer
+from clt_lightning.cascade import cascade_parts
 from clt_lightning.clip import Activations, FrozenCLIP
 from clt_lightning.clip.activations import random_positions
+from clt_lightning.errors import UserError
+from clt_lightning.parallel import ShardedTranscoder
 from clt_lightning.run.finite import FiniteWatch
 from clt_lightning.run.timing import StepClock
 from clt_lightning.schedule import lr_factor
 from clt_lightning.settings import (
     ClipConfig,
     LossConfig,
+    ParallelConfig,
     ScheduleConfig,
     TokensConfig,
     TranscoderConfig,
@@ -58,6 +63,7 @@ class CLTModule(lightning.LightningModule):
         optimizer: optimizer class and arguments, e.g. `{class_path: torch.optim.AdamW, init_args: {lr: 4.0e-4}}`.
         schedule: learning rate over the run.
         tokens: which tokens a step learns from.
+        parallel: features over several processes; not in checkpoints, which fit any number of them.
         seed: seed of the transcoder's initial weights and of the token draws.
     """
 
@@ -72,6 +78,7 @@ class CLTModule(lightning.LightningModule):
         optimizer: OptimizerCallable = default_optimizer,
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
         tokens: TokensConfig = TokensConfig(),  # noqa: B008
+        parallel: ParallelConfig = ParallelConfig(),  # noqa: B008
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -80,6 +87,7 @@ class CLTModule(lightning.LightningModule):
         self.loss_config = from_plain(LossConfig, loss)
         self.schedule_config = from_plain(ScheduleConfig, schedule)
         self.tokens_config = from_plain(TokensConfig, tokens)
+        self.parallel_config = from_plain(ParallelConfig, parallel)
         self.optimizer_factory = optimizer
         self.seed = seed
         # plain values only: a checkpoint must load with weights_only=True
@@ -96,9 +104,10 @@ class CLTModule(lightning.LightningModule):
 
         self.clip = FrozenCLIP(**to_plain(self.clip_config), seed=seed)
         t = self.transcoder_config
-        self.transcoder = CrossLayerTranscoder(
-            self.clip.n_layers, self.clip.d_model, t.n_features, t.activation, t.topology, t.skip, t.backend, seed=seed
-        )
+        sharded = self.parallel_config.feature > 1
+        # a transcoder that is to be divided is made in configure_model: here it might not fit the main memory
+        with torch.device("meta") if sharded else nullcontext():
+            self.transcoder = CrossLayerTranscoder(**self._form(), seed=None if sharded else seed)
         self.register_buffer(
             "tokens_since_fired", torch.zeros(self.clip.n_layers, t.n_features, dtype=torch.int64), persistent=True
         )
@@ -108,12 +117,34 @@ class CLTModule(lightning.LightningModule):
         self.batches_seen = 0
         self.validated_at_step: int | None = None
 
+    def _form(self) -> dict[str, Any]:
+        """What makes the transcoder, without its seed."""
+        t = self.transcoder_config
+        own = {name: getattr(t, name) for name in ("n_features", "activation", "topology", "skip", "backend")}
+        return {"n_layers": self.clip.n_layers, "d_model": self.clip.d_model, **own}
+
     # -- set-up ------------------------------------------------------------------------------------------------------
     def setup(self, stage: str) -> None:
         """Gives the datamodule the backbone's image transform."""
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not None and getattr(datamodule, "transform", "absent") is None:
             datamodule.transform = self.clip.preprocess
+
+    def configure_model(self) -> None:
+        """Makes this process's part of a transcoder that is divided over processes.
+
+        Raises:
+            UserError: the trainer's strategy divides nothing.
+        """
+        if self.parallel_config.feature == 1 or isinstance(self.transcoder, ShardedTranscoder):
+            return
+        shards = getattr(self.trainer.strategy, "shards", None)
+        if shards is None or shards.size != self.parallel_config.feature:
+            raise UserError(
+                f"model.parallel.feature={self.parallel_config.feature} needs the strategy "
+                "clt_lightning.parallel.strategy.FeatureParallel of the same number (the command line sets it)"
+            )
+        self.transcoder = ShardedTranscoder(shards, **self._form(), seed=self.seed)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer_factory(self.transcoder.parameters())
@@ -131,7 +162,7 @@ class CLTModule(lightning.LightningModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         loader: Any = self.trainer.train_dataloader if datamodule is None else datamodule.train_dataloader()
         sums = StatisticsAccumulator(self.clip.n_layers, self.clip.d_model, self.device)
-        wanted = -(-self.tokens_config.statistics // self.trainer.world_size)
+        wanted = -(-self.tokens_config.statistics // self._data_place()[1])
         for index, batch in enumerate(loader):
             sums.update(
                 *self._sites(self._capture(batch, self._positions(len(batch["image"]), self._generator(index))))
@@ -160,12 +191,17 @@ class CLTModule(lightning.LightningModule):
             loss = next(losses)
         else:
             loss = add_up(losses, [p for p in self.transcoder.parameters() if p.requires_grad])
+        cascade = self._cascade(batch)
+        loss = torch.stack([loss, *cascade.values()]).sum()
         names = dict.fromkeys(name for part in done for name in part.parts)
         parts = {name: torch.stack([p.parts[name] for p in done if name in p.parts]).sum() for name in names}
-        self.finite.look(self.global_step, loss, parts, x, y, torch.cat([part.y_hat for part in done], 1))
+        parts |= {name: value.detach() for name, value in cascade.items()}
+        self.finite.look(self.global_step, loss, parts, acts.x, acts.y, torch.cat([part.y_hat for part in done], 1))
         self._count_fired(torch.stack([part.fired for part in done]).any(0), x.shape[1])
+        self._average_threshold()
         self.batches_seen += 1
-        self._log_step(loss, parts, torch.stack([part.active for part in done]).sum() / x.shape[:2].numel())
+        active = self.transcoder.sum_over_shards(torch.stack([part.active for part in done]).sum())
+        self._log_step(loss, parts, active / x.shape[:2].numel())
         return {"loss": loss, "tokens": x.shape[1]}
 
     def _chunk_losses(
@@ -186,8 +222,14 @@ class CLTModule(lightning.LightningModule):
                     share = part.tokens.numel() / request.tokens.numel()
                 parts[name] = parts[name] * share
             detached = {name: value.detach() for name, value in parts.items()}
-            done.append(StepPart(detached, out.y_hat.detach(), out.codes.fired(), out.codes.l0().sum()))
+            done.append(StepPart(detached, out.y_hat.detach(), self.transcoder.fired(out.codes), out.codes.l0().sum()))
             yield torch.stack(list(parts.values())).sum()
+
+    def _cascade(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        config = self.loss_config.cascade
+        if not config.is_on or self.global_step < config.start * max(self.trainer.max_steps, 0):
+            return {}
+        return cascade_parts(self.clip, self.transcoder, batch["image"][: config.images], config)
 
     def _log_step(self, loss: Tensor, parts: dict[str, Tensor], l0: Tensor) -> None:
         if (self.global_step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
@@ -205,10 +247,18 @@ class CLTModule(lightning.LightningModule):
         return (acts.y if self.transcoder.topology == "sae" else acts.x), acts.y
 
     def _generator(self, index: int) -> torch.Generator:
-        """A generator that depends on seed, batch and process alone, so that a resumed run draws the same."""
+        """A generator that depends on seed, batch and place alone, so that a resumed run draws the same."""
         generator = torch.Generator()
-        generator.manual_seed(hash((self.seed, index, self.global_rank)) & 0x7FFF_FFFF_FFFF_FFFF)
+        generator.manual_seed(hash((self.seed, index, self._data_place()[0])) & 0x7FFF_FFFF_FFFF_FFFF)
         return generator
+
+    def _data_place(self) -> tuple[int, int]:
+        """Which of a step's batches is this process's, and how many different ones there are.
+
+        Processes that share the features of a transcoder share the batch as well.
+        """
+        told = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None) if self._trainer is not None else None
+        return (int(told["rank"]), int(told["num_replicas"])) if told else (0, 1)
 
     def _positions(self, n_images: int, generator: torch.Generator) -> Tensor | None:
         wanted = self.tokens_config.per_image
@@ -227,13 +277,38 @@ class CLTModule(lightning.LightningModule):
         return AuxiliaryRequest(dead, config.k or max(1, self.clip.d_model // 2), chosen.to(self.device))
 
     @torch.no_grad()
+    def _average_threshold(self) -> None:
+        # Each process follows the cut of its own batches. Evaluation needs one for all, and a checkpoint holds one.
+        threshold = dict(self.transcoder.activation.named_buffers()).get("threshold")
+        if threshold is not None and self.trainer.world_size > 1:
+            dist.all_reduce(threshold)
+            threshold /= self.trainer.world_size
+
+    @torch.no_grad()
     def _count_fired(self, fired: Tensor, n_tokens: int) -> None:
         if self.trainer.world_size > 1:
             mask = fired.to(torch.uint8)
             dist.all_reduce(mask, op=dist.ReduceOp.MAX)
             fired = mask.bool()
-        self.tokens_since_fired += n_tokens * self.trainer.world_size
+        self.tokens_since_fired += n_tokens * self._data_place()[1]
         self.tokens_since_fired[fired] = 0
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        if isinstance(self.transcoder, ShardedTranscoder):
+            self.transcoder.average_replicas()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips by the norm over all features, wherever they are."""
+        if isinstance(self.transcoder, ShardedTranscoder) and gradient_clip_algorithm in (None, "norm"):
+            if gradient_clip_val:
+                self.transcoder.clip_grad_norm_(float(gradient_clip_val))
+            return
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     # -- evaluation --------------------------------------------------------------------------------------------------
     def evaluate_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -244,7 +319,7 @@ class CLTModule(lightning.LightningModule):
         """
         acts = self.clip.capture(batch["image"], embeddings=True)
         out = self.transcoder(self._sites(acts)[0])
-        return {"acts": acts, "y_hat": out.y_hat, "codes": out.codes}
+        return {"acts": acts, "y_hat": out.y_hat, "codes": self.transcoder.gather_codes(out.codes)}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         return self.evaluate_batch(batch)
@@ -277,7 +352,7 @@ class CLTModule(lightning.LightningModule):
         self.batches_seen = checkpoint.get("batches_seen", 0)
         if self.buffer is not None and "activation_buffer" in checkpoint:
             states = checkpoint["activation_buffer"]
-            rank = self.global_rank if self._trainer is not None else 0
+            rank = self._data_place()[0]
             if rank < len(states):
                 self.buffer.load_state_dict(states[rank], self.device)
 
@@ -286,4 +361,4 @@ class CLTModule(lightning.LightningModule):
             return [state]
         states: list[Any] = [None] * self.trainer.world_size
         dist.all_gather_object(states, state)
-        return states
+        return states[:: self.trainer.world_size // self._data_place()[1]]  # one of each batch

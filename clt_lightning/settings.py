@@ -108,6 +108,23 @@ class TokensConfig:
             )
 
 
+@dataclass
+class ParallelConfig:
+    """How a transcoder that is too large for one GPU is divided (docs/scaling.md). The numbers of a run do not depend
+    on it, and neither do its checkpoints.
+
+    Args:
+        feature: processes that share the features of every layer; divides `trainer.devices` x `trainer.num_nodes`, and
+            groups of so many see different batches. 1: every process holds all features (DDP).
+    """
+
+    feature: int = 1
+
+    def __post_init__(self) -> None:
+        if self.feature < 1:
+            raise UserError(f"parallel.feature must be at least 1, got {self.feature}")
+
+
 T = TypeVar("T")
 
 
@@ -148,6 +165,7 @@ def to_plain(value: Any) -> Any:
 __all__ = [
     "ClipConfig",
     "LossConfig",
+    "ParallelConfig",
     "ScheduleConfig",
     "TokensConfig",
     "TranscoderConfig",

@@ -1,0 +1,94 @@
+"""Exact top-k over features that lie on several processes.
+
+Every process proposes its own k largest entries of a token; whatever belongs to the k largest of all is among these
+proposals. Only their values travel (k numbers a token, process and layer); the k-th largest of them is the cut.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from clt_lightning.parallel.shards import Shards
+from clt_lightning.transcoder.activations import top_indices
+from clt_lightning.transcoder.codes import Pairs
+
+
+def select_topk(score: Tensor, k: int, shards: Shards, floor: float = 0.0) -> Pairs:
+    """This process's share of the k largest entries of every row over all processes.
+
+    Entries equal to the k-th largest are taken in the order of their feature number until there are k, for any number
+    of processes. (`torch.topk` on one process leaves open which of them it takes.)
+
+    Args:
+        score: `(tokens, width)`, this process's columns; of one shape on all processes.
+        k: how many of all.
+        shards: the group.
+        floor: entries up to here are never taken.
+
+    Returns:
+        pairs over this process's `width` features, ragged.
+    """
+    width = score.shape[1]
+    k, mine = min(k, width * shards.size), min(k, width)
+    indices = top_indices(score, mine)
+    values = score.gather(1, indices)
+    proposals = shards.all_gather(values)  # (R, tokens, mine)
+    everything = proposals.transpose(0, 1).flatten(1)
+    cut = torch.topk(everything, k, dim=1, sorted=False).values.amin(1)
+    needed = k - (everything > cut[:, None]).sum(1)
+    # not settled by the proposals alone: more entries at the cut than places left, or perhaps more behind the proposals
+    unclear = (everything == cut[:, None]).sum(1) > needed
+    if mine < width:
+        unclear |= (proposals.amin(2) == cut).any(0)
+    unclear &= cut > floor
+    chosen = values >= cut[:, None]
+    rows = unclear.nonzero().flatten()  # the same on all processes: made from what they share
+    if rows.numel():
+        own = _with_lowest_ties(score[rows], cut[rows, None], needed[rows], shards)
+        best = torch.topk(own.to(torch.int8), mine, dim=1)
+        indices[rows], chosen[rows] = best.indices, best.values > 0
+        values = score.gather(1, indices)
+    chosen &= values > floor
+    offsets = torch.zeros(score.shape[0] + 1, dtype=torch.int64, device=score.device)
+    torch.cumsum(chosen.sum(1), 0, out=offsets[1:])
+    return Pairs(indices[chosen], offsets, width)
+
+
+def _with_lowest_ties(score: Tensor, cut: Tensor, needed: Tensor, shards: Shards) -> Tensor:
+    """`(rows, width)` bool: entries above the cut, and of those at it the `needed` ones with the lowest numbers."""
+    level = score == cut
+    counts = shards.all_gather(level.sum(1))
+    left = needed - counts[: shards.rank].sum(0)
+    return (score > cut) | (level & (level.cumsum(1) <= left[:, None]))
+
+
+def batch_cut(pre: Tensor, k: int, shards: Shards) -> Tensor | None:
+    """The `k * tokens`-th largest of all entries of a batch, over all processes.
+
+    Args:
+        pre: `(tokens, width)`, this process's columns.
+        k: mean number of entries a token.
+        shards: the group.
+
+    Returns:
+        a scalar; None where there are no more entries than that.
+    """
+    budget = k * pre.shape[0]
+    if budget >= pre.numel() * shards.size:
+        return None
+    mine = min(budget, pre.numel())
+    row = min(pre.shape[1], 4 * k)
+    candidates = torch.topk(pre, row, dim=1, sorted=False).values
+    values = torch.topk(candidates.flatten(), mine, sorted=False).values
+    # a token with more than 4 k winners is rare, but possible
+    if row < pre.shape[1] and bool((candidates.amin(1) > values.min()).any()):
+        values = torch.topk(pre.flatten(), mine, sorted=False).values
+    return torch.topk(shards.all_gather(values).flatten(), budget, sorted=False).values.min()
+
+
+def smallest(values: Tensor, shards: Shards) -> Tensor:
+    """The smallest of these values over all processes, a scalar; infinity where nobody has any."""
+    least = values.min() if values.numel() else values.new_full((), float("inf"))
+    return shards.reduce_(least.clone(), dist.ReduceOp.MIN)

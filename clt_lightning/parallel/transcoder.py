@@ -1,0 +1,234 @@
+"""A transcoder whose features are divided over the processes of a group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clt_lightning.errors import UserError
+from clt_lightning.parallel import state
+from clt_lightning.parallel.selection import batch_cut, select_topk, smallest
+from clt_lightning.parallel.shards import Shards
+from clt_lightning.transcoder import activations
+from clt_lightning.transcoder.activations import AbsTopK, Activation, BatchTopK, TopK
+from clt_lightning.transcoder.clt import AuxiliaryRequest, Backend, CrossLayerTranscoder, Topology
+from clt_lightning.transcoder.codes import Codes, Pairs
+from clt_lightning.transcoder.sparse import decode_pairs, encode_pairs
+
+
+class ShardedTranscoder(CrossLayerTranscoder):
+    """Keeps F / R features of every layer, and gives with R - 1 others the numbers of one `CrossLayerTranscoder`.
+
+    All processes of the group must call it with the same tokens, in the same order. The training forward gives the
+    whole `y_hat`, and codes and pre-activations of its own features; `encode` and `gather_codes` give those of all.
+    `encode_layer` and `layer_terms` belong together: the codes between them are this process's, the terms are whole.
+    Gradients of x are not given.
+
+    Args:
+        shards: this process's place.
+        n_layers, d_model, n_features, activation, topology, skip, backend: as of `CrossLayerTranscoder`; `n_features`
+            is F, the whole dictionary.
+        seed: the weights are the same as those of one process with this seed.
+
+    Raises:
+        UserError: F is no multiple of R.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        n_layers: int,
+        d_model: int,
+        n_features: int,
+        activation: Activation | None = None,
+        topology: Topology = "cross_layer",
+        skip: bool = False,
+        backend: Backend = "auto",
+        seed: int = 0,
+    ) -> None:
+        self.shards = shards
+        self.width = shards.width(n_features)
+        self.own = slice(shards.rank * self.width, (shards.rank + 1) * self.width)
+        super().__init__(n_layers, d_model, self.width, activation, topology, skip, backend, seed)
+        self.n_features = int(n_features)
+        # every process draws the whole stream, a layer at a time, and keeps its rows
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for W in self.W_enc:
+                W.copy_((torch.randn(n_features, d_model, generator=generator) / d_model**0.5)[self.own])
+
+    # -- which tensor is divided along which dimension -----------------------------------------------------------------
+    def feature_dim(self, name: str) -> int | None:
+        """The dimension along which a tensor of `state_dict` is divided; None for one that all processes hold."""
+        if name.startswith(("W_enc.", "W_dec.")):
+            return 0
+        if name == "b_enc":
+            return 1
+        if name.startswith("activation."):
+            shape = self.get_parameter_or_buffer(name).shape
+            return 1 if tuple(shape) == (self.n_layers, self.width) else None
+        return None
+
+    def get_parameter_or_buffer(self, name: str) -> Tensor:
+        """A tensor of `state_dict` by name."""
+        owner, _, leaf = name.rpartition(".")
+        return getattr(self.get_submodule(owner), leaf)
+
+    def divided(self) -> list[tuple[nn.Parameter, int | None]]:
+        """Every parameter with the dimension along which it is divided."""
+        return [(parameter, self.feature_dim(name)) for name, parameter in self.named_parameters()]
+
+    # -- forward -------------------------------------------------------------------------------------------------------
+    def _scale_inputs(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            raise UserError("a feature-sharded transcoder gives no gradients of its inputs: load it on one process")
+        return super()._scale_inputs(x)
+
+    def _select(self, pre: Tensor, layer: int) -> Pairs | Tensor:
+        activation = self.activation
+        if isinstance(activation, TopK):
+            if isinstance(activation, AbsTopK):
+                return select_topk(pre.abs(), activation.k, self.shards, floor=-1.0)
+            return select_topk(pre, activation.k, self.shards)
+        if not (isinstance(activation, BatchTopK) and self.training):
+            return activation.select(pre, layer)  # a feature decides alone
+        cut = batch_cut(pre, activation.k, self.shards)
+        mask = pre > 0 if cut is None else (pre >= cut) & (pre > 0)
+        least = smallest(pre[mask], self.shards)
+        if bool(least.isfinite()):
+            activation._track(least, layer)
+        return mask
+
+    def _decode_features(self, codes: Codes) -> Tensor:
+        return self.shards.sum(super()._decode_features(codes))
+
+    def _auxiliary(self, scaled: Tensor, request: AuxiliaryRequest) -> Tensor:
+        x = scaled[:, request.tokens]
+        counts = request.dead.view(self.n_layers, self.shards.size, self.width).sum(2).amax(1).tolist()
+        all_pairs, values = [], []
+        for layer, columns in enumerate(counts):
+            W, b = self.W_enc[layer], self.b_enc[layer]
+            features = request.dead[layer, self.own].nonzero().flatten()
+            with torch.no_grad():
+                pre = F.linear(x[layer], W[features], b[features])
+                # of one width on all processes; what is filled in can never be chosen
+                pre = F.pad(pre, (0, columns - features.numel()), value=float("-inf"))
+                local = select_topk(pre, request.k, self.shards)
+                active = pre[local.tokens, local.features]
+                pairs = Pairs(features[local.features], local.offsets, self.width)
+            all_pairs.append(pairs)
+            values.append(torch.relu(encode_pairs(active, x[layer], W, b, pairs)))
+        y = self.shards.sum(decode_pairs(self.n_layers, all_pairs, values, list(self.W_dec)))
+        return y * self.y_scale[:, None, None]
+
+    def encode(self, x: Tensor) -> Codes:
+        """Codes of all features, without gradients."""
+        return self.gather_codes(super().encode(x))
+
+    def layer_terms(self, codes: Mapping[int, Codes] | Sequence[Codes], target: int) -> Tensor:
+        return self.shards.sum(super().layer_terms(codes, target))
+
+    def _as_codes(self, codes: Codes | Tensor) -> Codes:
+        """This process's part of codes of all features."""
+        codes = super()._as_codes(codes)
+        pairs, values = [], []
+        for layer in range(self.n_layers):
+            p, v = codes.layer(layer)
+            mine = (p.features >= self.own.start) & (p.features < self.own.stop)
+            counts = torch.bincount(p.tokens[mine], minlength=p.n_tokens)
+            offsets = F.pad(counts.cumsum(0), (1, 0))
+            pairs.append(Pairs(p.features[mine] - self.own.start, offsets, self.width))
+            values.append(v[mine])
+        return Codes(pairs, values)
+
+    # -- what the group knows together ---------------------------------------------------------------------------------
+    def sum_over_shards(self, part: Tensor) -> Tensor:
+        return self.shards.sum(part)
+
+    def fired(self, codes: Codes) -> Tensor:
+        """`(layers, n_features)` bool: of this process's features those that fired, false for the others."""
+        fired = torch.zeros(self.n_layers, self.n_features, dtype=torch.bool, device=codes.device)
+        fired[:, self.own] = codes.fired()
+        return fired
+
+    @torch.no_grad()
+    def gather_codes(self, codes: Codes) -> Codes:
+        """The codes of all features on every process, without gradients; moves 20 bytes a code."""
+        layers = [codes.layer(layer) for layer in range(codes.n_layers)]
+        n = codes.n_tokens
+        places = torch.cat([layer * n + p.tokens for layer, (p, _) in enumerate(layers)])
+        features = torch.cat([p.features for p, _ in layers]) + self.own.start
+        values = torch.cat([v for _, v in layers])
+        sizes = self.shards.all_gather(places.new_tensor([places.numel()])).flatten().tolist()
+        room = max(sizes) - places.numel()
+        numbers = self.shards.all_gather(F.pad(torch.stack([places, features]), (0, room)))
+        found = self.shards.all_gather(F.pad(values, (0, room)))
+        places = torch.cat([numbers[r, 0, :size] for r, size in enumerate(sizes)])
+        order = torch.argsort(places, stable=True)
+        features = torch.cat([numbers[r, 1, :size] for r, size in enumerate(sizes)])[order]
+        values = torch.cat([found[r, :size] for r, size in enumerate(sizes)])[order]
+        ends = F.pad(torch.bincount(places, minlength=codes.n_layers * n).cumsum(0), (1, 0))
+        pairs, parts = [], []
+        for layer in range(codes.n_layers):
+            offsets = ends[layer * n : (layer + 1) * n + 1]
+            inside = slice(int(offsets[0]), int(offsets[-1]))
+            pairs.append(Pairs(features[inside], offsets - offsets[0], self.n_features))
+            parts.append(values[inside])
+        return Codes(pairs, parts)
+
+    @torch.no_grad()
+    def average_replicas(self) -> None:
+        """Averages the gradients of what all processes hold, which differ in their last bits at most.
+
+        With it copies of `b_dec` and the skip path stay equal whatever order a backend adds in.
+        """
+        for parameter, dim in self.divided():
+            if dim is None and parameter.grad is not None:
+                self.shards.reduce_(parameter.grad).div_(self.shards.size)
+
+    @torch.no_grad()
+    def clip_grad_norm_(self, max_norm: float) -> Tensor:
+        """Shortens the gradient to `max_norm`, by its norm over all features; `torch.nn.utils.clip_grad_norm_` on one.
+
+        Returns:
+            the norm before.
+        """
+        mine, shared, grads = self.b_dec.new_zeros(()), self.b_dec.new_zeros(()), []
+        for parameter, dim in self.divided():
+            if parameter.grad is None:
+                continue
+            grads.append(parameter.grad)
+            square = torch.linalg.vector_norm(parameter.grad, dtype=torch.float32).square()
+            if dim is None:
+                shared += square
+            else:
+                mine += square
+        norm = (self.shards.reduce_(mine) + shared).sqrt()
+        torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+    def whole(self) -> CrossLayerTranscoder | None:
+        """The transcoder with all features, in the main memory of the first process of group 0; None elsewhere.
+
+        All processes must call it.
+        """
+        tensors = state.gather_module(self, self.state_dict(), "")
+        if tensors is None:
+            return None
+        arguments = self.config()
+        arguments["activation"] = activations.from_config(arguments["activation"])
+        with torch.device("meta"):
+            clt = CrossLayerTranscoder(**arguments, backend=self.backend)
+        clt.load_state_dict(tensors, assign=True)
+        return clt.train(self.training)
+
+    def save_pretrained(self, folder: str | Path, metadata: dict[str, Any] | None = None) -> Path:
+        """Writes the whole transcoder (`CrossLayerTranscoder.save_pretrained`); all processes must call it."""
+        clt = self.whole()
+        return Path(folder) if clt is None else clt.save_pretrained(folder, metadata)

@@ -1,0 +1,30 @@
+"""Real processes for the tests: a few of them, with gloo, and what they give back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def run(function: Callable[..., Any], folder: Path, processes: int, *args: Any) -> list[Any]:
+    """Calls `function(*args)` in so many processes of one group; gives what each returned, by rank."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mp.spawn(_enter, args=(processes, folder, function, args), nprocs=processes, join=True)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(processes)]
+
+
+def _enter(rank: int, world: int, folder: Path, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    # a file as meeting point: no port to collide with other tests
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=world)
+    try:
+        torch.save(function(*args), folder / f"{rank}.pt")
+    finally:
+        dist.destroy_process_group()

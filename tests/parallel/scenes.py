@@ -1,0 +1,180 @@
+"""What the processes of these tests do; importable, since they are started afresh."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from clt_lightning.parallel import ShardedTranscoder, Shards
+from clt_lightning.parallel.selection import batch_cut, select_topk
+from clt_lightning.parallel.state import cut_module, cut_optimizer, gather_module, gather_optimizer
+from clt_lightning.transcoder import AuxiliaryRequest, Codes, CrossLayerTranscoder
+from clt_lightning.transcoder.activations import from_config
+from clt_lightning.transcoder.losses import (
+    AuxKConfig,
+    L1Config,
+    LossConfig,
+    PreActivationConfig,
+    TanhConfig,
+    loss_parts,
+)
+from clt_lightning.transcoder.normalization import StatisticsAccumulator
+
+LAYERS, WIDTH, FEATURES, TOKENS = 3, 8, 48, 16
+
+
+def batch(index: int) -> tuple[Tensor, Tensor]:
+    """x and y of one step: y depends on x across layers."""
+    generator = torch.Generator().manual_seed(1000 + index)
+    x = torch.randn(LAYERS, TOKENS, WIDTH, generator=generator)
+    mix = torch.randn(LAYERS, LAYERS, WIDTH, WIDTH, generator=torch.Generator().manual_seed(7)) / WIDTH
+    return x, torch.einsum("lnd,lmde->mne", torch.relu(x), mix) + 0.3
+
+
+def build(config: dict[str, Any], shards: Shards | None) -> CrossLayerTranscoder:
+    """A transcoder normalised with the first batches: whole, or this process's shard of it."""
+    arguments = {"n_features": FEATURES, **config}
+    arguments["activation"] = from_config(arguments["activation"])
+    if shards is None:
+        clt = CrossLayerTranscoder(LAYERS, WIDTH, seed=5, **arguments)
+    else:
+        clt = ShardedTranscoder(shards, LAYERS, WIDTH, seed=5, **arguments)
+    sums = StatisticsAccumulator(LAYERS, WIDTH)
+    sums.update(*batch(99))
+    clt.normalize(sums.result())
+    return clt
+
+
+def losses_of(parts: bool) -> LossConfig:
+    if not parts:
+        return LossConfig(auxk=AuxKConfig(coefficient=0.0))
+    return LossConfig(
+        l1=L1Config(1e-2), tanh=TanhConfig(1e-2), pre_activation=PreActivationConfig(1e-3), auxk=AuxKConfig(0.1, k=5)
+    )
+
+
+def train(
+    config: dict[str, Any],
+    steps: int,
+    feature: int,
+    data: int = 1,
+    parts: bool = False,
+    start: dict[str, Any] | None = None,
+    first: int = 0,
+) -> dict[str, Any] | None:
+    """Trains for some steps; gives losses, norms and the whole state, on the process that would write it.
+
+    `feature=0` is one plain process; the batch of a step is then what all data groups see together.
+    """
+    if feature:
+        mesh = init_device_mesh("cpu", (data, feature), mesh_dim_names=("data", "feature"))
+        replica = mesh.get_local_rank("data")
+        shards = Shards.of_group(mesh.get_group("feature"), replica)
+    else:
+        shards, replica = None, 0
+    clt = build(config, shards)
+    optimizer = torch.optim.AdamW(clt.parameters(), lr=5e-3, weight_decay=0.01)
+    start = copy.deepcopy(start)  # loading moments does not copy them
+    if start is not None and isinstance(clt, ShardedTranscoder):
+        clt.load_state_dict(cut_module(clt, start["state"], ""))
+        optimizer.load_state_dict(cut_optimizer(clt, optimizer, start["optimizer"]))
+    elif start is not None:
+        clt.load_state_dict(start["state"])
+        optimizer.load_state_dict(start["optimizer"])
+    loss_config = losses_of(parts)
+    dead = torch.rand(LAYERS, FEATURES, generator=torch.Generator().manual_seed(3)) < 0.4
+    request = AuxiliaryRequest(dead, 5, torch.arange(0, TOKENS, 3)) if parts else None
+    losses, norms = [], []
+    for step in range(first, first + steps):
+        if feature:
+            batches = [batch(step * data + replica)]
+        else:
+            batches = [batch(step * data + i) for i in range(data)]
+        total: dict[str, float] = {}
+        for x, y in batches:
+            out = clt(x, want_pre=parts, auxiliary=request)
+            found = loss_parts(loss_config, clt, y, out, step, None if request is None else request.tokens)
+            (torch.stack(list(found.values())).sum() / len(batches)).backward()
+            for name, value in found.items():
+                total[name] = total.get(name, 0.0) + value.item() / len(batches)
+        if feature and data > 1:
+            for p in clt.parameters():
+                dist.all_reduce(p.grad, group=mesh.get_group("data"))
+                p.grad /= data
+            for name in total:
+                mean = torch.tensor(total[name], dtype=torch.float64)
+                dist.all_reduce(mean, group=mesh.get_group("data"))
+                total[name] = mean.item() / data
+        if isinstance(clt, ShardedTranscoder):
+            clt.average_replicas()
+            norms.append(clt.clip_grad_norm_(0.05).item())
+        else:
+            norms.append(nn.utils.clip_grad_norm_(clt.parameters(), 0.05).item())
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(total)
+    own_bytes = sum(p.numel() * p.element_size() for p in clt.parameters()) + sum(
+        v.numel() * v.element_size() for s in optimizer.state.values() for v in s.values()
+    )
+    if isinstance(clt, ShardedTranscoder):
+        state, moments = gather_module(clt, clt.state_dict(), ""), gather_optimizer(clt, optimizer)
+    else:
+        state, moments = clt.state_dict(), optimizer.state_dict()
+    return {"losses": losses, "norms": norms, "state": state, "optimizer": moments, "bytes": own_bytes}
+
+
+def selected(score: Tensor, k: int, floor: float) -> list[list[int]]:
+    """Chosen features by token, from this process's columns."""
+    shards = Shards.of_group()
+    width = score.shape[1] // shards.size
+    pairs = select_topk(score[:, shards.rank * width : (shards.rank + 1) * width], k, shards, floor)
+    chosen = [[] for _ in range(pairs.n_tokens)]
+    for token, feature in zip(pairs.tokens.tolist(), pairs.features.tolist()):
+        chosen[token].append(shards.rank * width + feature)
+    return chosen
+
+
+def selections(cases: list[tuple[Tensor, int, float]]) -> list[list[list[int]]]:
+    return [selected(*case) for case in cases]
+
+
+def cuts(cases: list[tuple[Tensor, int]]) -> list[float | None]:
+    shards = Shards.of_group()
+    out = []
+    for score, k in cases:
+        width = score.shape[1] // shards.size
+        cut = batch_cut(score[:, shards.rank * width : (shards.rank + 1) * width], k, shards)
+        out.append(None if cut is None else cut.item())
+    return out
+
+
+def evaluated(clt: CrossLayerTranscoder, x: Tensor) -> dict[str, Tensor]:
+    """What validation and replacement read of a transcoder."""
+    out = clt.eval()(x)
+    codes = clt.gather_codes(out.codes)
+    layers = [clt.encode_layer(x[layer], layer) for layer in range(LAYERS)]
+    dense = codes.dense().detach()
+    return {
+        "y_hat": out.y_hat.detach(),
+        "codes": dense,
+        "l0": codes.l0(),
+        "fired": clt.fired(out.codes),
+        "encode": clt.encode(x).dense().detach(),
+        "terms": clt.layer_terms(layers, LAYERS - 1).detach(),
+        "decoded": clt.decode(dense, x).detach(),
+        "contributions": clt.contributions(Codes.from_dense(dense), 1).detach(),
+    }
+
+
+def evaluate(config: dict[str, Any], state: dict[str, Tensor]) -> dict[str, Any]:
+    clt = build(config, Shards.of_group())
+    assert isinstance(clt, ShardedTranscoder)
+    clt.load_state_dict(cut_module(clt, state, ""))
+    whole = clt.whole()
+    found: dict[str, Any] = evaluated(clt, batch(0)[0])
+    return found | {"whole": None if whole is None else (whole.config(), whole.state_dict())}
