@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 from tqdm.auto import tqdm
 
@@ -104,7 +105,7 @@ class Evaluate(pl.Callback):
         if found is None:
             return
         self.result, features, retrieval = found
-        self.result.info.update(step=trainer.global_step, checkpoint=str(trainer.ckpt_path or ""))
+        self.result.info.update(step=_step(trainer), checkpoint=str(trainer.ckpt_path or ""))
         for line in summary(self.result):
             rank_zero_info(line)
         if folder is None:
@@ -114,6 +115,14 @@ class Evaluate(pl.Callback):
             if part is not None:
                 part.save(folder)
         rank_zero_info(f"evaluation written to {folder / 'results.json'}")
+
+
+def _step(trainer: pl.Trainer) -> int:
+    """The training step of the weights: Lightning does not read it from a checkpoint that is only tested."""
+    if trainer.ckpt_path is None:
+        return trainer.global_step
+    checkpoint = torch.load(trainer.ckpt_path, map_location="cpu", weights_only=True, mmap=True)
+    return int(checkpoint.get("global_step", trainer.global_step))
 
 
 def summary(evaluation: Evaluation) -> list[str]:

@@ -67,7 +67,7 @@ def test_equals_numpy(clip: FrozenCLIP, topology: str, batch: int) -> None:
 
 
 def planted() -> tuple[CrossLayerTranscoder, Codes]:
-    """Two layers: source 0 writes a constant 3 u into layer 1, source 1 writes z v with z = -1 or 1, v orthogonal to u."""
+    """Source 0 writes a constant 3 u into layer 1, source 1 writes z v with z = -1 or 1, v orthogonal to u."""
     clt = CrossLayerTranscoder(2, 4, 1, TopK(1))
     with torch.no_grad():
         clt.W_dec[0][0, 0] = torch.tensor([1.0, 0, 0, 0])

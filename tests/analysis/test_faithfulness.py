@@ -85,6 +85,8 @@ def test_planted_order(clip: FrozenCLIP) -> None:
     with torch.no_grad():
         for i in range(LAYERS):
             clt.W_dec[i][:, LAST - i] *= (8.0, 0.05, 0.4)[i]
+            # in directions of its own: the scores are the shares of the squared length
+            clt.W_dec[i][:, LAST - i, torch.arange(WIDTH) % LAYERS != i] = 0
         clt.b_dec[LAST] = 0
     images = Made().everything()[0]
     head = torch.nn.functional.normalize(torch.randn(16, 40, generator=torch.Generator().manual_seed(0)), dim=0)
