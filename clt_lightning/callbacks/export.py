@@ -19,8 +19,9 @@ class ExportTranscoder(pl.Callback):
         if folder is None:
             say_not_written(trainer, "transcoder/")
             return
+        clt = pl_module.transcoder.whole()  # by all processes: its features may lie on several
         if trainer.is_global_zero:
             metadata = {"clip": pl_module.clip.describe(), "step": trainer.global_step}
-            written = pl_module.transcoder.save_pretrained(folder / "transcoder", metadata=metadata)
+            written = clt.save_pretrained(folder / "transcoder", metadata=metadata)
             rank_zero_info(f"transcoder written to {written}")
         trainer.strategy.barrier("transcoder written")

@@ -75,6 +75,12 @@ def count(number: float) -> str:
     return f"{number:.0f}"
 
 
+def _batches_a_step(trainer: Any) -> int:
+    """Different batches that a step has: processes that share a transcoder's features share the batch as well."""
+    told = getattr(trainer.strategy, "distributed_sampler_kwargs", None)
+    return int(told["num_replicas"]) if told else 1
+
+
 class Throughput(pl.Callback):
     """Logs speed, the parts of a step and memory every `trainer.log_every_n_steps` steps, and says how far the run is.
 
@@ -155,8 +161,9 @@ class Throughput(pl.Callback):
         wait = boundary or self._first is None
         seconds = self._lap(pl_module.device, wait=wait)
         tokens = int(outputs.get("tokens", 0)) if isinstance(outputs, Mapping) else 0
-        self._tokens += tokens * trainer.world_size
-        self._window.add(_Count(seconds, steps, tokens * trainer.world_size))
+        tokens *= _batches_a_step(trainer)
+        self._tokens += tokens
+        self._window.add(_Count(seconds, steps, tokens))
         if self._first is None:
             self._first, self._window = self._window, _Count()
             self._clock.take()

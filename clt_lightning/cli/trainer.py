@@ -32,7 +32,9 @@ from clt_lightning.callbacks import (
 )
 from clt_lightning.cli.run_option import expand_run
 from clt_lightning.data import modules
+from clt_lightning.errors import UserError
 from clt_lightning.module import CLTModule
+from clt_lightning.parallel.strategy import FeatureParallel
 from clt_lightning.run import resume
 from clt_lightning.run.checkpoint_io import SafeCheckpointIO
 from clt_lightning.run.requeue import EXIT_STOPPED, EXIT_TERMINATED, Stopped
@@ -75,6 +77,12 @@ class CLTCLI(LightningCLI):
         if isinstance(cls, type) and issubclass(cls, modules.WebImages):
             cls(**data.init_args).check_root()
 
+        parallel = self.config[self.subcommand].model.parallel
+        if self.subcommand in ("test", "predict") and parallel.feature > 1:
+            # their collectors read single features, of a transcoder that every process has whole
+            rank_zero_info(f"{self.subcommand} takes the whole transcoder on every process: model.parallel.feature = 1")
+            parallel.feature = 1
+
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         config = self.config[self.subcommand] if self.subcommand else self.config
         self._start: resume.Progress | None = None
@@ -86,7 +94,14 @@ class CLTCLI(LightningCLI):
         if config.trainer.logger in (None, True):
             more: dict[str, Any] = {} if self._start is None else {"purge_step": self._start.purge_step}
             kwargs["logger"] = TensorBoardLogger(config.runs_dir, config.name, version, default_hp_metric=False, **more)
-        if config.trainer.strategy == "ddp":
+        feature = config.model.parallel.feature
+        if feature > 1:
+            if config.trainer.strategy not in ("auto", "ddp"):
+                raise UserError(
+                    f"model.parallel.feature={feature} brings its own strategy: leave trainer.strategy at auto or ddp"
+                )
+            kwargs["strategy"] = FeatureParallel(feature)
+        elif config.trainer.strategy == "ddp":
             # every parameter gets a gradient in every step, and no buffer needs broadcasting
             kwargs["strategy"] = DDPStrategy(gradient_as_bucket_view=True, broadcast_buffers=False)
         kwargs["plugins"] = self._plugins()
