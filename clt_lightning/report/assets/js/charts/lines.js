@@ -21,8 +21,8 @@
         const color = s.color || CLT.series(n), points = s.x.map((v, i) => [v, s.y[i], i]).filter((p) => p[1] !== null);
         if (s.low) {
           const banded = points.filter((p) => s.low[p[2]] !== null && s.high[p[2]] !== null);
-          if (banded.length > 1) f.root.append(svg("path", { d: `M${banded.map((p) => `${f.x(p[0])} ${f.y(s.high[p[2]])}`).join("L")}L${[...banded].reverse().map((p) => `${f.x(p[0])} ${f.y(s.low[p[2]])}`).join("L")}Z`, fill: color, opacity: 0.16 }));
-          banded.forEach((p) => f.root.append(svg("line", { x1: f.x(p[0]), x2: f.x(p[0]), y1: f.y(s.low[p[2]]), y2: f.y(s.high[p[2]]), stroke: color, "stroke-width": 1.4, opacity: 0.75 })));
+          if (banded.length > 1) f.root.append(svg("path", { d: `M${banded.map((p) => `${f.x(p[0])} ${f.y(s.high[p[2]])}`).join("L")}L${[...banded].reverse().map((p) => `${f.x(p[0])} ${f.y(s.low[p[2]])}`).join("L")}Z`, fill: color, opacity: 0.14 }));
+          if (banded.length === 1) banded.forEach((p) => f.root.append(svg("line", { x1: f.x(p[0]), x2: f.x(p[0]), y1: f.y(s.low[p[2]]), y2: f.y(s.high[p[2]]), stroke: color, "stroke-width": 1.4, opacity: 0.75 })));
         }
         f.root.append(svg("path", { d: `M${points.map((p) => `${f.x(p[0])} ${f.y(p[1])}`).join("L")}`, fill: "none", stroke: color, "stroke-width": 2, "stroke-dasharray": s.dash || null, "stroke-linejoin": "round" }));
         points.forEach((p) => f.root.append(mark(MARKS[n % MARKS.length], f.x(p[0]), f.y(p[1]), color, Boolean(s.dash))));

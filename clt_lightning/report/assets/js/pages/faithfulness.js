@@ -29,9 +29,10 @@
     const start = all[query.n] ? Number(query.n) : 0;
     draw(start);
     const keep = (f) => Math.min(4, f.terms);
-    const rows = all.map((f) => [name(f), pc(f.original.top1), pc(f.baseline.top1), pc(f.drop_top.top1[1]), pc(f.drop_random.top1[1]), pc(f.drop_bottom.top1[f.terms - keep(f)]), pc(f.drop_random.top1[f.terms - keep(f)]), CLT.fixed(f.auc.deletion, 3), CLT.fixed(f.auc.insertion, 3), CLT.fixed(f.auc.random, 3)]);
+    const short = (f) => `L${f.layer} ${CLT.tokenName(f.tokens)} · ${f.ranking} · ${f.ablation}`;
+    const rows = all.map((f) => [short(f), pc(f.original.top1), pc(f.baseline.top1), pc(f.drop_top.top1[1]), pc(f.drop_random.top1[1]), pc(f.drop_bottom.top1[f.terms - keep(f)]), pc(f.drop_random.top1[f.terms - keep(f)]), CLT.fixed(f.auc.deletion, 3), CLT.fixed(f.auc.insertion, 3), CLT.fixed(f.auc.random, 3)]);
     return [head, h("div", { class: "tools" }, CLT.select("Shown", all.map((f, i) => [i, name(f)]), start, (v) => draw(Number(v)))), box,
-      h("div", { style: { "margin-top": "16px" } }, CLT.figure({ title: "All settings", note: "AUC: area under top-1 over the share of terms, taken out (deletion: low is good) or kept (insertion: high is good). Each accuracy is measured on the images of this split.", files: files.faithfulness,
-        body: h("div", { class: "scroll" }, CLT.table([{ name: "Setting", text: true }, "true MLP", "all terms", "without top 1", "without 1 random", `top ${keep(all[0])} kept`, `${keep(all[0])} random kept`, "AUC deletion", "AUC insertion", "AUC random"], rows, { sortable: false })) }))];
+      h("div", { style: { "margin-top": "16px" } }, CLT.figure({ title: "All settings", note: "AUC: area under top-1 over the share of terms, taken out (deletion: low is good) or kept (insertion: high is good). Ranked by “image”: each image's own scores; “dataset”: the mean scores.", files: files.faithfulness,
+        body: h("div", { class: "scroll" }, CLT.table([{ name: "Layer, tokens · ranked by · ablation", text: true }, "true MLP", "all terms", "without top 1", "without random 1", `top ${keep(all[0])} kept`, `${keep(all[0])} random kept`, "AUC deletion", "AUC insertion", "AUC random"], rows, { sortable: false })) }))];
   };
 })();

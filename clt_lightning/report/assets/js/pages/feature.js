@@ -30,7 +30,7 @@
     function draw() {
       top.replaceChildren(...card.top.map((t) => shot(t)));
       crops.replaceChildren(...card.top.filter((t) => CLT.strongestPatch(map(t[2])) >= 0).map((t) => shot(t, true)));
-      rows.replaceChildren(...card.quantiles.map(([name, list]) => h("div", {}, h("h3", {}, name), h("div", { class: "shots fixed" }, list.map((t) => shot(t))))));
+      rows.replaceChildren(...card.quantiles.map(([name, list]) => h("div", {}, h("h3", {}, name), h("div", { class: `shots fixed ${list.length < 3 ? "few" : ""}` }, list.map((t) => shot(t))))));
     }
     draw();
     const d = card.decoder_norm;
