@@ -206,23 +206,24 @@ def add_bags(out: Tensor, table: Tensor, pairs: Pairs, values: Tensor, add: bool
     assert out.stride(2) == 1 or width == 1
     table = _rows(table)
     rows, columns = _tile(width, table.dtype)
-    _add_bags[(n_tokens, triton.cdiv(width, columns), n_targets)](
-        table,
-        table.stride(0),
-        table.stride(1),
-        pairs.features_i32,
-        pairs.offsets_i32,
-        values.contiguous(),
-        out,
-        out.stride(0),
-        out.stride(1),
-        width,
-        ADD=add,
-        SUM_TYPE=_sum_type(table.dtype)[1],
-        ROWS=rows,
-        COLUMNS=columns,
-        num_warps=1,
-    )
+    with torch.cuda.device_of(table):  # Triton launches on the current device, wherever the tensors are
+        _add_bags[(n_tokens, triton.cdiv(width, columns), n_targets)](
+            table,
+            table.stride(0),
+            table.stride(1),
+            pairs.features_i32,
+            pairs.offsets_i32,
+            values.contiguous(),
+            out,
+            out.stride(0),
+            out.stride(1),
+            width,
+            ADD=add,
+            SUM_TYPE=_sum_type(table.dtype)[1],
+            ROWS=rows,
+            COLUMNS=columns,
+            num_warps=1,
+        )
 
 
 def gradients(
@@ -271,49 +272,50 @@ def gradients(
         assert out is not None
         assert out.stride(2) == 1 or width == 1
         slots = torch.empty(n_slots, n_targets, width, dtype=sum_dtype, device=rows.device)
-    _feature_gradients[(chunks.feature.numel(), blocks, n_targets)](
-        rows,
-        rows.stride(0),
-        rows.stride(1),
-        nothing if table is None else table,
-        0 if table is None else table.stride(0),
-        0 if table is None else table.stride(1),
-        tokens,
-        starts,
-        nothing if sorted_values is None else sorted_values.contiguous(),
-        chunks.feature,
-        chunks.first,
-        chunks.slot,
-        parts,
-        n_pairs,
-        nothing if out is None else out,
-        0 if out is None else out.stride(0),
-        0 if out is None else out.stride(1),
-        slots,
-        n_targets,
-        n_features,
-        width,
-        DOTS=table is not None,
-        SUMS=sorted_values is not None,
-        CHUNK=chunks.size,
-        SUM_TYPE=sum_type,
-        ROWS=tile_rows,
-        COLUMNS=columns,
-        num_warps=1,
-    )
-    if sorted_values is not None and n_slots:
-        assert out is not None
-        _add_slots[(n_slots, blocks, n_targets)](
-            slots,
-            chunks.slot_feature,
+    with torch.cuda.device_of(rows):
+        _feature_gradients[(chunks.feature.numel(), blocks, n_targets)](
+            rows,
+            rows.stride(0),
+            rows.stride(1),
+            nothing if table is None else table,
+            0 if table is None else table.stride(0),
+            0 if table is None else table.stride(1),
+            tokens,
+            starts,
+            nothing if sorted_values is None else sorted_values.contiguous(),
+            chunks.feature,
+            chunks.first,
             chunks.slot,
-            out,
-            out.stride(0),
-            out.stride(1),
+            parts,
+            n_pairs,
+            nothing if out is None else out,
+            0 if out is None else out.stride(0),
+            0 if out is None else out.stride(1),
+            slots,
             n_targets,
             n_features,
             width,
+            DOTS=table is not None,
+            SUMS=sorted_values is not None,
+            CHUNK=chunks.size,
+            SUM_TYPE=sum_type,
+            ROWS=tile_rows,
             COLUMNS=columns,
             num_warps=1,
         )
+        if sorted_values is not None and n_slots:
+            assert out is not None
+            _add_slots[(n_slots, blocks, n_targets)](
+                slots,
+                chunks.slot_feature,
+                chunks.slot,
+                out,
+                out.stride(0),
+                out.stride(1),
+                n_targets,
+                n_features,
+                width,
+                COLUMNS=columns,
+                num_warps=1,
+            )
     return None if table is None else parts.sum(0), out if sorted_values is not None else None
