@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from clt_lightning.callbacks.board import Board
 from clt_lightning.callbacks.checkpoints import Checkpoints
 from clt_lightning.callbacks.dead import TrainDead
 from clt_lightning.callbacks.evaluate import Evaluate
 from clt_lightning.callbacks.export import ExportTranscoder
+from clt_lightning.callbacks.figures import Figures
 from clt_lightning.callbacks.random_state import RandomState
 from clt_lightning.callbacks.reconstruction import Reconstruction
 from clt_lightning.callbacks.record import RunRecord
@@ -15,9 +17,11 @@ from clt_lightning.callbacks.throughput import Throughput
 from clt_lightning.callbacks.zero_shot import ZeroShot
 
 __all__ = [
+    "Board",
     "Checkpoints",
     "Evaluate",
     "ExportTranscoder",
+    "Figures",
     "RandomState",
     "Reconstruction",
     "Requeue",

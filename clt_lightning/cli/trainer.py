@@ -19,9 +19,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from clt_lightning.callbacks import (
+    Board,
     Checkpoints,
     Evaluate,
     ExportTranscoder,
+    Figures,
     RandomState,
     Reconstruction,
     Requeue,
@@ -58,6 +60,8 @@ class CLTCLI(LightningCLI):
         parser.add_lightning_class_args(Evaluate, "evaluate")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.add_lightning_class_args(Throughput, "throughput")
+        parser.add_lightning_class_args(Figures, "figures")
+        parser.add_lightning_class_args(Board, "board")
         for callback, key in ((Table, "table"), (ExportTranscoder, "export_transcoder"), (RunRecord, "run_record")):
             parser.add_lightning_class_args(callback, key)
         parser.add_lightning_class_args(RandomState, "random_state")
