@@ -14,7 +14,7 @@ from torch import Tensor
 from clt_lightning.callbacks.base import fast_dev_run, run_folder
 from clt_lightning.errors import UserError
 from clt_lightning.run.checkpoint_io import remove_temporaries
-from clt_lightning.run.finite import not_finite
+from clt_lightning.run.finite import FiniteWatch, not_finite
 
 
 class Checkpoints(ModelCheckpoint):
@@ -151,8 +151,12 @@ class Checkpoints(ModelCheckpoint):
         self._last_written_at = trainer.global_step
 
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        watch = getattr(trainer.lightning_module, "finite", None)
+        told = watch.settle() if isinstance(watch, FiniteWatch) else None
         bad = not_finite(trainer.lightning_module.named_parameters())
-        if not trainer.strategy.reduce_boolean_decision(not bad, all=True):
+        if not trainer.strategy.reduce_boolean_decision(not (bad or told), all=True):
+            if told:
+                raise UserError(told)
             raise UserError(
                 f"step {trainer.global_step}: the weights hold NaN or infinity ({', '.join(bad) or 'other process'}; "
                 f"the number is the layer): {Path(filepath).name} is not written, and the last good checkpoint stays "

@@ -79,17 +79,19 @@ class FiniteWatch:
             step: optimizer steps before this one.
             loss: scalar.
             parts: scalars, the loss's parts.
-            x, y, y_hat: `(layers, tokens, d_model)`.
+            x, y: `(layers, tokens, d_model)` of this step's batch, before any buffer.
+            y_hat: `(layers, tokens, d_model)`.
 
         Raises:
             UserError: this step (on a GPU: this or one shortly before) is not finite; step and layers are named.
         """
         if loss.device.type != "cuda":
-            # activations that are not finite make the loss so: one number tells of all of them
-            if not math.isfinite(loss.item()):
+            # a NaN in x can vanish in an activation's comparison, and both can wait in a buffer; y_hat's is in the loss
+            if not math.isfinite(loss.item() + _sums(x).sum().item() + _sums(y).sum().item()):
                 sites = {"x": _sums(x).tolist(), "y": _sums(y).tolist(), "y_hat": _sums(y_hat).tolist()}
                 told = message(step, loss.item(), {name: part.item() for name, part in parts.items()}, sites)
-                raise UserError(told or f"step {step}: the loss is {loss.item()}")
+                if told is not None:
+                    raise UserError(told)
             return
         report = torch.cat(
             [torch.stack([loss.float(), *(p.float() for p in parts.values())]), _sums(x), _sums(y), _sums(y_hat)]
@@ -100,6 +102,18 @@ class FiniteWatch:
         ready.record()
         self._pending.append(_Pending(step, list(parts), len(x), host, ready))
         self._check()
+
+    def settle(self) -> str | None:
+        """Waits for the steps that are still under way, as one does before writing a checkpoint.
+
+        Returns:
+            What is not finite in one of them; None if all are fine.
+        """
+        told = None
+        while self._pending:
+            self._pending[0].ready.synchronize()
+            told = told or self._pending.popleft().message()
+        return told
 
     def _check(self) -> None:
         while self._pending and self._pending[0].ready.query():

@@ -38,6 +38,12 @@ def test_step_and_layer_are_named(value: float) -> None:
         FiniteWatch().look(17, loss, {"reconstruction": loss}, **tensors)
 
 
+def test_a_nan_that_the_loss_does_not_show_is_found() -> None:
+    tensors, _ = step(x=(1, math.nan))
+    with pytest.raises(UserError, match=r"MLP inputs \(x\) of layer 1 hold"):
+        FiniteWatch().look(17, torch.tensor(1.0), {"reconstruction": torch.tensor(1.0)}, **tensors)
+
+
 def test_a_part_of_the_loss_is_named() -> None:
     tensors, _ = step()
     with pytest.raises(UserError, match=r"step 3: the loss is nan \(part: auxk\)"):
