@@ -1,0 +1,111 @@
+"""A report of a real model on real data: what the pages draw is what the transcoder computes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from clt_lightning.analysis.features import FeatureCollector, FeatureOptions
+from clt_lightning.analysis.retrieval import RetrievalCollector
+from clt_lightning.analysis.run import Run, open_run
+from clt_lightning.cli.main import main
+from clt_lightning.clip import FrozenCLIP
+from clt_lightning.report.packing import RESOLUTION, unpack_maps
+from clt_lightning.transcoder import CrossLayerTranscoder, StatisticsAccumulator, TopK
+from tests.report.conftest import read_data
+
+FEATURES = 96
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, demo_tars: Path) -> Run:
+    """A run with random decoders on the demo's CLIP, its features and codes collected on 75 renders."""
+    folder = tmp_path_factory.mktemp("runs") / "version_0"
+    folder.mkdir()
+    clip = FrozenCLIP(pretrained="demo")
+    clt = CrossLayerTranscoder(clip.n_layers, clip.d_model, FEATURES, TopK(8), seed=1)
+    data = {"root": str(demo_tars), "n_train": 256, "n_test": 75, "world": 5, "batch_size": 32, "num_workers": 0}
+    config = {
+        "model": {"clip": {"pretrained": "demo"}},
+        "data": {"class_path": "clt_lightning.data.Demo", "init_args": data},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "results.json").write_text(json.dumps({"schema": 1, "run": {"seed": 1}}))
+    clt.save_pretrained(folder / "transcoder")
+    opened = open_run(folder)
+    opened.datamodule.prepare_data()
+    sums = StatisticsAccumulator(clip.n_layers, clip.d_model, torch.device("cpu"))
+    for batch in opened.batches("test"):
+        acts = clip.capture(batch["image"])
+        sums.update(acts.x, acts.y)
+    with torch.no_grad():
+        clt.normalize(sums.result())
+        for W in clt.W_dec:
+            W.normal_(0, 0.05, generator=torch.Generator().manual_seed(0))
+    clt.save_pretrained(folder / "transcoder")
+    opened = open_run(folder)
+
+    names = opened.datamodule.classnames or []
+    if not names:
+        opened.datamodule.setup("test")
+        names = opened.datamodule.classnames
+    features = FeatureCollector(opened.clip, opened.transcoder, names, FeatureOptions(k=6, samples=4))
+    retrieval = RetrievalCollector(FEATURES)
+    with torch.no_grad():
+        for batch in opened.batches("test"):
+            codes = opened.transcoder.encode(opened.clip.capture(batch["image"]).x)
+            features.update(codes, opened.clip.encode_image(batch["image"]), batch["key"], batch["label"])
+            retrieval.update(codes, batch["key"], batch["label"])
+    collected = features.result("test", opened.head)
+    assert collected is not None
+    collected.save(folder)
+    retrieval.result().save(folder)
+    main(["report", "--run", str(folder), "--images", "3", "--queries", "2"])
+    return opened
+
+
+def test_patch_maps_are_the_encoders_codes(run: Run) -> None:
+    report = run.folder / "report"
+    keys = read_data(report, "sprites")["keys"]
+    images = run.images([key for key in keys if key])
+    positions, seen = run.clip.n_positions, 0
+    with torch.no_grad():
+        codes = {key: run.transcoder.encode(run.clip.capture(image[None]).x).dense() for key, image in images.items()}
+    for layer in range(run.clip.n_layers):
+        for number in range(-(-FEATURES // 64)):
+            chunk = read_data(report, f"cards/{layer:02d}_{number:04d}")
+            entries = [
+                (number * 64 + n, entry, card["peak"])
+                for n, card in enumerate(chunk["cards"])
+                if card is not None
+                for entry in [*card["top"], *(e for _, row in card["quantiles"] for e in row)]
+            ]
+            maps = unpack_maps(chunk["maps"], np.array([peak for *_, peak in entries]), positions)
+            for feature, (image, value, place), peak in entries:
+                wanted = codes[keys[image]][layer, :, feature].numpy()
+                # a batch of another size rounds differently; the page's scale adds its own step
+                np.testing.assert_allclose(maps[place], wanted, atol=2 * RESOLUTION * peak + 1e-4 * peak)
+                assert value == pytest.approx(float(np.abs(wanted).max()), rel=1e-3)
+                seen += 1
+    assert seen > 500
+
+
+def test_the_terms_of_each_image_sum_to_the_logit_that_clip_gives(run: Run) -> None:
+    report = run.folder / "report"
+    overview = read_data(report, "images")
+    assert len(overview) == 3
+    images = run.images([entry["key"] for entry in overview])
+    for page, entry in enumerate(overview):
+        explanation = read_data(report, f"images/{page:04d}")
+        with torch.no_grad():
+            logits = run.clip.encode_image(images[entry["key"]][None]) @ run.head * run.clip.logit_scale
+        assert explanation["original"]["logit"] == pytest.approx(float(logits[0, explanation["class"]]), abs=1e-3)
+        assert explanation["classname"] == entry["label"]
+        for d in (explanation["original"], explanation["replaced"]):
+            parts = [*d["attention"], *(v for row in d["features"] for v in row), *d["bias"], *d["skip"], *d["error"]]
+            assert d["embedding"] + d["norm_bias"] + sum(parts) == pytest.approx(d["logit"], abs=1e-4)
