@@ -1,9 +1,9 @@
 """The demo's world: small labelled pictures, drawn from a seed.
 
 A picture shows one object, a shape in a colour, which is its class. Everything else is nuisance: where the object is,
-its size, rotation, shade and texture, the background and its pattern, small distractors in other colours, lines in
-front, brightness and noise. Eight classes are kept out of the demo CLIP's training (`HELD_OUT`), so that zero-shot
-classification has something to compose.
+its size, tilt (up to 30 degrees), shade and texture, the background and its pattern, small distractors in other
+colours, lines in front, brightness and noise. Eight classes are kept out of the demo CLIP's training (`HELD_OUT`), so
+that zero-shot classification has something to compose.
 
 Drawing uses integers and PIL only: the same `(seed, index)` gives the same picture on every machine.
 """
@@ -94,10 +94,10 @@ def render(seed: int, index: int, *, size: int = DEFAULT_SIZE, label: int | None
         _distractor(rng, pen, side)
 
     texture = int(rng.integers(len(TEXTURES)))
-    radius = int(rng.integers(side * 18 // 100, side * 33 // 100))
+    radius = int(rng.integers(side * 22 // 100, side * 36 // 100))
     margin = radius + side // 48
     cx, cy = (int(v) for v in rng.integers(margin, side - margin, size=2))
-    mask = _shape_mask(shape, side, cx, cy, radius, int(rng.integers(360)))
+    mask = _shape_mask(shape, side, cx, cy, radius, int(rng.integers(-30, 31)))
     canvas.paste(_fill(rng, side, colour, texture), (0, 0), mask)
     if rng.integers(10) < 3:
         start, end = _random_points(rng, side), _random_points(rng, side)
@@ -105,7 +105,7 @@ def render(seed: int, index: int, *, size: int = DEFAULT_SIZE, label: int | None
 
     image = _expose(rng, canvas.reduce(2))
     where = ("left", "middle", "right")[min(2, 3 * cx // side)]
-    return Render(image, label, _captions(rng, CLASSNAMES[label], TEXTURES[texture], 4 * radius > side, where))
+    return Render(image, label, _captions(rng, CLASSNAMES[label], TEXTURES[texture], radius > side * 29 // 100, where))
 
 
 def _captions(rng: np.random.Generator, name: str, texture: str, large: bool, where: str) -> list[str]:
@@ -191,7 +191,7 @@ def _fill(rng: np.random.Generator, side: int, colour: tuple[int, int, int], tex
     if texture == 0:
         return Image.new("RGB", (side, side), tuple(int(v) for v in base))
     rows, cols = _grid(side)
-    other = base * 6 // 10 if rng.integers(2) else base + (255 - base) * 45 // 100
+    other = base * 65 // 100 if rng.integers(2) else base + (255 - base) * 40 // 100
     if texture == 1:
         a, b = ((1, 0), (0, 1), (1, 1), (1, -1))[int(rng.integers(4))]
         weight = (((a * rows + b * cols) // int(rng.integers(side // 24 + 1, side // 10 + 1))) % 2) * 255

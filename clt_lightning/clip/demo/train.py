@@ -26,7 +26,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from clt_lightning.clip.demo.evaluate import evaluate
@@ -64,7 +64,7 @@ def main(args: Sequence[str] | None = None) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write to; made if it is not there")
-    parser.add_argument("--steps", type=int, default=4000, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=2500, help="optimizer steps")
     parser.add_argument("--batch-size", type=int, default=128, help="pairs a step")
     parser.add_argument("--n-train", type=int, default=60_000, help="renders to train on")
     parser.add_argument("--n-eval", type=int, default=6400, help="renders of another seed to measure on")
@@ -98,7 +98,8 @@ def make(options: argparse.Namespace, checkpoint: Path) -> None:
     fit(model, pairs, tokenizer, options)
 
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, checkpoint)
+    # not save_file, which lets nobody but the owner read the file
+    checkpoint.write_bytes(save({key: value.contiguous() for key, value in model.state_dict().items()}))
     (checkpoint.parent / CONFIG_NAME).write_text(json.dumps(config) + "\n", encoding="utf-8")
 
 
