@@ -32,6 +32,9 @@ def select_topk(score: Tensor, k: int, shards: Shards, floor: float = 0.0) -> Pa
     """
     width = score.shape[1]
     k, mine = min(k, width * shards.size), min(k, width)
+    if k == 0:
+        nothing = torch.zeros(score.shape[0] + 1, dtype=torch.int64, device=score.device)
+        return Pairs(nothing[:0], nothing, width)
     indices = top_indices(score, mine)
     values = score.gather(1, indices)
     proposals = shards.all_gather(values)  # (R, tokens, mine)

@@ -71,6 +71,10 @@ class Shards:
         """
         return _Sum.apply(part, self)
 
+    def spread(self, shared: Tensor) -> Tensor:
+        """What all processes hold alike, for use by each one's own features; its backward adds up their gradients."""
+        return _Spread.apply(shared, self) if shared.requires_grad else shared
+
 
 class _Sum(torch.autograd.Function):
     @staticmethod
@@ -80,3 +84,14 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return grads[0], None
+
+
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, shared: Tensor, shards: Shards) -> Tensor:
+        ctx.shards = shards
+        return shared.view_as(shared)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.shards.reduce_(grads[0].clone(memory_format=torch.contiguous_format)), None

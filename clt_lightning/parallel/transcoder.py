@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clt_lightning.errors import UserError
 from clt_lightning.parallel import state
 from clt_lightning.parallel.selection import batch_cut, select_topk, smallest
 from clt_lightning.parallel.shards import Shards
@@ -27,7 +26,6 @@ class ShardedTranscoder(CrossLayerTranscoder):
     All processes of the group must call it with the same tokens, in the same order. The training forward gives the
     whole `y_hat`, and codes and pre-activations of its own features; `encode` and `gather_codes` give those of all.
     `encode_layer` and `layer_terms` belong together: the codes between them are this process's, the terms are whole.
-    Gradients of x are not given.
 
     Args:
         shards: this process's place.
@@ -84,10 +82,10 @@ class ShardedTranscoder(CrossLayerTranscoder):
         return [(parameter, self.feature_dim(name)) for name, parameter in self.named_parameters()]
 
     # -- forward -------------------------------------------------------------------------------------------------------
-    def _scale_inputs(self, x: Tensor) -> Tensor:
-        if x.requires_grad:
-            raise UserError("a feature-sharded transcoder gives no gradients of its inputs: load it on one process")
-        return super()._scale_inputs(x)
+    def _encode_layer(
+        self, x: Tensor, layer: int, want_pre: bool, low: torch.dtype | None
+    ) -> tuple[Pairs | None, Tensor, Tensor]:
+        return super()._encode_layer(self.shards.spread(x), layer, want_pre, low)
 
     def _select(self, pre: Tensor, layer: int) -> Pairs | Tensor:
         activation = self.activation
@@ -108,7 +106,7 @@ class ShardedTranscoder(CrossLayerTranscoder):
         return self.shards.sum(super()._decode_features(codes))
 
     def _auxiliary(self, scaled: Tensor, request: AuxiliaryRequest) -> Tensor:
-        x = scaled[:, request.tokens]
+        x = self.shards.spread(scaled[:, request.tokens])
         counts = request.dead.view(self.n_layers, self.shards.size, self.width).sum(2).amax(1).tolist()
         all_pairs, values = [], []
         for layer, columns in enumerate(counts):
@@ -131,13 +129,19 @@ class ShardedTranscoder(CrossLayerTranscoder):
         return self.gather_codes(super().encode(x))
 
     def layer_terms(self, codes: Mapping[int, Codes] | Sequence[Codes], target: int) -> Tensor:
-        return self.shards.sum(super().layer_terms(codes, target))
+        """As of one process; takes codes of all features as well as those of `encode_layer`, which are its own."""
+        own = {i: self._own_part(codes[i]) for i in range(target + 1) if self.writes(i, target)}
+        return self.shards.sum(super().layer_terms(own, target))
 
     def _as_codes(self, codes: Codes | Tensor) -> Codes:
-        """This process's part of codes of all features."""
-        codes = super()._as_codes(codes)
+        return self._own_part(super()._as_codes(codes))
+
+    def _own_part(self, codes: Codes) -> Codes:
+        """This process's part of codes of all features; codes that are its own already stay as they are."""
+        if codes.n_features == self.width:
+            return codes
         pairs, values = [], []
-        for layer in range(self.n_layers):
+        for layer in range(codes.n_layers):
             p, v = codes.layer(layer)
             mine = (p.features >= self.own.start) & (p.features < self.own.stop)
             counts = torch.bincount(p.tokens[mine], minlength=p.n_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,10 @@ import torch.multiprocessing as mp
 def run(function: Callable[..., Any], folder: Path, processes: int, *args: Any) -> list[Any]:
     """Calls `function(*args)` in so many processes of one group; gives what each returned, by rank."""
     folder.mkdir(parents=True, exist_ok=True)
-    mp.spawn(_enter, args=(processes, folder, function, args), nprocs=processes, join=True)
+    # not forked from here, where autograd has run; from a server that has imported torch once for all of them
+    multiprocessing.set_forkserver_preload(["tests.parallel.scenes"])
+    everything = (processes, folder, function, args)
+    mp.start_processes(_enter, args=everything, nprocs=processes, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(processes)]
 
 

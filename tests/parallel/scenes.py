@@ -88,6 +88,8 @@ def train(
         optimizer.load_state_dict(start["optimizer"])
     loss_config = losses_of(parts)
     dead = torch.rand(LAYERS, FEATURES, generator=torch.Generator().manual_seed(3)) < 0.4
+    dead[1] = False
+    dead[2, FEATURES // 2 :] = False  # all of them at one of two processes
     request = AuxiliaryRequest(dead, 5, torch.arange(0, TOKENS, 3)) if parts else None
     losses, norms = [], []
     for step in range(first, first + steps):
@@ -159,10 +161,15 @@ def evaluated(clt: CrossLayerTranscoder, x: Tensor) -> dict[str, Tensor]:
     codes = clt.gather_codes(out.codes)
     layers = [clt.encode_layer(x[layer], layer) for layer in range(LAYERS)]
     dense = codes.dense().detach()
+    watched = x.clone().requires_grad_()
+    clt(watched).y_hat.square().mean().backward()
+    assert watched.grad is not None
     return {
         "y_hat": out.y_hat.detach(),
         "codes": dense,
         "l0": codes.l0(),
+        "dx": watched.grad,
+        "terms_of_all": clt.layer_terms([codes.slice(i) for i in range(LAYERS)], LAYERS - 1).detach(),
         "fired": clt.fired(out.codes),
         "encode": clt.encode(x).dense().detach(),
         "terms": clt.layer_terms(layers, LAYERS - 1).detach(),

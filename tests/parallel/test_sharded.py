@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,82 +45,114 @@ def close(a: Any, b: Any, where: str = "") -> None:
         assert a == b, where
 
 
-def several(steps: int, feature: int, data: int) -> dict[str, Any]:
-    """All configs in one start of the processes: starting them is what costs."""
+def several(feature: int) -> dict[str, Any]:
+    return {name: scenes.train(config, 6, feature, parts=name != "abs_topk-skip") for name, config in CONFIGS.items()}
+
+
+def score_cases() -> list[tuple[Tensor, int, float]]:
+    generator = torch.Generator().manual_seed(0)
+    cases = []
+    for k in (1, 3, 7, 12, 30):
+        cases.append((torch.randn(9, 24, generator=generator), k, 0.0))
+        cases.append((torch.randint(-2, 3, (40, 24), generator=generator).float(), k, 0.0))
+        cases.append((torch.randint(0, 3, (40, 24), generator=generator).float(), k, -1.0))
+        cases.append((torch.zeros(2, 24), k, -1.0))
+    return [*cases, (torch.ones(3, 24), 5, 0.0)]
+
+
+def cut_cases() -> list[tuple[Tensor, int]]:
+    generator = torch.Generator().manual_seed(1)
+    skewed = torch.randn(10, 48, generator=generator)
+    skewed[0] += 10  # one token wins more than 4 k places
+    return [(skewed, 2), (torch.randn(10, 48, generator=generator), 3), (torch.randn(4, 8, generator=generator), 8)]
+
+
+def on_two(states: dict[str, Any]) -> dict[str, Any]:
+    """Everything that is asked of two processes: starting them is what costs."""
     return {
-        name: scenes.train(config, steps, feature, data, parts=name != "abs_topk-skip")
-        for name, config in CONFIGS.items()
+        "trained": several(2),
+        "evaluated": {name: scenes.evaluate(CONFIGS[name], state) for name, state in states.items()},
+        "cuts": scenes.cuts(cut_cases()),
+    }
+
+
+def on_four(start: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "mesh": scenes.train(CONFIGS["topk"], 4, 2, 2, True),
+        "continued": scenes.train(CONFIGS["jumprelu-per_layer"], 3, 4, 1, True, start, 6),
+        "selected": scenes.selections(score_cases()),
     }
 
 
 @pytest.fixture(scope="module")
 def one() -> dict[str, Any]:
-    return several(6, 0, 1)
+    return several(0)
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return run(several, tmp_path_factory.mktemp("two"), 2, 6, 2, 1)
+def two(one: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    states = {name: one[name]["state"] for name in ("topk", "abs_topk-skip", "batch_topk")}
+    return run(on_two, tmp_path_factory.mktemp("two"), 2, states)
+
+
+@pytest.fixture(scope="module")
+def four(two: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return run(on_four, tmp_path_factory.mktemp("four"), 4, half_way(two))
+
+
+def half_way(two: list[dict[str, Any]]) -> dict[str, Any]:
+    return {key: two[0]["trained"]["jumprelu-per_layer"][key] for key in ("state", "optimizer")}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_two_processes_train_as_one(name: str, one: dict[str, Any], two: list[dict[str, Any]]) -> None:
+    first, second = (rank["trained"][name] for rank in two)
     for key in ("losses", "norms", "state", "optimizer"):
-        close(two[0][name][key], one[name][key], key)
-    assert two[0][name]["losses"] == two[1][name]["losses"]
-    assert two[1][name]["state"] is None  # one process writes
+        close(first[key], one[name][key], key)
+    assert first["losses"] == second["losses"]
+    assert second["state"] is None  # one process writes
     assert one[name]["losses"][-1]["reconstruction"] < one[name]["losses"][0]["reconstruction"]
 
 
 def test_memory_of_a_rank_is_its_share(one: dict[str, Any], two: list[dict[str, Any]]) -> None:
     shared = 3 * scenes.LAYERS * scenes.WIDTH * 4  # b_dec and its two moments are everywhere
     for rank in two:
-        mine = rank["topk"]["bytes"] - shared
+        mine = rank["trained"]["topk"]["bytes"] - shared
         assert mine == pytest.approx((one["topk"]["bytes"] - shared) / 2, rel=0.01)
 
 
-def test_data_and_features_as_a_mesh(tmp_path: Path) -> None:
-    config = CONFIGS["topk"]
-    alone = scenes.train(config, 4, 0, 2, True)
+def test_data_and_features_as_a_mesh(four: list[dict[str, Any]]) -> None:
+    alone = scenes.train(CONFIGS["topk"], 4, 0, 2, True)
     assert alone is not None
-    mesh = run(scenes.train, tmp_path, 4, config, 4, 2, 2, True)
     for key in ("losses", "norms", "state", "optimizer"):
-        close(mesh[0][key], alone[key], key)
-    assert [rank["state"] is None for rank in mesh] == [False, True, True, True]
+        close(four[0]["mesh"][key], alone[key], key)
+    assert [rank["mesh"]["state"] is None for rank in four] == [False, True, True, True]
 
 
-def test_states_go_from_any_number_of_processes_to_any_other(
-    tmp_path: Path, one: dict[str, Any], two: list[dict[str, Any]]
-) -> None:
-    name = "jumprelu-per_layer"
-    straight = scenes.train(CONFIGS[name], 9, 0, 1, True)
+def test_states_go_from_two_processes_to_one_and_four(two: list[dict[str, Any]], four: list[dict[str, Any]]) -> None:
+    config = CONFIGS["jumprelu-per_layer"]
+    straight = scenes.train(config, 9, 0, 1, True)
+    plain = scenes.train(config, 3, 0, 1, True, half_way(two), 6)
     assert straight is not None
-    half = {key: two[0][name][key] for key in ("state", "optimizer")}
-    plain = scenes.train(CONFIGS[name], 3, 0, 1, True, half, 6)
-    three = run(scenes.train, tmp_path, 3, CONFIGS[name], 3, 3, 1, True, half, 6)
-    for found in (plain, three[0]):
-        assert found is not None
+    for found in (plain, four[0]["continued"]):
         close(found["state"], straight["state"])
         close(found["optimizer"]["state"], straight["optimizer"]["state"])
 
 
 @pytest.mark.parametrize("name", ["topk", "abs_topk-skip", "batch_topk"])
-def test_evaluation_sees_all_features(name: str, one: dict[str, Any], tmp_path: Path) -> None:
-    state = one[name]["state"]
+def test_evaluation_sees_all_features(name: str, one: dict[str, Any], two: list[dict[str, Any]]) -> None:
     clt = scenes.build(CONFIGS[name], None)
-    clt.load_state_dict(state)
+    clt.load_state_dict(one[name]["state"])
     expected = scenes.evaluated(clt, scenes.batch(0)[0])
-    ranks = run(scenes.evaluate, tmp_path, 2, CONFIGS[name], state)
-    fired = ranks[0].pop("fired") | ranks[1].pop("fired")
-    assert torch.equal(fired, expected.pop("fired"))
+    ranks = [rank["evaluated"][name] for rank in two]
+    assert torch.equal(ranks[0]["fired"] | ranks[1]["fired"], expected["fired"])
     for rank in ranks:
-        whole = rank.pop("whole")
-        close(rank, expected)
-        if rank is ranks[0]:
-            assert whole[0] == clt.config()
-            close(whole[1], state)
-        else:
-            assert whole is None
+        for key in expected.keys() - {"fired"}:
+            close(rank[key], expected[key], key)
+    assert ranks[1]["whole"] is None
+    config, state = ranks[0]["whole"]
+    assert config == clt.config()
+    close(state, one[name]["state"])
 
 
 def reference(score: Tensor, k: int, floor: float) -> list[list[int]]:
@@ -130,31 +161,21 @@ def reference(score: Tensor, k: int, floor: float) -> list[list[int]]:
     return [sorted(f for f in row.tolist() if score[n, f] > floor) for n, row in enumerate(order)]
 
 
-def test_selection_is_exact_also_where_values_are_equal(tmp_path: Path) -> None:
-    generator = torch.Generator().manual_seed(0)
-    cases = []
-    for k in (1, 3, 7, 12, 30):
-        cases.append((torch.randn(9, 24, generator=generator), k, 0.0))
-        cases.append((torch.randint(-2, 3, (40, 24), generator=generator).float(), k, 0.0))
-        cases.append((torch.randint(0, 3, (40, 24), generator=generator).float(), k, -1.0))
-        cases.append((torch.zeros(2, 24), k, -1.0))
-    cases.append((torch.ones(3, 24), 5, 0.0))
-    ranks = run(scenes.selections, tmp_path, 3, cases)
-    for number, (score, k, floor) in enumerate(cases):
-        together = [sorted(f for rank in ranks for f in rank[number][n]) for n in range(len(score))]
+def test_selection_is_exact_also_where_values_are_equal(four: list[dict[str, Any]]) -> None:
+    for number, (score, k, floor) in enumerate(score_cases()):
+        shares = [rank["selected"][number] for rank in four]
+        together = [sorted(f for share in shares for f in share[n]) for n in range(len(score))]
         assert together == reference(score, k, floor), (k, floor)
 
 
-def test_batch_cut_is_the_kth_largest_of_the_batch(tmp_path: Path) -> None:
-    generator = torch.Generator().manual_seed(1)
-    skewed = torch.randn(10, 48, generator=generator)
-    skewed[0] += 10  # one token wins more than 4 k places
-    cases = [(skewed, 2), (torch.randn(10, 48, generator=generator), 3), (torch.randn(4, 8, generator=generator), 8)]
-    for rank in run(scenes.cuts, tmp_path, 2, cases):
-        for (score, k), cut in zip(cases, rank):
+def test_batch_cut_is_the_kth_largest_of_the_batch(two: list[dict[str, Any]]) -> None:
+    for rank in two:
+        for (score, k), cut in zip(cut_cases(), rank["cuts"]):
             budget = k * len(score)
-            expected = None if budget >= score.numel() else score.flatten().sort(descending=True).values[budget - 1]
-            assert cut == (None if expected is None else expected.item())
+            if budget >= score.numel():
+                assert cut is None
+            else:
+                assert cut == score.flatten().sort(descending=True).values[budget - 1].item()
 
 
 def test_features_that_cannot_be_divided_are_refused() -> None:
