@@ -162,6 +162,8 @@ class Evaluator:
     @torch.no_grad()
     def reference(self, batch: dict[str, Any]) -> None:
         """Take in a batch of training images; before `start`."""
+        if not len(batch["image"]):
+            return
         seen, codes, y_hat = self._forward(batch["image"])
         outcomes: dict[str, Tensor] = {}
         if self.head is not None and self._population_arm is not None:
@@ -234,6 +236,8 @@ class Evaluator:
     def take(self, batch: dict[str, Any]) -> None:
         """Take in a batch of the split: `image`, and where they are there `label`, `key`, `multi_hot`, `captions`."""
         assert self._started is not None, "call start() first"
+        if not len(batch["image"]):
+            return  # a process that has run out of images
         labels, keys = self._labels(batch), _keys(batch, len(self._table))
         seen, codes, y_hat = self._forward(batch["image"])
         self._reconstruction.update(seen.y, y_hat, codes, self.clip.n_positions)

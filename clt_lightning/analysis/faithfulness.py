@@ -14,7 +14,7 @@ from clt_lightning.analysis.table import divergences, ranks_of
 from clt_lightning.analysis.tower import Observation, finish, reads_cls_only
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.errors import UserError
-from clt_lightning.metrics import check_token_sets
+from clt_lightning.metrics import check_token_sets, metric_device
 from clt_lightning.metrics.base import ExactMetric
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
@@ -129,7 +129,7 @@ def image_scores(terms: Tensor) -> Tensor:
 
     `(1/T) sum_t <c_i^t, yhat^t> / ||yhat^t||^2`; tokens with yhat = 0 count as 0.
     """
-    wide = terms.double()
+    wide = terms.to(metric_device(terms.device)).double()
     y_hat = wide.sum(0)
     squares = y_hat.square().sum(-1)
     dots = torch.einsum("sbpd,bpd->sbp", wide, y_hat)
@@ -260,9 +260,9 @@ class Faithfulness(ExactMetric):
         rows = []
         scores = {"image": image_scores(terms)}
         if self.__dict__["_dataset_scores"] is not None:
-            scores["dataset"] = self.__dict__["_dataset_scores"].to(terms.device).double().expand(terms.shape[1], -1)
+            scores["dataset"] = self.__dict__["_dataset_scores"].to(scores["image"]).expand(terms.shape[1], -1)
         for name in self.rankings:
-            top = scores[name].argsort(dim=1, descending=True, stable=True)
+            top = scores[name].argsort(dim=1, descending=True, stable=True).to(terms.device)
             rows += [top, top.flip(1)]
         drawn = random_orders(self.terms, self.draws, self.seed).to(terms.device)
         drawn = drawn[:, None].expand(-1, terms.shape[1], -1)

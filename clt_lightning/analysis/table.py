@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from clt_lightning.errors import UserError
+from clt_lightning.metrics import metric_device
 
 
 def gather_rows(rows: Any) -> list[Any]:
@@ -85,5 +86,6 @@ def ranks_of(cosines: Tensor, labels: Tensor) -> Tensor:
 
 def divergences(original: Tensor, replaced: Tensor, scale: float) -> Tensor:
     """`KL(softmax(scale * original) || softmax(scale * replaced))` of each image in nats, `(images,)` float64."""
-    p, q = ((scale * cosines.double()).log_softmax(-1) for cosines in (original, replaced))
+    wide = (cosines.to(metric_device(cosines.device)).double() for cosines in (original, replaced))
+    p, q = ((scale * cosines).log_softmax(-1) for cosines in wide)
     return (p.exp() * (p - q)).sum(-1)

@@ -15,7 +15,7 @@ from clt_lightning.analysis.evaluate import EvaluateOptions
 from clt_lightning.analysis.faithfulness import FaithfulnessOptions
 from clt_lightning.analysis.features import FeatureOptions
 from clt_lightning.analysis.population import PopulationOptions
-from clt_lightning.callbacks.base import run_folder, say_not_written
+from clt_lightning.callbacks.base import fast_dev_run, run_folder, say_not_written
 from clt_lightning.metrics import TOKEN_SETS
 
 
@@ -78,6 +78,8 @@ class Evaluate(pl.Callback):
 
     def _training_images(self, trainer: Any, pl_module: Any, data: Any, evaluator: Evaluator) -> None:
         wanted = self.options.population.images
+        if fast_dev_run(trainer):
+            wanted = min(wanted, 64)  # a trial run shall end soon
         loader = getattr(data, "eval_dataloader", None)
         if wanted == 0:
             return

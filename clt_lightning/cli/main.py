@@ -37,6 +37,7 @@ commands that read files:
 {others}
 
 example: python -m clt_lightning fit --config configs/quickstart.yaml
+         python -m clt_lightning test --run runs/quickstart/version_0      (config and weights of a run)
 """
 
 

@@ -31,7 +31,19 @@ from clt_lightning.errors import UserError
 from clt_lightning.replacement import replaced
 from clt_lightning.transcoder import CrossLayerTranscoder
 
-from .world import CLASSES, LAYERS, POSITIONS, TEMPLATES, WIDTH, Made, make_module, numpy_codes, numpy_terms
+from .world import (
+    CLASSES,
+    LAYERS,
+    NAME,
+    POSITIONS,
+    TEMPLATES,
+    WIDTH,
+    Made,
+    make_module,
+    numpy_codes,
+    numpy_terms,
+    shake,
+)
 
 OPTIONS: dict[str, Any] = {
     "cascade": CascadeOptions(firsts=[0, 1], token_sets=["all", "cls"]),
@@ -226,6 +238,20 @@ def test_images_alone(clip: FrozenCLIP, clt: CrossLayerTranscoder) -> None:
     assert features is not None
     assert np.isnan(features.stats["label_entropy"]).all()
     assert (features.stats["nearest_class"] == -1).all()
+
+
+def test_empty_batches_and_a_backbone_in_bf16(clt: CrossLayerTranscoder, found: Evaluation) -> None:
+    data = Made()
+    batches = list(data.test_dataloader())
+    nothing = {"image": batches[0]["image"][:0], "label": batches[0]["label"][:0], "key": []}
+    low = shake(FrozenCLIP(NAME, pretrained=None, precision="bf16"))
+    options = EvaluateOptions(**OPTIONS)
+    train = [nothing, *data.eval_dataloader("train")]
+    result, _, _ = evaluate(low, clt, [nothing, *batches, nothing], CLASSES, TEMPLATES, train, options, progress=False)
+    assert result.images == found.images
+    for one, other in zip(found.reconstruction["fvu"].values(), result.reconstruction["fvu"].values()):
+        assert torch.allclose(one, other, rtol=0.05)
+    assert torch.allclose(result.contributions["all"].uncentred, found.contributions["all"].uncentred, atol=0.05)
 
 
 def trainer(folder: Path, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:

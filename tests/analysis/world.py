@@ -37,10 +37,9 @@ def register(folder: Path, name: str = NAME, **vision: Any) -> None:
 def shake(clip: FrozenCLIP) -> FrozenCLIP:
     """Weights large enough that attention mixes positions, MLPs matter, and no bias or gain is trivial."""
     generator = torch.Generator().manual_seed(1)
-    for name, weight in clip.model.visual.named_parameters():
+    for weight in clip.model.visual.parameters():
         noise = torch.randn(weight.shape, generator=generator)
-        weight.data = weight.data + 0.3 * noise if weight.ndim == 1 else weight.data + 0.15 * noise
-        assert name
+        weight.data += ((0.3 if weight.ndim == 1 else 0.15) * noise).to(weight.dtype)
     return clip
 
 
