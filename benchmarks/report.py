@@ -62,9 +62,8 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
     for part in ("data/cards", "data/layers", "thumbs", "figures", "tables"):
         files = [path for path in (report / part).rglob("*") if path.is_file()]
         largest = max((path.stat().st_size for path in files), default=0)
-        print(
-            f"  {part:<12} {disk(report / part) / 1e6:8,.1f} MB in {len(files):6,} files, largest {largest / 1e3:,.0f} kB"
-        )
+        size = disk(report / part) / 1e6
+        print(f"  {part:<12} {size:8,.1f} MB in {len(files):6,} files, largest {largest / 1e3:,.0f} kB")
 
 
 def disk(folder: Path) -> int:

@@ -157,7 +157,7 @@ class Browser:
         """Opens a page of the report afresh, from the disk."""
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=f"{index.resolve().as_uri()}#/{route}")
-        self.wait("document.readyState === 'complete'")  # before that, links replace the address in the history
+        self.wait("performance.timing.loadEventEnd > 0")  # before that, links replace the address in the history
         self.wait(f"document.getElementById('main') && document.getElementById('main').dataset.ready === '{page}'")
 
     def errors(self) -> list[str]:

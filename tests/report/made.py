@@ -147,7 +147,7 @@ def make_evaluation(layers: int, n: int, seed: int = 2) -> dict[str, Any]:
             arms.append(arm("mean_ablated", first, last, tokens, 0.93 - 0.8 * share))
             arms.append(arm("zero_ablated", first, last, tokens, 0.93 - 0.85 * share))
     contributions = {}
-    for tokens in ("cls", "all"):
+    for tokens in ("all",):
         raw = np.triu(rng.normal(0.3, 0.4, (layers, layers))) + 2 * np.eye(layers)
         uncentred = raw / raw.sum(0)
         other = raw + np.triu(rng.normal(0, 0.3, (layers, layers)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,9 @@ import pytest
 
 from clt_lightning.analysis.features import load_features
 from clt_lightning.analysis.results import load_evaluation
-from clt_lightning.report import ReportOptions, build_report
 from clt_lightning.report.packing import RESOLUTION
 from tests.report.browser import LAPTOP, PHONE, Browser
 from tests.report.conftest import Made
-from tests.report.made import make_run
 
 PAGES = [
     ("", "summary"),
@@ -39,7 +38,7 @@ def test_every_page_opens_without_errors_and_fits_the_screen(made: Made, browser
         for route, page in PAGES:
             browser.open(made.built.index, route, page)
             assert browser.js("document.querySelectorAll('h1').length") == 1, route
-            assert browser.js("document.documentElement.scrollWidth <= innerWidth"), f"{route} is wider than the screen"
+            assert browser.js("document.documentElement.scrollWidth") <= screen[0], f"{route} is wider than the screen"
             assert "undefined" not in browser.js("document.body.innerText"), route
             assert "NaN" not in browser.js("document.body.innerText"), route
     assert browser.errors() == []
@@ -150,9 +149,8 @@ def test_light_and_dark(made: Made, browser: Browser) -> None:
     browser.js("localStorage.clear()")
 
 
-def test_a_damaged_folder_is_named_on_the_page(tmp_path: Path, browser: Browser) -> None:
-    run, pictures = make_run(tmp_path, n_features=16, n=30)
-    index = build_report(run, ReportOptions(images=0, queries=0), pictures=pictures).index
+def test_a_damaged_folder_is_named_on_the_page(made: Made, tmp_path: Path, browser: Browser) -> None:
+    index = shutil.copytree(made.folder, tmp_path / "copy") / "index.html"
     (index.parent / "data" / "cards" / "01_0000.js").unlink()
     browser.open(index, "feature/1/3", "feature")
     assert "data/cards/01_0000.js cannot be read" in browser.js("document.body.innerText")

@@ -50,10 +50,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, demo_tars: Path) -> Run:
     clt.save_pretrained(folder / "transcoder")
     opened = open_run(folder)
 
-    names = opened.datamodule.classnames or []
-    if not names:
-        opened.datamodule.setup("test")
-        names = opened.datamodule.classnames
+    opened.datamodule.setup("test")
+    names = opened.datamodule.classnames
     features = FeatureCollector(opened.clip, opened.transcoder, names, FeatureOptions(k=6, samples=4))
     retrieval = RetrievalCollector(FEATURES)
     with torch.no_grad():
