@@ -1,7 +1,7 @@
 """Collecting features at full size: CPU time of a batch and memory of the state, on made codes.
 
-    OMP_NUM_THREADS=1 python benchmarks/features.py                     # ViT-B/32: 50 positions, 6,144 features, L0 = 64
-    OMP_NUM_THREADS=1 python benchmarks/features.py --positions 197     # ViT-B/16
+    OMP_NUM_THREADS=1 python -m benchmarks.features                     # ViT-B/32: 50 positions, 6,144 features
+    OMP_NUM_THREADS=1 python -m benchmarks.features --positions 197     # ViT-B/16
 
 One layer is measured; a model has `layers` of them.
 """

@@ -18,7 +18,7 @@ from clt_lightning.metrics import check_token_sets, metric_device
 from clt_lightning.metrics.base import ExactMetric
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
-_BLOCK = 1 << 24  # stream elements that are held at once
+_BLOCK = 1 << 24  # elements of the terms or of the stream that are held at once
 
 Curve = dict[str, list]
 
@@ -129,11 +129,16 @@ def image_scores(terms: Tensor) -> Tensor:
 
     `(1/T) sum_t <c_i^t, yhat^t> / ||yhat^t||^2`; tokens with yhat = 0 count as 0.
     """
-    wide = terms.to(metric_device(terms.device)).double()
-    y_hat = wide.sum(0)
-    squares = y_hat.square().sum(-1)
-    dots = torch.einsum("sbpd,bpd->sbp", wide, y_hat)
-    return torch.where(squares > 0, dots / squares.clamp(min=1e-300), 0.0).mean(-1).T
+    device = metric_device(terms.device)
+    step = max(1, _BLOCK * terms.shape[1] // max(1, terms.numel()))
+    rows = []
+    for part in terms.split(step, 1):
+        wide = part.to(device).double()
+        y_hat = wide.sum(0)
+        squares = y_hat.square().sum(-1)
+        dots = torch.einsum("sbpd,bpd->sbp", wide, y_hat)
+        rows.append(torch.where(squares > 0, dots / squares.clamp(min=1e-300), 0.0).mean(-1).T)
+    return torch.cat(rows)
 
 
 def random_orders(terms: int, draws: int, seed: int = 0) -> Tensor:
