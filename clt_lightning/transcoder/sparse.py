@@ -4,7 +4,7 @@ Two autograd functions, `encode_pairs` and `decode_pairs`. Their plain dense cou
 the tests hold one against the other in float64. Weight gradients are built feature by feature as (sparse codes^T) x
 (dense
 gradient): every row is written once, in token order, so results do not depend on the number of threads and no atomics
-are needed.
+are needed. On CUDA devices Triton's kernels do the same (`triton_kernels.py`; `dispatch.py` chooses).
 """
 
 from __future__ import annotations
