@@ -25,6 +25,7 @@ COMMANDS = {
         "clt_lightning.cli.export",
         "write a run's transcoder as a folder for from_pretrained, or for circuit-tracer",
     ),
+    "plan": ("clt_lightning.cli.plan", "what a config costs a step on paper, and how to divide it over GPUs"),
     "report": ("clt_lightning.cli.report", "write pages and figures of an evaluated run, to open in a browser"),
 }
 

@@ -60,7 +60,9 @@ def test_a_run_goes_from_one_process_to_two_and_back(tmp_path: Path) -> None:
     logged, expected = scalars(divided), scalars(straight)
     for tag in ("train/loss", "train/l0", "val/fvu/all", "val/l0/cls", "val/dead/all/layer_01", "val/cosine/patch"):
         close([list(entry) for entry in logged[tag]], [list(entry) for entry in expected[tag]], tag)
-    assert logged["train/tokens"] == expected["train/tokens"]
+    # a batch that two processes share counts once; the first step of a start is in no measurement of speed
+    assert set(logged["train/tokens"]) <= set(expected["train/tokens"])
+    assert logged["train/tokens"][-1] == expected["train/tokens"][-1]
     close(validated(divided), validated(straight))
 
 

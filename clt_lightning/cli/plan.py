@@ -1,0 +1,139 @@
+"""`plan`: what a config costs a step, on paper, and how to divide it over GPUs."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+from clt_lightning.errors import UserError
+
+
+def _bytes(text: str) -> float:
+    match = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?)B?(?:/s)?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes: write 80GB, 141GB, 2.8TB")
+    return float(match[1]) * {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[match[2].upper()]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `plan`."""
+    parser.add_argument(
+        "--config", action="append", default=[], type=Path, help="a config of fit; repeatable, later files win"
+    )
+    parser.add_argument("--gpus", type=int, help="GPUs in all (default: trainer.devices x trainer.num_nodes, or 8)")
+    parser.add_argument("--n_features", type=int, help="F, in the place of model.transcoder.n_features")
+    parser.add_argument("--k", type=int, help="active features of a token (default: the activation's k, or 64)")
+    parser.add_argument(
+        "--tokens", type=int, help="tokens of a step over all GPUs (default: batch_size x tokens of an image x GPUs)"
+    )
+    parser.add_argument("--gpu_memory", type=_bytes, default=80e9, help="memory of a GPU (default: 80GB)")
+    parser.add_argument("--flops", type=float, default=500e12, help="bf16 operations a second (default: 500e12)")
+    parser.add_argument("--bandwidth", type=_bytes, default=2.8e12, help="GPU memory, bytes a second (default: 2.8TB)")
+    parser.add_argument("--gather", type=_bytes, default=3.5e12, help="decoder rows, bytes a second (default: 3.5TB)")
+    parser.add_argument("--link", type=_bytes, default=300e9, help="between GPUs of a machine (default: 300GB)")
+    parser.add_argument("--far_link", type=_bytes, default=40e9, help="between machines, a GPU (default: 40GB)")
+    parser.add_argument("--node", type=int, default=8, help="GPUs of a machine (default: 8)")
+    parser.add_argument("--tables", action="store_true", help="print the tables of docs/scaling.md and nothing else")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints the plan.
+
+    Raises:
+        UserError: no config, one that cannot be read, or numbers that do not fit.
+    """
+    from clt_lightning.parallel import plan
+
+    if args.tables:
+        print(plan.documented_tables(), end="")
+        return
+    if not args.config:
+        raise UserError("plan needs a config of fit: --config configs/vitb32.yaml (or --tables)")
+    config: dict[str, Any] = {}
+    for path in args.config:
+        config = _merged(config, _read(path))
+    shape = _shape(config, args.n_features, args.k)
+    gpus = args.gpus or _gpus(config)
+    if gpus < 1:
+        raise UserError(f"--gpus must be at least 1, got {gpus}")
+    batch = int(_at(config, "data.init_args.batch_size", 64))
+    tokens = args.tokens or batch * (shape.used or shape.positions) * gpus
+    machine = plan.Machine(
+        args.gpu_memory, args.flops, args.bandwidth, args.gather, args.link, args.far_link, args.node
+    )
+    plans = plan.all_plans(shape, machine, gpus, tokens)
+    chosen = plan.best(plans, machine)
+    print(
+        f"{shape.n_layers} layers of width {shape.d_model}, F = {shape.n_features:,}, k = {shape.k}: "
+        f"{shape.divided / 1e6:,.0f} M weights; {gpus} GPUs of {plan.size(machine.memory)}, {tokens:,} tokens a step\n"
+    )
+    print(plan.plan_table(plans, chosen, machine))
+    print("\nper GPU and step, on paper, nothing overlapped; 'groups x R': R GPUs share the features of each layer")
+    if chosen is None:
+        smallest = min(plans, key=lambda p: p.memory)
+        print(
+            f"none fits: the smallest takes {plan.size(smallest.memory)} a GPU. Take more GPUs, fewer tokens a step, or "
+            "model.tokens.max_tokens_per_chunk"
+        )
+        return
+    if chosen.feature == 1:
+        print(f"take plain training{' with trainer.strategy: ddp' if gpus > 1 else ''}: model.parallel.feature = 1")
+    else:
+        print(f"take feature sharding: model.parallel: {{feature: {chosen.feature}}}, data.init_args.batch_size counts")
+        print(f"for a group of {chosen.feature} GPUs: {chosen.tokens:,} tokens, for the tokens a step stated above")
+    print(f"a checkpoint takes {plan.size(chosen.checkpoint_bytes)} of disk, and of main memory on the first machine")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"--config {path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path} is no config: it holds no table")
+    return content
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    out = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = _merged(out[key], value) if both else value
+    return out
+
+
+def _at(config: dict[str, Any], key: str, default: Any) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return default if value is None else value
+
+
+def _gpus(config: dict[str, Any]) -> int:
+    devices, nodes = _at(config, "trainer.devices", "auto"), int(_at(config, "trainer.num_nodes", 1))
+    return devices * nodes if isinstance(devices, int) and devices > 0 else 8 * nodes
+
+
+def _shape(config: dict[str, Any], n_features: int | None, k: int | None) -> Any:
+    from clt_lightning.clip.source import find_source
+    from clt_lightning.parallel.plan import Shape
+
+    name = _at(config, "model.clip.name", "ViT-B-32-quickgelu")
+    clip = config.get("model", {}).get("clip", {})
+    tower = find_source(name, clip.get("pretrained", "openai")).model_cfg["vision_cfg"]
+    patch = tower["patch_size"]
+    positions = (tower["image_size"] // patch) ** 2 + 1
+    per_image = _at(config, "model.tokens.per_image", None)
+    return Shape(
+        n_layers=tower["layers"],
+        d_model=tower["width"],
+        positions=positions,
+        n_features=n_features or int(_at(config, "model.transcoder.n_features", 6144)),
+        k=k or int(_at(config, "model.transcoder.activation.init_args.k", 64)),
+        cross_layer=_at(config, "model.transcoder.topology", "cross_layer") == "cross_layer",
+        used=None if per_image is None else min(int(per_image), positions),
+    )
