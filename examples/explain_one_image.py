@@ -61,7 +61,8 @@ def main() -> None:
     # 4. The images that are alike to each layer
     collector, start = RetrievalCollector(clt.n_features), 0
     for part in images:
-        codes = clt.encode(clip.capture(part).x)
+        acts = clip.capture(part)
+        codes = clt.encode(acts.y if clt.topology == "sae" else acts.x)
         collector.update(codes, keys[start : start + len(part)], torch.tensor(labels[start : start + len(part)]))
         start += len(part)
     index = collector.result()

@@ -39,6 +39,7 @@ from .world import (
     TEMPLATES,
     WIDTH,
     Made,
+    make_clt,
     make_module,
     numpy_codes,
     numpy_terms,
@@ -252,6 +253,25 @@ def test_empty_batches_and_a_backbone_in_bf16(clt: CrossLayerTranscoder, found: 
     for one, other in zip(found.reconstruction["fvu"].values(), result.reconstruction["fvu"].values()):
         assert torch.allclose(one, other, rtol=0.05)
     assert torch.allclose(result.contributions["all"].uncentred, found.contributions["all"].uncentred, atol=0.05)
+
+
+@pytest.mark.parametrize(("topology", "skip"), [("per_layer", True), ("sae", False)])
+def test_baselines_are_measured_alike(clip: FrozenCLIP, topology: str, skip: bool) -> None:
+    data, clt = Made(), make_clt(topology, skip)
+    options = EvaluateOptions(**OPTIONS)
+    batches, train = data.test_dataloader(), data.eval_dataloader("train")
+    result, features, _ = evaluate(clip, clt, batches, CLASSES, TEMPLATES, train, options, progress=False)
+    acts = clip.capture(data.everything()[0])
+    y_hat = clt(acts.y if topology == "sae" else acts.x).y_hat.detach()
+    fvu = (acts.y - y_hat).square().sum((1, 2)) / (acts.y - acts.y.mean(1, keepdim=True)).square().sum((1, 2))
+    assert np.allclose(result.reconstruction["fvu"]["all"].numpy(), fvu.numpy(), rtol=1e-4)
+    assert np.allclose(result.contributions["cls"].centred.numpy(), np.eye(LAYERS))
+    assert len(result.population) == 3
+    assert features is not None
+    # the only term is that of the layer itself: all orders end where it is gone, and the others cost nothing
+    one = next(r for r in result.faithfulness if r.ranking == "dataset" and r.ablation == "zero")
+    assert one.drop_top[1][1] == pytest.approx(one.drop_top[1][LAYERS], rel=1e-4)
+    assert one.drop_bottom[1][LAYERS - 1] == pytest.approx(one.drop_bottom[1][0], rel=1e-4)
 
 
 def trainer(folder: Path, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
