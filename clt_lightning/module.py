@@ -140,6 +140,7 @@ class CLTModule(lightning.LightningModule):
             return
         shards = getattr(self.trainer.strategy, "shards", None)
         if shards is None or shards.size != self.parallel_config.feature:
+            del self.transcoder  # it has no memory, which Lightning would move on its way out
             raise UserError(
                 f"model.parallel.feature={self.parallel_config.feature} needs the strategy "
                 "clt_lightning.parallel.strategy.FeatureParallel of the same number (the command line sets it)"

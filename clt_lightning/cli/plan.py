@@ -74,8 +74,8 @@ def run(args: argparse.Namespace) -> None:
     if chosen is None:
         smallest = min(plans, key=lambda p: p.memory)
         print(
-            f"none fits: the smallest takes {plan.size(smallest.memory)} a GPU. Take more GPUs, fewer tokens a step, or "
-            "model.tokens.max_tokens_per_chunk"
+            f"none fits: the smallest takes {plan.size(smallest.memory)} a GPU. Take more GPUs, fewer tokens a "
+            "step, or model.tokens.max_tokens_per_chunk"
         )
         return
     if chosen.feature == 1:

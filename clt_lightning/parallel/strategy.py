@@ -94,6 +94,12 @@ class FeatureParallel(DDPStrategy):
         if self.world_size > self.feature:  # with a single group there is nothing to average
             super().configure_ddp()
 
+    def teardown(self) -> None:
+        module = self.lightning_module
+        if module is not None and any(p.is_meta for p in module.parameters()):
+            self._lightning_module = None  # a start that failed: there is nothing yet that could be moved to the CPU
+        super().teardown()
+
     # -- checkpoints -------------------------------------------------------------------------------------------------
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The whole state on the process that writes it, nothing on the others; all must call it."""
