@@ -10,7 +10,7 @@
   const NAMES = { uncentred: "Uncentred", centred: "Centred", std_over_classes: "Spread over classes" };
   function map(kind, values, layers, top, signed) {
     const masked = values.map((row, i) => row.map((v, j) => (j < i ? null : v)));
-    return h("div", {}, h("div", { class: "scroll" }, CLT.charts.heatmap({ rows: layers.map((l) => `L${l}`), columns: layers.map((l) => `${l}`), values: masked, scale: (v) => v / top, show: (v) => CLT.fixed(v, 2).replace(/^(−?)0\./, "$1."), corner: "from ↓ to →", label: `${NAMES[kind]} contributions, source layer by target layer`, title: (i, j, v) => `layer ${i} → ${j}: ${v.toFixed(4)}` })),
+    return h("div", {}, h("div", { class: "scroll" }, CLT.charts.heatmap({ rows: layers.map((l) => `L${l}`), columns: layers.map((l) => `${l}`), values: masked, scale: (v) => v / top, show: (v) => CLT.fixed(v, 2).replace(/^(−?)0\./, "$1.").replace("−.00", ".00"), corner: [h("span", {}, "from ↓"), h("br"), h("span", {}, "to →")], label: `${NAMES[kind]} contributions, source layer by target layer`, title: (i, j, v) => `layer ${i} → ${j}: ${v.toFixed(4)}` })),
       CLT.charts.scaleBar(signed ? `−${CLT.num(top, 2)}` : "0", CLT.num(top, 2), signed));
   }
   CLT.pages.contributions = async (parts, query) => {
