@@ -1,0 +1,114 @@
+"""The plan's numbers against hand-worked ones, its choice, and the tables that the docs show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from clt_lightning.cli.main import main
+from clt_lightning.errors import UserError
+from clt_lightning.parallel.plan import Machine, Shape, all_plans, all_reduce, best, documented_tables, make_plan, size
+from clt_lightning.transcoder import CrossLayerTranscoder, TopK
+
+ROOT = Path(__file__).parents[2]
+VIT_B = Shape(12, 768, 50, 6144)
+
+
+@pytest.mark.parametrize("topology", ["cross_layer", "per_layer"])
+def test_weights_are_those_of_a_transcoder(topology: str) -> None:
+    clt = CrossLayerTranscoder(4, 6, 10, TopK(2), topology=topology)
+    shape = Shape(4, 6, 5, 10, cross_layer=topology == "cross_layer")
+    assert shape.divided + shape.shared == sum(p.numel() for p in clt.parameters())
+
+
+def test_a_hand_worked_step_of_ddp() -> None:
+    # 12 layers, 78 blocks of 6144 x 768, and 12 x 6144 biases
+    divided = 6144 * 90 * 768 + 12 * 6144
+    assert VIT_B.divided == divided
+    plan = make_plan(VIT_B, Machine(), gpus=8, feature=1, tokens=32768)
+    assert plan.tokens == 4096
+    assert plan.data == 8
+    # gradients in fp32 through a ring of 8: 2 x 7/8 of them
+    assert plan.gradient_bytes == pytest.approx(1.75 * 4 * (divided + 12 * 768))
+    assert plan.reconstruction_bytes == plan.candidate_bytes == 0
+    # weights, gradients, two moments in fp32; the backbone's 12 x 12 d^2 weights in bf16
+    assert plan.state_bytes == pytest.approx(16 * (divided + 12 * 768) + 2 * 144 * 768**2)
+    assert plan.checkpoint_bytes == 12 * (divided + 12 * 768)
+
+
+def test_a_hand_worked_step_of_one_group() -> None:
+    machine = Machine(link=1e11)
+    plan = make_plan(VIT_B, machine, gpus=4, feature=4, tokens=1000)
+    assert plan.tokens == 1000  # all of a group's GPUs read all of its tokens
+    assert plan.reconstruction_bytes == pytest.approx(1.5 * 12 * 1000 * 768 * 4)
+    assert plan.candidate_bytes == 3 * 12 * 1000 * 64 * 4
+    assert plan.gradient_bytes == 0
+    assert plan.link_seconds == pytest.approx(plan.moved / 1e11)
+    encoder = 2 * 12 * 768 * 1536 * 1000
+    clip = 1000 * 12 * (24 * 768**2 + 4 * 50 * 768)
+    sparse = 2 * 1000 * 64 * (3 * 78 + 24) * 768 / 4
+    assert plan.flop == pytest.approx(encoder + clip + sparse)
+
+
+def test_links_between_machines_carry_what_leaves_them() -> None:
+    # two machines of 4; every GPU sends 1/4 of the gradients over the far link, both ways
+    machine = Machine(link=1e15, far_link=1e9, node=4)
+    plan = make_plan(VIT_B, machine, gpus=8, feature=1, tokens=800)
+    assert plan.link_seconds == pytest.approx(4 * (VIT_B.divided + VIT_B.shared) / 4 / 1e9)
+    # features within a machine: the same bytes leave it, a quarter from each GPU
+    within = make_plan(VIT_B, machine, gpus=8, feature=4, tokens=800)
+    assert within.link_seconds == pytest.approx(4 * (VIT_B.divided / 4 + VIT_B.shared) / 1e9, rel=1e-3)
+
+
+def test_state_falls_as_the_number_of_shards() -> None:
+    backbone = 2 * 144 * 768**2
+    states = [p.state_bytes - backbone for p in all_plans(VIT_B, Machine(), 8, 8000)]
+    assert [states[0] / s for s in states] == pytest.approx([1, 2, 4, 8], rel=1e-3)
+
+
+def test_the_choice_fits_and_is_the_fastest() -> None:
+    machine = Machine()
+    plans = all_plans(Shape(12, 768, 50, 98304), machine, 8, 32768)
+    chosen = best(plans, machine)
+    assert chosen is not None
+    assert plans[0].memory > 0.9 * machine.memory  # DDP does not fit
+    assert all(p.seconds >= chosen.seconds for p in plans if p.memory <= 0.9 * machine.memory)
+    assert best(plans, Machine(memory=1e9)) is None
+    assert best(all_plans(VIT_B, machine, 1, 4096), machine).feature == 1  # type: ignore[union-attr]
+
+
+def test_what_does_not_divide_is_refused() -> None:
+    with pytest.raises(UserError, match="feature=3 must divide 8 GPUs"):
+        make_plan(VIT_B, Machine(), 8, 3, 100)
+
+
+def test_small_things() -> None:
+    assert all_reduce(100, 1) == 0
+    assert all_reduce(100, 4) == 150
+    assert [size(n) for n in (12, 3.4e6, 2e9, 5e12)] == ["12 B", "3.4 MB", "2 GB", "5 TB"]
+
+
+def test_the_command_reads_layered_configs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    config = str(ROOT / "configs" / "quickstart.yaml")
+    above = tmp_path / "above.yaml"
+    above.write_text("model: {transcoder: {n_features: 1024}}\ntrainer: {devices: 4}\n")
+    main(["plan", "--config", config, "--config", str(above), "--gpu_memory", "24GB"])
+    told = capsys.readouterr().out
+    assert "F = 1,024, k = 12" in told
+    assert "4 GPUs of 24 GB" in told
+    assert told.count("<- take this") == 1
+    main(["plan", "--config", config, "--gpus", "2", "--gpu_memory", "1MB"])
+    assert "none fits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [[], ["--config", "nowhere.yaml"]])
+def test_mistakes_end_in_one_message(words: list[str], capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", *words])
+    assert stop.value.code == 2
+    assert "config" in capsys.readouterr().err
+
+
+def test_the_tables_of_the_docs_are_the_commands() -> None:
+    assert documented_tables() in (ROOT / "docs" / "scaling.md").read_text()
