@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import MetricCollection
 from tqdm.auto import tqdm
 
 from clt_lightning.analysis import statistics
@@ -21,6 +20,7 @@ from clt_lightning.analysis.contributions import Contributions
 from clt_lightning.analysis.faithfulness import Faithfulness, FaithfulnessOptions
 from clt_lightning.analysis.features import FeatureCollector, FeatureOptions, Features
 from clt_lightning.analysis.population import PopulationOptions
+from clt_lightning.analysis.reconstruction import Reconstruction
 from clt_lightning.analysis.reference import Reference, ReferenceCollector
 from clt_lightning.analysis.results import Evaluation
 from clt_lightning.analysis.retrieval import Retrieval, RetrievalCollector
@@ -28,17 +28,7 @@ from clt_lightning.analysis.table import ImageTable, divergences, ranks_of
 from clt_lightning.analysis.tower import Observation, observe
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.errors import UserError
-from clt_lightning.metrics import (
-    FVU,
-    L0,
-    MSE,
-    TOKEN_SETS,
-    Cosine,
-    DeadFeatures,
-    check_token_sets,
-    metric_device,
-    select,
-)
+from clt_lightning.metrics import TOKEN_SETS, check_token_sets, metric_device
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 log = logging.getLogger(__name__)
@@ -74,50 +64,6 @@ class EvaluateOptions:
             raise UserError(
                 f"evaluate.retrieval must be >= 0 and evaluate.bootstrap >= 1, got {self.retrieval}, {self.bootstrap}"
             )
-
-
-class Reconstruction:
-    """MSE, FVU, R2, cosine, L0 and dead share of every layer and token set.
-
-    Args:
-        clt: the transcoder.
-        token_sets: which sets.
-        device: where the sums live.
-    """
-
-    def __init__(self, clt: CrossLayerTranscoder, token_sets: Sequence[str], device: torch.device) -> None:
-        L, d = clt.n_layers, clt.d_model
-
-        def metrics() -> dict[str, Any]:
-            # FVU and MSE come from the same sums: one group, updated once
-            errors = MetricCollection({"fvu": FVU(L, d), "mse": MSE(L, d)}, compute_groups=[["fvu", "mse"]])
-            made = {"errors": errors, "cosine": Cosine(L), "l0": L0(L), "dead": DeadFeatures(L, clt.n_features)}
-            return {name: metric.to(device) for name, metric in made.items()}
-
-        self.metrics = {name: metrics() for name in token_sets}
-
-    def update(self, y: Tensor, y_hat: Tensor, codes: Codes, positions: int) -> None:
-        """Take in one batch of whole images: `(L, tokens, d)` true and rebuilt MLP outputs, and the codes."""
-        active = codes.l0()
-        is_cls = torch.arange(active.shape[1], device=active.device) % positions == 0
-        for name, metrics in self.metrics.items():
-            true, rebuilt, counts = (select(t, name, positions) for t in (y, y_hat, active))
-            metrics["errors"].update(true, rebuilt)
-            metrics["cosine"].update(true, rebuilt)
-            metrics["l0"].update(counts)
-            chosen = codes if name == "all" else codes.select_tokens(is_cls if name == "cls" else ~is_cls)
-            metrics["dead"].update(chosen.fired(), counts[0].numel())
-
-    def result(self) -> dict[str, dict[str, Tensor]]:
-        """kind -> token set -> `(L,)`, of all processes, all of which must call this."""
-        out: dict[str, dict[str, Tensor]] = {kind: {} for kind in ("mse", "fvu", "r2", "cosine", "l0", "dead")}
-        for name, metrics in self.metrics.items():
-            found = dict(metrics["errors"].compute())
-            found |= {kind: metrics[kind].compute() for kind in ("cosine", "l0", "dead")}
-            found["r2"] = 1 - found["fvu"]
-            for kind in out:
-                out[kind][name] = found[kind].reshape(-1).cpu()
-        return out
 
 
 class Evaluator:
