@@ -80,12 +80,12 @@ def test_links_lead_to_cards_and_the_address_keeps_the_choice(made: Made, browse
         t.startswith("L2") for t in browser.js("[...document.querySelectorAll('.vrow .id')].map(r => r.textContent)")
     )
     second = browser.js("document.querySelectorAll('.vrow')[1].querySelector('.id').textContent")
-    browser.js("document.querySelector('.vrow').click()")
+    browser.click(".vrow .id")
     browser.wait("document.getElementById('main').dataset.ready === 'feature'")
     # the next one is the next one of the list that the reader came from, by key, too
-    browser.js("document.body.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}))")
+    browser.press("ArrowRight")
     browser.wait(f"document.querySelector('h1').textContent === 'Layer 2 · feature {second.split(' ')[-1]}'")
-    browser.js("history.go(-2)")
+    browser.js("setTimeout(() => history.go(-2))")
     browser.wait("document.querySelector('h1').textContent === 'Features'")
     assert browser.js("document.querySelector('select').value") == "2"
     assert browser.errors() == []
