@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,14 @@ def _curve(axes: Axes, x: Sequence[float], points: Sequence[Interval], label: st
     if all(p.get("low") is not None for p in points):
         low, high = ([100 * p[side] for p in points] for side in ("low", "high"))
         axes.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
-        axes.vlines(x, low, high, color=color, linewidth=1, alpha=0.8)
+        if len(points) == 1:  # a band has no width there
+            axes.vlines(x, low, high, color=color, linewidth=1, alpha=0.8)
+
+
+def _legend(figure: Figure, panels: Iterable[Axes]) -> None:
+    """One legend below all panels; an arm may be drawn in some of them only."""
+    entries = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels())}
+    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=3, fontsize=8)
 
 
 def replacement(arms: Arms, metric: str, single: bool, name: str) -> Figure | None:
@@ -78,8 +85,7 @@ def replacement(arms: Arms, metric: str, single: bool, name: str) -> Figure | No
             axes.set(title=TOKEN_NAMES[tokens], xlabel="layer" if single else f"first layer replaced (to {last})")
             axes.set_xticks(sorted({a["first"] for a in chosen}))
         panels[0].set_ylabel(f"{name} (%)")
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), fontsize=8)
+        _legend(figure, panels)
     return figure
 
 
@@ -106,7 +112,7 @@ def faithfulness(entry: dict[str, Any]) -> Figure:
             axes.axhline(100 * entry["baseline"]["top1"]["value"], color="black", linestyle="--", linewidth=0.8)
             axes.set(xlabel=label, xticks=x)
         out.set_ylabel("top-1 (%)")
-        out.legend(fontsize=8)
+        _legend(figure, [out])
         figure.suptitle(
             f"layer {entry['layer']}, {TOKEN_NAMES[entry['tokens']]}, ranked by {entry['ranking']}, "
             f"{entry['ablation']} ablation",
