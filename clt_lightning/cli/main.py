@@ -82,11 +82,18 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
+class _Stderr(logging.Handler):
+    """Writes to whatever standard error is at that moment; tests and notebooks exchange it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
 def _show_log() -> None:
     """What our own modules say at level INFO is for the user: on standard error, from the first process only."""
     logger = logging.getLogger("clt_lightning")
     if not logger.handlers:
-        handler = logging.StreamHandler()
+        handler = _Stderr()
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
     first = all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "SLURM_PROCID", "RANK"))

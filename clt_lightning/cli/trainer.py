@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -40,6 +41,7 @@ from clt_lightning.parallel.strategy import FeatureParallel
 from clt_lightning.run import resume
 from clt_lightning.run.checkpoint_io import SafeCheckpointIO
 from clt_lightning.run.requeue import EXIT_STOPPED, EXIT_TERMINATED, Stopped
+from clt_lightning.transcoder.clt import cpu_multiplies
 
 
 class CLTCLI(LightningCLI):
@@ -80,6 +82,15 @@ class CLTCLI(LightningCLI):
         cls = getattr(importlib.import_module(module_name), name) if module_name else None
         if isinstance(cls, type) and issubclass(cls, modules.WebImages):
             cls(**data.init_args).check_root()
+
+        clip = self.config[self.subcommand].model.clip
+        on_cpu = self.config[self.subcommand].trainer.accelerator in ("cpu", "auto") and not torch.cuda.is_available()
+        if on_cpu and clip.precision == "bf16" and not cpu_multiplies(torch.bfloat16):
+            rank_zero_info(
+                "this CPU has no bf16 instructions, CLIP would be about 8 times slower in it: "
+                "model.clip.precision: fp32 is taken instead of bf16"
+            )
+            clip.precision = "fp32"
 
         parallel = self.config[self.subcommand].model.parallel
         if self.subcommand in ("test", "predict") and parallel.feature > 1:

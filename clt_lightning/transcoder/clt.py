@@ -35,13 +35,14 @@ def full_precision(device_type: str) -> Iterator[torch.dtype | None]:
     Only that product gains from it. On CPUs without bf16 instructions it would be 5 times slower, and fp32 is kept.
     """
     low = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
-    if low is not None and device_type == "cpu" and not _cpu_multiplies(low):
+    if low is not None and device_type == "cpu" and not cpu_multiplies(low):
         low = None
     with torch.autocast(device_type, enabled=False):
         yield low
 
 
-def _cpu_multiplies(dtype: torch.dtype) -> bool:
+def cpu_multiplies(dtype: torch.dtype) -> bool:
+    """Whether this CPU has instructions for products in a low-precision type."""
     return dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
 
 
