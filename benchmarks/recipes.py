@@ -35,13 +35,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "plain": {},
     "skip": {"skip": True},
     "layer weights": {"loss": {"layer_weights": "late"}},
-    "cascade reconstruction": {"loss": {"cascade": {"reconstruction": 1.0, "start": 0.5}}},
-    "cascade embedding": {"loss": {"cascade": {"embedding": 10.0, "start": 0.5}}},
-    "cascade both": {"loss": {"cascade": {"embedding": 10.0, "reconstruction": 1.0, "start": 0.5}}},
-    "skip + cascade both": {
-        "skip": True,
-        "loss": {"cascade": {"embedding": 10.0, "reconstruction": 1.0, "start": 0.5}},
-    },
+    "cascade reconstruction": {"loss": {"cascade": {"reconstruction": 0.5}}},
+    "cascade embedding": {"loss": {"cascade": {"embedding": 1.0}}},
+    "cascade both": {"loss": {"cascade": {"embedding": 1.0, "reconstruction": 0.5}}},
+    "second phase both": {"loss": {"cascade": {"embedding": 1.0, "reconstruction": 0.5, "start": 0.5}}},
+    "skip + cascade both": {"skip": True, "loss": {"cascade": {"embedding": 1.0, "reconstruction": 0.5}}},
 }
 #: two-sided 95 % points of Student's t, by degrees of freedom
 T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,13 @@ import pytest
 import yaml
 
 from clt_lightning.cli.main import main
+
+
+@pytest.fixture(autouse=True)
+def _no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Lightning's log handler keeps the standard error of the test that imported it first
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 BASES = sorted(CONFIGS.glob("*.yaml"))
