@@ -33,7 +33,7 @@ def cascade_parts(
     """
     clean = clip.capture(images, embeddings=True)
     assert clean.embeddings is not None
-    with replaced(clip, clt, grad=True) as trace:
+    with replaced(clip, clt, grad=True) as trace, clt.activation.not_tracking():
         embeddings = clip.encode_image(images, grad=True)
     parts = {}
     if config.embedding:

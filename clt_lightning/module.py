@@ -14,6 +14,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from clt_lightning import seeds
 from clt_lightning.buffer import ActivationBuffer
 from clt_lightning.cascade import cascade_parts
 from clt_lightning.clip import Activations, FrozenCLIP
@@ -64,7 +65,7 @@ class CLTModule(lightning.LightningModule):
         schedule: learning rate over the run.
         tokens: which tokens a step learns from.
         parallel: features over several processes; not in checkpoints, which fit any number of them.
-        seed: seed of the transcoder's initial weights and of the token draws.
+        seed: seed of the transcoder's initial weights and of the token draws; null takes that of `seed_everything`.
     """
 
     tokens_since_fired: Tensor
@@ -79,7 +80,7 @@ class CLTModule(lightning.LightningModule):
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
         tokens: TokensConfig = TokensConfig(),  # noqa: B008
         parallel: ParallelConfig = ParallelConfig(),  # noqa: B008
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         self.clip_config = from_plain(ClipConfig, clip)
@@ -89,7 +90,7 @@ class CLTModule(lightning.LightningModule):
         self.tokens_config = from_plain(TokensConfig, tokens)
         self.parallel_config = from_plain(ParallelConfig, parallel)
         self.optimizer_factory = optimizer
-        self.seed = seed
+        self.seed = seed = seeds.resolve(seed)
         # plain values only: a checkpoint must load with weights_only=True
         self.save_hyperparameters(
             {
@@ -233,7 +234,8 @@ class CLTModule(lightning.LightningModule):
         return cascade_parts(self.clip, self.transcoder, batch["image"][: config.images], config)
 
     def _log_step(self, loss: Tensor, parts: dict[str, Tensor], l0: Tensor) -> None:
-        if (self.global_step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not every or (self.global_step + 1) % every:
             return  # one transfer every few steps: reading a scalar stalls the device
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log_dict({f"train/loss/{name}": value for name, value in parts.items()})
@@ -304,12 +306,18 @@ class CLTModule(lightning.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips by the norm over all features, wherever they are."""
-        if isinstance(self.transcoder, ShardedTranscoder) and gradient_clip_algorithm in (None, "norm"):
-            if gradient_clip_val:
-                self.transcoder.clip_grad_norm_(float(gradient_clip_val))
-            return
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        """Clips by the norm over all features, wherever they are.
+
+        Lightning's own refuses fused optimizers under mixed precision. That is right for fp16, where such an optimizer
+        unscales the gradients itself, and needless for bf16, which scales nothing.
+        """
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None or gradient_clip_algorithm not in (None, "norm"):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val and isinstance(self.transcoder, ShardedTranscoder):
+            self.transcoder.clip_grad_norm_(float(gradient_clip_val))
+        elif gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(self.transcoder.parameters(), float(gradient_clip_val))
 
     # -- evaluation --------------------------------------------------------------------------------------------------
     def evaluate_batch(self, batch: dict[str, Any]) -> dict[str, Any]:

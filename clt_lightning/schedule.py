@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 
 from clt_lightning.errors import UserError
 from clt_lightning.settings import ScheduleConfig
+
+log = logging.getLogger(__name__)
 
 
 def lr_factor(config: ScheduleConfig, max_steps: int) -> Callable[[int], float]:
@@ -20,23 +23,25 @@ def lr_factor(config: ScheduleConfig, max_steps: int) -> Callable[[int], float]:
         max_steps: optimizer steps of the whole run.
 
     Raises:
-        UserError: a decay without a known end, or a warm-up that leaves no room for it.
+        UserError: a decay without a known end.
     """
     decays = config.decay != "none" and config.decay_fraction > 0
     if decays and max_steps <= 0:
         raise UserError(
             "model.schedule.decay needs the length of the run: set trainer.max_steps, or model.schedule.decay: none"
         )
-    if decays and config.warmup_steps > max_steps:
-        raise UserError(
-            f"model.schedule.warmup_steps ({config.warmup_steps}) exceeds trainer.max_steps ({max_steps}): "
-            "the learning rate would never rise to its value"
+    warmup = config.warmup_steps
+    if 0 < max_steps < warmup:
+        log.warning(
+            "model.schedule.warmup_steps (%d) exceeds trainer.max_steps (%d): its rate is never reached",
+            warmup,
+            max_steps,
         )
-    start = max(config.warmup_steps, round(max_steps * (1 - config.decay_fraction)))
+    start = max(warmup, round(max_steps * (1 - config.decay_fraction)))
 
     def factor(step: int) -> float:
-        if step < config.warmup_steps:
-            return (step + 1) / config.warmup_steps
+        if step < warmup:
+            return (step + 1) / warmup
         if not decays or step < start:
             return 1.0
         # the last step (max_steps - 1) is still a step: the final factor is reached after it

@@ -169,7 +169,13 @@ class CLTCLI(LightningCLI):
         """Whether everything that follows the last step is there: transcoder/, and the validation of these weights."""
         if self._folder is None or resume.exported_at(self._folder) != step:
             return False
-        return self.trainer.limit_val_batches == 0 or resume.evaluated_at(self._folder) == step
+        return not self._validates() or resume.evaluated_at(self._folder) == step
+
+    def _validates(self) -> bool:
+        """Whether there is anything to validate on; a set may have a training split alone."""
+        if not self.trainer.enable_validation or self.trainer.limit_val_batches == 0:
+            return False
+        return not isinstance(self.datamodule, modules.WebImages) or self.datamodule.split("val") is not None
 
     def after_fit(self) -> None:
         """Ends every fit with an evaluation of the final weights, unless the last one was of these weights."""
@@ -186,7 +192,7 @@ class CLTCLI(LightningCLI):
             validated_at = resume.evaluated_at(self._folder)
             # the last step's own count is raised after it, so not in its checkpoint: loggers take it for the step
             trainer.fit_loop.epoch_loop._batches_that_stepped = step
-        if trainer.enable_validation and validated_at != step:
+        if self._validates() and validated_at != step:
             trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
 
 

@@ -8,6 +8,8 @@ names the pairs that can matter, `values` turns their pre-activations into codes
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +21,18 @@ from clt_lightning.transcoder.codes import Pairs
 
 class Activation(nn.Module):
     """Base class. An activation is built once for its transcoder, which then owns its parameters and buffers."""
+
+    #: whether running statistics of the training batches are kept
+    tracking = True
+
+    @contextmanager
+    def not_tracking(self) -> Iterator[None]:
+        """While active, what is selected leaves no trace in running statistics (BatchTopK's threshold)."""
+        before, self.tracking = self.tracking, False
+        try:
+            yield
+        finally:
+            self.tracking = before
 
     def build(self, n_layers: int, n_features: int) -> None:
         """Creates parameters and buffers for `n_layers` x `n_features` features. Called by the transcoder."""
@@ -174,6 +188,8 @@ class BatchTopK(Activation):
         return mask
 
     def _track(self, smallest: Tensor, layer: int) -> None:
+        if not self.tracking:
+            return
         n = self.updates[layer]
         momentum = torch.minimum(n / (n + 1.0), n.new_tensor(self.momentum, dtype=torch.float64)).to(self.threshold)
         self.threshold[layer] = momentum * self.threshold[layer] + (1 - momentum) * smallest.to(self.threshold)

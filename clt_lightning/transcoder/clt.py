@@ -46,6 +46,13 @@ def cpu_multiplies(dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
 
 
+def _decoder(n_features: int, targets: int, d_model: int) -> Tensor:
+    """Zeros of shape `(F, targets, d_model)`, a target's block contiguous."""
+    # a dimension of size 1 has no stride of its own to keep: the plain one agrees with DDP's buckets
+    blocks = torch.zeros(targets, n_features, d_model)
+    return blocks.view(n_features, 1, d_model) if targets == 1 else blocks.transpose(0, 1)
+
+
 @dataclass
 class CLTOutput:
     """What the training forward gives.
@@ -149,9 +156,7 @@ class CrossLayerTranscoder(nn.Module):
         )
         self.b_enc = nn.Parameter(torch.zeros(n_layers, n_features))
         # Zero decoders: the first reconstruction is the mean, FVU is 1, and no target is disturbed by chance
-        self.W_dec = nn.ParameterList(
-            torch.zeros(self.n_targets(i), n_features, d_model).transpose(0, 1) for i in range(n_layers)
-        )
+        self.W_dec = nn.ParameterList(_decoder(n_features, self.n_targets(i), d_model) for i in range(n_layers))
         self.b_dec = nn.Parameter(torch.zeros(n_layers, d_model))
         self.W_skip = nn.ParameterList(torch.zeros(d_model, d_model) for _ in range(n_layers)) if skip else None
 
@@ -225,16 +230,26 @@ class CrossLayerTranscoder(nn.Module):
         self.normalized.fill_(True)
 
     @torch.no_grad()
-    def fold_(self) -> CrossLayerTranscoder:
-        """Folds the scales into the weights, in place. The function stays the same, the codes to the last bit."""
+    def folded_state(self) -> dict[str, Tensor]:
+        """`state_dict` with the scales folded into the weights, contiguous; one copy of each tensor that changes.
+
+        The function stays the same, the codes to the last bit: scales are powers of two.
+        """
+        state = dict(self.state_dict())
         for layer in range(self.n_layers):
-            self.W_enc[layer] *= self.x_scale[layer]
-            for t in range(self.n_targets(layer)):
-                self.W_dec[layer][:, t] *= self.y_scale[layer + t]
+            targets = self.y_scale[layer : layer + self.n_targets(layer)]
+            state[f"W_enc.{layer}"] = self.W_enc[layer] * self.x_scale[layer]
+            state[f"W_dec.{layer}"] = torch.mul(
+                self.W_dec[layer], targets[None, :, None], out=self.W_dec[layer].new_empty(self.W_dec[layer].shape)
+            )
             if self.W_skip is not None:
-                self.W_skip[layer] *= self.x_scale[layer] * self.y_scale[layer]
-        self.x_scale.fill_(1)
-        self.y_scale.fill_(1)
+                state[f"W_skip.{layer}"] = self.W_skip[layer] * (self.x_scale[layer] * self.y_scale[layer])
+        state["x_scale"], state["y_scale"] = torch.ones_like(self.x_scale), torch.ones_like(self.y_scale)
+        return state
+
+    def fold_(self) -> CrossLayerTranscoder:
+        """Folds the scales into the weights, in place."""
+        self.load_state_dict(self.folded_state())
         return self
 
     # -- forward -----------------------------------------------------------------------------------------------------
@@ -474,7 +489,7 @@ class CrossLayerTranscoder(nn.Module):
         Returns:
             the folder.
         """
-        return pretrained.save(copy.deepcopy(self).fold_(), folder, metadata or {})
+        return pretrained.save(self.config(), self.folded_state(), folder, metadata or {})
 
     @classmethod
     def from_pretrained(

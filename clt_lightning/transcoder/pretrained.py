@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,23 +20,23 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 M = TypeVar("M", bound=nn.Module)
 
 
-def save(clt: Any, folder: str | Path, metadata: dict[str, Any]) -> Path:
-    """Writes a folded transcoder; each file under a temporary name first, so that none is ever half-written."""
+def save(arguments: dict[str, Any], state: dict[str, Tensor], folder: str | Path, metadata: dict[str, Any]) -> Path:
+    """Writes arguments and folded state; each file under a temporary name first, so that none is ever half-written."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in clt.state_dict().items()}
-    config = {"format": FORMAT, **clt.config(), "metadata": metadata}
-    _replace(folder / WEIGHTS, safetensors.torch.save(tensors, {"format": FORMAT}))
-    _replace(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    config = {"format": FORMAT, **arguments, "metadata": metadata}
+    text = json.dumps(config, indent=2) + "\n"
+    _replace(folder / WEIGHTS, lambda path: safetensors.torch.save_file(tensors, path, {"format": FORMAT}))
+    _replace(folder / CONFIG, lambda path: path.write_text(text))
     return folder
 
 
-def _replace(path: Path, content: bytes) -> None:
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
+        write(temporary)
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:

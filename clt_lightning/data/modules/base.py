@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import lightning.pytorch as pl
 import torch
 
+from clt_lightning import seeds
 from clt_lightning.data.batches import Source
 from clt_lightning.data.decode import Augment, Decoder, Transform
 from clt_lightning.data.layout import SplitFiles, expand, find_split, read_lines
@@ -43,7 +44,8 @@ class WebImages(pl.LightningDataModule):
         num_workers: Worker processes that read and decode, on each rank; 0 works in the main process.
         shuffle: Raw samples in each worker's shuffle buffer (they stay compressed); 0 or 1 leaves the order of the
             reshuffled blocks.
-        seed: Seed of the order and of the augmentation; the order differs from epoch to epoch.
+        seed: Seed of the order and of the augmentation; the order differs from epoch to epoch. null: that of
+            `seed_everything`.
         samples_per_epoch: Length of a training epoch over all ranks, rounded down to whole steps; null: the whole
             split. Needed for remote tars that come without counts.
         val_samples: Validate on this many samples only, evenly spaced over the split; null: all.
@@ -83,7 +85,7 @@ class WebImages(pl.LightningDataModule):
         eval_batch_size: int | None = None,
         num_workers: int = 4,
         shuffle: int = 1000,
-        seed: int = 0,
+        seed: int | None = None,
         samples_per_epoch: int | None = None,
         val_samples: int | None = None,
         shard_counts: dict[str, list[int]] | None = None,
@@ -123,7 +125,7 @@ class WebImages(pl.LightningDataModule):
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers
         self.shuffle = shuffle
-        self.seed = seed
+        self.seed = seeds.resolve(seed)
         self.samples_per_epoch = samples_per_epoch
         self.val_samples = val_samples
         self.shard_counts = shard_counts or {}

@@ -37,7 +37,7 @@ class Demo(WebImages):
         n_train: Renders in the training split.
         n_test: Renders in the test split; none of them is in the training split.
         size: Side of a render in pixels.
-        seed: Seed of the renders and of the reading order.
+        seed: Seed of the renders and of the reading order; null: that of `seed_everything`.
         world: Seed of the renders alone; null: as `seed`.
         batch_size: Training images a step on each rank.
         num_workers: Worker processes that read and decode, on each rank; 0 works in the main process.
@@ -52,14 +52,14 @@ class Demo(WebImages):
         n_train: int = 20_000,
         n_test: int = 2_000,
         size: int = renders.DEFAULT_SIZE,
-        seed: int = 0,
+        seed: int | None = None,
         world: int | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(root=root, seed=seed, batch_size=batch_size, num_workers=num_workers, **kwargs)
-        world = seed if world is None else world
+        world = self.seed if world is None else world
         for name, value, least in (
             ("n_train", n_train, 1),
             ("n_test", n_test, 1),
