@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -26,6 +28,18 @@ def run_folder(trainer: pl.Trainer) -> Path | None:
         return None
     folder = trainer.log_dir
     return Path(folder) if folder else None
+
+
+def weights_at(trainer: pl.Trainer) -> tuple[int, int]:
+    """Training step and epoch of the weights: Lightning does not read them from a checkpoint that is only evaluated."""
+    path = trainer.ckpt_path
+    if trainer.state.fn == TrainerFn.FITTING or path is None:
+        return trainer.global_step, trainer.current_epoch
+    if "://" in str(path):
+        checkpoint = trainer.strategy.checkpoint_io.load_checkpoint(path, map_location="cpu", weights_only=True)
+    else:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # reads no weights
+    return int(checkpoint.get("global_step", 0)), int(checkpoint.get("epoch", 0))
 
 
 def say_not_written(trainer: pl.Trainer, what: str) -> None:

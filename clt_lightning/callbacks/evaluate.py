@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities import rank_zero_info
 from tqdm.auto import tqdm
 
@@ -15,7 +14,7 @@ from clt_lightning.analysis.evaluate import EvaluateOptions
 from clt_lightning.analysis.faithfulness import FaithfulnessOptions
 from clt_lightning.analysis.features import FeatureOptions
 from clt_lightning.analysis.population import PopulationOptions
-from clt_lightning.callbacks.base import fast_dev_run, run_folder, say_not_written
+from clt_lightning.callbacks.base import fast_dev_run, run_folder, say_not_written, weights_at
 from clt_lightning.metrics import TOKEN_SETS
 
 
@@ -107,7 +106,7 @@ class Evaluate(pl.Callback):
         if found is None:
             return
         self.result, features, retrieval = found
-        self.result.info.update(step=_step(trainer), checkpoint=str(trainer.ckpt_path or ""))
+        self.result.info.update(step=weights_at(trainer)[0], checkpoint=str(trainer.ckpt_path or ""))
         for line in summary(self.result):
             rank_zero_info(line)
         if folder is None:
@@ -117,14 +116,6 @@ class Evaluate(pl.Callback):
             if part is not None:
                 part.save(folder)
         rank_zero_info(f"evaluation written to {folder / 'results.json'}")
-
-
-def _step(trainer: pl.Trainer) -> int:
-    """The training step of the weights: Lightning does not read it from a checkpoint that is only tested."""
-    if trainer.ckpt_path is None:
-        return trainer.global_step
-    checkpoint = torch.load(trainer.ckpt_path, map_location="cpu", weights_only=True, mmap=True)
-    return int(checkpoint.get("global_step", trainer.global_step))
 
 
 def summary(evaluation: Evaluation) -> list[str]:

@@ -21,7 +21,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 import clt_lightning
-from clt_lightning.callbacks.base import run_folder, say_not_written, write_json
+from clt_lightning.callbacks.base import run_folder, say_not_written, weights_at, write_json
 from clt_lightning.errors import UserError
 
 SCHEMA = 1
@@ -141,9 +141,10 @@ class RunRecord(pl.Callback):
         metrics = content.setdefault("metrics", {})
         if stage is not None:
             prefix = f"{stage}/"
+            step, epoch = weights_at(trainer)
             metrics[stage] = {
-                "step": trainer.global_step,
-                "epoch": trainer.current_epoch,
+                "step": step,
+                "epoch": epoch,
                 "values": {
                     tag.removeprefix(prefix): finite(float(value))
                     for tag, value in sorted(trainer.callback_metrics.items())

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import lightning.pytorch as pl
 
+from clt_lightning.callbacks.base import weights_at
 from clt_lightning.metrics import TOKEN_SETS
 
 _COLUMNS = {"fvu": ("FVU", 8), "cosine": ("cosine", 8), "l0": ("L0", 8), "dead": ("dead", 7)}  # title, width
@@ -99,7 +100,7 @@ class Table(pl.Callback):
         parts = [part for part in (reconstruction_lines(metrics), zero_shot_lines(metrics)) if part]
         if not parts:
             return
-        title = f"{'validation' if stage == 'val' else 'test'}, step {trainer.global_step:,}"
+        title = f"{'validation' if stage == 'val' else 'test'}, step {weights_at(trainer)[0]:,}"
         lines = ["", title, *parts[0]]
         for part in parts[1:]:
             lines += ["", *part]

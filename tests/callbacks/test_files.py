@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import clt_lightning
-from clt_lightning.callbacks import Checkpoints, ExportTranscoder, Reconstruction, RunRecord, ZeroShot
+from clt_lightning.callbacks import Checkpoints, ExportTranscoder, Reconstruction, RunRecord, Table, ZeroShot
 from clt_lightning.callbacks.record import class_list_hash, git_state
 from clt_lightning.errors import UserError
 from clt_lightning.transcoder import CrossLayerTranscoder
@@ -60,6 +60,20 @@ def test_a_run_leaves_checkpoints_transcoder_and_record(tmp_path: Path) -> None:
     content = json.loads((folder / "results.json").read_text())
     assert content["metrics"]["val"]["values"] == at_end
     assert content["metrics"]["test"]["values"] == at_end  # val and test are the same images here
+
+
+def test_an_evaluated_checkpoint_keeps_its_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoints = Checkpoints(last_every_n_steps=1)
+    trainer(tmp_path, Reconstruction(), checkpoints, max_steps=6).fit(module(), datamodule=Made())
+    last = tmp_path / "run" / "version_0" / "checkpoints" / "last.ckpt"
+    for stage in ("validate", "test"):
+        runner = trainer(tmp_path, Reconstruction(), Table(), RunRecord())
+        getattr(runner, stage)(module(), datamodule=Made(), ckpt_path=last, verbose=False)
+        assert ", step 6\n" in capsys.readouterr().out
+    for version, stage in ((1, "val"), (2, "test")):
+        content = json.loads((tmp_path / "run" / f"version_{version}" / "results.json").read_text())
+        found = content["metrics"][stage]
+        assert (found["step"], found["epoch"]) == (6, torch.load(last, weights_only=True)["epoch"])
 
 
 def test_last_is_the_newest_and_best_the_best(tmp_path: Path) -> None:
