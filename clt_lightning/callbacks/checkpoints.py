@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from clt_lightning.callbacks.base import fast_dev_run, run_folder
+from clt_lightning.callbacks.reconstruction import Reconstruction
 from clt_lightning.errors import UserError
 from clt_lightning.run.checkpoint_io import remove_temporaries
 from clt_lightning.run.finite import FiniteWatch, not_finite
@@ -21,9 +23,10 @@ class Checkpoints(ModelCheckpoint):
     """Keeps `best-step<n>.ckpt` and `last.ckpt` in `<run>/checkpoints/`.
 
     Other than plain `ModelCheckpoint`, `last.ckpt` is always the newest state: it is written after every validation,
-    every `last_every_n_steps` steps and at the end of training, whether the monitored number improved or not. Weights
-    that hold NaN or infinity are never written. A checkpoint that was written before a validation that was due at its
-    step remembers it, and the resumed run validates first.
+    every `last_every_n_steps` steps and at the end of training, whether the monitored number improved or not. The final
+    weights are always validated, and so compete for the best. Weights that hold NaN or infinity are never written. A
+    checkpoint that was written before a validation that was due at its step remembers it, and the resumed run validates
+    first.
 
     Args:
         monitor: logged number that decides which checkpoint is best.
@@ -33,7 +36,7 @@ class Checkpoints(ModelCheckpoint):
         dirpath: folder for the checkpoints; null: `checkpoints/` in the run's folder.
 
     Raises:
-        UserError: if `last_every_n_steps` is not positive, `monitor` is not logged by any callback, or weights are not
+        UserError: if `last_every_n_steps` is not positive, `monitor` is logged by no callback, or weights are not
             finite when they should be written.
     """
 
@@ -61,6 +64,7 @@ class Checkpoints(ModelCheckpoint):
         )
         self.last_every_n_steps = last_every_n_steps
         self._last_written_at = -1
+        self._validated_at = -1
         self._validation_due = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -68,6 +72,8 @@ class Checkpoints(ModelCheckpoint):
         if self.dirpath is None and folder is not None:
             self.dirpath = str(folder / "checkpoints")
         super().setup(trainer, pl_module, stage)
+        if stage == "fit" and self.save_top_k != 0:
+            self._check_monitor(trainer)
         if stage == "fit" and trainer.is_global_zero and not fast_dev_run(trainer) and self.dirpath:
             left = remove_temporaries(Path(self.dirpath))
             if left:
@@ -77,11 +83,7 @@ class Checkpoints(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         if self._validation_due and trainer.enable_validation:
             # The checkpoint was written between its step and the validation of that step.
-            loop = trainer.fit_loop.epoch_loop.val_loop
-            loop.restarting = False
-            trainer.validating = True
-            loop.run()
-            trainer.training = True
+            _validate(trainer)
         self._validation_due = False
 
     def on_train_batch_end(
@@ -92,32 +94,38 @@ class Checkpoints(ModelCheckpoint):
             self.write_last_after_step(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._writes(trainer) and self.save_top_k != 0 and self.monitor not in trainer.callback_metrics:
-            logged = ", ".join(sorted(map(str, trainer.callback_metrics))) or "nothing"
-            raise UserError(
-                f"Checkpoints.monitor={self.monitor!r} is not logged on validation (logged: {logged}): choose one of "
-                "these, or add the callback that logs it (Reconstruction for val/fvu/...)"
-            )
         # Written again even if this step has a last.ckpt: now it also knows this validation's outcome.
         self._last_written_at = -1
         self._validation_due = False
+        if self._writes(trainer):
+            self._validated_at = trainer.global_step
+            if self.save_top_k != 0 and self.monitor not in trainer.callback_metrics:
+                self._write_last(trainer)  # the steps up to here shall not be lost by a wrong word
+                logged = ", ".join(sorted(map(str, trainer.callback_metrics))) or "nothing"
+                raise UserError(
+                    f"checkpoints.monitor={self.monitor!r} is not logged on validation (logged: {logged}): choose one "
+                    "of these, or add the callback that logs it (Reconstruction for val/fvu/...). The state up to here "
+                    f"is in {self.last_model_path}"
+                )
         super().on_validation_end(trainer, pl_module)
         self._write_last(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._writes(trainer) and trainer.enable_validation and self._validated_at != trainer.global_step:
+            _validate(trainer)
         self._write_last(trainer)
 
     def write_last_after_step(self, trainer: pl.Trainer) -> bool:
         """Write `last.ckpt`; to be called from `on_train_batch_end`, on every process, after a whole optimizer step.
 
         Returns:
-            False after a run's last step that a validation follows: it is written after that one, since a resumed run
-            that has no step left would not validate.
+            False after a run's last step, which a validation follows: it is written after that one, since a resumed
+            run that has no step left would not validate.
         """
         loop = trainer.fit_loop.epoch_loop
         fetcher = trainer.fit_loop._data_fetcher
         self._validation_due = fetcher is not None and loop._should_check_val_fx(fetcher)
-        written = not (self._validation_due and _was_last_step(trainer))
+        written = not (trainer.enable_validation and _was_last_step(trainer))
         if written:
             self._write_last(trainer)
         self._validation_due = False
@@ -134,6 +142,16 @@ class Checkpoints(ModelCheckpoint):
             state_dict = _moved(state_dict, str(before), str(self.dirpath))
         super().load_state_dict(state_dict)
         self._validation_due = bool(state_dict.get("validation_due", False))
+
+    def _check_monitor(self, trainer: pl.Trainer) -> None:
+        """A token set that is not reported is said before the first step."""
+        asked = re.fullmatch(r"val/(?:fvu|cosine|l0|dead)/(\w+)(?:/layer_\d+)?", self.monitor or "")
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if asked and isinstance(callback, Reconstruction) and asked[1] not in callback.token_sets:
+                raise UserError(
+                    f"checkpoints.monitor={self.monitor!r}: reconstruction.token_sets has no {asked[1]!r} (it has "
+                    f"{', '.join(callback.token_sets)}): add it there, or monitor one of those"
+                )
 
     def _writes(self, trainer: pl.Trainer) -> bool:
         return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not fast_dev_run(trainer)
@@ -168,6 +186,15 @@ class Checkpoints(ModelCheckpoint):
             if callable(flush):
                 flush()
         super()._save_checkpoint(trainer, filepath)
+
+
+def _validate(trainer: pl.Trainer) -> None:
+    """Runs a validation within a fit."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    loop.restarting = False
+    trainer.validating = True
+    loop.run()
+    trainer.training = True
 
 
 def _was_last_step(trainer: pl.Trainer) -> bool:

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from clt_lightning.callbacks.base import fast_dev_run
+from clt_lightning.callbacks.base import fast_dev_run, weights_at
 from clt_lightning.errors import UserError
 from clt_lightning.metrics import TOKEN_SETS, check_token_sets
 
@@ -128,7 +128,7 @@ class Figures(pl.Callback):
 
         logger = tensorboard(trainer)
         assert logger is not None
-        step = trainer.global_step
+        step = weights_at(trainer)[0]
         tables = fvu_tables(trainer.callback_metrics)
         if tables:
             figure = reconstruction_strip(tables, "Fraction of variance unexplained", limit=1.0)

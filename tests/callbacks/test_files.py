@@ -111,9 +111,38 @@ def test_a_resumed_run_overwrites_its_last_checkpoint(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoints" / "last-v1.ckpt").exists()
 
 
+@pytest.mark.parametrize("every", [None, 2])
+def test_the_final_weights_compete_for_the_best(tmp_path: Path, every: int | None) -> None:
+    """No validation was due before the end: the one of the final weights makes the best checkpoint."""
+    model, checkpoints = module(), Checkpoints(last_every_n_steps=every)
+    runner = trainer(tmp_path, Reconstruction(), checkpoints, RunRecord(), max_steps=6, check_val_every_n_epoch=9)
+    runner.fit(model, datamodule=Made())
+    folder = tmp_path / "run" / "version_0"
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["best-step6.ckpt", "last.ckpt"]
+    assert model.validated_at_step == 6
+    assert json.loads((folder / "results.json").read_text())["metrics"]["val"]["step"] == 6
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    (state,) = (s for key, s in last["callbacks"].items() if key.startswith("Checkpoints"))
+    assert Path(state["best_model_path"]).name == "best-step6.ckpt"
+    assert (
+        last["loops"]["fit_loop"]["epoch_progress"]["total"]
+        == torch.load(folder / "checkpoints" / "best-step6.ckpt", weights_only=True)["loops"]["fit_loop"][
+            "epoch_progress"
+        ]["total"]
+    )
+
+
 def test_a_monitor_that_nobody_logs_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"Checkpoints\.monitor='val/fvu/al' is not logged .*val/fvu/all"):
-        trainer(tmp_path, Reconstruction(), Checkpoints("val/fvu/al")).fit(module(), datamodule=Made())
+    """Before the first step where that can be known; else without the loss of a step."""
+    runner = trainer(tmp_path, Reconstruction(["cls"]), Checkpoints())
+    with pytest.raises(UserError, match=r"monitor='val/fvu/all': reconstruction\.token_sets has no 'all' .*cls"):
+        runner.fit(module(), datamodule=Made())
+    assert runner.global_step == 0
+    trainer(tmp_path, Reconstruction(["cls"]), Checkpoints(keep=0), max_steps=1).fit(module(), datamodule=Made())
+    runner = trainer(tmp_path / "late", Reconstruction(), Checkpoints("val/loss"))
+    with pytest.raises(UserError, match=r"checkpoints\.monitor='val/loss' is not logged .*val/fvu/all.*last\.ckpt"):
+        runner.fit(module(), datamodule=Made())
+    assert steps(tmp_path / "late" / "run" / "version_0" / "checkpoints" / "last.ckpt") == 4
     with pytest.raises(UserError, match="last_every_n_steps"):
         Checkpoints(last_every_n_steps=0)
 
