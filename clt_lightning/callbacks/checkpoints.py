@@ -49,7 +49,7 @@ class Checkpoints(ModelCheckpoint):
         dirpath: str | None = None,
     ) -> None:
         if last_every_n_steps is not None and last_every_n_steps < 1:
-            raise UserError(f"Checkpoints.last_every_n_steps must be positive or null, got {last_every_n_steps}")
+            raise UserError(f"checkpoints.last_every_n_steps must be positive or null, got {last_every_n_steps}")
         super().__init__(
             dirpath=dirpath,
             filename="best-step{step}",

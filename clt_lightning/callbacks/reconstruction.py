@@ -30,7 +30,7 @@ class Reconstruction(Evaluation):
     progress_bar = ("fvu/all",)
 
     def __init__(self, token_sets: Sequence[str] = TOKEN_SETS) -> None:
-        self.token_sets = check_token_sets(token_sets, option="Reconstruction.token_sets")
+        self.token_sets = check_token_sets(token_sets, option="reconstruction.token_sets")
         self._fvu: dict[str, FVU] = {}
         self._cosine: dict[str, Cosine] = {}
         self._l0: dict[str, L0] = {}

@@ -33,13 +33,16 @@ def parse_window(text: str, n_layers: int) -> tuple[int, int]:
     """
     match = re.fullmatch(r"\s*(\d+)\s*(-?)\s*(\d*)\s*", str(text))
     if match is None or (match[3] and not match[2]):
-        raise UserError(f"ZeroShot.windows: {text!r} is no window of layers; write '3-11', '3-' (to the last) or '3'")
+        raise UserError(
+            f"zero_shot.windows: {text!r} is no window of layers; write '3-11', '3-' (to the last) or '3', or "
+            "zero_shot.windows=null for all layers together"
+        )
     first = int(match[1])
     last = int(match[3]) if match[3] else (n_layers - 1 if match[2] else first)
     if not first <= last < n_layers:
         raise UserError(
-            f"ZeroShot.windows: {text!r} does not fit a model with layers 0..{n_layers - 1} (write first-last, or "
-            f"'{min(first, n_layers - 1)}-' for everything up to the last layer)"
+            f"zero_shot.windows: {text!r} does not fit a model with layers 0..{n_layers - 1}: write '<first>-<last>', "
+            "'<first>-' for everything from there on, or zero_shot.windows=null for all layers together"
         )
     return first, last
 
@@ -70,9 +73,9 @@ class ZeroShot(Evaluation):
         include_mean_ablation: bool = False,
     ) -> None:
         if isinstance(windows, str):
-            raise UserError(f"ZeroShot.windows must be a list, such as ['{windows}'], got the string {windows!r}")
+            raise UserError(f"zero_shot.windows must be a list, such as ['{windows}'], got the string {windows!r}")
         self.windows = None if windows is None else list(windows)
-        self.token_sets = check_token_sets(token_sets, option="ZeroShot.token_sets")
+        self.token_sets = check_token_sets(token_sets, option="zero_shot.token_sets")
         self.include_mean_ablation = include_mean_ablation
         self._head: Tensor | None = None
         self._head_of: tuple[tuple[str, ...], tuple[str, ...]] | None = None
