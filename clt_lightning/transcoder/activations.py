@@ -7,6 +7,7 @@ names the pairs that can matter, `values` turns their pre-activations into codes
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -277,9 +278,20 @@ def from_config(config: dict[str, Any]) -> Activation:
     """Builds an activation from `{"class_path": ..., "init_args": ...}`.
 
     Raises:
-        UserError: unknown class.
+        UserError: unknown class, or arguments that it does not take.
     """
+    if not isinstance(config, dict) or "class_path" not in config:
+        raise UserError(f"an activation is {{class_path: ..., init_args: ...}}, got {config!r}")
     name = str(config["class_path"]).rsplit(".", 1)[-1]
     if name not in ACTIVATIONS:
         raise UserError(f"unknown activation {config['class_path']!r}; there are {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name](**config.get("init_args", {}))
+    arguments = config.get("init_args") or {}
+    known = list(inspect.signature(ACTIVATIONS[name]).parameters)
+    if not isinstance(arguments, dict) or set(arguments) - set(known):
+        raise UserError(f"activation {name} takes {', '.join(known) or 'no arguments'}; got init_args {arguments!r}")
+    try:
+        return ACTIVATIONS[name](**arguments)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(f"activation {name}: {arguments!r}: {error}") from error

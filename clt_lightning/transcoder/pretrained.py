@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Callable
@@ -60,8 +61,9 @@ def load(folder_or_hub_id: str | Path, **hub: Any) -> tuple[dict[str, Any], dict
         tensors = safetensors.torch.load_file(folder / WEIGHTS)
     except (json.JSONDecodeError, safetensors.SafetensorError) as error:
         raise UserError(f"cannot read the transcoder in {folder}: {error}") from error
-    if config.get("format") != FORMAT:
-        raise UserError(f"{folder / CONFIG}: format {config.get('format')!r}, this version reads {FORMAT!r}")
+    found = config.get("format") if isinstance(config, dict) else None
+    if found != FORMAT:
+        raise UserError(f"{folder / CONFIG}: format {found!r}, this version reads {FORMAT!r}")
     return config, tensors
 
 
@@ -78,13 +80,29 @@ def _download(hub_id: str, **hub: Any) -> Path:
 
 
 def build(cls: type[M], config: dict[str, Any], tensors: dict[str, Tensor]) -> M:
-    """Builds the transcoder and loads its tensors strictly."""
+    """Builds the transcoder and loads its tensors strictly.
+
+    Raises:
+        UserError: config.json has keys or values that the transcoder does not take, or the tensors do not fit it.
+    """
     arguments = {key: value for key, value in config.items() if key not in ("format", "metadata")}
-    arguments["activation"] = activations.from_config(arguments["activation"])
-    with torch.device("cpu"):
-        clt = cls(**arguments)
+    parameters = inspect.signature(cls).parameters
+    unknown = sorted(set(arguments) - set(parameters))
+    required = {name for name, p in parameters.items() if p.default is p.empty} | {"activation"}
+    missing = sorted(required - set(arguments))
+    if unknown or missing:
+        problems = [
+            f"{what} {', '.join(names)}" for what, names in (("unknown", unknown), ("missing", missing)) if names
+        ]
+        raise UserError(f"{CONFIG} of the transcoder: keys {'; '.join(problems)} (known are {', '.join(parameters)})")
+    try:
+        arguments["activation"] = activations.from_config(arguments["activation"])
+        with torch.device("cpu"):
+            clt = cls(**arguments)
+    except (UserError, TypeError) as error:
+        raise UserError(f"{CONFIG} of the transcoder: {error}") from error
     try:
         clt.load_state_dict(tensors)
     except RuntimeError as error:
-        raise UserError(f"the weights do not fit their config.json: {error}") from error
+        raise UserError(f"the weights do not fit their {CONFIG}: {error}") from error
     return clt

@@ -107,6 +107,35 @@ def test_statistics_name_the_layer_with_nan() -> None:
         statistics(x, y)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_feature": 3}, "unknown n_feature "),
+        ({"activation": None}, "class_path"),
+        ({"activation": {"class_path": "TopK", "init_args": {"width": 3}}}, "TopK takes k; got .*width"),
+        ({"activation": {"class_path": "TopK", "init_args": {"k": "many"}}}, "TopK: .*many"),
+        ({"activation": {"class_path": "TopQ"}}, "unknown activation 'TopQ'"),
+        ({"n_layers": "three"}, "config.json of the transcoder: .*str"),
+        ({"topology": "ring"}, "config.json of the transcoder: topology"),
+        ({"n_features": 4096}, "weights do not fit"),
+    ],
+)
+def test_a_config_that_was_edited_is_one_message(make_clt, tmp_path, change, message) -> None:
+    make_clt().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | change))
+    with pytest.raises(UserError, match=message):
+        CrossLayerTranscoder.from_pretrained(tmp_path)
+    del config["n_layers"], config["activation"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="missing activation, n_layers"):
+        CrossLayerTranscoder.from_pretrained(tmp_path)
+    path.write_text("[]")
+    with pytest.raises(UserError, match="format None"):
+        CrossLayerTranscoder.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("activation", [TopK(4), BatchTopK(3), JumpReLU(0.5), ReLU()], ids=lambda a: type(a).__name__)
 def test_from_pretrained_gives_the_same_codes_to_the_last_bit(make_clt, tmp_path, activation) -> None:
     x, _ = data()
