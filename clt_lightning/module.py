@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -357,7 +358,22 @@ class CLTModule(lightning.LightningModule):
         if self.buffer is not None:
             checkpoint["activation_buffer"] = self._gather(self.buffer.state_dict())
 
+    def check_form(self, checkpoint: dict[str, Any]) -> None:
+        """Whether a checkpoint's weights are those of such a transcoder on such a CLIP.
+
+        Raises:
+            UserError: they are not; the message names the key and both values.
+        """
+        theirs = checkpoint.get("hyper_parameters", {})
+        for key, own, other in _form_keys(dict(self.hparams), theirs):
+            if own != other:
+                raise UserError(
+                    f"the checkpoint was trained with model.{key}={other!r}, the config says {own!r}: go on with the "
+                    "checkpoint's value, or start a new run without --ckpt_path"
+                )
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_form(checkpoint)
         self.batches_seen = checkpoint.get("batches_seen", 0)
         if self.buffer is not None and "activation_buffer" in checkpoint:
             states = checkpoint["activation_buffer"]
@@ -371,3 +387,16 @@ class CLTModule(lightning.LightningModule):
         states: list[Any] = [None] * self.trainer.world_size
         dist.all_gather_object(states, state)
         return states[:: self.trainer.world_size // self._data_place()[1]]  # one of each batch
+
+
+def _form_keys(own: dict[str, Any], theirs: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Keys that decide the shape and meaning of the weights, with the values of two sets of hyperparameters."""
+    for section, keys in (("clip", ("name", "pretrained")), ("transcoder", ("n_features", "topology", "skip"))):
+        for key in keys:
+            a, b = own[section][key], theirs.get(section, {}).get(key, own[section][key])
+            if key == "pretrained" and a and b:
+                a, b = Path(a).name, Path(b).name  # a file may lie elsewhere on another machine
+            yield f"{section}.{key}", a, b
+    a = own["transcoder"]["activation"]["class_path"]
+    b = theirs.get("transcoder", {}).get("activation", {}).get("class_path", a)
+    yield "transcoder.activation.class_path", a, b

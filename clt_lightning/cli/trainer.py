@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from clt_lightning import seeds
 from clt_lightning.callbacks import (
     Board,
     Checkpoints,
@@ -83,7 +84,13 @@ class CLTCLI(LightningCLI):
         if isinstance(cls, type) and issubclass(cls, modules.WebImages):
             cls(**data.init_args).check_root()
 
-        clip = self.config[self.subcommand].model.clip
+        # written out, so that the saved config.yaml says which seeds these were
+        model = self.config[self.subcommand].model
+        model.seed = seeds.resolve(model.seed)
+        if isinstance(cls, type) and issubclass(cls, modules.WebImages):
+            data.init_args.seed = seeds.resolve(data.init_args.seed)
+
+        clip = model.clip
         on_cpu = self.config[self.subcommand].trainer.accelerator in ("cpu", "auto") and not torch.cuda.is_available()
         if on_cpu and clip.precision == "bf16" and not cpu_multiplies(torch.bfloat16):
             rank_zero_info(
@@ -92,7 +99,7 @@ class CLTCLI(LightningCLI):
             )
             clip.precision = "fp32"
 
-        parallel = self.config[self.subcommand].model.parallel
+        parallel = model.parallel
         if self.subcommand in ("test", "predict") and parallel.feature > 1:
             # their collectors read single features, of a transcoder that every process has whole
             rank_zero_info(f"{self.subcommand} takes the whole transcoder on every process: model.parallel.feature = 1")
@@ -160,6 +167,8 @@ class CLTCLI(LightningCLI):
                 rank_zero_info(f"nothing to do: the run in {self._folder} is finished (step {start.step:,})")
                 self._nothing_to_do = True
                 return
+            # before anything is written into the run's folder
+            self.model.check_form(torch.load(start.path, map_location="cpu", mmap=True, weights_only=True))
             ckpt_path = str(start.path)
         elif ckpt_path == "last" and self._get(self.config, "trainer").logger in (None, True):
             ckpt_path = None  # searched above; Lightning would warn

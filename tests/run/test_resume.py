@@ -99,6 +99,7 @@ def test_from_every_moment(kind: str, tmp_path: Path, monkeypatch: pytest.Monkey
     check_moments(tmp_path, kind, None, monkeypatch, TAGS)
 
 
+@pytest.mark.slow
 def test_two_kills(tmp_path: Path) -> None:
     """Real processes with data workers, killed in the middle of whatever they are doing."""
     assert stress(tmp_path, kills=2, workers=2, steps=25, seed=1) == []
@@ -109,6 +110,7 @@ def test_many_kills(tmp_path: Path) -> None:
     assert stress(tmp_path, kills=20, workers=2, steps=150, seed=2) == []
 
 
+@pytest.mark.slow
 def test_a_signal_stops_after_a_step_and_the_run_goes_on(tmp_path: Path) -> None:
     config, log = (
         write_config(tmp_path, trainer={"max_steps": 60}, checkpoints={"last_every_n_steps": None}),
@@ -233,6 +235,36 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path, caps
         (tmp_path / "closed").mkdir(mode=0o500)
         with pytest.raises(UserError, match="Permission denied"):
             require_writable(tmp_path / "closed" / "runs")
+
+
+def test_another_model_is_refused_by_the_key_that_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_config(tmp_path, data={"init_args": {"num_workers": 0}}, trainer={"max_steps": 2})
+    main(["fit", "--config", str(config)])
+    run = tmp_path / "runs" / "run" / "version_0"
+    written = (run / "config.yaml").read_text()
+    clip, other = tmp_path / "open_clip_model.safetensors", tmp_path / "other.safetensors"
+    shutil.copy(clip, other)
+    for option, message in (
+        ("transcoder.n_features=32", "model.transcoder.n_features=64, the config says 32"),
+        ("transcoder.topology=per_layer", "model.transcoder.topology='cross_layer', the config says 'per_layer'"),
+        ("transcoder.activation.class_path=ReLU", "activation.class_path='BatchTopK', the config says 'ReLU'"),
+        (f"clip.pretrained={other}", f"pretrained='{clip.name}', the config says 'other.safetensors'"),
+    ):
+        with pytest.raises(SystemExit) as error:
+            main(["fit", "--config", str(config), "--ckpt_path", "last", f"--model.{option}", "--trainer.max_steps=4"])
+        assert error.value.code == 2
+        assert message in capsys.readouterr().err
+    assert (run / "config.yaml").read_text() == written
+    # another folder of the same CLIP, and another k, are no other model
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for path in (clip, tmp_path / "open_clip_config.json"):
+        path.rename(elsewhere / path.name)
+    options = [f"--model.clip.pretrained={elsewhere / clip.name}", "--model.transcoder.activation.init_args.k=5"]
+    main(["fit", "--config", str(config), "--ckpt_path", "last", "--trainer.max_steps=4", *options])
+    at = find("last", run / "checkpoints")
+    assert at is not None
+    assert at.step == 4
 
 
 def test_last_means_the_newest_version_with_a_checkpoint(tmp_path: Path) -> None:
