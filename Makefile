@@ -1,16 +1,20 @@
 # make quickstart   the main job, offline, on the embedded demo (sets up what is missing)
-# make test         all tests
+# make test         the tests (under 5 minutes on 2 cores)
+# make test-all     also the slow ones and those on a real Slurm
 # make lint         ruff and mypy
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test lint format setup clean
+.PHONY: quickstart test test-all lint format setup clean
 quickstart: setup
 	$(BIN)/python -m clt_lightning fit --config configs/quickstart.yaml
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-all: setup
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m ""
 
 lint: setup
 	$(BIN)/ruff check .

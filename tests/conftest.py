@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,15 @@ import torch
 def _two_cores() -> None:
     """Tests run side by side: one thread each, and no spinning threads."""
     torch.set_num_threads(1)
+
+
+_ports = itertools.count(20_000 + os.getpid() * 7 % 10_000)
+
+
+@pytest.fixture(autouse=True)
+def _own_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port below the ephemeral range for processes that a test starts: nothing else takes it in between."""
+    monkeypatch.setenv("MASTER_PORT", str(next(_ports)))
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from clt_lightning.callbacks.dead import TrainDead
 from clt_lightning.callbacks.evaluate import Evaluate
 from clt_lightning.callbacks.export import ExportTranscoder
 from clt_lightning.callbacks.figures import Figures
+from clt_lightning.callbacks.predictions import Predictions
 from clt_lightning.callbacks.random_state import RandomState
 from clt_lightning.callbacks.reconstruction import Reconstruction
 from clt_lightning.callbacks.record import RunRecord
@@ -22,6 +23,7 @@ __all__ = [
     "Evaluate",
     "ExportTranscoder",
     "Figures",
+    "Predictions",
     "RandomState",
     "Reconstruction",
     "Requeue",

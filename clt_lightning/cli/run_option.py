@@ -1,11 +1,14 @@
-"""`--run FOLDER` for validate, test and predict: the config and the weights of a finished run."""
+"""`--run FOLDER` and `--ckpt_path last|best` for validate, test and predict: config and weights of a finished run."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import torch
+
 from clt_lightning.errors import UserError
+from clt_lightning.run.resume import newest_version
 
 
 def expand_run(words: list[str]) -> tuple[list[str], bool]:
@@ -43,6 +46,45 @@ def expand_run(words: list[str]) -> tuple[list[str], bool]:
     return expanded + rest, True
 
 
+def named_checkpoint(name: str, root: Path, version: int | None = None) -> Path:
+    """The file that `--ckpt_path last` or `best` means where nothing was trained in the same process.
+
+    Args:
+        name: `last` or `best`.
+        root: `<runs_dir>/<name>`.
+        version: version of the run; None takes the newest that has a checkpoint.
+
+    Raises:
+        UserError: there is no such run or checkpoint.
+    """
+    version = newest_version(root) if version is None else version
+    if version is None:
+        raise UserError(
+            f"--ckpt_path {name}: {root} holds no run with a checkpoint; name the run's folder with --run, or the file"
+        )
+    folder = root / f"version_{version}"
+    return newest_checkpoint(folder) if name == "last" else best_checkpoint(folder)
+
+
+def best_checkpoint(folder: Path) -> Path:
+    """The best checkpoint of a run, as its last one remembers it.
+
+    Raises:
+        UserError: there is none, or several and nobody knows which.
+    """
+    checkpoints = folder / "checkpoints"
+    found = sorted(checkpoints.glob("best-step*.ckpt"))
+    if len(found) > 1:
+        content = torch.load(newest_checkpoint(folder), map_location="cpu", mmap=True, weights_only=True)
+        states = [s for s in content.get("callbacks", {}).values() if isinstance(s, dict)]
+        names = {Path(s["best_model_path"]).name for s in states if s.get("best_model_path")}
+        found = [path for path in found if path.name in names] or found
+    if len(found) != 1:
+        there = ", ".join(path.name for path in found) or "none"
+        raise UserError(f"--ckpt_path best: {checkpoints} has no single best checkpoint ({there}); name the file")
+    return found[0]
+
+
 def newest_checkpoint(folder: Path) -> Path:
     """The checkpoint of a run's last step.
 
@@ -55,5 +97,5 @@ def newest_checkpoint(folder: Path) -> Path:
         return last
     others = sorted(checkpoints.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
     if not others:
-        raise UserError(f"--run {folder}: checkpoints/ holds no checkpoint; name one with --ckpt_path")
+        raise UserError(f"{checkpoints} holds no checkpoint; name one with --ckpt_path")
     return others[-1]

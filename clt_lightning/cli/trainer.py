@@ -26,6 +26,7 @@ from clt_lightning.callbacks import (
     Evaluate,
     ExportTranscoder,
     Figures,
+    Predictions,
     RandomState,
     Reconstruction,
     Requeue,
@@ -34,13 +35,14 @@ from clt_lightning.callbacks import (
     Throughput,
     ZeroShot,
 )
-from clt_lightning.cli.run_option import expand_run
+from clt_lightning.cli.quiet import quieten
+from clt_lightning.cli.run_option import expand_run, named_checkpoint
 from clt_lightning.data import modules
 from clt_lightning.errors import UserError
 from clt_lightning.module import CLTModule
 from clt_lightning.parallel.strategy import FeatureParallel
 from clt_lightning.run import resume
-from clt_lightning.run.checkpoint_io import SafeCheckpointIO
+from clt_lightning.run.checkpoint_io import SafeCheckpointIO, damage
 from clt_lightning.run.requeue import EXIT_STOPPED, EXIT_TERMINATED, Stopped
 from clt_lightning.transcoder.clt import cpu_multiplies
 
@@ -67,14 +69,28 @@ class CLTCLI(LightningCLI):
         parser.add_lightning_class_args(Board, "board")
         for callback, key in ((Table, "table"), (ExportTranscoder, "export_transcoder"), (RunRecord, "run_record")):
             parser.add_lightning_class_args(callback, key)
+        parser.add_lightning_class_args(Predictions, "predictions")
         parser.add_lightning_class_args(RandomState, "random_state")
         # after the others: where it stops a run, they have seen the step
         parser.add_lightning_class_args(Requeue, "requeue")
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """LightningCLI's; `predict` writes files, and keeps nothing in memory."""
+        commands = LightningCLI.subcommands()
+        return commands | {"predict": commands["predict"] | {"return_predictions"}}
+
     def _parse_ckpt_path(self) -> None:
         # For fit the config is the truth; Lightning would silently put the checkpoint's values in its place
-        if self.config.get("subcommand") != "fit":
-            super()._parse_ckpt_path()
+        if self.config.get("subcommand") in (None, "fit"):
+            return
+        config = self.config[self.config.subcommand]
+        if config.ckpt_path in ("last", "best"):
+            root = Path(config.runs_dir) / config.name
+            config.ckpt_path = str(named_checkpoint(config.ckpt_path, root, config.version))
+        if config.ckpt_path and "://" not in config.ckpt_path and (reason := damage(Path(config.ckpt_path))):
+            raise UserError(f"--ckpt_path {config.ckpt_path}: {reason}")
+        super()._parse_ckpt_path()
 
     def before_instantiate_classes(self) -> None:
         # the backbone may be a large download: a missing data folder is said before it
@@ -174,6 +190,19 @@ class CLTCLI(LightningCLI):
             ckpt_path = None  # searched above; Lightning would warn
         self.trainer.fit(ckpt_path=ckpt_path, **kwargs)
 
+    def predict(self, **kwargs: Any) -> None:
+        """`Trainer.predict`; `Predictions` writes what comes out."""
+        self.trainer.predict(return_predictions=False, **kwargs)
+
+    def before_validate(self) -> None:
+        """Loggers get the step of the weights; Lightning would put their numbers at step 0."""
+        path = self._get(self.config, "ckpt_path")
+        if path and Path(path).is_file():
+            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            self.trainer.fit_loop.epoch_loop._batches_that_stepped = int(content.get("global_step", 0))
+
+    before_test = before_validate
+
     def _complete(self, step: int) -> bool:
         """Whether everything that follows the last step is there: transcoder/, and the validation of these weights."""
         if self._folder is None or resume.exported_at(self._folder) != step:
@@ -224,6 +253,7 @@ def run_trainer(words: list[str]) -> None:
 
 
 def _run(words: list[str]) -> None:
+    quieten()
     words, of_run = expand_run(words)
     if of_run:
         # given args beside its own command line, LightningCLI warns; here they say the same

@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import clt_lightning as cl
+from clt_lightning.analysis import open_run
 from clt_lightning.cli.main import main
+from clt_lightning.cli.run_option import named_checkpoint
+from clt_lightning.transcoder.codes import Codes
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
@@ -88,6 +92,53 @@ def test_validate_and_test_give_the_numbers_of_fit(run: Path, demo_tars: Path, t
         again = results(tmp_path / command / "version_0", stage)
         for key, value in fitted.items():
             assert again[key] == pytest.approx(value, rel=1e-9, nan_ok=True), key
+        events = EventAccumulator(str(tmp_path / command / "version_0")).Reload()
+        assert [event.step for event in events.Scalars(f"{stage}/fvu/all")] == [12]
+
+
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_predict_writes_embeddings_and_codes_of_every_image(run: Path, name: str) -> None:
+    for size in (40, 32):  # the second one leaves nothing of the first
+        main(["predict", "--run", str(run), "--ckpt_path", name, f"--data.init_args.eval_batch_size={size}"])
+    folder = run / "predictions" / "test"
+    names = [f"0-{batch:06d}" for batch in range(3)]
+    assert sorted(p.name for p in folder.iterdir()) == sorted(
+        f"{n}.{end}" for n in names for end in ("json", "safetensors")
+    )
+    about = [json.loads((folder / f"{n}.json").read_text()) for n in names]
+    tensors = [load_file(folder / f"{n}.safetensors") for n in names]
+    module = cl.CLTModule.load_from_checkpoint(run / "checkpoints" / "last.ckpt").eval()
+    assert [len(a["keys"]) for a in about] == [len(t["embeddings"]) for t in tensors] == [32, 32, 11]
+    assert len({key for a in about for key in a["keys"]}) == 75
+    found = Codes.from_topk(tensors[0]["values"], tensors[0]["indices"].long(), about[0]["n_features"])
+    assert about[0]["positions"] == module.clip.n_positions
+    assert about[0]["step"] == 12
+    data = open_run(run)
+    batch = next(iter(data.datamodule.eval_dataloader("test", batch_size=32)))
+    assert batch["key"] == about[0]["keys"]
+    torch.testing.assert_close(tensors[0]["embeddings"], module.clip.encode_image(batch["image"]))
+    expected = module.transcoder.encode(module.clip.capture(batch["image"]).x).dense()
+    torch.testing.assert_close(found.dense(), expected)
+
+
+def test_names_of_checkpoints_outside_a_fit(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoints = run / "checkpoints"
+    assert named_checkpoint("last", run.parent) == checkpoints / "last.ckpt"
+    assert named_checkpoint("best", run.parent, 0) == checkpoints / "best-step12.ckpt"
+    (tmp_path / "version_4" / "checkpoints").mkdir(parents=True)
+    for name in ("last.ckpt", "best-step12.ckpt"):
+        shutil.copy(checkpoints / name, tmp_path / "version_4" / "checkpoints")
+    shutil.copy(checkpoints / "last.ckpt", tmp_path / "version_4" / "checkpoints" / "best-step6.ckpt")
+    assert named_checkpoint("best", tmp_path).name == "best-step12.ckpt"
+    for words, message in (
+        (["--name=nothing", "--ckpt_path=best"], "holds no run with a checkpoint"),
+        (["--name=nothing", "--version=3", "--ckpt_path=best"], "has no single best checkpoint (none)"),
+        ([f"--ckpt_path={tmp_path / 'lost.ckpt'}"], "lost.ckpt: it does not exist"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["validate", "--run", str(run), *words])
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 def test_the_checkpoint_holds_no_clip_weight(run: Path) -> None:
@@ -113,6 +164,8 @@ def test_two_processes_train_and_validate_every_sample_once(run: Path, demo_tars
         [*command, "fit", *options(demo_tars, tmp_path, *two)], env=env, capture_output=True, text=True, timeout=300
     )
     assert fit.returncode == 0, fit.stderr[-3000:]
+    for noise in ("broadcast_buffers", "LeafSpec", "srun", "litlogger", "litmodels"):
+        assert noise not in fit.stderr + fit.stdout
     folder = tmp_path / "quickstart" / "version_0"
     together = results(folder, "val")
     # the same weights evaluated by one process: every sample counted once gives the same sums
