@@ -17,7 +17,7 @@ from clt_lightning.callbacks.base import run_folder, say_not_written, weights_at
 
 # Lightning's BasePredictionWriter would warn that batches read from tars have no sample indices; they have keys.
 class Predictions(pl.Callback):
-    """On `predict`, writes `<run>/predictions/<split>/<rank>-<batch>.safetensors` with a `.json` of that name beside it.
+    """On `predict`, writes `<run>/predictions/<split>/<rank>-<batch>.safetensors` and a `.json` of the same name.
 
     The tensors: `embeddings (images, embed_dim)`, unit norm; `values (layers, tokens, k)` and `indices (layers, tokens,
     k) int32`, the codes; a value of 0 is padding. Tokens are image-major: token `n * positions + p`, position 0 is

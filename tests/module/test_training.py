@@ -18,6 +18,7 @@ import clt_lightning as cl
 from clt_lightning.analysis import open_run
 from clt_lightning.cli.main import main
 from clt_lightning.cli.run_option import named_checkpoint
+from clt_lightning.errors import UserError
 from clt_lightning.transcoder.codes import Codes
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
@@ -130,8 +131,9 @@ def test_names_of_checkpoints_outside_a_fit(run: Path, tmp_path: Path, capsys: p
         shutil.copy(checkpoints / name, tmp_path / "version_4" / "checkpoints")
     shutil.copy(checkpoints / "last.ckpt", tmp_path / "version_4" / "checkpoints" / "best-step6.ckpt")
     assert named_checkpoint("best", tmp_path).name == "best-step12.ckpt"
+    with pytest.raises(UserError, match="holds no run with a checkpoint"):
+        named_checkpoint("best", tmp_path / "nothing")
     for words, message in (
-        (["--name=nothing", "--ckpt_path=best"], "holds no run with a checkpoint"),
         (["--name=nothing", "--version=3", "--ckpt_path=best"], "has no single best checkpoint (none)"),
         ([f"--ckpt_path={tmp_path / 'lost.ckpt'}"], "lost.ckpt: it does not exist"),
     ):
