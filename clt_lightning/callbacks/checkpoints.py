@@ -132,8 +132,8 @@ class Checkpoints(ModelCheckpoint):
         return written
 
     def state_dict(self) -> dict[str, Any]:
-        """The base class's state, and whether the validation of this step is still to come."""
-        return super().state_dict() | {"validation_due": self._validation_due}
+        """The base class's state, which step was validated, and whether the validation of this one is still to come."""
+        return super().state_dict() | {"validated_at": self._validated_at, "validation_due": self._validation_due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes the state back, also that of a run whose folder was moved."""
@@ -141,6 +141,7 @@ class Checkpoints(ModelCheckpoint):
         if before and self.dirpath and before != self.dirpath:
             state_dict = _moved(state_dict, str(before), str(self.dirpath))
         super().load_state_dict(state_dict)
+        self._validated_at = int(state_dict.get("validated_at", -1))
         self._validation_due = bool(state_dict.get("validation_due", False))
 
     def _check_monitor(self, trainer: pl.Trainer) -> None:

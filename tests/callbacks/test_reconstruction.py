@@ -87,5 +87,5 @@ def test_only_the_sets_asked_for(tmp_path: Path) -> None:
 
 
 def test_unknown_token_set() -> None:
-    with pytest.raises(UserError, match=r"Reconstruction\.token_sets"):
+    with pytest.raises(UserError, match=r"reconstruction\.token_sets"):
         Reconstruction(["patches"])
