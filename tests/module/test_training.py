@@ -186,7 +186,7 @@ def test_two_processes_train_and_validate_every_sample_once(run: Path, demo_tars
         ["--model.tokens.per_image=7", "--model.tokens.buffer=300"],
         ["--config", str(CONFIG.parent / "activation" / "jumprelu.yaml")],
         ["--config", str(CONFIG.parent / "activation" / "batch_topk.yaml"), "--model.transcoder.topology=per_layer"],
-        ["--model.transcoder.topology=sae"],
+        ["--model.transcoder.topology=sae", "--model.transcoder.skip=false"],
         ["--model.loss.cascade={embedding: 1.0, reconstruction: 0.3, images: 4, start: 0.5}"],
         ["--model.transcoder.skip=true", "--model.optimizer.class_path=torch.optim.Adam", "--trainer.devices=1"],
     ],

@@ -39,6 +39,7 @@ def validated(folder: Path) -> dict[str, float]:
     return json.loads((folder / "results.json").read_text())["metrics"]["val"]["values"]
 
 
+@pytest.mark.slow
 def test_a_run_goes_from_one_process_to_two_and_back(tmp_path: Path) -> None:
     config = write_config(tmp_path, **OPTIONS)
     straight = fit(config, 0, 10)
