@@ -16,7 +16,9 @@ def _two_cores() -> None:
     torch.set_num_threads(1)
 
 
-_ports = itertools.count(20_000 + os.getpid() * 7 % 10_000)
+# a range of its own for each xdist worker: two launches that meet on one port would join each other and hang
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+_ports = itertools.count(20_000 + 1_500 * _worker)
 
 
 @pytest.fixture(autouse=True)
