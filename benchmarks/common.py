@@ -53,12 +53,15 @@ def seconds(fn: Callable[[], Any], device: str) -> float:
 
 
 def medians(variants: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, float]:
-    """Median seconds of each variant over interleaved rounds, so that a busy moment hits all of them."""
-    for fn in variants.values():
-        fn()  # warm-up
+    """Median seconds of each variant over interleaved rounds, so that a busy moment hits all of them.
+
+    A variant runs twice in a round and the second run counts: gigabytes that lay idle while others ran come back slowly
+    on machines that reclaim idle memory.
+    """
     times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, fn in variants.items():
+            fn()
             times[name].append(seconds(fn, device))
     return {name: statistics.median(values) for name, values in times.items()}
 

@@ -20,6 +20,7 @@ from benchmarks.common import machine, write
 from clt_lightning.callbacks import Reconstruction, ZeroShot
 from clt_lightning.data import Demo
 from clt_lightning.module import CLTModule
+from clt_lightning.optim import AdamW
 from clt_lightning.settings import (
     ClipConfig,
     LossConfig,
@@ -84,7 +85,7 @@ def run(recipe: dict[str, Any], k: int, seed: int, options: argparse.Namespace, 
         ClipConfig(**probe),
         TranscoderConfig(n_features=options.features, activation=TopK(k), skip=recipe.get("skip", False)),
         module_loss,
-        optimizer=lambda params: torch.optim.AdamW(params, lr=options.lr, weight_decay=0.0, fused=True),
+        optimizer=lambda params: AdamW(params, lr=options.lr),
         schedule=ScheduleConfig(warmup_steps=50, decay="linear", decay_fraction=0.5),
         tokens=TokensConfig(),
         seed=seed,

@@ -5,6 +5,7 @@ Variants, all on the same weights, data and loss:
   dense       the packed dense reference: one matrix product a source layer
   bag         one embedding_bag a pair of layers, plain autograd
   per_layer   ours with topology per_layer (the baseline's own cost)
+  auxk        ours with AuxK as the module asks for it, a tenth of the features dead
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.common import machine, medians, rates, seconds, write
-from clt_lightning.transcoder import CrossLayerTranscoder, TopK
+from clt_lightning.optim import AdamW
+from clt_lightning.transcoder import AuxiliaryRequest, CrossLayerTranscoder, TopK
 from clt_lightning.transcoder.activations import top_indices
-from clt_lightning.transcoder.losses import reconstruction_loss
+from clt_lightning.transcoder.losses import AuxKConfig, auxiliary_tokens, auxk_loss, reconstruction_loss
 
-VARIANTS = ("ours", "dense", "bag", "per_layer")
+VARIANTS = ("ours", "dense", "bag", "per_layer", "auxk")
 
 
 def bag_forward(clt: CrossLayerTranscoder, x: torch.Tensor, k: int) -> torch.Tensor:
@@ -37,6 +39,16 @@ def bag_forward(clt: CrossLayerTranscoder, x: torch.Tensor, k: int) -> torch.Ten
             block = clt.W_dec[source][:, t]
             y[source + t] = y[source + t] + F.embedding_bag(indices, block, mode="sum", per_sample_weights=values)
     return torch.stack(y)
+
+
+def auxiliary_request(args: argparse.Namespace) -> AuxiliaryRequest:
+    """AuxK with the module's defaults and a tenth of the features dead."""
+    generator = torch.Generator().manual_seed(2)
+    dead = torch.rand(args.layers, args.features, generator=generator) < 0.1
+    k = args.d_model // 2
+    n = auxiliary_tokens(AuxKConfig(), args.tokens, k, int(dead.sum(1).max()), args.k)
+    chosen = torch.randperm(args.tokens, generator=generator)[:n]
+    return AuxiliaryRequest(dead.to(args.device), k, chosen.to(args.device))
 
 
 class Step:
@@ -57,14 +69,22 @@ class Step:
         shape = (args.layers, args.tokens, args.d_model)
         self.x = torch.randn(shape, generator=generator).to(args.device)
         self.y = torch.randn(shape, generator=generator).to(args.device)
-        self.optimizer = torch.optim.AdamW(self.clt.parameters(), lr=1e-4, fused=True)
+        self.optimizer = AdamW(self.clt.parameters(), lr=1e-4)
         self.autocast = torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bf16")
+        self.request = auxiliary_request(args) if variant == "auxk" else None
         self.variance = torch.full((args.layers,), float(args.d_model), device=args.device)
 
     def forward(self) -> None:
         with self.autocast:
-            y_hat = bag_forward(self.clt, self.x, self.k) if self.variant == "bag" else self.clt(self.x).y_hat
-            self.loss = reconstruction_loss(self.y, y_hat, self.variance, None)
+            if self.variant == "bag":
+                self.loss = reconstruction_loss(self.y, bag_forward(self.clt, self.x, self.k), self.variance, None)
+                return
+            out = self.clt(self.x, auxiliary=self.request)
+            self.loss = reconstruction_loss(self.y, out.y_hat, self.variance, None)
+            if self.request is not None:
+                assert out.auxiliary is not None
+                chosen = self.request.tokens
+                self.loss += auxk_loss(self.y[:, chosen], out.y_hat[:, chosen], out.auxiliary, self.variance) / 32
 
     def backward(self) -> None:
         self.loss.backward()
@@ -162,7 +182,9 @@ def measure(args: argparse.Namespace, rate: dict[str, float]) -> dict[str, Any]:
     steps: dict[str, Callable[[], Any]] = {variant: Step(variant, args) for variant in args.variants}
     times = medians(steps, args.rounds, args.device)
     split = {
-        name: parts(step, args.rounds, args.device) for name, step in steps.items() if name in ("ours", "per_layer")
+        name: parts(step, args.rounds, args.device)
+        for name, step in steps.items()
+        if name in ("ours", "per_layer", "auxk")
     }  # type: ignore[arg-type]
     least = floor(args, rate)
     total = least["encoder_product"] + least["bytes"]

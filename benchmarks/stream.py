@@ -20,6 +20,7 @@ import torch
 from benchmarks.common import machine, synchronize, write
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.data import Demo
+from clt_lightning.optim import AdamW
 from clt_lightning.transcoder import CrossLayerTranscoder, StatisticsAccumulator, TopK
 from clt_lightning.transcoder.losses import reconstruction_loss
 
@@ -37,7 +38,7 @@ def run(options: argparse.Namespace, root: str) -> dict[str, Any]:
     data.setup("fit")
     clt = CrossLayerTranscoder(clip.n_layers, clip.d_model, options.features, TopK(options.k), seed=0)
     clt.to(options.device)
-    optimizer = torch.optim.AdamW(clt.parameters(), lr=1e-4, fused=True)
+    optimizer = AdamW(clt.parameters(), lr=1e-4)
     spent: Counter[str] = Counter()
     tokens = 0
     mark = time.perf_counter()

@@ -21,6 +21,7 @@ from clt_lightning.cascade import cascade_parts
 from clt_lightning.clip import Activations, FrozenCLIP
 from clt_lightning.clip.activations import random_positions
 from clt_lightning.errors import UserError
+from clt_lightning.optim import AdamW
 from clt_lightning.parallel import ShardedTranscoder
 from clt_lightning.run.finite import FiniteWatch
 from clt_lightning.run.timing import StepClock
@@ -37,12 +38,12 @@ from clt_lightning.settings import (
 )
 from clt_lightning.transcoder import AuxiliaryRequest, CrossLayerTranscoder, StatisticsAccumulator
 from clt_lightning.transcoder.chunked import add_up, split_request
-from clt_lightning.transcoder.losses import loss_parts
+from clt_lightning.transcoder.losses import auxiliary_tokens, loss_parts
 
 
 def default_optimizer(params: Iterable[Any]) -> torch.optim.Optimizer:
     """Fused Adam without weight decay."""
-    return torch.optim.AdamW(params, lr=4e-4, weight_decay=0.0, fused=True)
+    return AdamW(params, lr=4e-4)
 
 
 @dataclass
@@ -62,7 +63,8 @@ class CLTModule(lightning.LightningModule):
         clip: the frozen backbone.
         transcoder: the transcoder.
         loss: coefficients and warm-up of each part of the loss.
-        optimizer: optimizer class and arguments, e.g. `{class_path: torch.optim.AdamW, init_args: {lr: 4.0e-4}}`.
+        optimizer: optimizer class and arguments, e.g. `{class_path: torch.optim.AdamW, init_args: {lr: 4.0e-4}}`;
+            default: `clt_lightning.optim.AdamW`.
         schedule: learning rate over the run.
         tokens: which tokens a step learns from.
         parallel: features over several processes; not in checkpoints, which fit any number of them.
@@ -275,10 +277,14 @@ class CLTModule(lightning.LightningModule):
         if not config.coefficient:
             return None
         dead = self.tokens_since_fired >= config.dead_after_tokens
-        if not bool(dead.any()):
+        most = int(dead.sum(1).max())
+        if not most:
             return None
-        chosen = torch.randperm(n_tokens, generator=generator)[: max(1, round(config.token_fraction * n_tokens))]
-        return AuxiliaryRequest(dead, config.k or max(1, self.clip.d_model // 2), chosen.to(self.device))
+        k = config.k or max(1, self.clip.d_model // 2)
+        live = self.transcoder.activation.most_active or 64  # others bound nothing: a usual number
+        n = auxiliary_tokens(config, n_tokens, k, most, live)
+        chosen = torch.randperm(n_tokens, generator=generator)[:n]
+        return AuxiliaryRequest(dead, k, chosen.to(self.device))
 
     @torch.no_grad()
     def _average_threshold(self) -> None:

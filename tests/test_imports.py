@@ -21,10 +21,11 @@ ALLOWED = {
     "settings": {"transcoder"},
     "schedule": {"settings"},
     "buffer": set(),
+    "optim": {"optim"},
     "run": {"run"},
     "parallel": {"parallel", "run", "transcoder"},
     "cascade": {"clip", "replacement", "transcoder"},
-    "module": {"buffer", "cascade", "clip", "parallel", "run", "schedule", "settings", "transcoder"},
+    "module": {"buffer", "cascade", "clip", "optim", "parallel", "run", "schedule", "settings", "transcoder"},
     "analysis": {"analysis", "clip", "data", "metrics", "module", "replacement", "settings", "transcoder"},
 }
 # the script that trains the demo's CLIP draws the demo's renders; loading that CLIP does not

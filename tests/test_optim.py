@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from clt_lightning.errors import UserError
-from clt_lightning.optim import RowSparseAdam, _moving_steps
+from clt_lightning.optim import AdamW, RowSparseAdam
+from clt_lightning.optim.row_sparse import _moving_steps
 from clt_lightning.transcoder import CrossLayerTranscoder, TopK
 
 # moments that fade fast, so that rows come to rest within a short test: 22 steps in fp32, 45 in float64
@@ -228,3 +229,33 @@ def test_from_yaml() -> None:
     optimizer = make(parameters())
     assert isinstance(optimizer, RowSparseAdam)
     assert optimizer.defaults["catch_up"] == "lazy"
+
+
+@pytest.mark.parametrize("other_layout", [False, True], ids=["own layout", "moments in another layout"])
+def test_adamw_is_torchs(other_layout: bool) -> None:
+    ours, reference = parameters(torch.float64), parameters(torch.float64)
+    options: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.1}
+    optimizers = AdamW(ours, **options), torch.optim.AdamW(reference, foreach=False, **options)
+    for step in range(20):
+        for optimizer, ps in zip(optimizers, (ours, reference)):
+            train(optimizer, ps, range(step, step + 1))
+        if other_layout and step == 10:  # as a checkpoint from elsewhere brings it
+            for state in optimizers[0].state.values():
+                state["exp_avg"] = state["exp_avg"].contiguous()
+        assert distance(ours, reference) < 1e-12
+
+
+def test_adamw_walks_along_memory() -> None:
+    """What torch's kernel would copy is handed over as a contiguous view."""
+    ours = parameters(torch.float32)
+    assert any(not p.is_contiguous() for p in ours), "there is a decoder among them"
+    optimizer = AdamW(ours)
+    train(optimizer, ours, range(1))
+    for p in ours:
+        p.grad = torch.zeros_like(p)
+    lists: list[list[torch.Tensor]] = [[] for _ in range(6)]
+    optimizer._init_group(optimizer.param_groups[0], *lists)
+    for tensors in lists[:4]:
+        assert [t.data_ptr() for t in tensors]
+        assert all(t.is_contiguous() for t in tensors)
+    assert [t.data_ptr() for t in lists[0]] == [p.data_ptr() for p in ours]

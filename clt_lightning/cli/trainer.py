@@ -44,7 +44,7 @@ from clt_lightning.parallel.strategy import FeatureParallel
 from clt_lightning.run import resume
 from clt_lightning.run.checkpoint_io import SafeCheckpointIO, damage
 from clt_lightning.run.requeue import EXIT_STOPPED, EXIT_TERMINATED, Stopped
-from clt_lightning.transcoder.clt import cpu_multiplies
+from clt_lightning.transcoder.precision import cpu_multiplies
 
 
 class CLTCLI(LightningCLI):

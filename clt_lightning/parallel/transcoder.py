@@ -15,9 +15,9 @@ from clt_lightning.parallel.selection import batch_cut, select_topk, smallest
 from clt_lightning.parallel.shards import Shards
 from clt_lightning.transcoder import activations
 from clt_lightning.transcoder.activations import AbsTopK, Activation, BatchTopK, TopK
-from clt_lightning.transcoder.clt import AuxiliaryRequest, Backend, CrossLayerTranscoder, Topology
+from clt_lightning.transcoder.clt import Backend, CrossLayerTranscoder, Topology
 from clt_lightning.transcoder.codes import Codes, Pairs
-from clt_lightning.transcoder.sparse import decode_pairs, encode_pairs
+from clt_lightning.transcoder.requests import AuxiliaryRequest, EncodedLayer
 
 
 class ShardedTranscoder(CrossLayerTranscoder):
@@ -83,9 +83,15 @@ class ShardedTranscoder(CrossLayerTranscoder):
 
     # -- forward -------------------------------------------------------------------------------------------------------
     def _encode_layer(
-        self, x: Tensor, layer: int, want_pre: bool, low: torch.dtype | None
-    ) -> tuple[Pairs | None, Tensor, Tensor]:
-        return super()._encode_layer(self.shards.spread(x), layer, want_pre, low)
+        self,
+        x: Tensor,
+        layer: int,
+        low: torch.dtype | None,
+        want_pre: bool = False,
+        auxiliary: AuxiliaryRequest | None = None,
+        scratch: Tensor | None = None,
+    ) -> EncodedLayer:
+        return super()._encode_layer(self.shards.spread(x), layer, low, want_pre, auxiliary, scratch)
 
     def _select(self, pre: Tensor, layer: int) -> Pairs | Tensor:
         activation = self.activation
@@ -105,24 +111,14 @@ class ShardedTranscoder(CrossLayerTranscoder):
     def _decode_features(self, codes: Codes) -> Tensor:
         return self.shards.sum(super()._decode_features(codes))
 
-    def _auxiliary(self, scaled: Tensor, request: AuxiliaryRequest) -> Tensor:
-        x = self.shards.spread(scaled[:, request.tokens])
-        counts = request.dead.view(self.n_layers, self.shards.size, self.width).sum(2).amax(1).tolist()
-        all_pairs, values = [], []
-        for layer, columns in enumerate(counts):
-            W, b = self.W_enc[layer], self.b_enc[layer]
-            features = request.dead[layer, self.own].nonzero().flatten()
-            with torch.no_grad():
-                pre = F.linear(x[layer], W[features], b[features])
-                # of one width on all processes; what is filled in can never be chosen
-                pre = F.pad(pre, (0, columns - features.numel()), value=float("-inf"))
-                local = select_topk(pre, request.k, self.shards)
-                active = pre[local.tokens, local.features]
-                pairs = Pairs(features[local.features], local.offsets, self.width)
-            all_pairs.append(pairs)
-            values.append(torch.relu(encode_pairs(active, x[layer], W, b, pairs)))
-        y = self.shards.sum(decode_pairs(self.n_layers, all_pairs, values, list(self.W_dec)))
-        return y * self.y_scale[:, None, None]
+    def _select_dead(self, pre: Tensor, layer: int, request: AuxiliaryRequest) -> Pairs:
+        features = request.dead[layer, self.own].nonzero().flatten()
+        columns = int(request.dead[layer].view(self.shards.size, self.width).sum(1).max())
+        found = pre[request.tokens[:, None], features]
+        # of one width on all processes; what is filled in can never be chosen
+        found = F.pad(found, (0, columns - features.numel()), value=float("-inf"))
+        local = select_topk(found, request.k, self.shards)
+        return Pairs(features[local.features], local.offsets, self.width)
 
     def encode(self, x: Tensor) -> Codes:
         """Codes of all features, without gradients."""

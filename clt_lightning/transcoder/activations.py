@@ -26,6 +26,11 @@ class Activation(nn.Module):
     #: whether running statistics of the training batches are kept
     tracking = True
 
+    @property
+    def most_active(self) -> int | None:
+        """The largest number of codes that tokens have on average, where the activation bounds it."""
+        return None
+
     @contextmanager
     def not_tracking(self) -> Iterator[None]:
         """While active, what is selected leaves no trace in running statistics (BatchTopK's threshold)."""
@@ -114,6 +119,10 @@ class TopK(Activation):
             raise UserError(f"{type(self).__name__}: k must be at least 1, got {k}")
         self.k = int(k)
 
+    @property
+    def most_active(self) -> int | None:
+        return self.k
+
     def init_args(self) -> dict[str, Any]:
         return {"k": self.k}
 
@@ -161,6 +170,10 @@ class BatchTopK(Activation):
         if not 0 <= momentum < 1:
             raise UserError(f"BatchTopK: momentum must lie in [0, 1), got {momentum}")
         self.k, self.momentum = int(k), float(momentum)
+
+    @property
+    def most_active(self) -> int | None:
+        return self.k if self.training else None  # a stored threshold bounds nothing
 
     def init_args(self) -> dict[str, Any]:
         return {"k": self.k, "momentum": self.momentum}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clt_lightning.transcoder.clt import AuxiliaryRequest
+from clt_lightning.transcoder.requests import AuxiliaryRequest
 
 
 class _Finished(torch.autograd.Function):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -16,34 +14,27 @@ from torch import Tensor, nn
 from clt_lightning.errors import UserError
 from clt_lightning.transcoder import pretrained
 from clt_lightning.transcoder.activations import Activation, TopK
+from clt_lightning.transcoder.buffers import GradientBuffers
 from clt_lightning.transcoder.codes import Codes, Pairs
 from clt_lightning.transcoder.normalization import ActivationStatistics, input_scales, output_scales
+from clt_lightning.transcoder.precision import full_precision
 from clt_lightning.transcoder.reference import decode_dense
+from clt_lightning.transcoder.requests import AuxiliaryRequest, CLTOutput, EncodedLayer
 from clt_lightning.transcoder.sparse import decode_pairs, encode_pairs, pair_dots
 
 Topology = Literal["cross_layer", "per_layer", "sae"]
 Backend = Literal["auto", "sparse", "dense"]
 
-#: Below this share of active features the sparse path is the faster one (measured on CPU: docs/performance.md)
-SPARSE_BELOW = 0.25
+#: Below this share of active features the sparse path is the faster one (docs/performance.md): a CPU's matrix products
+#: are slow, a GPU's tensor cores are not
+SPARSE_BELOW = {"cpu": 0.25, "cuda": 0.01}
 
 
-@contextmanager
-def full_precision(device_type: str) -> Iterator[torch.dtype | None]:
-    """Turns the caller's autocast off, and yields the type that the encoder's product is to take; None for no other.
-
-    Only that product gains from it. On CPUs without bf16 instructions it would be 5 times slower, and fp32 is kept.
-    """
-    low = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
-    if low is not None and device_type == "cpu" and not cpu_multiplies(low):
-        low = None
-    with torch.autocast(device_type, enabled=False):
-        yield low
-
-
-def cpu_multiplies(dtype: torch.dtype) -> bool:
-    """Whether this CPU has instructions for products in a low-precision type."""
-    return dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
+def _entries(pre: Tensor, pairs: Pairs) -> Tensor:
+    """`(pairs,)`: the entries of `pre (tokens, F)` at the pairs."""
+    if pairs.is_rectangular:
+        return pre.gather(1, pairs.features.view(pairs.n_tokens, -1)).view(-1) if pairs.n_tokens else pre.new_zeros(0)
+    return pre[pairs.tokens, pairs.features]
 
 
 def _decoder(n_features: int, targets: int, d_model: int) -> Tensor:
@@ -51,38 +42,6 @@ def _decoder(n_features: int, targets: int, d_model: int) -> Tensor:
     # a dimension of size 1 has no stride of its own to keep: the plain one agrees with DDP's buckets
     blocks = torch.zeros(targets, n_features, d_model)
     return blocks.view(n_features, 1, d_model) if targets == 1 else blocks.transpose(0, 1)
-
-
-@dataclass
-class CLTOutput:
-    """What the training forward gives.
-
-    Attributes:
-        y_hat: `(layers, tokens, d_model)` reconstruction of the MLP outputs.
-        codes: the codes of all layers, sparse inside, differentiable.
-        pre: one `(tokens, F)` tensor of pre-activations a layer, where asked for.
-        auxiliary: `(layers, auxiliary tokens, d_model)` what the dead features alone would add, where asked for.
-    """
-
-    y_hat: Tensor
-    codes: Codes
-    pre: list[Tensor] | None = None
-    auxiliary: Tensor | None = None
-
-
-@dataclass
-class AuxiliaryRequest:
-    """Asks the forward for a second reconstruction, from dead features alone (AuxK; Gao et al. 2024).
-
-    Attributes:
-        dead: `(layers, F)` bool.
-        k: number of dead features a token may use in a layer.
-        tokens: `(auxiliary tokens,)` int64, the tokens to do it for.
-    """
-
-    dead: Tensor
-    k: int
-    tokens: Tensor
 
 
 class CrossLayerTranscoder(nn.Module):
@@ -159,6 +118,8 @@ class CrossLayerTranscoder(nn.Module):
         self.W_dec = nn.ParameterList(_decoder(n_features, self.n_targets(i), d_model) for i in range(n_layers))
         self.b_dec = nn.Parameter(torch.zeros(n_layers, d_model))
         self.W_skip = nn.ParameterList(torch.zeros(d_model, d_model) for _ in range(n_layers)) if skip else None
+
+        self.gradients = GradientBuffers()
 
         self.register_buffer("x_scale", torch.ones(n_layers))
         self.register_buffer("y_scale", torch.ones(n_layers))
@@ -270,16 +231,23 @@ class CrossLayerTranscoder(nn.Module):
         self._check_x(x)
         with full_precision(x.device.type) as low:
             scaled = self._scale_inputs(x)
-            codes, pre = self._encode(scaled, want_pre, low)
-            y_hat = self._decode(codes, scaled)
-            aux = None if auxiliary is None else self._auxiliary(scaled, auxiliary)
-        return CLTOutput(y_hat, codes, pre, aux)
+            layers = self._encode(scaled, low, want_pre, auxiliary)
+            codes = Codes([e.pairs for e in layers], [e.values for e in layers])
+            pre = [e.pre for e in layers if e.pre is not None] if want_pre else None
+            if auxiliary is None:
+                return CLTOutput(self._decode(codes, scaled), codes, pre)
+            # dead features at work are more tokens of the same decoder: one pass, one gradient of each weight
+            dead = Codes([e.dead[0] for e in layers if e.dead], [e.dead[1] for e in layers if e.dead])
+            sums = self._decode_features(Codes.cat(codes, dead))
+            main, extra = sums.split([codes.n_tokens, dead.n_tokens], 1)
+            return CLTOutput(self._finish(main, scaled), codes, pre, extra * self.y_scale[:, None, None])
 
     def encode(self, x: Tensor) -> Codes:
         """Codes of MLP inputs `(layers, tokens, d_model)`; `.dense()` gives `(layers, tokens, n_features)`."""
         self._check_x(x)
         with full_precision(x.device.type) as low:
-            return self._encode(self._scale_inputs(x), False, low)[0]
+            layers = self._encode(self._scale_inputs(x), low)
+        return Codes([e.pairs for e in layers], [e.values for e in layers])
 
     def encode_layer(self, x: Tensor, layer: int) -> Codes:
         """Codes of one layer alone, as `Codes` of a single layer.
@@ -289,8 +257,8 @@ class CrossLayerTranscoder(nn.Module):
             layer: which layer.
         """
         with full_precision(x.device.type) as low:
-            pairs, values, _ = self._encode_layer(x.to(self.b_dec.dtype) * self.x_scale[layer], layer, False, low)
-        return Codes([pairs], [values])
+            encoded = self._encode_layer(x.to(self.b_dec.dtype) * self.x_scale[layer], layer, low)
+        return Codes([encoded.pairs], [encoded.values])
 
     def decode(self, codes: Codes | Tensor, x: Tensor | None = None) -> Tensor:
         """Reconstruction `(layers, tokens, d_model)` of codes.
@@ -402,81 +370,119 @@ class CrossLayerTranscoder(nn.Module):
     def _scale_inputs(self, x: Tensor) -> Tensor:
         return x.to(self.b_dec.dtype) * self.x_scale[:, None, None]
 
-    def _encode(self, scaled: Tensor, want_pre: bool, low: torch.dtype | None) -> tuple[Codes, list[Tensor] | None]:
-        layers = [self._encode_layer(scaled[layer], layer, want_pre, low) for layer in range(self.n_layers)]
-        codes = Codes([p for p, _, _ in layers], [v for _, v, _ in layers])
-        return codes, [pre for _, _, pre in layers] if want_pre else None
+    def _encode(
+        self,
+        scaled: Tensor,
+        low: torch.dtype | None,
+        want_pre: bool = False,
+        auxiliary: AuxiliaryRequest | None = None,
+    ) -> list[EncodedLayer]:
+        layers, scratch = range(self.n_layers), None
+        if not want_pre and low is None and self._surely_sparse(scaled.device.type):
+            # one buffer serves all layers: what is chosen from it is copied out
+            scratch = scaled.new_empty(scaled.shape[1], self.W_enc[0].shape[0])
+        return [self._encode_layer(scaled[i], i, low, want_pre, auxiliary, scratch) for i in layers]
 
     def _encode_layer(
-        self, x: Tensor, layer: int, want_pre: bool, low: torch.dtype | None
-    ) -> tuple[Pairs | None, Tensor, Tensor]:
+        self,
+        x: Tensor,
+        layer: int,
+        low: torch.dtype | None,
+        want_pre: bool = False,
+        auxiliary: AuxiliaryRequest | None = None,
+        scratch: Tensor | None = None,
+    ) -> EncodedLayer:
         W, b = self.W_enc[layer], self.b_enc[layer]
-        if low is None:
-            pre = F.linear(x, W, b)
-        else:
-            pre = F.linear(x.to(low), W.to(low)).to(x.dtype) + b
-        selected = self._select(pre.detach(), layer)
+        dense_gradient = want_pre or not self._surely_sparse(x.device.type)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and dense_gradient):
+            if low is not None:
+                pre = F.linear(x.to(low), W.to(low)).to(x.dtype) + b
+            elif scratch is not None:
+                pre = torch.addmm(b.detach(), x.detach(), W.detach().t(), out=scratch)
+            else:
+                pre = F.linear(x, W, b)
+        known = pre.detach()
+        selected = self._select(known, layer)
+        dead = None if auxiliary is None else self._select_dead(known, layer, auxiliary)
         if self._use_dense(selected, pre, want_pre):
-            if isinstance(selected, Pairs):
-                mask = torch.zeros_like(pre, dtype=torch.bool)
-                mask[selected.tokens, selected.features] = True
-                selected = mask
-            codes = torch.where(selected, self.activation.values(pre, None, layer), pre.new_zeros(()))
-            return None, codes, pre
+            return self._encode_densely(pre, selected, layer, auxiliary, dead)
         pairs = selected if isinstance(selected, Pairs) else Pairs.from_mask(selected)
+        n_active = pairs.features.numel()
+        active = _entries(known, pairs)
+        every, inputs = pairs, x
+        if auxiliary is not None and dead is not None:
+            active = torch.cat([active, known[auxiliary.tokens[dead.tokens], dead.features]])
+            every, inputs = Pairs.cat(pairs, dead), torch.cat([x, x[auxiliary.tokens]])
         if low is not None:
             # the low-precision product only chooses: what is chosen is computed again in full precision
             with torch.no_grad():
-                order, _ = pairs.by_feature
-                exact = pair_dots(pairs, W, x)
-                active = torch.empty_like(exact).index_copy_(0, order, exact) + b[pairs.features]
-        elif pairs.is_rectangular:
-            k = pairs.features.numel() // max(pairs.n_tokens, 1)
-            active = pre.detach().gather(1, pairs.features.view(pairs.n_tokens, k)).view(-1)
-        else:
-            active = pre.detach()[pairs.tokens, pairs.features]
-        active = encode_pairs(active, x, W, b, pairs)
-        return pairs, self.activation.values(active, pairs.features, layer), pre
+                order, _ = every.by_feature
+                exact = pair_dots(every, [W], [inputs])
+                active = torch.empty_like(exact).index_copy_(0, order, exact) + b[every.features]
+        active = encode_pairs(active, inputs, W, b, every, self.gradients, ("W_enc", layer))
+        values = self.activation.values(active[:n_active], pairs.features, layer)
+        return EncodedLayer(pairs, values, None, None if dead is None else (dead, torch.relu(active[n_active:])))
+
+    def _encode_densely(
+        self, pre: Tensor, selected: Pairs | Tensor, layer: int, auxiliary: AuxiliaryRequest | None, dead: Pairs | None
+    ) -> EncodedLayer:
+        if isinstance(selected, Pairs):
+            mask = torch.zeros_like(pre, dtype=torch.bool)
+            mask[selected.tokens, selected.features] = True
+            selected = mask
+        codes = torch.where(selected, self.activation.values(pre, None, layer), pre.new_zeros(()))
+        if auxiliary is None or dead is None:
+            return EncodedLayer(None, codes, pre)
+        return EncodedLayer(None, codes, pre, (dead, torch.relu(pre[auxiliary.tokens[dead.tokens], dead.features])))
 
     def _select(self, pre: Tensor, layer: int) -> Pairs | Tensor:
         return self.activation.select(pre, layer)
 
+    def _select_dead(self, pre: Tensor, layer: int, request: AuxiliaryRequest) -> Pairs:
+        """The dead features with the largest pre-activations, for each auxiliary token."""
+        features = request.dead[layer].nonzero().flatten()
+        found = pre[request.tokens[:, None], features]
+        top = torch.topk(found, min(request.k, features.numel()), dim=1, sorted=False)
+        return Pairs.rectangular(features[top.indices], pre.shape[1])
+
+    def _surely_sparse(self, device_type: str) -> bool:
+        """Whether the sparse path is taken whatever the data."""
+        if self.backend != "auto":
+            return self.backend == "sparse"
+        bound = self.activation.most_active
+        return bound is not None and bound < SPARSE_BELOW.get(device_type, 0.25) * self.W_enc[0].shape[0]
+
     def _use_dense(self, selected: Pairs | Tensor, pre: Tensor, want_pre: bool) -> bool:
         if want_pre or self.backend == "dense":
             return True
-        if self.backend == "sparse" or pre.numel() == 0:
+        if self._surely_sparse(pre.device.type) or pre.numel() == 0:
             return False
         active = selected.features.numel() if isinstance(selected, Pairs) else int(selected.sum())
-        return active >= SPARSE_BELOW * pre.numel()
+        return active >= SPARSE_BELOW.get(pre.device.type, 0.25) * pre.numel()
 
     def _decode(self, codes: Codes, scaled: Tensor | None) -> Tensor:
-        y = self._decode_features(codes)
+        return self._finish(self._decode_features(codes), scaled)
+
+    def _finish(self, y: Tensor, scaled: Tensor | None) -> Tensor:
+        """From what the features add, in scaled units, to the reconstruction."""
         if self.W_skip is not None:
             assert scaled is not None
             y = y + torch.einsum("lnd,led->lne", scaled, torch.stack(list(self.W_skip)))
-        return y * self.y_scale[:, None, None] + self.b_dec[:, None, :]
+        return torch.addcmul(self.b_dec[:, None, :], y, self.y_scale[:, None, None])
 
     def _decode_features(self, codes: Codes) -> Tensor:
         dense = [layer for layer in range(self.n_layers) if codes.is_dense(layer)]
         if len(dense) == self.n_layers:
             return decode_dense(codes.layer_values, list(self.W_dec), self.n_layers)
         layers = [codes.layer(layer) for layer in range(self.n_layers)]
-        return decode_pairs(self.n_layers, [p for p, _ in layers], [v for _, v in layers], list(self.W_dec))
+        pairs, values = [p for p, _ in layers], [v for _, v in layers]
+        return decode_pairs(self.n_layers, pairs, values, list(self.W_dec), self.gradients)
 
-    def _auxiliary(self, scaled: Tensor, request: AuxiliaryRequest) -> Tensor:
-        x = scaled[:, request.tokens]
-        all_pairs, values = [], []
-        for layer in range(self.n_layers):
-            W, b = self.W_enc[layer], self.b_enc[layer]
-            features = request.dead[layer].nonzero().flatten()
-            with torch.no_grad():
-                pre = F.linear(x[layer], W[features], b[features])
-                top = torch.topk(pre, min(request.k, features.numel()), dim=1, sorted=False)
-                pairs = Pairs.rectangular(features[top.indices], self.n_features)
-            all_pairs.append(pairs)
-            values.append(torch.relu(encode_pairs(top.values.reshape(-1), x[layer], W, b, pairs)))
-        y = decode_pairs(self.n_layers, all_pairs, values, list(self.W_dec))
-        return y * self.y_scale[:, None, None]
+    def train(self, mode: bool = True) -> Self:
+        """Training mode on or off; off gives the gradients' memory back."""
+        if not mode:
+            self.gradients.clear()
+        return super().train(mode)
 
     # -- files -------------------------------------------------------------------------------------------------------
     def save_pretrained(self, folder: str | Path, metadata: dict[str, Any] | None = None) -> Path:

@@ -107,6 +107,13 @@ class Pairs:
         return cls(features.reshape(-1), offsets, n_features, is_rectangular=True)
 
     @classmethod
+    def cat(cls, first: Pairs, second: Pairs) -> Pairs:
+        """The pairs of two sets of tokens, one after the other."""
+        features = torch.cat([first.features, second.features])
+        offsets = torch.cat([first.offsets, second.offsets[1:] + first.features.numel()])
+        return cls(features, offsets, first.n_features)
+
+    @classmethod
     def from_mask(cls, mask: Tensor) -> Pairs:
         """Pairs at the true positions of a `(tokens, F)` mask."""
         tokens, features = mask.nonzero(as_tuple=True)
@@ -156,6 +163,20 @@ class Codes:
         if indices.numel() and (int(indices.min()) < 0 or int(indices.max()) >= n_features):
             raise UserError(f"indices must lie in 0..{n_features - 1}, got {int(indices.min())}..{int(indices.max())}")
         return cls([Pairs.rectangular(i, n_features) for i in indices], [v.reshape(-1) for v in values])
+
+    @classmethod
+    def cat(cls, first: Codes, second: Codes) -> Codes:
+        """The codes of two sets of tokens, one after the other; a layer that is dense in one is dense in both."""
+        pairs: list[Pairs | None] = []
+        values = []
+        for layer, (p, q) in enumerate(zip(first._pairs, second._pairs)):
+            if p is None or q is None:
+                pairs.append(None)
+                values.append(torch.cat([first.dense_layer(layer), second.dense_layer(layer)]))
+            else:
+                pairs.append(Pairs.cat(p, q))
+                values.append(torch.cat([first.layer_values[layer], second.layer_values[layer]]))
+        return cls(pairs, values)
 
     # -- shape -------------------------------------------------------------------------------------------------------
     @property

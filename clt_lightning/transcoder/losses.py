@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from clt_lightning.errors import UserError
 from clt_lightning.transcoder.activations import JumpReLU
-from clt_lightning.transcoder.clt import CLTOutput, CrossLayerTranscoder
+from clt_lightning.transcoder.clt import CrossLayerTranscoder
 from clt_lightning.transcoder.codes import Codes
+from clt_lightning.transcoder.requests import CLTOutput
 
 
 @dataclass
@@ -70,13 +72,15 @@ class AuxKConfig:
         k: dead features a token may use in a layer; null means d_model / 2.
         dead_after_tokens: a feature is dead when it has not fired on that many tokens (of all processes together).
         token_fraction: share of a batch's tokens it is computed on; a sample, since few suffice to revive a feature.
+            null: so many that dead features are at work half as often as live ones (at most a quarter of the tokens),
+            which keeps AuxK under a quarter of the step.
         warmup_steps: optimizer steps over which the coefficient rises linearly from 0.
     """
 
     coefficient: float = 1 / 32
     k: int | None = None
     dead_after_tokens: int = 1_000_000
-    token_fraction: float = 0.25
+    token_fraction: float | None = None
     warmup_steps: int = 0
 
 
@@ -129,8 +133,8 @@ class LossConfig:
                 "loss.cascade: embedding and reconstruction must not be negative, images at least 1, start in [0, 1], "
                 f"got {cascade}"
             )
-        if not 0 < self.auxk.token_fraction <= 1:
-            raise UserError(f"loss.auxk.token_fraction must lie in (0, 1], got {self.auxk.token_fraction}")
+        if self.auxk.token_fraction is not None and not 0 < self.auxk.token_fraction <= 1:
+            raise UserError(f"loss.auxk.token_fraction must lie in (0, 1] or be null, got {self.auxk.token_fraction}")
         if self.auxk.k is not None and self.auxk.k < 1:
             raise UserError(f"loss.auxk.k must be at least 1 or null, got {self.auxk.k}")
         for name in ("l1", "tanh", "pre_activation", "auxk"):
@@ -139,9 +143,26 @@ class LossConfig:
                 raise UserError(f"loss.{name}: coefficient and warmup_steps must not be negative, got {part}")
 
 
+class _SquaredErrors(torch.autograd.Function):
+    """`sum over tokens of ||y_hat - y||^2` a layer, in one pass each way over tensors as large as the activations."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, y_hat: Tensor) -> Tensor:
+        error = y_hat - y
+        ctx.save_for_backward(error)
+        # a token's norm first: one long sum in fp32 would lose digits
+        return torch.linalg.vector_norm(error, dim=2).square().sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        (error,) = ctx.saved_tensors
+        d_y_hat = error * (2 * grads[0])[:, None, None]
+        return (-d_y_hat if ctx.needs_input_grad[0] else None), (d_y_hat if ctx.needs_input_grad[1] else None)
+
+
 def normalized_error(y: Tensor, y_hat: Tensor, variance: Tensor) -> Tensor:
     """`(layers,)`: mean over tokens of `||y - y_hat||^2 / variance`, in fp32 or better: the FVU of a layer."""
-    error = (y.to(y_hat.dtype) - y_hat).square().sum(2).mean(1) if y.shape[1] else y_hat.sum((1, 2))
+    error = _SquaredErrors.apply(y.to(y_hat.dtype), y_hat) / max(y.shape[1], 1)
     return error / variance.to(error)
 
 
@@ -204,6 +225,22 @@ def pre_activation_penalty(pre: Sequence[Tensor], thresholds: Tensor | float, no
         threshold = thresholds[layer] if isinstance(thresholds, Tensor) else thresholds
         layers.append(torch.relu(threshold - values) * norms[layer])
     return _mean_of_sums(layers, pre[0].shape[0])
+
+
+def auxiliary_tokens(config: AuxKConfig, n_tokens: int, k: int, dead: int, live: int) -> int:
+    """How many tokens of a batch AuxK is computed on.
+
+    Args:
+        config: `token_fraction` says it, or null: see there.
+        n_tokens: tokens of the batch.
+        k: dead features that a token may use in a layer.
+        dead: most dead features of any layer.
+        live: codes of a token in a layer.
+    """
+    fraction = config.token_fraction
+    if fraction is None:
+        fraction = min(0.25, 0.5 * live / min(k, dead))
+    return max(1, round(fraction * n_tokens))
 
 
 def auxk_loss(y: Tensor, y_hat: Tensor, auxiliary: Tensor, variance: Tensor) -> Tensor:

@@ -2,20 +2,21 @@
 
 Two autograd functions, `encode_pairs` and `decode_pairs`. Their plain dense counterparts stand in `reference.py`, and
 the tests hold one against the other in float64. Weight gradients are built feature by feature as (sparse codes^T) x
-(dense
-gradient): every row is written once, in token order, so results do not depend on the number of threads and no atomics
-are needed. On CUDA devices Triton's kernels do the same (`triton_kernels.py`; `dispatch.py` chooses).
+(dense gradient): every row is written once, in token order, so results do not depend on the number of threads and no
+atomics are needed. On CUDA devices Triton's kernels do the same (`triton_kernels.py`; `dispatch.py` chooses).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from clt_lightning.transcoder.buffers import GradientBuffers
 from clt_lightning.transcoder.codes import Pairs
 from clt_lightning.transcoder.dispatch import use_triton
 
@@ -49,82 +50,111 @@ def bag_sum(table: Tensor, pairs: Pairs, values: Tensor) -> Tensor:
     )
 
 
-def scatter_rows(pairs: Pairs, sorted_values: Tensor, rows: Tensor) -> Tensor:
+@torch.no_grad()
+def scatter_rows(pairs: Pairs, sorted_values: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
     """`out[f] = sum over pairs (n, f) of value * rows[n]`, values in feature-major order.
-
-    The same bag-sum with the roles of tokens and features exchanged; 1.2 times faster than a CSR product on CPU, and a
-    token's row is reused from the cache.
 
     Args:
         pairs: the pairs.
         sorted_values: `(pairs,)`, in the order of `pairs.by_feature`.
         rows: `(tokens, d)`.
+        out: `(F, d)` to write to, whatever it holds.
 
     Returns:
-        `(F, d)`.
+        `(F, d)`: `out`, or a new tensor.
     """
     if sorted_values.numel() == 0:
-        return rows.new_zeros(pairs.n_features, rows.shape[1])
+        return rows.new_zeros(pairs.n_features, rows.shape[1]) if out is None else out.zero_()
     if use_triton(rows):
         from clt_lightning.transcoder import triton_kernels
 
         sums = triton_kernels.gradients(rows[None], pairs, sorted_values=sorted_values)[1]
         assert sums is not None
-        return sums[:, 0]
+        return sums[:, 0] if out is None else out.copy_(sums[:, 0])
+    sorted_values = sorted_values.to(rows.dtype)
+    if _has_sparse_product(rows):
+        if out is None:
+            out = rows.new_empty(pairs.n_features, rows.shape[1])
+        # `torch.mm(out=)` would fill `out` with zeros first, and take three times as long
+        return torch.addmm(out, pairs.csr(sorted_values), rows, beta=0.0, out=out)
     starts, tokens = pairs.feature_major
-    return F.embedding_bag(
-        tokens, rows, starts, mode="sum", per_sample_weights=sorted_values.to(rows.dtype), include_last_offset=True
+    # the same bag-sum as `bag_sum`, with the roles of tokens and features exchanged
+    sums = F.embedding_bag(tokens, rows, starts, mode="sum", per_sample_weights=sorted_values, include_last_offset=True)
+    return sums if out is None else out.copy_(sums)
+
+
+def _has_sparse_product(rows: Tensor) -> bool:
+    """Whether torch multiplies CSR matrices of this kind straight into given memory (MKL's product on CPU)."""
+    return (
+        rows.device.type == "cpu" and rows.dtype in (torch.float32, torch.float64) and torch.backends.mkl.is_available()
     )
 
 
-def pair_dots(pairs: Pairs, table: Tensor, rows: Tensor) -> Tensor:
-    """`out[p] = <table[f], rows[n]>` for every pair p = (n, f), in feature-major order.
+@torch.no_grad()
+def pair_dots(pairs: Pairs, tables: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
+    """`out[p] = sum over t of <tables[t][f], rows[t][n]>` for every pair p = (n, f), in feature-major order.
 
     Args:
         pairs: the pairs.
-        table: `(F, d)`.
-        rows: `(tokens, d)`, contiguous.
+        tables: `(F, d)` each.
+        rows: `(tokens, d)` each, contiguous.
 
     Returns:
         `(pairs,)`.
     """
-    if pairs.features.numel() == 0:
-        return rows.new_zeros(0)
-    if use_triton(rows):
+    total = rows[0].new_zeros(pairs.features.numel())
+    if total.numel() == 0:
+        return total
+    if use_triton(total):
         from clt_lightning.transcoder import triton_kernels
 
-        dots = triton_kernels.gradients(rows[None], pairs, table=table[:, None])[0]
-        assert dots is not None
-        return dots.to(rows.dtype)
-    pattern = pairs.csr(rows.new_zeros(pairs.features.numel()))
-    return torch.sparse.sampled_addmm(pattern, table, rows.t(), beta=0.0).values()
+        for table, row in zip(tables, rows):
+            dots = triton_kernels.gradients(row[None], pairs, table=table[:, None])[0]
+            assert dots is not None
+            total += dots.to(total.dtype)
+        return total
+    sums = pairs.csr(total)
+    for table, row in zip(tables, rows):
+        torch.sparse.sampled_addmm(sums, table, row.t(), beta=1.0, out=sums)
+    return sums.values()
 
 
 class _EncodePairs(torch.autograd.Function):
     """Gives given pre-activations the gradient of `<W[f], x[n]> + b[f]`."""
 
     @staticmethod
-    def forward(ctx: Any, pre: Tensor, x: Tensor, W: Tensor, b: Tensor, pairs: Pairs) -> Tensor:
+    def forward(
+        ctx: Any, pre: Tensor, x: Tensor, W: Tensor, b: Tensor, pairs: Pairs, gradients: GradientBuffers, key: Hashable
+    ) -> Tensor:
         ctx.save_for_backward(x, W)
-        ctx.pairs = pairs
+        ctx.pairs, ctx.gradients, ctx.key = pairs, gradients, key
         return pre.view_as(pre)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor | None, Tensor | None, Tensor | None, None]:
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         x, W = ctx.saved_tensors
         pairs: Pairs = ctx.pairs
         order, _ = pairs.by_feature
         by_feature = grad[order]
         dx = bag_sum(W, pairs, grad) if ctx.needs_input_grad[1] else None
-        dW = scatter_rows(pairs, by_feature, x) if ctx.needs_input_grad[2] else None
+        dW = scatter_rows(pairs, by_feature, x, ctx.gradients.take(ctx.key, W)) if ctx.needs_input_grad[2] else None
         db = None
         if ctx.needs_input_grad[3]:
             db = scatter_rows(pairs, by_feature, x.new_ones(pairs.n_tokens, 1)).view(-1)
-        return None, dx, dW, db, None
+        return None, dx, dW, db, None, None, None
 
 
-def encode_pairs(pre: Tensor, x: Tensor, W: Tensor, b: Tensor, pairs: Pairs) -> Tensor:
+def encode_pairs(
+    pre: Tensor,
+    x: Tensor,
+    W: Tensor,
+    b: Tensor,
+    pairs: Pairs,
+    gradients: GradientBuffers | None = None,
+    key: Hashable = "W_enc",
+) -> Tensor:
     """The pre-activations of `pairs`, differentiable in the inputs and the encoder.
 
     Args:
@@ -133,11 +163,13 @@ def encode_pairs(pre: Tensor, x: Tensor, W: Tensor, b: Tensor, pairs: Pairs) -> 
         W: `(F, d)` encoder.
         b: `(F,)` encoder bias.
         pairs: the pairs.
+        gradients: memory for the encoder's gradient.
+        key: this encoder's name there.
 
     Returns:
         `(pairs,)`: `pre`, with gradients.
     """
-    return _EncodePairs.apply(pre, x, W, b, pairs)
+    return _EncodePairs.apply(pre, x, W, b, pairs, gradients or GradientBuffers(), key)
 
 
 def _forward_triton(
@@ -158,17 +190,17 @@ def _backward_triton(
 
     if not want_dots and dW is None:
         return None
-    return triton_kernels.gradients(
-        G[: W.shape[1]], pairs, W if want_dots else None, None if dW is None else by_feature, dW
-    )[0]
+    return triton_kernels.gradients(G, pairs, W if want_dots else None, None if dW is None else by_feature, dW)[0]
 
 
 class _DecodePairs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, n_layers: int, all_pairs: Sequence[Pairs], *tensors: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, n_layers: int, all_pairs: Sequence[Pairs], gradients: GradientBuffers, *tensors: Tensor
+    ) -> Tensor:
         sources = len(all_pairs)
         values, decoders = tensors[:sources], tensors[sources:]
-        ctx.all_pairs = all_pairs
+        ctx.all_pairs, ctx.gradients = all_pairs, gradients
         ctx.save_for_backward(*tensors)
         y = decoders[0].new_zeros(n_layers, all_pairs[0].n_tokens, decoders[0].shape[2])
         if use_triton(y):
@@ -179,6 +211,7 @@ class _DecodePairs(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         G = grads[0].contiguous()
         all_pairs: Sequence[Pairs] = ctx.all_pairs
@@ -189,25 +222,27 @@ class _DecodePairs(torch.autograd.Function):
         for source, (pairs, v, W) in enumerate(zip(all_pairs, values, decoders)):
             order, _ = pairs.by_feature
             by_feature = v[order].to(W.dtype)
-            dW = torch.empty_like(W) if ctx.needs_input_grad[2 + sources + source] else None
+            want_dots = ctx.needs_input_grad[3 + source]
+            dW = ctx.gradients.take(("W_dec", source), W) if ctx.needs_input_grad[3 + sources + source] else None
+            targets = G[source : source + W.shape[1]]
             if use_triton(W):
-                dots = _backward_triton(pairs, by_feature, W, G[source:], ctx.needs_input_grad[2 + source], dW)
-                d_values.append(None if dots is None else torch.empty_like(v).index_copy_(0, order, dots.to(v.dtype)))
-                d_decoders.append(dW)
-                continue
-            dots = torch.zeros_like(by_feature) if ctx.needs_input_grad[2 + source] else None
-            for t in range(W.shape[1]):
-                if dots is not None:
-                    dots += pair_dots(pairs, W[:, t], G[source + t])
+                dots = _backward_triton(pairs, by_feature, W, targets, want_dots, dW)
+            else:
+                dots = pair_dots(pairs, W.unbind(1), targets.unbind(0)) if want_dots else None
                 if dW is not None:
-                    dW[:, t] = scatter_rows(pairs, by_feature, G[source + t])
+                    for t, rows in enumerate(targets):
+                        scatter_rows(pairs, by_feature, rows, dW[:, t])
             d_values.append(None if dots is None else torch.empty_like(v).index_copy_(0, order, dots.to(v.dtype)))
             d_decoders.append(dW)
-        return None, None, *d_values, *d_decoders
+        return None, None, None, *d_values, *d_decoders
 
 
 def decode_pairs(
-    n_layers: int, all_pairs: Sequence[Pairs], values: Sequence[Tensor], decoders: Sequence[Tensor]
+    n_layers: int,
+    all_pairs: Sequence[Pairs],
+    values: Sequence[Tensor],
+    decoders: Sequence[Tensor],
+    gradients: GradientBuffers | None = None,
 ) -> Tensor:
     """Sum of decoder rows over the active pairs: `y[i + t, n] = sum of value * W_dec[i][f, t]`.
 
@@ -216,8 +251,9 @@ def decode_pairs(
         all_pairs: one `Pairs` a source layer.
         values: one `(pairs,)` a source layer.
         decoders: one `(F, targets, d)` a source layer; block t writes to layer `source + t`.
+        gradients: memory for the decoders' gradients.
 
     Returns:
         `(n_layers, tokens, d)`, without bias.
     """
-    return _DecodePairs.apply(n_layers, all_pairs, *values, *decoders)
+    return _DecodePairs.apply(n_layers, all_pairs, gradients or GradientBuffers(), *values, *decoders)

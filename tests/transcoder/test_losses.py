@@ -16,6 +16,7 @@ from clt_lightning.transcoder.losses import (
     auxk_loss,
     l1_penalty,
     loss_parts,
+    normalized_error,
     pre_activation_penalty,
     reconstruction_loss,
     tanh_penalty,
@@ -117,3 +118,13 @@ def test_bad_coefficients_are_named() -> None:
         LossConfig(tanh=TanhConfig(-1.0))
     with pytest.raises(UserError, match=r"loss\.auxk\.token_fraction"):
         LossConfig(auxk=AuxKConfig(token_fraction=0))
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 5])
+def test_normalized_error_and_its_gradients(tokens: int) -> None:
+    y, y_hat = torch.randn(2, 3, tokens, 4, dtype=torch.float64, requires_grad=True).unbind(0)
+    variance = torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)
+    expected = ((y - y_hat) ** 2).sum(2).sum(1) / max(tokens, 1) / variance
+    torch.testing.assert_close(normalized_error(y, y_hat, variance), expected, rtol=1e-12, atol=0)
+    if tokens:
+        torch.autograd.gradcheck(lambda a, b: normalized_error(a, b, variance), (y, y_hat))

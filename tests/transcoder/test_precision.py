@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from clt_lightning.transcoder import BatchTopK, JumpReLU, TopK, clt
+from clt_lightning.transcoder import BatchTopK, JumpReLU, TopK, precision
 
 
 @pytest.mark.parametrize("activation", [TopK(4), BatchTopK(4), JumpReLU(0.3, 0.4)], ids=lambda a: type(a).__name__)
 def test_values_are_exact_where_the_choice_agrees(make_clt, monkeypatch: pytest.MonkeyPatch, activation) -> None:
-    monkeypatch.setattr(clt, "cpu_multiplies", lambda dtype: True)
+    monkeypatch.setattr(precision, "cpu_multiplies", lambda dtype: True)
     model = make_clt(activation=activation, dtype=torch.float32, n_features=64, backend="sparse")
     x = torch.randn(3, 50, 8, generator=torch.Generator().manual_seed(0))
     full = model.encode(x).dense()
@@ -26,7 +26,7 @@ def test_values_are_exact_where_the_choice_agrees(make_clt, monkeypatch: pytest.
 
 
 def test_a_cpu_without_bf16_keeps_full_precision(make_clt, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clt, "cpu_multiplies", lambda dtype: False)
+    monkeypatch.setattr(precision, "cpu_multiplies", lambda dtype: False)
     model = make_clt(activation=TopK(4), dtype=torch.float32)
     x = torch.randn(3, 50, 8)
     with torch.autocast("cpu", torch.bfloat16):

@@ -143,7 +143,7 @@ def test_autograd_against_torch_operations(monkeypatch: pytest.MonkeyPatch, dtyp
         functions = (
             bag_sum(decoders[0][:, 1], all_pairs[0], values[0]),
             scatter_rows(all_pairs[0], values[0], x),
-            pair_dots(all_pairs[0], W, x),
+            pair_dots(all_pairs[0], [W], [x]),
         )
         results.append([y, *gradients, *functions])
     for ours, reference in zip(*results):

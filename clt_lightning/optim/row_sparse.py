@@ -48,6 +48,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from clt_lightning.errors import UserError
+from clt_lightning.optim.dense import memory_order
 
 
 class RowSparseAdam(torch.optim.Optimizer):
@@ -192,15 +193,16 @@ class RowSparseAdam(torch.optim.Optimizer):
         state = self.state[p]
         grad = p.grad
         assert grad is not None
-        if grad.stride() != p.stride():  # the kernel walks along memory
+        if grad.stride() != p.stride():
             grad = torch.empty_like(p).copy_(grad)
+        order = memory_order(p)  # the kernel copies what does not lie in this order
         step = torch.tensor(float(state["step"] - 1), device=p.device)
         beta1, beta2 = group["betas"]
         adamw(
-            [p],
-            [grad],
-            [state["exp_avg"]],
-            [state["exp_avg_sq"]],
+            [p.permute(order)],
+            [grad.permute(order)],
+            [state["exp_avg"].permute(order)],
+            [state["exp_avg_sq"].permute(order)],
             [],
             [step],
             fused=True,

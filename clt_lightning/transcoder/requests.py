@@ -1,0 +1,58 @@
+"""What a training forward is asked for, and what it gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from clt_lightning.transcoder.codes import Codes, Pairs
+
+
+@dataclass
+class CLTOutput:
+    """What the training forward gives.
+
+    Attributes:
+        y_hat: `(layers, tokens, d_model)` reconstruction of the MLP outputs.
+        codes: the codes of all layers, sparse inside, differentiable.
+        pre: one `(tokens, F)` tensor of pre-activations a layer, where asked for.
+        auxiliary: `(layers, auxiliary tokens, d_model)` what the dead features alone would add, where asked for.
+    """
+
+    y_hat: Tensor
+    codes: Codes
+    pre: list[Tensor] | None = None
+    auxiliary: Tensor | None = None
+
+
+@dataclass
+class AuxiliaryRequest:
+    """Asks the forward for a second reconstruction, from dead features alone (AuxK; Gao et al. 2024).
+
+    Attributes:
+        dead: `(layers, F)` bool.
+        k: number of dead features a token may use in a layer.
+        tokens: `(auxiliary tokens,)` int64, the tokens to do it for.
+    """
+
+    dead: Tensor
+    k: int
+    tokens: Tensor
+
+
+@dataclass
+class EncodedLayer:
+    """What the encoder of one layer says.
+
+    Attributes:
+        pairs: the active pairs; None for a dense layer.
+        values: `(pairs,)` codes, or `(tokens, F)` of a dense layer.
+        pre: `(tokens, F)` pre-activations with gradients, where asked for.
+        dead: pairs and codes of the dead features on the auxiliary tokens, where asked for.
+    """
+
+    pairs: Pairs | None
+    values: Tensor
+    pre: Tensor | None = None
+    dead: tuple[Pairs, Tensor] | None = None
