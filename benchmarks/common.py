@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def seconds(fn: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - start
 
 
-def medians(variants: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, float]:
+def medians(variants: Mapping[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, float]:
     """Median seconds of each variant over interleaved rounds, so that a busy moment hits all of them.
 
     A variant runs twice in a round and the second run counts: gigabytes that lay idle while others ran come back slowly

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.common import machine, rates, seconds, write
-from benchmarks.step import Step
+from benchmarks.step import build
 
 
 def encoder_product(step: Step, rounds: int, device: str) -> float:
@@ -33,7 +33,7 @@ def encoder_product(step: Step, rounds: int, device: str) -> float:
 def point(options: argparse.Namespace, **changes: int) -> dict[str, float]:
     """Seconds of one point: forward + backward, the encoder's product in it, the optimizer."""
     args = argparse.Namespace(**{**vars(options), **changes})
-    step = Step("ours", args)
+    step = build(["ours"], args)["ours"]
     step()
     times: dict[str, list[float]] = {"forward": [], "backward": [], "optimizer": []}
     for _ in range(options.rounds):

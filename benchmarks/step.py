@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
-from collections.abc import Callable
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from benchmarks.common import machine, medians, rates, seconds, write
 from clt_lightning.optim import AdamW
 from clt_lightning.transcoder import AuxiliaryRequest, CrossLayerTranscoder, TopK
 from clt_lightning.transcoder.activations import top_indices
+from clt_lightning.transcoder.clt import Topology
 from clt_lightning.transcoder.losses import AuxKConfig, auxiliary_tokens, auxk_loss, reconstruction_loss
 
 VARIANTS = ("ours", "dense", "bag", "per_layer", "auxk")
@@ -51,16 +52,11 @@ def auxiliary_request(args: argparse.Namespace) -> AuxiliaryRequest:
     return AuxiliaryRequest(dead.to(args.device), k, chosen.to(args.device))
 
 
-class Step:
-    """One variant: model, optimizer and the three parts of a step."""
+class Setting:
+    """Weights, optimizer and data that all variants of a topology share: several sets of them would not fit."""
 
-    def __init__(self, variant: str, args: argparse.Namespace) -> None:
-        topology = "per_layer" if variant == "per_layer" else "cross_layer"
-        backend = "dense" if variant == "dense" else "sparse"
-        self.variant, self.k = variant, args.k
-        clt = CrossLayerTranscoder(
-            args.layers, args.d_model, args.features, TopK(args.k), topology, backend=backend, seed=0
-        )
+    def __init__(self, topology: Topology, args: argparse.Namespace) -> None:
+        clt = CrossLayerTranscoder(args.layers, args.d_model, args.features, TopK(args.k), topology, seed=0)
         self.clt = clt.to(args.device)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
@@ -70,12 +66,22 @@ class Step:
         self.x = torch.randn(shape, generator=generator).to(args.device)
         self.y = torch.randn(shape, generator=generator).to(args.device)
         self.optimizer = AdamW(self.clt.parameters(), lr=1e-4)
+        self.variance = torch.full((args.layers,), float(args.d_model), device=args.device)
+
+
+class Step:
+    """One variant: the three parts of a step."""
+
+    def __init__(self, variant: str, args: argparse.Namespace, setting: Setting) -> None:
+        self.variant, self.k = variant, args.k
+        self.clt, self.optimizer = setting.clt, setting.optimizer
+        self.x, self.y, self.variance = setting.x, setting.y, setting.variance
         self.autocast = torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bf16")
         self.request = auxiliary_request(args) if variant == "auxk" else None
-        self.variance = torch.full((args.layers,), float(args.d_model), device=args.device)
 
     def forward(self) -> None:
         with self.autocast:
+            self.clt.backend = "dense" if self.variant == "dense" else "sparse"
             if self.variant == "bag":
                 self.loss = reconstruction_loss(self.y, bag_forward(self.clt, self.x, self.k), self.variance, None)
                 return
@@ -99,6 +105,18 @@ class Step:
         self.update()
 
 
+def build(variants: Sequence[str], args: argparse.Namespace) -> dict[str, Step]:
+    """The variants of one point of the grid."""
+    settings: dict[Topology, Setting] = {}
+    steps = {}
+    for variant in variants:
+        topology: Topology = "per_layer" if variant == "per_layer" else "cross_layer"
+        if topology not in settings:
+            settings[topology] = Setting(topology, args)
+        steps[variant] = Step(variant, args, settings[topology])
+    return steps
+
+
 def floor(args: argparse.Namespace, rate: dict[str, float]) -> dict[str, float]:
     """Seconds that cannot be saved: the encoder's product, and the bytes of gradients and Adam.
 
@@ -119,20 +137,28 @@ def parts(step: Step, rounds: int, device: str) -> dict[str, float]:
     return {name: sorted(v)[len(v) // 2] for name, v in times.items()}
 
 
+def resident(what: str) -> int:
+    """Bytes of this process in main memory (Linux): `VmRSS` now, `VmHWM` at the peak.
+
+    Not `getrusage`, whose peak a process inherits from the one that started it.
+    """
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(what):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"no {what} in /proc/self/status")
+
+
 def _memory(variant: str, args: argparse.Namespace, queue: Any) -> None:
-    step = Step(variant, args)
+    step = build([variant], args)[variant]
     weights = sum(p.numel() * 4 for p in step.clt.parameters())
     if args.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         base = torch.cuda.memory_allocated()
     else:
-        base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        base = resident("VmRSS")
     for _ in range(2):
         step()
-    if args.device == "cuda":
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated() if args.device == "cuda" else resident("VmHWM")
     # base holds weights and data; gradients and two moments come on top of it in any case
     queue.put({"peak": peak, "beyond_weights_gradients_state": peak - base - 3 * weights})
 
@@ -179,13 +205,13 @@ def main() -> None:
 
 def measure(args: argparse.Namespace, rate: dict[str, float]) -> dict[str, Any]:
     """One point of the grid, printed and returned."""
-    steps: dict[str, Callable[[], Any]] = {variant: Step(variant, args) for variant in args.variants}
+    steps = build(args.variants, args)
     times = medians(steps, args.rounds, args.device)
     split = {
         name: parts(step, args.rounds, args.device)
         for name, step in steps.items()
         if name in ("ours", "per_layer", "auxk")
-    }  # type: ignore[arg-type]
+    }
     least = floor(args, rate)
     total = least["encoder_product"] + least["bytes"]
     print(f"\nL {args.layers}, d {args.d_model}, F {args.features}, k {args.k}, {args.tokens} tokens, {args.dtype}")
