@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.common import machine, rates, seconds, write
-from benchmarks.step import build
+from benchmarks.step import Step, build
 
 
 def encoder_product(step: Step, rounds: int, device: str) -> float:
