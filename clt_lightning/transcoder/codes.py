@@ -106,6 +106,16 @@ class Pairs:
         offsets = torch.arange(tokens + 1, device=features.device) * k
         return cls(features.reshape(-1), offsets, n_features, is_rectangular=True)
 
+    def keep(self, chosen: Tensor) -> Pairs:
+        """Some of the pairs.
+
+        Args:
+            chosen: `(pairs,)` bool.
+        """
+        counts = torch.bincount(self.tokens[chosen], minlength=self.n_tokens)
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        return Pairs(self.features[chosen], offsets, self.n_features)
+
     @classmethod
     def cat(cls, first: Pairs, second: Pairs) -> Pairs:
         """The pairs of two sets of tokens, one after the other."""

@@ -73,12 +73,20 @@ def test_jump_relu_gradient_of_the_threshold() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(tokens=st.integers(1, 12), features=st.integers(1, 40), k=st.integers(1, 8), seed=st.integers(0, 2**20))
-def test_batch_topk_cut_is_the_global_one(tokens: int, features: int, k: int, seed: int) -> None:
-    """The two-stage search keeps what a flat top-k over the batch keeps."""
+@given(
+    tokens=st.integers(1, 12),
+    features=st.integers(1, 40),
+    k=st.integers(1, 8),
+    seed=st.integers(0, 2**20),
+    last=st.sampled_from([0.0, 0.1, 1.0, 2.0, 9.0]),
+)
+def test_batch_topk_cut_is_the_global_one(tokens: int, features: int, k: int, seed: int, last: float) -> None:
+    """Whichever way the winners are searched for, a flat top-k over the batch keeps the same."""
     pre = torch.randn(tokens, features, generator=torch.Generator().manual_seed(seed))
     pre[0] += 3  # one greedy token
-    codes = dense(built(BatchTopK(k), features=features), pre, 0)
+    activation = built(BatchTopK(k), features=features)
+    activation.threshold.fill_(last)  # of the steps before: only a hint where to search
+    codes = dense(activation, pre, 0)
     flat = pre.clamp_min(0).flatten()
     expected = torch.zeros_like(flat)
     top = flat.topk(min(k * tokens, flat.numel()))
