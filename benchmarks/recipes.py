@@ -29,7 +29,7 @@ from clt_lightning.settings import (
     TranscoderConfig,
     from_plain,
 )
-from clt_lightning.transcoder import TopK
+from clt_lightning.transcoder import BatchTopK, TopK
 
 #: name -> what differs from the plain recipe
 RECIPES: dict[str, dict[str, Any]] = {
@@ -41,6 +41,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     "cascade both": {"loss": {"cascade": {"embedding": 1.0, "reconstruction": 0.5}}},
     "second phase both": {"loss": {"cascade": {"embedding": 1.0, "reconstruction": 0.5, "start": 0.5}}},
     "skip + cascade both": {"skip": True, "loss": {"cascade": {"embedding": 1.0, "reconstruction": 0.5}}},
+    "skip, BatchTopK": {"skip": True, "activation": BatchTopK},
+    "skip, BatchTopK + cascade both": {
+        "skip": True,
+        "activation": BatchTopK,
+        "loss": {"cascade": {"embedding": 1.0, "reconstruction": 0.5}},
+    },
 }
 #: two-sided 95 % points of Student's t, by degrees of freedom
 T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57}
@@ -83,7 +89,9 @@ def run(recipe: dict[str, Any], k: int, seed: int, options: argparse.Namespace, 
     module_loss = from_plain(LossConfig, {key: value for key, value in loss.items() if key != "layer_weights"})
     module = CLTModule(
         ClipConfig(**probe),
-        TranscoderConfig(n_features=options.features, activation=TopK(k), skip=recipe.get("skip", False)),
+        TranscoderConfig(
+            n_features=options.features, activation=recipe.get("activation", TopK)(k), skip=recipe.get("skip", False)
+        ),
         module_loss,
         optimizer=lambda params: AdamW(params, lr=options.lr),
         schedule=ScheduleConfig(warmup_steps=50, decay="linear", decay_fraction=0.5),
