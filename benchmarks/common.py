@@ -55,13 +55,15 @@ def seconds(fn: Callable[[], Any], device: str) -> float:
 def medians(variants: Mapping[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, float]:
     """Median seconds of each variant over interleaved rounds, so that a busy moment hits all of them.
 
-    A variant runs twice in a round and the second run counts: gigabytes that lay idle while others ran come back slowly
-    on machines that reclaim idle memory.
+    In a round each variant first runs unmeasured, for two seconds at least: the gigabytes that the one before it freed
+    keep the system busy for a while.
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, fn in variants.items():
-            fn()
+            start = time.perf_counter()
+            while time.perf_counter() - start < 2.0:
+                fn()
             times[name].append(seconds(fn, device))
     return {name: statistics.median(values) for name, values in times.items()}
 
