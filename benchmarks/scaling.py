@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.common import machine, rates, seconds, write
-from benchmarks.step import Step, build
+from benchmarks.step import Step, build, parts
 
 
 def encoder_product(step: Step, rounds: int, device: str) -> float:
@@ -35,11 +35,7 @@ def point(options: argparse.Namespace, **changes: int) -> dict[str, float]:
     args = argparse.Namespace(**{**vars(options), **changes})
     step = build(["ours"], args)["ours"]
     step()
-    times: dict[str, list[float]] = {"forward": [], "backward": [], "optimizer": []}
-    for _ in range(options.rounds):
-        for name, fn in (("forward", step.forward), ("backward", step.backward), ("optimizer", step.update)):
-            times[name].append(seconds(fn, options.device))
-    result = {name: statistics.median(values) for name, values in times.items()}
+    result = parts(step, options.rounds, options.device)
     result["product"] = encoder_product(step, options.rounds, options.device)
     result["beyond"] = max(result["forward"] + result["backward"] - result["product"], 1e-9)
     return result

@@ -17,7 +17,7 @@ from clt_lightning.transcoder import activations
 from clt_lightning.transcoder.activations import AbsTopK, Activation, BatchTopK, TopK
 from clt_lightning.transcoder.clt import Backend, CrossLayerTranscoder, Topology
 from clt_lightning.transcoder.codes import Codes, Pairs
-from clt_lightning.transcoder.requests import AuxiliaryRequest, EncodedLayer
+from clt_lightning.transcoder.requests import AuxiliaryRequest
 
 
 class ShardedTranscoder(CrossLayerTranscoder):
@@ -82,16 +82,8 @@ class ShardedTranscoder(CrossLayerTranscoder):
         return [(parameter, self.feature_dim(name)) for name, parameter in self.named_parameters()]
 
     # -- forward -------------------------------------------------------------------------------------------------------
-    def _encode_layer(
-        self,
-        x: Tensor,
-        layer: int,
-        low: torch.dtype | None,
-        want_pre: bool = False,
-        auxiliary: AuxiliaryRequest | None = None,
-        scratch: Tensor | None = None,
-    ) -> EncodedLayer:
-        return super()._encode_layer(self.shards.spread(x), layer, low, want_pre, auxiliary, scratch)
+    def _encoder_input(self, x: Tensor) -> Tensor:
+        return self.shards.spread(x)
 
     def _select(self, pre: Tensor, layer: int) -> Pairs | Tensor:
         activation = self.activation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -27,7 +28,7 @@ Backend = Literal["auto", "sparse", "dense"]
 
 #: Below this share of active features the sparse path is the faster one (docs/performance.md): a CPU's matrix products
 #: are slow, a GPU's tensor cores are not
-SPARSE_BELOW = {"cpu": 0.25, "cuda": 0.01}
+SPARSE_BELOW = defaultdict(lambda: 0.25, cuda=0.01)
 
 
 def _entries(pre: Tensor, pairs: Pairs) -> Tensor:
@@ -392,7 +393,7 @@ class CrossLayerTranscoder(nn.Module):
         auxiliary: AuxiliaryRequest | None = None,
         scratch: Tensor | None = None,
     ) -> EncodedLayer:
-        W, b = self.W_enc[layer], self.b_enc[layer]
+        W, b, x = self.W_enc[layer], self.b_enc[layer], self._encoder_input(x)
         dense_gradient = want_pre or not self._surely_sparse(x.device.type)
         with torch.set_grad_enabled(torch.is_grad_enabled() and dense_gradient):
             if low is not None:
@@ -435,6 +436,10 @@ class CrossLayerTranscoder(nn.Module):
             return EncodedLayer(None, codes, pre)
         return EncodedLayer(None, codes, pre, (dead, torch.relu(pre[auxiliary.tokens[dead.tokens], dead.features])))
 
+    def _encoder_input(self, x: Tensor) -> Tensor:
+        """What this process's encoders read: x; where features are divided, with the gradients of all processes."""
+        return x
+
     def _select(self, pre: Tensor, layer: int) -> Pairs | Tensor:
         return self.activation.select(pre, layer)
 
@@ -450,7 +455,7 @@ class CrossLayerTranscoder(nn.Module):
         if self.backend != "auto":
             return self.backend == "sparse"
         bound = self.activation.most_active
-        return bound is not None and bound < SPARSE_BELOW.get(device_type, 0.25) * self.W_enc[0].shape[0]
+        return bound is not None and bound < SPARSE_BELOW[device_type] * self.W_enc[0].shape[0]
 
     def _use_dense(self, selected: Pairs | Tensor, pre: Tensor, want_pre: bool) -> bool:
         if want_pre or self.backend == "dense":
@@ -458,7 +463,7 @@ class CrossLayerTranscoder(nn.Module):
         if self._surely_sparse(pre.device.type) or pre.numel() == 0:
             return False
         active = selected.features.numel() if isinstance(selected, Pairs) else int(selected.sum())
-        return active >= SPARSE_BELOW.get(pre.device.type, 0.25) * pre.numel()
+        return active >= SPARSE_BELOW[pre.device.type] * pre.numel()
 
     def _decode(self, codes: Codes, scaled: Tensor | None) -> Tensor:
         return self._finish(self._decode_features(codes), scaled)

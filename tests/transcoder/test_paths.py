@@ -148,3 +148,17 @@ def test_auto_takes_the_dense_path_for_dense_codes(make_clt) -> None:
     x = torch.randn(3, 10, 8, dtype=torch.float64)
     assert make_clt(activation=ReLU(), backend="auto").encode(x).is_dense(0)
     assert not make_clt(activation=TopK(2), backend="auto").encode(x).is_dense(0)
+
+
+def test_without_mkl(make_clt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch has no sparse product of its own (no MKL), bag-sums give the same gradients."""
+    x = torch.randn(3, 30, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    clt = make_clt(activation=TopK(4), backend="sparse")
+    with_mkl = run(clt, x, None)
+    clt.zero_grad()
+    asked = []
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: asked.append(1) or False)
+    without = run(clt, x, None)
+    assert asked, "the question was put"
+    for a, b in zip(without, with_mkl):
+        assert relative(a, b) < 1e-12
