@@ -50,11 +50,14 @@ def build(config: dict[str, Any], shards: Shards | None) -> CrossLayerTranscoder
     return clt
 
 
-def losses_of(parts: bool) -> LossConfig:
+def losses_of(parts: bool, want_pre: bool) -> LossConfig:
     if not parts:
         return LossConfig(auxk=AuxKConfig(coefficient=0.0))
     return LossConfig(
-        l1=L1Config(1e-2), tanh=TanhConfig(1e-2), pre_activation=PreActivationConfig(1e-3), auxk=AuxKConfig(0.1, k=5)
+        l1=L1Config(1e-2),
+        tanh=TanhConfig(1e-2),
+        pre_activation=PreActivationConfig(1e-3 if want_pre else 0.0),
+        auxk=AuxKConfig(0.1, k=5),
     )
 
 
@@ -66,10 +69,12 @@ def train(
     parts: bool = False,
     start: dict[str, Any] | None = None,
     first: int = 0,
+    want_pre: bool = True,
 ) -> dict[str, Any] | None:
     """Trains for some steps; gives losses, norms and the whole state, on the process that would write it.
 
-    `feature=0` is one plain process; the batch of a step is then what all data groups see together.
+    `parts` adds the other parts of the loss; the one on pre-activations, which needs the dense path, only
+    with `want_pre`. `feature=0` is one plain process; the batch of a step is then what all data groups see together.
     """
     if feature:
         mesh = init_device_mesh("cpu", (data, feature), mesh_dim_names=("data", "feature"))
@@ -86,7 +91,7 @@ def train(
     elif start is not None:
         clt.load_state_dict(start["state"])
         optimizer.load_state_dict(start["optimizer"])
-    loss_config = losses_of(parts)
+    loss_config = losses_of(parts, want_pre)
     dead = torch.rand(LAYERS, FEATURES, generator=torch.Generator().manual_seed(3)) < 0.4
     dead[1] = False
     dead[2, FEATURES // 2 :] = False  # all of them at one of two processes
@@ -99,7 +104,7 @@ def train(
             batches = [batch(step * data + i) for i in range(data)]
         total: dict[str, float] = {}
         for x, y in batches:
-            out = clt(x, want_pre=parts, auxiliary=request)
+            out = clt(x, want_pre=parts and want_pre, auxiliary=request)
             found = loss_parts(loss_config, clt, y, out, step, None if request is None else request.tokens)
             (torch.stack(list(found.values())).sum() / len(batches)).backward()
             for name, value in found.items():

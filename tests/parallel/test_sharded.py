@@ -18,6 +18,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "topk": {"activation": {"class_path": "TopK", "init_args": {"k": 4}}},
     "abs_topk-skip": {"activation": {"class_path": "AbsTopK", "init_args": {"k": 4}}, "skip": True},
     "batch_topk": {"activation": {"class_path": "BatchTopK", "init_args": {"k": 4}}},
+    "topk-sparse": {"activation": {"class_path": "TopK", "init_args": {"k": 4}}, "backend": "sparse"},
+    "batch_topk-sparse": {"activation": {"class_path": "BatchTopK", "init_args": {"k": 4}}, "backend": "sparse"},
     "jumprelu-per_layer": {"activation": {"class_path": "JumpReLU"}, "topology": "per_layer"},
     "relu-dense": {"activation": {"class_path": "ReLU"}, "backend": "dense"},
 }
@@ -46,7 +48,10 @@ def close(a: Any, b: Any, where: str = "") -> None:
 
 
 def several(feature: int) -> dict[str, Any]:
-    return {name: scenes.train(config, 6, feature, parts=name != "abs_topk-skip") for name, config in CONFIGS.items()}
+    return {
+        name: scenes.train(config, 6, feature, parts=name != "abs_topk-skip", want_pre="sparse" not in name)
+        for name, config in CONFIGS.items()
+    }
 
 
 def score_cases() -> list[tuple[Tensor, int, float]]:
