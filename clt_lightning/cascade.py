@@ -7,6 +7,9 @@ all later layers, attention included, and to the embedding.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -28,17 +31,41 @@ def cascade_parts(
         config: coefficients.
 
     Returns:
+        `cascade_stream`: normalised error of the residual stream after every block;
         `cascade_embedding`: mean of 1 - cosine between the original and the replaced embedding;
         `cascade_reconstruction`: normalised error between what the replaced MLPs add and the clean MLP outputs.
+        Errors are divided by the variance of the layer's MLP output: the scale of the reconstruction.
     """
-    clean = clip.capture(images, embeddings=True)
+    with _streams(clip) as clean_stream:
+        clean = clip.capture(images, embeddings=True)
     assert clean.embeddings is not None
-    with replaced(clip, clt, grad=True) as trace, clt.activation.not_tracking():
+    with _streams(clip) as stream, replaced(clip, clt, grad=True) as trace, clt.activation.not_tracking():
         embeddings = clip.encode_image(images, grad=True)
     parts = {}
+    if config.stream:
+        error = normalized_error(_joined(clean_stream), _joined(stream), clt.y_var)
+        parts["cascade_stream"] = config.stream * error.mean()
     if config.embedding:
         parts["cascade_embedding"] = config.embedding * (1 - (embeddings * clean.embeddings).sum(1)).mean()
     if config.reconstruction:
         y_hat = torch.stack([trace.y_hat[layer] for layer in range(clt.n_layers)])
         parts["cascade_reconstruction"] = config.reconstruction * normalized_error(clean.y, y_hat, clt.y_var).mean()
     return parts
+
+
+@contextmanager
+def _streams(clip: FrozenCLIP) -> Iterator[list[Tensor]]:
+    """While active, the list gets the residual stream after every block, images and positions in the tower's order."""
+    seen: list[Tensor] = []
+    handles = [block.register_forward_hook(lambda m, args, out: seen.append(out)) for block in clip.blocks]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _joined(streams: list[Tensor]) -> Tensor:
+    """`(layers, tokens, d_model)`, in fp32 at least: the errors are small beside the stream."""
+    joined = torch.stack(streams).flatten(1, 2)
+    return joined if joined.dtype == torch.float64 else joined.float()

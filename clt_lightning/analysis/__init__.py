@@ -18,6 +18,7 @@ from clt_lightning.analysis.population import PopulationCheck, PopulationOptions
 from clt_lightning.analysis.results import ArmResult, Evaluation, load_arrays, load_evaluation
 from clt_lightning.analysis.retrieval import Retrieval, RetrievalCollector
 from clt_lightning.analysis.run import Run, open_run
+from clt_lightning.analysis.steering import Edit, SteeringResult, steer, steered
 from clt_lightning.analysis.tower import Observation, finish, observe
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "ContributionScores",
     "Contributions",
     "Decomposition",
+    "Edit",
     "EvaluateOptions",
     "Evaluation",
     "Evaluator",
@@ -46,6 +48,7 @@ __all__ = [
     "Retrieval",
     "RetrievalCollector",
     "Run",
+    "SteeringResult",
     "decompose",
     "evaluate",
     "explain_image",
@@ -56,5 +59,7 @@ __all__ = [
     "observe",
     "open_run",
     "plan_arms",
+    "steer",
+    "steered",
     "strongest",
 ]

@@ -47,8 +47,8 @@ class Run:
         self.datamodule.setup("test")
         yield from self.datamodule.eval_dataloader(split, limit=limit)
 
-    def images(self, keys: Sequence[str], split: str = "test") -> dict[str, Tensor]:
-        """Some images of a split by key, preprocessed `(3, size, size)`; reads the split once.
+    def samples(self, keys: Sequence[str], split: str = "test") -> dict[str, tuple[Tensor, int]]:
+        """Some images of a split by key, preprocessed `(3, size, size)`, with labels (-1 for none); reads it once.
 
         Raises:
             UserError: a key that is not in the split.
@@ -57,7 +57,7 @@ class Run:
         for batch in self.batches(split):
             for index, key in enumerate(batch["key"]):
                 if key in wanted:
-                    found[key] = batch["image"][index].clone()
+                    found[key] = batch["image"][index].clone(), int(batch["label"][index])
             if len(found) == len(wanted):
                 break
         missing = sorted(wanted - set(found))
@@ -66,6 +66,10 @@ class Run:
                 f"split {split!r} has no sample {missing[0]!r} ({len(missing)} of {len(wanted)} are missing)"
             )
         return {key: found[key] for key in keys}
+
+    def images(self, keys: Sequence[str], split: str = "test") -> dict[str, Tensor]:
+        """As `samples`, the images alone."""
+        return {key: image for key, (image, _) in self.samples(keys, split).items()}
 
     def pixels(self, image: Tensor) -> Tensor:
         """A preprocessed image back as `(3, size, size)` uint8, for showing."""

@@ -89,6 +89,8 @@ class CascadeConfig:
     """Terms on the replaced CLIP itself: all MLPs replaced at once, gradients through the whole stream.
 
     Args:
+        stream: weight of the normalised error of the residual stream after every block, in units of the variance of the
+            layer's MLP output: later layers learn to make up for the errors of earlier ones; 0 turns it off.
         embedding: weight of 1 - cosine between the original and the replaced image embedding; 0 turns it off.
         reconstruction: weight of the normalised error between what the replaced MLPs add and the clean MLP outputs, on
             the reconstruction's scale; 0 turns it off.
@@ -96,6 +98,7 @@ class CascadeConfig:
         start: share of the run (of `trainer.max_steps`) after which it begins: a second phase.
     """
 
+    stream: float = 0.0
     embedding: float = 0.0
     reconstruction: float = 0.0
     images: int = 16
@@ -103,7 +106,7 @@ class CascadeConfig:
 
     @property
     def is_on(self) -> bool:
-        return self.embedding > 0 or self.reconstruction > 0
+        return max(self.stream, self.embedding, self.reconstruction) > 0
 
 
 @dataclass
@@ -128,10 +131,14 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         cascade = self.cascade
-        if cascade.embedding < 0 or cascade.reconstruction < 0 or cascade.images < 1 or not 0 <= cascade.start <= 1:
+        if (
+            min(cascade.stream, cascade.embedding, cascade.reconstruction) < 0
+            or cascade.images < 1
+            or not 0 <= cascade.start <= 1
+        ):
             raise UserError(
-                "loss.cascade: embedding and reconstruction must not be negative, images at least 1, start in [0, 1], "
-                f"got {cascade}"
+                "loss.cascade: stream, embedding and reconstruction must not be negative, images at least 1, start in "
+                f"[0, 1], got {cascade}"
             )
         if self.auxk.token_fraction is not None and not 0 < self.auxk.token_fraction <= 1:
             raise UserError(f"loss.auxk.token_fraction must lie in (0, 1] or be null, got {self.auxk.token_fraction}")

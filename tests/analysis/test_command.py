@@ -56,3 +56,16 @@ def test_fit_then_test_then_explain(
     shown = capsys.readouterr().out
     assert "= sum of the terms" in shown
     assert "nearest by sparse code" in shown
+
+    steering = tmp_path / "steer.json"
+    main(["steer", "--run", str(run), "--scale", "0/0=0", "--set", "3/5=4", "--image", key, "--output", str(steering)])
+    shown = capsys.readouterr().out
+    assert "3/5 = 4; 0/0 x 0 at all tokens of the original model" in shown
+    assert f"{key}: " in shown
+    record = json.loads(steering.read_text())
+    assert [edit["kind"] for edit in record["edits"]] == ["set", "scale"]
+    assert [image["key"] for image in record["per_image"]] == [key]
+    assert record["per_image"][0]["label"] == load_features(run).labels[7]
+    with pytest.raises(SystemExit):
+        main(["steer", "--run", str(run), "--image", key])
+    assert "give at least one of --set, --scale, --add" in capsys.readouterr().err

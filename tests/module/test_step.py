@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import clt_lightning as cl
+from clt_lightning.analysis import Observation, observe
 from clt_lightning.buffer import ActivationBuffer
 from clt_lightning.cascade import cascade_parts
 from clt_lightning.errors import UserError
@@ -186,19 +187,32 @@ def test_a_batch_without_images(clip: cl.FrozenCLIP) -> None:
             assert clip.encode_image(nothing).shape == (0, clip.embed_dim)
 
 
+def after_blocks(clip: cl.FrozenCLIP, seen: Observation) -> list[torch.Tensor]:
+    """The stream after each block: what came in, what attention added, what the MLP added."""
+    y = seen.y.unflatten(1, (seen.n_images, -1))
+    return [seen.before_mlp[layer] + y[layer] for layer in range(clip.n_layers)]
+
+
 def test_cascade_terms_see_the_replaced_model(clip: cl.FrozenCLIP, images: torch.Tensor) -> None:
     """Against the definition; a perfect replacement costs nothing; a step down the gradient lowers the loss."""
-    config = CascadeConfig(embedding=2.0, reconstruction=0.5)
+    config = CascadeConfig(embedding=2.0, reconstruction=0.5, stream=0.3)
     assert all(float(v.detach()) < 1e-5 for v in cascade_parts(clip, perfect(clip), images, config).values())
     clt = cl.CrossLayerTranscoder(clip.n_layers, clip.d_model, 64, cl.TopK(8), seed=1)
     clt.y_var.copy_(clip.capture(images).y.square().sum(2).mean(1))
     parts = cascade_parts(clip, clt, images, config)
+    clean = observe(clip, images, range(clip.n_layers))
     with cl.replaced(clip, clt):
         replaced_embeddings = clip.encode_image(images)
+        cascade = observe(clip, images, range(clip.n_layers))
     by_hand = 2 * (1 - (replaced_embeddings * clip.encode_image(images)).sum(1)).mean()
     assert float(parts["cascade_embedding"].detach()) == pytest.approx(float(by_hand), rel=1e-5)
     # zero decoders add nothing: the error is all of y
     assert float(parts["cascade_reconstruction"].detach()) == pytest.approx(0.5, rel=1e-4)
+    errors = [
+        (b - a).square().sum(2).mean() / clt.y_var[layer]
+        for layer, (a, b) in enumerate(zip(after_blocks(clip, clean), after_blocks(clip, cascade)))
+    ]
+    assert float(parts["cascade_stream"].detach()) == pytest.approx(0.3 * float(torch.stack(errors).mean()), rel=1e-5)
     torch.stack(list(parts.values())).sum().backward()
     with torch.no_grad():
         for parameter in clt.parameters():

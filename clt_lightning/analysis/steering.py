@@ -1,0 +1,282 @@
+"""Steering: what the model makes of an image when chosen features are set, scaled or moved."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from clt_lightning.analysis.arms import POSITIONS
+from clt_lightning.clip import FrozenCLIP
+from clt_lightning.errors import UserError
+from clt_lightning.replacement import replaced
+from clt_lightning.transcoder import Codes, CrossLayerTranscoder
+
+Kind = Literal["set", "scale", "add"]
+BASES = ("original", "replaced")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One change of a feature's code z.
+
+    Attributes:
+        layer: the feature's layer.
+        feature: its number in the layer.
+        kind: `set` makes z the value, `scale` multiplies by it, `add` adds it.
+        value: of finite size, in the units of the code.
+    """
+
+    layer: int
+    feature: int
+    kind: Kind
+    value: float
+
+    @classmethod
+    def parse(cls, kind: Kind, text: str) -> Edit:
+        """From `LAYER/FEATURE=VALUE`.
+
+        Raises:
+            UserError: other text.
+        """
+        found = re.fullmatch(r"(\d+)/(\d+)=([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)", text.strip())
+        if found is None:
+            raise UserError(f"--{kind} {text}: expected LAYER/FEATURE=VALUE, such as 2/117=4.0")
+        return cls(int(found[1]), int(found[2]), kind, float(found[3]))
+
+    def moved(self, code: Tensor) -> Tensor:
+        """The code after the edit, elementwise."""
+        if self.kind == "set":
+            return torch.full_like(code, self.value)
+        return code * self.value if self.kind == "scale" else code + self.value
+
+    def __str__(self) -> str:
+        sign = {"set": "= ", "scale": "x ", "add": "+ "}[self.kind]
+        return f"{self.layer}/{self.feature} {sign}{self.value:g}"
+
+
+def columns(codes: Codes, features: Sequence[int]) -> Tensor:
+    """`(tokens, len(features))`: some features' codes, from single-layer codes, without the dense matrix."""
+    if codes.is_dense(0):
+        return codes.layer_values[0][:, list(features)]
+    pairs, values = codes.layer(0)
+    found = values.new_zeros(codes.n_tokens, len(features))
+    for column, feature in enumerate(features):
+        chosen = pairs.features == feature
+        found[:, column].index_add_(0, pairs.tokens[chosen], values[chosen])
+    return found
+
+
+@contextmanager
+def steered(
+    clip: FrozenCLIP,
+    clt: CrossLayerTranscoder,
+    edits: Sequence[Edit],
+    tokens: str = "all",
+    base: str = "original",
+) -> Iterator[None]:
+    """While active, the edited features write what their new codes say, into their own and all later layers.
+
+    What is added to layer j is `sum over edits of (z' - z) W_dec[layer -> j]`: nothing else of the reconstruction
+    plays a part. Codes are read from the running stream, so that an edit sees what earlier ones have done.
+
+    Args:
+        clip: the backbone.
+        clt: the transcoder, on the same device.
+        edits: applied in order; two of one feature follow one another.
+        tokens: `all`, `cls` or `patch`: at which positions.
+        base: `original` keeps CLIP's own MLPs and adds the change to their outputs; `replaced` has the transcoder in
+            the place of all MLPs.
+
+    Raises:
+        UserError: no edits, a layer or feature that does not exist, a value that is not finite, unknown words, a
+            backbone of other layers or width, or topology `sae`, whose codes are read from what they would change.
+    """
+    _check(clip, clt, edits, tokens, base)
+    by_layer: dict[int, list[Edit]] = {}
+    for edit in edits:
+        by_layer.setdefault(edit.layer, []).append(edit)
+    positions = POSITIONS[tokens]
+    #: layer -> the edited features and `(images, positions, features)` change of their codes
+    changes: dict[int, tuple[list[int], Tensor]] = {}
+
+    def read(layer: int, codes: Codes, n_images: int) -> None:
+        features = sorted({edit.feature for edit in by_layer[layer]})
+        z = columns(codes, features).unflatten(0, (n_images, -1))
+        moved = z.clone()
+        for edit in by_layer[layer]:
+            column = features.index(edit.feature)
+            moved[:, positions, column] = edit.moved(moved[:, positions, column])
+        changes[layer] = features, moved - z
+
+    def written(layer: int) -> Iterator[tuple[int, Tensor]]:
+        """Sources that change layer `layer`, with `(images, positions, d_model)` of change."""
+        for source, (features, change) in changes.items():
+            if source <= layer and clt.writes(source, layer):
+                yield source, change @ (clt.W_dec[source][features, layer - source] * clt.y_scale[layer])
+
+    if base == "original":
+
+        def see(layer: int, x: Tensor) -> None:
+            read(layer, clt.encode_layer(x.flatten(0, 1), layer), len(x))
+
+        def branch(layer: int, x: Tensor, compute_y: Callable[[], Tensor]) -> Tensor:
+            y = compute_y()
+            for _, part in written(layer):
+                y = y + part.to(y.dtype)
+            return y
+
+        with clip.watch(see, by_layer), clip.mlp_override(branch):
+            yield
+    else:
+
+        def change_terms(layer: int, terms: Tensor) -> Tensor:
+            if layer in by_layer:
+                read(layer, trace.codes[layer], terms.shape[1] // clip.n_positions)
+            for source, part in written(layer):
+                terms[source] += part.flatten(0, 1).to(terms.dtype)
+            return terms
+
+        with replaced(clip, clt, edit=change_terms) as trace:
+            yield
+
+
+def _check(clip: FrozenCLIP, clt: CrossLayerTranscoder, edits: Sequence[Edit], tokens: str, base: str) -> None:
+    if (clt.n_layers, clt.d_model) != (clip.n_layers, clip.d_model):
+        raise UserError(
+            f"the transcoder is for {clt.n_layers} layers of width {clt.d_model}, "
+            f"the backbone {clip.name!r} has {clip.n_layers} of width {clip.d_model}"
+        )
+    if clt.topology == "sae":
+        raise UserError("a transcoder of topology 'sae' cannot steer: its codes are read from the output they change")
+    if not edits:
+        raise UserError("steering needs at least one edit")
+    for edit in edits:
+        if not (0 <= edit.layer < clt.n_layers and 0 <= edit.feature < clt.n_features):
+            raise UserError(
+                f"feature {edit.layer}/{edit.feature} does not exist: layers 0..{clt.n_layers - 1}, "
+                f"features 0..{clt.n_features - 1}"
+            )
+        if edit.kind not in ("set", "scale", "add"):
+            raise UserError(f"an edit is of kind set, scale or add, got {edit.kind!r}")
+        if not abs(edit.value) < float("inf"):
+            raise UserError(f"edit {edit}: the value must be finite")
+    if tokens not in POSITIONS:
+        raise UserError(f"tokens must be all, cls or patch, got {tokens!r}")
+    if base not in BASES:
+        raise UserError(f"base must be original or replaced, got {base!r}")
+
+
+@dataclass(frozen=True)
+class SteeringResult:
+    """Class probabilities with and without the edits.
+
+    Attributes:
+        keys: one an image.
+        labels: `(images,)` int64, -1 for none.
+        classnames: names of the classes.
+        before: `(images, classes)` probabilities of the base model, fp64.
+        after: the same with the edits.
+    """
+
+    keys: list[str]
+    labels: Tensor
+    classnames: list[str]
+    before: Tensor
+    after: Tensor
+
+    @property
+    def mean_change(self) -> Tensor:
+        """`(classes,)`: mean change of each class's probability over the images."""
+        return (self.after - self.before).mean(0)
+
+    @property
+    def changed(self) -> int:
+        """Number of images whose most probable class is another one."""
+        return int((self.before.argmax(1) != self.after.argmax(1)).sum())
+
+    def top1(self) -> tuple[float, float] | None:
+        """Top-1 accuracy on labelled images before and after; None without labels."""
+        known = self.labels >= 0
+        if not bool(known.any()):
+            return None
+        hits = [(p.argmax(1) == self.labels)[known].double().mean().item() for p in (self.before, self.after)]
+        return hits[0], hits[1]
+
+    def to_json(self, edits: Sequence[Edit] = ()) -> dict[str, Any]:
+        """As in docs/results-schema.md."""
+        top1 = self.top1()
+        return {
+            "edits": [{"layer": e.layer, "feature": e.feature, "kind": e.kind, "value": e.value} for e in edits],
+            "images": len(self.keys),
+            "changed": self.changed,
+            "top1": None if top1 is None else {"before": top1[0], "after": top1[1]},
+            "classnames": self.classnames,
+            "mean_change": self.mean_change.tolist(),
+            "per_image": [
+                {
+                    "key": key,
+                    "label": int(self.labels[n]),
+                    "before": self.before[n].tolist(),
+                    "after": self.after[n].tolist(),
+                }
+                for n, key in enumerate(self.keys)
+            ],
+        }
+
+
+@torch.no_grad()
+def steer(
+    clip: FrozenCLIP,
+    clt: CrossLayerTranscoder,
+    batches: Iterable[dict[str, Any]],
+    edits: Sequence[Edit],
+    head: Tensor,
+    classnames: Sequence[str],
+    tokens: str = "all",
+    base: str = "original",
+) -> SteeringResult:
+    """Class probabilities of images with and without edits of features.
+
+    Args:
+        clip: the backbone.
+        clt: the transcoder.
+        batches: `{"image": (B, 3, H, W), "label": (B,), "key": [str]}`.
+        edits: what is changed.
+        head: `(embed_dim, classes)` from `clip.zero_shot_head`.
+        classnames: names of the head's columns.
+        tokens: at which positions: all, cls, patch.
+        base: `original` or `replaced`, see `steered`.
+
+    Raises:
+        UserError: no images, a head of another number of classes, and what `steered` raises.
+    """
+    _check(clip, clt, edits, tokens, base)
+    if head.shape[1] != len(classnames):
+        raise UserError(f"the head has {head.shape[1]} columns for {len(classnames)} class names")
+    head = head.to(clip.device)
+    keys: list[str] = []
+    labels, before, after = [], [], []
+
+    def probabilities(images: Tensor) -> Tensor:
+        return clip.logits(clip.encode_image(images), head).double().softmax(1).cpu()
+
+    for batch in batches:
+        images = batch["image"].to(clip.device)
+        if base == "original":
+            before.append(probabilities(images))
+        else:
+            with replaced(clip, clt):
+                before.append(probabilities(images))
+        with steered(clip, clt, edits, tokens, base):
+            after.append(probabilities(images))
+        keys += list(batch["key"])
+        labels.append(torch.as_tensor(batch["label"]).cpu())
+    if not keys:
+        raise UserError("steering needs at least one image, got none")
+    return SteeringResult(keys, torch.cat(labels), list(classnames), torch.cat(before), torch.cat(after))

@@ -1,0 +1,124 @@
+"""`steer`: set, scale or move features, and see which classes the model names then."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clt_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from clt_lightning.analysis import Run, SteeringResult
+
+#: Images a batch where they are named by key
+_BATCH = 32
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `steer`."""
+    parser.add_argument("--run", type=Path, required=True, help="run folder, e.g. runs/quickstart/version_0")
+    for kind, what in (
+        ("set", "make the code of a feature VALUE"),
+        ("scale", "multiply the code by VALUE; 0 takes the feature away"),
+        ("add", "add VALUE to the code"),
+    ):
+        parser.add_argument(
+            f"--{kind}", action="append", default=[], metavar="LAYER/FEATURE=VALUE", help=f"{what}; repeatable"
+        )
+    parser.add_argument(
+        "--tokens", choices=("all", "cls", "patch"), default="all", help="at which positions (default: all)"
+    )
+    parser.add_argument(
+        "--base",
+        choices=("original", "replaced"),
+        default="original",
+        help="original: CLIP's own MLPs, plus the change of what the features write (default); "
+        "replaced: the transcoder in the place of all MLPs",
+    )
+    parser.add_argument("--split", default="test", help="split that images are taken from (default: test)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--images", type=int, default=256, help="that many, evenly spaced over the split (default: 256)")
+    which.add_argument("--image", action="append", default=[], metavar="KEY", help="these instead, by key; repeatable")
+    parser.add_argument("--classes", type=int, default=5, help="classes shown that gain and lose most (default: 5)")
+    parser.add_argument("--output", type=Path, help="write everything there as JSON (docs/results-schema.md)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Steers and prints a table.
+
+    Raises:
+        UserError: no edit, a feature, image or split that does not exist, or data without class names.
+    """
+    from clt_lightning.analysis import Edit, open_run, steer
+
+    edits = [Edit.parse(kind, text) for kind in ("set", "scale", "add") for text in getattr(args, kind)]
+    if not edits:
+        raise UserError("nothing to do: give at least one of --set, --scale, --add LAYER/FEATURE=VALUE")
+    if args.images < 1:
+        raise UserError(f"--images must be at least 1, got {args.images}")
+    opened = open_run(args.run)
+    if opened.head is None:
+        raise UserError(f"--run {args.run}: its data have no class names, so there is nothing to compare")
+    found = steer(
+        opened.clip,
+        opened.transcoder,
+        _batches(opened, args.split, args.images, args.image),
+        edits,
+        opened.head,
+        opened.datamodule.classnames,
+        args.tokens,
+        args.base,
+    )
+    print(f"{'; '.join(str(edit) for edit in edits)} at {args.tokens} tokens of the {args.base} model")
+    show(found, args.classes)
+    if args.output is not None:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        record = {
+            "run": str(args.run),
+            "split": args.split,
+            "tokens": args.tokens,
+            "base": args.base,
+            **found.to_json(edits),
+        }
+        args.output.write_text(json.dumps(record), encoding="utf-8")
+        print(f"wrote {args.output}")
+
+
+def _batches(opened: Run, split: str, limit: int, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
+    if not keys:
+        yield from opened.batches(split, limit=limit)
+        return
+    import torch
+
+    samples = opened.samples(keys, split)
+    for start in range(0, len(keys), _BATCH):
+        part = list(keys[start : start + _BATCH])
+        images, labels = zip(*(samples[key] for key in part))
+        yield {"image": torch.stack(images), "label": torch.tensor(labels), "key": part}
+
+
+def show(found: SteeringResult, n: int) -> None:
+    """Prints what changed."""
+    top1 = found.top1()
+    accuracy = "" if top1 is None else f"; top-1 {top1[0]:.1%} before, {top1[1]:.1%} after"
+    print(f"{len(found.keys)} images, {found.changed} of another most probable class{accuracy}\n")
+    change, before, after = found.mean_change, found.before.mean(0), found.after.mean(0)
+    order = change.argsort(descending=True).tolist()
+    n = min(n, len(order))
+    gain = [c for c in order[:n] if change[c] > 0]
+    loss = [c for c in order[::-1][:n] if change[c] < 0]
+    print(f"{'mean probability of':<24} {'before':>8} {'after':>8} {'change':>9}")
+    for c in gain + loss[::-1]:
+        print(f"{found.classnames[c]:<24} {before[c]:8.2%} {after[c]:8.2%} {100 * change[c]:+8.2f}p")
+    if len(found.keys) > 8:
+        return
+    print()
+    for row, key in enumerate(found.keys):
+        a, b = int(found.before[row].argmax()), int(found.after[row].argmax())
+        print(
+            f"{key}: {found.classnames[a]} {found.before[row, a]:.1%} -> "
+            f"{found.classnames[b]} {found.after[row, b]:.1%}"
+        )
