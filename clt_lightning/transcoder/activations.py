@@ -148,6 +148,10 @@ class AbsTopK(TopK):
         return pre
 
 
+#: Of so many tokens one serves to guess BatchTopK's cut
+_SAMPLE = 17
+
+
 class BatchTopK(Activation):
     """The `k * tokens` largest positive pre-activations of a batch, so that tokens share a budget (Bussmann et al.
     2024).
@@ -187,21 +191,25 @@ class BatchTopK(Activation):
         if not self.training:
             return (pre > self.threshold[layer]) & (pre > 0)
         budget = self.k * pre.shape[0]
-        pairs = self._above_guess(pre, layer, budget)
+        pairs = self._above_guess(pre, budget)
         if pairs is None:
             pairs = Pairs.from_mask(self._mask(pre, budget))
         if pairs.features.numel():
             self._track(pre[pairs.tokens, pairs.features].min(), layer)
         return pairs
 
-    def _above_guess(self, pre: Tensor, layer: int, budget: int) -> Pairs | None:
-        """The winners among all entries above the last thresholds, several times faster; None if these are too few."""
-        guess = 0.8 * self.threshold[layer]
-        if budget == 0 or not bool(guess > 0):
+    def _above_guess(self, pre: Tensor, budget: int) -> Pairs | None:
+        """The winners among all entries above a guessed cut, several times faster; None if these are too few.
+
+        The guess is the cut of every 17th token (of no usual number of positions a divisor) with a budget a third larger.
+        """
+        sample = pre[::_SAMPLE]
+        share = budget * sample.shape[0] // pre.shape[0]
+        if share < 64 or 4 * share > 3 * sample.numel():  # too few for a good guess, or so many that it saves nothing
             return None
-        pairs = Pairs.from_mask(pre > guess)
-        # a guess far too low would give more candidates than it saves
-        if not budget <= pairs.features.numel() <= max(budget, pre.numel() // 4):
+        guess = torch.topk(sample.flatten(), share + share // 3, sorted=False).values.min()
+        pairs = Pairs.from_mask(pre > guess.clamp(min=0))
+        if pairs.features.numel() < budget:
             return None
         values = pre[pairs.tokens, pairs.features]
         return pairs.keep(values >= torch.topk(values, budget, sorted=False).values.min())

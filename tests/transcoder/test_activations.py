@@ -78,14 +78,18 @@ def test_jump_relu_gradient_of_the_threshold() -> None:
     features=st.integers(1, 40),
     k=st.integers(1, 8),
     seed=st.integers(0, 2**20),
-    last=st.sampled_from([0.0, 0.1, 1.0, 2.0, 9.0]),
+    repeats=st.sampled_from([1, 40, 97]),  # batches large enough for a guess from a sample of the tokens
+    every=st.sampled_from([1, 17]),  # large values at every token, or just where the sample looks
 )
-def test_batch_topk_cut_is_the_global_one(tokens: int, features: int, k: int, seed: int, last: float) -> None:
+def test_batch_topk_cut_is_the_global_one(
+    tokens: int, features: int, k: int, seed: int, repeats: int, every: int
+) -> None:
     """Whichever way the winners are searched for, a flat top-k over the batch keeps the same."""
+    tokens *= repeats
     pre = torch.randn(tokens, features, generator=torch.Generator().manual_seed(seed))
     pre[0] += 3  # one greedy token
+    pre[::every] += 1
     activation = built(BatchTopK(k), features=features)
-    activation.threshold.fill_(last)  # of the steps before: only a hint where to search
     codes = dense(activation, pre, 0)
     flat = pre.clamp_min(0).flatten()
     expected = torch.zeros_like(flat)
