@@ -31,22 +31,18 @@ from clt_lightning.settings import (
 )
 from clt_lightning.transcoder import BatchTopK, TopK
 
+#: The cascade's terms begin after a quarter of the run and see half of a batch's images
+PHASE = {"images": 32, "start": 0.25}
 #: name -> what differs from the plain recipe
 RECIPES: dict[str, dict[str, Any]] = {
     "plain": {},
     "skip": {"skip": True},
-    "layer weights": {"loss": {"layer_weights": "late"}},
-    "cascade reconstruction": {"loss": {"cascade": {"reconstruction": 0.5}}},
-    "cascade embedding": {"loss": {"cascade": {"embedding": 1.0}}},
-    "cascade both": {"loss": {"cascade": {"embedding": 1.0, "reconstruction": 0.5}}},
-    "second phase both": {"loss": {"cascade": {"embedding": 1.0, "reconstruction": 0.5, "start": 0.5}}},
-    "skip + cascade both": {"skip": True, "loss": {"cascade": {"embedding": 1.0, "reconstruction": 0.5}}},
+    "skip, late layers weighed twice": {"skip": True, "loss": {"layer_weights": "late"}},
     "skip, BatchTopK": {"skip": True, "activation": BatchTopK},
-    "skip, BatchTopK + cascade both": {
-        "skip": True,
-        "activation": BatchTopK,
-        "loss": {"cascade": {"embedding": 1.0, "reconstruction": 0.5}},
-    },
+    "skip, cascade outputs": {"skip": True, "loss": {"cascade": {"reconstruction": 0.5, **PHASE}}},
+    "skip, cascade embedding": {"skip": True, "loss": {"cascade": {"embedding": 1.0, **PHASE}}},
+    "skip, cascade stream": {"skip": True, "loss": {"cascade": {"stream": 0.5, **PHASE}}},
+    "default": {"skip": True, "activation": BatchTopK, "loss": {"cascade": {"stream": 0.5, **PHASE}}},
 }
 #: two-sided 95 % points of Student's t, by degrees of freedom
 T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57}
@@ -94,7 +90,7 @@ def run(recipe: dict[str, Any], k: int, seed: int, options: argparse.Namespace, 
         ),
         module_loss,
         optimizer=lambda params: AdamW(params, lr=options.lr),
-        schedule=ScheduleConfig(warmup_steps=50, decay="linear", decay_fraction=0.5),
+        schedule=ScheduleConfig(warmup_steps=50, decay="linear", decay_fraction=1.0),
         tokens=TokensConfig(),
         seed=seed,
     )
@@ -134,13 +130,13 @@ def run(recipe: dict[str, Any], k: int, seed: int, options: argparse.Namespace, 
     }
 
 
-def interval(values: list[float]) -> str:
+def interval(values: list[float], digits: int) -> str:
     """Mean and half-width of the 95 % interval."""
     mean = statistics.fmean(values)
     if len(values) < 2:
-        return f"{mean:.2f}"
+        return f"{mean:.{digits}f}"
     half = T95[len(values) - 1] * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:.2f} ± {half:.2f}"
+    return f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
 def main() -> None:
@@ -149,11 +145,11 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--k", type=int, nargs="+", default=[12, 4], help="features a token: d/8 and d/24 of the demo")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1400)
     parser.add_argument("--features", type=int, default=768)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=8e-3)
     parser.add_argument("--n_train", type=int, default=20000)
-    parser.add_argument("--n_test", type=int, default=2000)
+    parser.add_argument("--n_test", type=int, default=4000)
     parser.add_argument("--root", default="data/demo")
     parser.add_argument("--json", help="write the figures here")
     options = parser.parse_args()
@@ -175,11 +171,12 @@ def main() -> None:
     )
     rows: list[dict[str, Any]] = []
     for k in options.k:
-        print(f"\nk = {k}\n\n| recipe | points lost | KL | FVU | seconds |\n|---|---|---|---|---|", flush=True)
+        print(f"\nk = {k}\n\n| recipe | points lost | KL | FVU | L0 | seconds |\n|---|---|---|---|---|---|", flush=True)
         for name in options.recipes:
             found = [run(RECIPES[name], k, seed, options, data) for seed in options.seeds]
             rows.append({"recipe": name, "k": k, "seeds": options.seeds, "runs": found})
-            cells = [interval([f[key] for f in found]) for key in ("loss_points", "kl", "fvu")]
+            digits = {"loss_points": 2, "kl": 3, "fvu": 4, "l0": 2}
+            cells = [interval([f[key] for f in found], n) for key, n in digits.items()]
             seconds = statistics.fmean(f["seconds"] for f in found)
             print(f"| {name} | {' | '.join(cells)} | {seconds:.0f} |", flush=True)
             if options.json:

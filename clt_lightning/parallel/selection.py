@@ -7,7 +7,6 @@ proposals. Only their values travel (k numbers a token, process and layer); the 
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from clt_lightning.parallel.shards import Shards
@@ -67,8 +66,8 @@ def _with_lowest_ties(score: Tensor, cut: Tensor, needed: Tensor, shards: Shards
     return (score > cut) | (level & (level.cumsum(1) <= left[:, None]))
 
 
-def batch_cut(pre: Tensor, k: int, shards: Shards) -> Tensor | None:
-    """The `k * tokens`-th largest of all entries of a batch, over all processes.
+def batch_winners(pre: Tensor, k: int, shards: Shards) -> Tensor:
+    """The `k * tokens` largest of all entries of a batch, over all processes; all entries where there are no more.
 
     Args:
         pre: `(tokens, width)`, this process's columns.
@@ -76,11 +75,9 @@ def batch_cut(pre: Tensor, k: int, shards: Shards) -> Tensor | None:
         shards: the group.
 
     Returns:
-        a scalar; None where there are no more entries than that.
+        values in no order, the same on every process.
     """
-    budget = k * pre.shape[0]
-    if budget >= pre.numel() * shards.size:
-        return None
+    budget = min(k * pre.shape[0], pre.numel() * shards.size)
     mine = min(budget, pre.numel())
     row = min(pre.shape[1], 4 * k)
     candidates = torch.topk(pre, row, dim=1, sorted=False).values
@@ -88,10 +85,4 @@ def batch_cut(pre: Tensor, k: int, shards: Shards) -> Tensor | None:
     # a token with more than 4 k winners is rare, but possible
     if row < pre.shape[1] and bool((candidates.amin(1) > values.min()).any()):
         values = torch.topk(pre.flatten(), mine, sorted=False).values
-    return torch.topk(shards.all_gather(values).flatten(), budget, sorted=False).values.min()
-
-
-def smallest(values: Tensor, shards: Shards) -> Tensor:
-    """The smallest of these values over all processes, a scalar; infinity where nobody has any."""
-    least = values.min() if values.numel() else values.new_full((), float("inf"))
-    return shards.reduce_(least.clone(), dist.ReduceOp.MIN)
+    return torch.topk(shards.all_gather(values).flatten(), budget, sorted=False).values

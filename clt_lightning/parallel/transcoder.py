@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clt_lightning.parallel import state
-from clt_lightning.parallel.selection import batch_cut, select_topk, smallest
+from clt_lightning.parallel.selection import batch_winners, select_topk
 from clt_lightning.parallel.shards import Shards
 from clt_lightning.transcoder import activations
 from clt_lightning.transcoder.activations import AbsTopK, Activation, BatchTopK, TopK
@@ -93,12 +93,9 @@ class ShardedTranscoder(CrossLayerTranscoder):
             return select_topk(pre, activation.k, self.shards)
         if not (isinstance(activation, BatchTopK) and self.training):
             return activation.select(pre, layer)  # a feature decides alone
-        cut = batch_cut(pre, activation.k, self.shards)
-        mask = pre > 0 if cut is None else (pre >= cut) & (pre > 0)
-        least = smallest(pre[mask], self.shards)
-        if bool(least.isfinite()):
-            activation._track(least, layer)
-        return mask
+        winners = batch_winners(pre, activation.k, self.shards)
+        activation.track(winners[winners > 0], layer)
+        return (pre >= winners.min()) & (pre > 0) if winners.numel() else pre > 0
 
     def _decode_features(self, codes: Codes) -> Tensor:
         return self.shards.sum(super()._decode_features(codes))

@@ -148,6 +148,8 @@ class AbsTopK(TopK):
         return pre
 
 
+#: Share of a batch's winners below the stored threshold
+_MARGIN = 0.01
 #: Of so many tokens one serves to guess BatchTopK's cut
 _SAMPLE = 17
 
@@ -156,8 +158,9 @@ class BatchTopK(Activation):
     """The `k * tokens` largest positive pre-activations of a batch, so that tokens share a budget (Bussmann et al.
     2024).
 
-    In training the cut is made per layer and batch, and a running mean of the smallest kept value is stored.
-    Evaluation uses that stored threshold, so that a token's codes do not depend on the batch it comes in.
+    In training the cut is made per layer and batch, and a running mean of the value that 99 % of the kept ones reach is
+    stored. Evaluation uses that threshold, so that a token's codes do not depend on the batch it comes in. The last
+    hundredth is a margin: one threshold for all batches lets through more than k in some, and L0 shall not exceed k.
 
     Args:
         k: mean number of features a token uses in each layer.
@@ -194,8 +197,7 @@ class BatchTopK(Activation):
         pairs = self._above_guess(pre, budget)
         if pairs is None:
             pairs = Pairs.from_mask(self._mask(pre, budget))
-        if pairs.features.numel():
-            self._track(pre[pairs.tokens, pairs.features].min(), layer)
+        self.track(pre[pairs.tokens, pairs.features], layer)
         return pairs
 
     def _above_guess(self, pre: Tensor, budget: int) -> Pairs | None:
@@ -225,12 +227,20 @@ class BatchTopK(Activation):
             cut = torch.topk(pre.flatten(), budget, sorted=True).values[-1]
         return (pre >= cut) & (pre > 0)
 
-    def _track(self, smallest: Tensor, layer: int) -> None:
-        if not self.tracking:
+    @torch.no_grad()
+    def track(self, kept: Tensor, layer: int) -> None:
+        """Moves the stored threshold of a layer towards the cut of a batch.
+
+        Args:
+            kept: `(winners,)` pre-activations that the batch kept.
+            layer: which layer's.
+        """
+        if not self.tracking or not kept.numel():
             return
+        cut = torch.kthvalue(kept, 1 + int(_MARGIN * kept.numel())).values
         n = self.updates[layer]
         momentum = torch.minimum(n / (n + 1.0), n.new_tensor(self.momentum, dtype=torch.float64)).to(self.threshold)
-        self.threshold[layer] = momentum * self.threshold[layer] + (1 - momentum) * smallest.to(self.threshold)
+        self.threshold[layer] = momentum * self.threshold[layer] + (1 - momentum) * cut.to(self.threshold)
         self.updates[layer] += 1
 
     def values(self, pre: Tensor, features: Tensor | None, layer: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from clt_lightning.parallel import ShardedTranscoder, Shards
-from clt_lightning.parallel.selection import batch_cut, select_topk
+from clt_lightning.parallel.selection import batch_winners, select_topk
 from clt_lightning.parallel.state import cut_module, cut_optimizer, gather_module, gather_optimizer
 from clt_lightning.transcoder import AuxiliaryRequest, Codes, CrossLayerTranscoder
 from clt_lightning.transcoder.activations import from_config
@@ -150,13 +150,12 @@ def selections(cases: list[tuple[Tensor, int, float]]) -> list[list[list[int]]]:
     return [selected(*case) for case in cases]
 
 
-def cuts(cases: list[tuple[Tensor, int]]) -> list[float | None]:
+def winners(cases: list[tuple[Tensor, int]]) -> list[Tensor]:
     shards = Shards.of_group()
     out = []
     for score, k in cases:
         width = score.shape[1] // shards.size
-        cut = batch_cut(score[:, shards.rank * width : (shards.rank + 1) * width], k, shards)
-        out.append(None if cut is None else cut.item())
+        out.append(batch_winners(score[:, shards.rank * width : (shards.rank + 1) * width], k, shards))
     return out
 
 
