@@ -68,6 +68,7 @@ def replaced(
     window = set(clip.check_layers(layers))
     positions = {"all": slice(None), "cls": slice(0, 1), "patch": slice(1, None)}[tokens]
     trace = ReplacementTrace()
+    blocks: dict[int, tuple[Tensor, ...]] = {}  # of this forward, where gradients are wanted
 
     def read(site: Tensor) -> Tensor:
         return site[:, positions].reshape(-1, clt.d_model)
@@ -77,6 +78,7 @@ def replaced(
             if layer == first_read:
                 trace.codes.clear()
                 trace.y_hat.clear()
+                blocks.clear()
             if clt.topology != "sae":
                 trace.codes[layer] = clt.encode_layer(read(x), layer)
 
@@ -87,7 +89,9 @@ def replaced(
                 assert y is not None
                 trace.codes[layer] = clt.encode_layer(read(y), layer)
             sources = {i: trace.codes[i] for i in range(layer + 1) if clt.writes(i, layer)}
-            terms = clt.layer_terms(sources, layer)
+            if torch.is_grad_enabled():
+                blocks.update({i: clt.decoder_blocks(i) for i in sources if i not in blocks})
+            terms = clt.layer_terms(sources, layer, blocks or None)
             if edit is not None:
                 terms = edit(layer, terms)
             y_hat = terms.sum(0) + clt.b_dec[layer] + clt.skip_term(read(x), layer)

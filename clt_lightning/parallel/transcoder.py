@@ -113,10 +113,15 @@ class ShardedTranscoder(CrossLayerTranscoder):
         """Codes of all features, without gradients."""
         return self.gather_codes(super().encode(x))
 
-    def layer_terms(self, codes: Mapping[int, Codes] | Sequence[Codes], target: int) -> Tensor:
+    def layer_terms(
+        self,
+        codes: Mapping[int, Codes] | Sequence[Codes],
+        target: int,
+        blocks: Mapping[int, Sequence[Tensor]] | None = None,
+    ) -> Tensor:
         """As of one process; takes codes of all features as well as those of `encode_layer`, which are its own."""
         own = {i: self._own_part(codes[i]) for i in range(target + 1) if self.writes(i, target)}
-        return self.shards.sum(super().layer_terms(own, target))
+        return self.shards.sum(super().layer_terms(own, target, blocks))
 
     def _as_codes(self, codes: Codes | Tensor) -> Codes:
         return self._own_part(super()._as_codes(codes))

@@ -298,28 +298,41 @@ class CrossLayerTranscoder(nn.Module):
         later = terms.new_zeros(self.n_layers - target - 1, codes.n_tokens, self.d_model)
         return torch.cat([terms, later])
 
-    def layer_terms(self, codes: Mapping[int, Codes] | Sequence[Codes], target: int) -> Tensor:
+    def decoder_blocks(self, source: int) -> tuple[Tensor, ...]:
+        """The decoders of a source layer, `(F, 1, d_model)` for each of its targets.
+
+        In one node of the graph: a slice for every target would each make a gradient of the size of all of them.
+        """
+        return tuple(block.unsqueeze(1) for block in self.W_dec[source].transpose(0, 1).unbind())
+
+    def layer_terms(
+        self,
+        codes: Mapping[int, Codes] | Sequence[Codes],
+        target: int,
+        blocks: Mapping[int, Sequence[Tensor]] | None = None,
+    ) -> Tensor:
         """What the layers up to `target` add to it, from single-layer codes (`encode_layer`).
 
         Args:
             codes: single-layer `Codes` by layer; at least those of the layers that write to `target`.
             target: layer j.
+            blocks: `decoder_blocks` by layer, for gradients of several targets in one graph.
 
         Returns:
             `(target + 1, tokens, d_model)`; their sum + `b_dec[target]` (+ skip) is `y_hat[target]`.
         """
         return torch.stack(
             [
-                self._term(codes[source], source, target)
+                self._term(codes[source], source, target, None if blocks is None else blocks[source])
                 if self.writes(source, target)
                 else self.b_dec.new_zeros(codes[target].n_tokens, self.d_model)
                 for source in range(target + 1)
             ]
         )
 
-    def _term(self, codes: Codes, source: int, target: int) -> Tensor:
+    def _term(self, codes: Codes, source: int, target: int, blocks: Sequence[Tensor] | None) -> Tensor:
         t = target - source
-        W = self.W_dec[source][:, t : t + 1]
+        W = self.W_dec[source][:, t : t + 1] if blocks is None else blocks[t]
         if codes.is_dense(0):
             term = decode_dense([codes.layer_values[0]], [W], 1)[0]
         else:

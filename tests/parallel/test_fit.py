@@ -17,7 +17,7 @@ from .test_sharded import close
 OPTIONS = {
     "model": {
         "schedule": {"warmup_steps": 2, "decay": "none"},
-        "loss": {"cascade": {"embedding": 0.1, "reconstruction": 0.1, "images": 2}},
+        "loss": {"cascade": {"stream": 0.1, "embedding": 0.1, "reconstruction": 0.1, "images": 2}},
     },
     "data": {"init_args": {"num_workers": 0}},
     "trainer": {"val_check_interval": 4, "gradient_clip_val": 0.05},

@@ -36,6 +36,22 @@ def statistics(x: torch.Tensor, y: torch.Tensor):
 
 
 @pytest.mark.parametrize("topology", ["cross_layer", "per_layer"])
+def test_decoder_blocks_give_the_gradients_of_slices(make_clt, topology: str) -> None:
+    """Layer by layer, as a replaced forward decodes; the gradient keeps the weight's own layout in memory."""
+    found = []
+    for in_blocks in (False, True):
+        clt = make_clt(topology=topology, activation=TopK(4))
+        codes = clt.encode(torch.randn(3, 7, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2)))
+        sources = [codes.slice(i) for i in range(3)]
+        blocks = {i: clt.decoder_blocks(i) for i in range(3)} if in_blocks else None
+        sum((j + 1) * clt.layer_terms(sources[: j + 1], j, blocks).square().sum() for j in range(3)).backward()
+        found.append([W.grad for W in clt.W_dec])
+        assert all(W.grad.transpose(0, 1).is_contiguous() for W in clt.W_dec)
+    for plain, together in zip(*found):
+        torch.testing.assert_close(together, plain)
+
+
+@pytest.mark.parametrize("topology", ["cross_layer", "per_layer"])
 @pytest.mark.parametrize("skip", [False, True])
 def test_contributions_sum_to_the_reconstruction(make_clt, topology: str, skip: bool) -> None:
     clt = make_clt(topology=topology, skip=skip, activation=TopK(4))
