@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("pretrained", "circuit-tracer"),
         default="pretrained",
         help="pretrained: config.json + model.safetensors, what from_pretrained reads; "
-        "circuit-tracer: W_enc_<l>.safetensors, W_dec_<l>.safetensors and config.yaml (ReLU and JumpReLU only)",
+        "circuit-tracer: W_enc_<l>.safetensors, W_dec_<l>.safetensors and config.yaml "
+        "(ReLU, JumpReLU, BatchTopK; without skip)",
     )
 
 

@@ -71,6 +71,8 @@ def run(args: argparse.Namespace) -> None:
     )
     print(plan.plan_table(plans, chosen, machine))
     print("\nper GPU and step, on paper, nothing overlapped; 'groups x R': R GPUs share the features of each layer")
+    if any(_at(config, f"model.loss.cascade.{term}", 0) for term in ("stream", "embedding", "reconstruction")):
+        print("loss.cascade comes on top: it runs some images through the replaced CLIP, forward and backward")
     if chosen is None:
         smallest = min(plans, key=lambda p: p.memory)
         print(

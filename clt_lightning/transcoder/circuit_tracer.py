@@ -11,27 +11,29 @@ import safetensors.torch
 import torch
 
 from clt_lightning.errors import UserError
-from clt_lightning.transcoder.activations import JumpReLU, ReLU
+from clt_lightning.transcoder.activations import BatchTopK, JumpReLU, ReLU
 
 if TYPE_CHECKING:
     from clt_lightning.transcoder.clt import CrossLayerTranscoder
 
 
 def save_circuit_tracer(clt: CrossLayerTranscoder, folder: str | Path, metadata: dict[str, Any]) -> Path:
-    """Writes `W_enc_<l>.safetensors` (W_enc, b_enc, b_dec and, for JumpReLU, threshold), `W_dec_<l>.safetensors` and
+    """Writes `W_enc_<l>.safetensors` (W_enc, b_enc, b_dec and, but for ReLU, threshold), `W_dec_<l>.safetensors` and
     config.yaml.
 
     Args:
-        clt: a cross-layer transcoder with ReLU or JumpReLU.
+        clt: a cross-layer transcoder with ReLU, JumpReLU, or BatchTopK, which in evaluation is a JumpReLU with one
+            threshold a layer.
         folder: made if it is not there.
         metadata: the backbone's description, for config.yaml.
 
     Raises:
         UserError: an activation or topology that the layout cannot express.
     """
-    if not isinstance(clt.activation, (ReLU, JumpReLU)):
+    if not isinstance(clt.activation, (ReLU, JumpReLU, BatchTopK)):
         raise UserError(
-            f"circuit-tracer's files know ReLU and JumpReLU, this transcoder has {type(clt.activation).__name__}: "
+            f"circuit-tracer's files know ReLU and thresholds (JumpReLU, BatchTopK), this transcoder has "
+            f"{type(clt.activation).__name__}: "
             "export with --format pretrained"
         )
     if clt.topology != "cross_layer" or clt.skip:
@@ -48,8 +50,9 @@ def save_circuit_tracer(clt: CrossLayerTranscoder, folder: str | Path, metadata:
                 f"b_enc_{layer}": folded.b_enc[layer].contiguous(),
                 f"b_dec_{layer}": folded.b_dec[layer].contiguous(),
             }
-            if isinstance(folded.activation, JumpReLU):
-                tensors[f"threshold_{layer}"] = folded.activation.threshold[layer].contiguous()
+            if isinstance(folded.activation, (JumpReLU, BatchTopK)):
+                threshold = folded.activation.threshold[layer].clamp(min=0).expand(clt.n_features)
+                tensors[f"threshold_{layer}"] = threshold.contiguous()
             safetensors.torch.save_file(tensors, folder / f"W_enc_{layer}.safetensors")
             decoder = {f"W_dec_{layer}": folded.W_dec[layer].contiguous()}
             safetensors.torch.save_file(decoder, folder / f"W_dec_{layer}.safetensors")
