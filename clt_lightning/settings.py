@@ -9,7 +9,8 @@ from typing import Any, Literal, TypeVar, get_type_hints
 from clt_lightning.errors import UserError
 from clt_lightning.transcoder import Activation, TopK
 from clt_lightning.transcoder.activations import from_config
-from clt_lightning.transcoder.clt import Backend, Topology
+from clt_lightning.transcoder.clt import Topology
+from clt_lightning.transcoder.encoders import Backend
 from clt_lightning.transcoder.losses import LossConfig
 
 

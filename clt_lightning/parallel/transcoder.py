@@ -15,8 +15,9 @@ from clt_lightning.parallel.selection import batch_winners, select_topk
 from clt_lightning.parallel.shards import Shards
 from clt_lightning.transcoder import activations
 from clt_lightning.transcoder.activations import AbsTopK, Activation, BatchTopK, TopK
-from clt_lightning.transcoder.clt import Backend, CrossLayerTranscoder, Topology
+from clt_lightning.transcoder.clt import CrossLayerTranscoder, Topology
 from clt_lightning.transcoder.codes import Codes, Pairs
+from clt_lightning.transcoder.encoders import Backend
 from clt_lightning.transcoder.requests import AuxiliaryRequest
 
 
