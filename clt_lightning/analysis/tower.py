@@ -83,13 +83,13 @@ def finish(clip: FrozenCLIP, stream: Tensor, first: int) -> Tensor:
         unit-norm `(images, embed_dim)` fp32: for an unchanged stream the numbers of `encode_image`.
     """
     # the backbone's own precision and autocast rules, as in its own forwards
-    with clip._running(grad=False):
+    with clip.running(grad=False):
         x = stream.to(clip.dtype)
         if first < clip.n_layers:
-            x = x if clip._batch_first else x.transpose(0, 1)
+            x = x if clip.batch_first else x.transpose(0, 1)
             for block in clip.blocks[first:]:
                 x = block(x)
-            x = x if clip._batch_first else x.transpose(0, 1)
+            x = x if clip.batch_first else x.transpose(0, 1)
         visual = clip.model.visual
         pooled = _pool(clip, visual, x)
         if visual.proj is not None:
@@ -114,7 +114,7 @@ def _pool(clip: FrozenCLIP, visual: Any, x: Tensor) -> Tensor:
 
 
 def _image_major(clip: FrozenCLIP, tokens: Tensor) -> Tensor:
-    return tokens if clip._batch_first else tokens.transpose(0, 1)
+    return tokens if clip.batch_first else tokens.transpose(0, 1)
 
 
 def _keep(clip: FrozenCLIP, kept: dict[int, Tensor], layer: int) -> Any:

@@ -48,7 +48,8 @@ class FrozenCLIP(nn.Module):
         quick_gelu: whether the MLPs compute `x * sigmoid(1.702 x)` in the place of GELU.
         preprocess: evaluation transform, PIL image -> `(3, image_size, image_size)` float32 tensor.
         mean: per channel, what `preprocess` subtracts; `std`: what it divides by.
-        blocks: the image tower's residual blocks.
+        blocks: the image tower's residual blocks; `batch_first`: whether they take `(images, positions, d_model)`, not
+            `(positions, images, d_model)`.
         logit_scale: the factor on cosine similarities in `logits`, 100 as in CLIP's zero-shot protocol.
 
     Raises:
@@ -90,9 +91,9 @@ class FrozenCLIP(nn.Module):
         self.mean = tuple(cfg.mean)
         self.std = tuple(cfg.std)
         self.preprocess = image_transform_v2(cfg, is_train=False)
-        self._batch_first = bool(getattr(visual.transformer, "batch_first", False))
+        self.batch_first = bool(getattr(visual.transformer, "batch_first", False))
         self._depth = 0  # forwards under way: more than one when an override's function runs the model itself
-        self._overrides = BranchOverrides(self.blocks, self._batch_first)
+        self._overrides = BranchOverrides(self.blocks, self.batch_first)
         self._vocabulary = source.own_config.get("tokenizer")
         self._tokenizer: Callable[[list[str]], Tensor] | None = None
         self._sha256: str | None = None
@@ -154,7 +155,7 @@ class FrozenCLIP(nn.Module):
         images = self._check_images(images)
         if len(images) == 0:  # an evaluation with fewer samples than processes ends in such a batch
             return torch.zeros(0, self.embed_dim, device=self.device)
-        with self._running(grad):
+        with self.running(grad):
             embeddings = self.model.encode_image(images, normalize=False).float()
             return F.normalize(embeddings, dim=-1) if normalize else embeddings
 
@@ -202,7 +203,7 @@ class FrozenCLIP(nn.Module):
                 block: Any = self.blocks[layer]
                 handles.append(block.ln_2.register_forward_hook(self._writer(x[i], index)))
                 handles.append(block.ls_2.register_forward_hook(self._writer(y[i], index, stop=layer == last)))
-            with self._running(grad=False):
+            with self.running(grad=False):
                 features = self.model.encode_image(images, normalize=False)
                 if embeddings:
                     found = F.normalize(features.float(), dim=-1)
@@ -246,7 +247,7 @@ class FrozenCLIP(nn.Module):
 
         def hook_of(layer: int) -> Callable[..., None]:
             def see(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-                fn(layer, output if self._batch_first else output.transpose(0, 1))
+                fn(layer, output if self.batch_first else output.transpose(0, 1))
 
             return see
 
@@ -299,7 +300,7 @@ class FrozenCLIP(nn.Module):
             Unit-norm `(texts, embed_dim)` in fp32.
         """
         tokens = texts if isinstance(texts, Tensor) else self.tokenizer(list(texts))
-        with self._running(grad=False):
+        with self.running(grad=False):
             embeddings = self.model.encode_text(tokens.to(self.device), normalize=False)
             return F.normalize(embeddings.float(), dim=-1)
 
@@ -370,10 +371,8 @@ class FrozenCLIP(nn.Module):
             f"d_model={self.d_model}, n_positions={self.n_positions}"
         )
 
-    # -- inside ------------------------------------------------------------------------------------------------------
-
     @contextmanager
-    def _running(self, grad: bool) -> Iterator[None]:
+    def running(self, grad: bool) -> Iterator[None]:
         """The backbone's own precision, whatever autocast surrounds it; gradients only where asked for and allowed."""
         kind = self.device.type
         outer = self._overrides.caller_autocast
@@ -385,6 +384,8 @@ class FrozenCLIP(nn.Module):
         finally:
             self._depth -= 1
             self._overrides.caller_autocast = outer
+
+    # -- inside ------------------------------------------------------------------------------------------------------
 
     def _check_images(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, self.image_size, self.image_size):
@@ -410,7 +411,7 @@ class FrozenCLIP(nn.Module):
         def write(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             if self._depth != depth:
                 return  # a forward inside the captured one
-            tokens = output if self._batch_first else output.transpose(0, 1)
+            tokens = output if self.batch_first else output.transpose(0, 1)
             tokens = tokens.reshape(-1, self.d_model)
             if index is None:
                 buffer.copy_(tokens)

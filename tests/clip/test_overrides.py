@@ -202,7 +202,7 @@ def test_blocks_that_run_positions_first(clip: FrozenCLIP, images: Tensor) -> No
     transformer.batch_first = False
     for block in clip.blocks:
         block.attn.batch_first = False
-    clip._batch_first = False
+    clip.batch_first = False
     clip._overrides = BranchOverrides(clip.blocks, batch_first=False)
     turned = clip.capture(images, embeddings=True)
     torch.testing.assert_close(turned.x, acts.x, rtol=1e-4, atol=1e-5)
