@@ -149,7 +149,7 @@ class AbsTopK(TopK):
 
 
 #: Share of a batch's winners below the stored threshold
-_MARGIN = 0.01
+_MARGIN = 0.02
 #: Of so many tokens one serves to guess BatchTopK's cut
 _SAMPLE = 17
 
@@ -158,9 +158,9 @@ class BatchTopK(Activation):
     """The `k * tokens` largest positive pre-activations of a batch, so that tokens share a budget (Bussmann et al.
     2024).
 
-    In training the cut is made per layer and batch, and a running mean of the value that 99 % of the kept ones reach is
+    In training the cut is made per layer and batch, and a running mean of the value that 98 % of the kept ones reach is
     stored. Evaluation uses that threshold, so that a token's codes do not depend on the batch it comes in. The last
-    hundredth is a margin: one threshold for all batches lets through more than k in some, and L0 shall not exceed k.
+    fiftieth is a margin: one threshold for all batches lets through more than k in some, and L0 shall not exceed k.
 
     Args:
         k: mean number of features a token uses in each layer.

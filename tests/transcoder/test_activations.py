@@ -55,18 +55,18 @@ def test_batch_topk_evaluates_with_the_stored_threshold() -> None:
 
 
 def test_batch_topk_stores_the_cut_that_leaves_a_margin() -> None:
-    """L0 on batches like those of the training is within two per cent below k, and never depends on the batch."""
+    """L0 on batches like those of the training is within four per cent below k, and never depends on the batch."""
     generator = torch.Generator().manual_seed(5)
     activation = built(BatchTopK(6), features=96)
     for _ in range(40):
         dense(activation, torch.randn(400, 96, generator=generator), 0)
     activation.eval()
     l0 = (dense(activation, torch.randn(20000, 96, generator=generator), 0) > 0).sum(1).float().mean()
-    assert 0.975 * 6 < float(l0) < 6
+    assert 0.96 * 6 < float(l0) < 6
     kept = torch.arange(1.0, 301.0)
     fresh = built(BatchTopK(3), features=100)
     fresh.track(kept[torch.randperm(300, generator=generator)], 0)
-    assert float(fresh.threshold[0]) == 4.0  # three of 300 lie below
+    assert float(fresh.threshold[0]) == 7.0  # six of 300 lie below
     fresh.track(kept[:0], 0)
     assert int(fresh.updates[0]) == 1
 
