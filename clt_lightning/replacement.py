@@ -30,6 +30,19 @@ class ReplacementTrace:
     y_hat: dict[int, Tensor] = field(default_factory=dict)
 
 
+def check_fit(clip: FrozenCLIP, clt: CrossLayerTranscoder) -> None:
+    """Whether a transcoder is one for this backbone.
+
+    Raises:
+        UserError: they have other numbers of layers or other widths.
+    """
+    if (clt.n_layers, clt.d_model) != (clip.n_layers, clip.d_model):
+        raise UserError(
+            f"the transcoder is for {clt.n_layers} layers of width {clt.d_model}, "
+            f"the backbone {clip.name!r} has {clip.n_layers} of width {clip.d_model}"
+        )
+
+
 @contextmanager
 def replaced(
     clip: FrozenCLIP,
@@ -58,11 +71,7 @@ def replaced(
     Raises:
         UserError: transcoder and backbone do not fit, unknown layers or token set.
     """
-    if (clt.n_layers, clt.d_model) != (clip.n_layers, clip.d_model):
-        raise UserError(
-            f"the transcoder is for {clt.n_layers} layers of width {clt.d_model}, "
-            f"the backbone {clip.name!r} has {clip.n_layers} of width {clip.d_model}"
-        )
+    check_fit(clip, clt)
     if tokens not in ("all", "cls", "patch"):
         raise UserError(f"tokens must be all, cls or patch, got {tokens!r}")
     window = set(clip.check_layers(layers))

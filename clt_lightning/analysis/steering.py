@@ -14,7 +14,7 @@ from torch import Tensor
 from clt_lightning.analysis.arms import POSITIONS
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.errors import UserError
-from clt_lightning.replacement import replaced
+from clt_lightning.replacement import check_fit, replaced
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 Kind = Literal["set", "scale", "add"]
@@ -147,11 +147,7 @@ def steered(
 
 
 def _check(clip: FrozenCLIP, clt: CrossLayerTranscoder, edits: Sequence[Edit], tokens: str, base: str) -> None:
-    if (clt.n_layers, clt.d_model) != (clip.n_layers, clip.d_model):
-        raise UserError(
-            f"the transcoder is for {clt.n_layers} layers of width {clt.d_model}, "
-            f"the backbone {clip.name!r} has {clip.n_layers} of width {clip.d_model}"
-        )
+    check_fit(clip, clt)
     if clt.topology == "sae":
         raise UserError("a transcoder of topology 'sae' cannot steer: its codes are read from the output they change")
     if not edits:

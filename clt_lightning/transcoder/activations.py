@@ -197,7 +197,8 @@ class BatchTopK(Activation):
         pairs = self._above_guess(pre, budget)
         if pairs is None:
             pairs = Pairs.from_mask(self._mask(pre, budget))
-        self.track(pre[pairs.tokens, pairs.features], layer)
+        if self.tracking:  # the cascade does not: it need not gather what it kept
+            self.track(pre[pairs.tokens, pairs.features], layer)
         return pairs
 
     def _above_guess(self, pre: Tensor, budget: int) -> Pairs | None:
