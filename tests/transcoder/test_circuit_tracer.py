@@ -19,7 +19,8 @@ from clt_lightning.transcoder.circuit_tracer import save_circuit_tracer
 def test_files_give_the_same_reconstruction(make_clt, tmp_path: Path, activation: Activation) -> None:
     clt = make_clt(activation=activation)
     x = torch.randn(3, 30, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    clt(x)  # BatchTopK stores a threshold
+    # BatchTopK stores a threshold: of other data, since on its own it equals a pre-activation, and rounding decides
+    clt(torch.randn(3, 40, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2)))
     clt.eval()
     folder = save_circuit_tracer(clt, tmp_path / "out", {"clip": {"name": "ViT-B-32-quickgelu"}})
     assert yaml.safe_load((folder / "config.yaml").read_text())["model_name"] == "ViT-B-32-quickgelu"
