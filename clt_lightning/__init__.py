@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from clt_lightning import data
     from clt_lightning.clip import FrozenCLIP
-    from clt_lightning.errors import UserError
+    from clt_lightning.core.errors import UserError
     from clt_lightning.module import CLTModule
     from clt_lightning.replacement import replaced
     from clt_lightning.transcoder import AbsTopK, BatchTopK, Codes, CrossLayerTranscoder, JumpReLU, ReLU, TopK
@@ -26,7 +26,7 @@ _HOME = {
     "JumpReLU": "transcoder",
     "CLTModule": "module",
     "replaced": "replacement",
-    "UserError": "errors",
+    "UserError": "core.errors",
 }
 _MODULES = ("data", "clip", "transcoder", "metrics", "analysis")
 

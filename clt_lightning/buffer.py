@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 
 
 class ActivationBuffer:

@@ -15,12 +15,12 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from clt_lightning import seeds
 from clt_lightning.buffer import ActivationBuffer
 from clt_lightning.cascade import cascade_parts
 from clt_lightning.clip import Activations, FrozenCLIP
 from clt_lightning.clip.activations import random_positions
-from clt_lightning.errors import UserError
+from clt_lightning.core import seeds
+from clt_lightning.core.errors import UserError
 from clt_lightning.optim import AdamW
 from clt_lightning.parallel import ShardedTranscoder
 from clt_lightning.run.finite import FiniteWatch

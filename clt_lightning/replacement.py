@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clt_lightning.clip import FrozenCLIP
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 TermEditor = Callable[[int, Tensor], Tensor]

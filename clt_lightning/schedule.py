@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.settings import ScheduleConfig
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_type_hints
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import Activation, TopK
 from clt_lightning.transcoder.activations import from_config
 from clt_lightning.transcoder.clt import Topology

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.optim import AdamW, RowSparseAdam
 from clt_lightning.optim.row_sparse import _moving_steps
 from clt_lightning.transcoder import CrossLayerTranscoder, TopK

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clt_lightning.analysis.tower import Observation, finish
 from clt_lightning.clip import FrozenCLIP
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.metrics import TOKEN_SETS, check_token_sets
 from clt_lightning.replacement import replaced
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clt_lightning.analysis.tower import Observation, reads_cls_only
 from clt_lightning.clip import FrozenCLIP
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 

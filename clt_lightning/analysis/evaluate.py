@@ -27,7 +27,7 @@ from clt_lightning.analysis.retrieval import Retrieval, RetrievalCollector
 from clt_lightning.analysis.table import ImageTable, divergences, ranks_of
 from clt_lightning.analysis.tower import Observation, observe
 from clt_lightning.clip import FrozenCLIP
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.metrics import TOKEN_SETS, check_token_sets, metric_device
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 

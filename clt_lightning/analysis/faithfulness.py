@@ -13,7 +13,7 @@ from clt_lightning.analysis.intervals import NOTHING, Interval, interval, none_i
 from clt_lightning.analysis.table import divergences, ranks_of
 from clt_lightning.analysis.tower import Observation, finish, reads_cls_only
 from clt_lightning.clip import FrozenCLIP
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.metrics import check_token_sets, metric_device
 from clt_lightning.metrics.base import ExactMetric
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from clt_lightning.analysis.collector import LayerCollector, key_seeds
 from clt_lightning.analysis.names import N_NAMES, embed_words, known_words, nearest_texts, read_words
-from clt_lightning.analysis.results import read_json
 from clt_lightning.analysis.table import gather_rows
 from clt_lightning.clip import FrozenCLIP
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import read_json
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 SCHEMA = 1

@@ -12,7 +12,7 @@ from torch import Tensor
 from clt_lightning.analysis.decomposition import Decomposition, decompose
 from clt_lightning.analysis.tower import observe
 from clt_lightning.clip import FrozenCLIP
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.replacement import replaced
 from clt_lightning.transcoder import CrossLayerTranscoder
 from clt_lightning.transcoder.codes import Codes

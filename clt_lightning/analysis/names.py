@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.clip.words import WordTokenizer, split_words
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 
 N_NAMES = 5
 WORD_TEMPLATES = ("{c}", "a photo of {c}")

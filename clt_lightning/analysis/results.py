@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,8 @@ from clt_lightning.analysis.faithfulness import FaithfulnessResult
 from clt_lightning.analysis.intervals import Interval, none_if_nan
 from clt_lightning.analysis.multilabel import MultilabelResult, arm_json
 from clt_lightning.analysis.population import PopulationCheck
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import read_json, write_json
 
 SCHEMA = 1
 
@@ -172,26 +171,7 @@ class Evaluation:
         content = read_json(path) if path.exists() else {}
         content.setdefault("schema", SCHEMA)
         content.setdefault("evaluation", {})[self.split] = self.to_json()
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A table out of a JSON file.
-
-    Raises:
-        UserError: no such file, or it does not hold a table.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON ({error}): move it away, and it will be written anew") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} does not hold a table: move it away, and it will be written anew")
-    return content
+        write_json(path, content)
 
 
 def load_evaluation(run: str | Path, split: str = "test") -> dict[str, Any]:

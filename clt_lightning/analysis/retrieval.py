@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.results import read_json
 from clt_lightning.analysis.table import ImageTable
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import read_json
 from clt_lightning.transcoder import Codes
 
 _CHUNK = 1 << 24

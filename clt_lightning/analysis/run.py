@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor
 
 from clt_lightning.clip import FrozenCLIP
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import CrossLayerTranscoder
 
 

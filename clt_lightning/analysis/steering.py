@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clt_lightning.analysis.arms import POSITIONS
 from clt_lightning.clip import FrozenCLIP
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.replacement import check_fit, replaced
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch.distributed as dist
 from torch import Tensor
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.metrics import metric_device
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clt_lightning.clip import FrozenCLIP
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +44,6 @@ def say_not_written(trainer: pl.Trainer, what: str) -> None:
     """Tell the user (process 0) that `what` is not written, and why; nothing is skipped in silence."""
     reason = "fast_dev_run" if fast_dev_run(trainer) else "logger=False: the run has no folder"
     rank_zero_info(f"{what} is not written ({reason})")
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class Evaluation(pl.Callback):

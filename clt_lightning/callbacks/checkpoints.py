@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clt_lightning.callbacks.base import fast_dev_run, run_folder
 from clt_lightning.callbacks.reconstruction import Reconstruction
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.run.checkpoint_io import remove_temporaries
 from clt_lightning.run.finite import FiniteWatch, not_finite
 

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from clt_lightning.callbacks.base import fast_dev_run, weights_at
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.metrics import TOKEN_SETS, check_token_sets
 
 if TYPE_CHECKING:  # matplotlib takes its time: it is imported when the first picture is drawn

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import safetensors.torch
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from clt_lightning.callbacks.base import run_folder, say_not_written, weights_at, write_json
+from clt_lightning.callbacks.base import run_folder, say_not_written, weights_at
+from clt_lightning.core.files import whole_file, write_json
 
 
 # Lightning's BasePredictionWriter would warn that batches read from tars have no sample indices; they have keys.
@@ -52,12 +52,8 @@ class Predictions(pl.Callback):
         tensors = {"embeddings": outputs["embeddings"], "values": outputs["values"], "indices": indices}
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{trainer.global_rank}-{batch_idx:06d}.safetensors"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with whole_file(path) as temporary:
             safetensors.torch.save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
         keys = list(outputs["key"])
         about = {"positions": indices.shape[1] // len(keys), "n_features": pl_module.transcoder.n_features}
         write_json(path.with_suffix(".json"), {"keys": keys, **about, "step": self._step})

@@ -21,8 +21,9 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 import clt_lightning
-from clt_lightning.callbacks.base import run_folder, say_not_written, weights_at, write_json
-from clt_lightning.errors import UserError
+from clt_lightning.callbacks.base import run_folder, say_not_written, weights_at
+from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import write_json
 
 SCHEMA = 1
 _PACKAGES = (

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from clt_lightning.callbacks.checkpoints import Checkpoints
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.run.requeue import SignalFlag, Stopped, requeue, slurm_job
 
 

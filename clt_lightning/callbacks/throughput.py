@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities import rank_zero_warn
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.run.timing import PARTS, DataWait, StepClock
 
 _GIB = 2**30

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from clt_lightning.callbacks.base import Evaluation
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.metrics import LogitKL, ZeroShotAccuracy, check_token_sets, metric_device
 from clt_lightning.replacement import replaced
 

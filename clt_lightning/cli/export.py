@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

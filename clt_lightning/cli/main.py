@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from clt_lightning import __version__
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 
 #: Commands of LightningCLI, which read a config
 TRAINER_COMMANDS = {
@@ -66,7 +66,7 @@ def main(args: Sequence[str] | None = None) -> None:
     _show_log()
     try:
         if words[0] in TRAINER_COMMANDS:
-            importlib.import_module("clt_lightning.environment")
+            importlib.import_module("clt_lightning.core.environment")
             from clt_lightning.cli.trainer import run_trainer
 
             run_trainer(words)

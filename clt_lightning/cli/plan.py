@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 
 
 def _bytes(text: str) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.run.resume import newest_version
 
 

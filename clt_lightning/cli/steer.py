@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 
 if TYPE_CHECKING:
     from clt_lightning.analysis import Run, SteeringResult

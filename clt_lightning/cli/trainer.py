@@ -19,7 +19,6 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from clt_lightning import seeds
 from clt_lightning.callbacks import (
     Board,
     Checkpoints,
@@ -37,8 +36,9 @@ from clt_lightning.callbacks import (
 )
 from clt_lightning.cli.quiet import quieten
 from clt_lightning.cli.run_option import expand_run, named_checkpoint
+from clt_lightning.core import seeds
+from clt_lightning.core.errors import UserError
 from clt_lightning.data import modules
-from clt_lightning.errors import UserError
 from clt_lightning.module import CLTModule
 from clt_lightning.parallel.strategy import FeatureParallel
 from clt_lightning.run import resume

@@ -17,7 +17,7 @@ from clt_lightning.clip.activations import Activations
 from clt_lightning.clip.overrides import BranchFn, BranchOverrides
 from clt_lightning.clip.prompts import Template, check_prompts, fill
 from clt_lightning.clip.source import build_model, find_source
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 
 PRECISIONS = ("fp32", "bf16")
 

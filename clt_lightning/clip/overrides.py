@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 
 BranchFn = Callable[[int, Tensor, Callable[[], Tensor]], Tensor]
 """`fn(layer, x, compute_y) -> y`: x and y are `(images, positions, d_model)`; `compute_y()` is the branch's own y."""

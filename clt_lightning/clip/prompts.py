@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 
 PLACEHOLDERS = ("{c}", "{class}", "{}")
 Template = str | Callable[[str], str]

@@ -19,7 +19,7 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from open_clip.transformer import LayerScale
 from torch import nn
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 
 DEMO_FOLDER = Path(__file__).parent / "demo"
 DEMO_CHECKPOINT = DEMO_FOLDER / "open_clip_model.safetensors"

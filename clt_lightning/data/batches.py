@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from torch.utils.data import IterableDataset, get_worker_info
 
+from clt_lightning.core.errors import UserError
 from clt_lightning.data.decode import DecodeError, Decoder, collate
 from clt_lightning.data.plan import EvalPlan, Run, TrainPlan
 from clt_lightning.data.reader import BadSample, RawSample, ShardReader
 from clt_lightning.data.scan import ShardIndex
-from clt_lightning.errors import UserError
 
 _MAX_DRAWS = 100
 _MAX_EMPTY_RUNS = 1000

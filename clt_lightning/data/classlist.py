@@ -6,8 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from clt_lightning.core.errors import UserError
 from clt_lightning.data.lists import imagenet1k, lines
-from clt_lightning.errors import UserError
 
 SHIPPED = {"cmc": "imagenet100_cmc"}
 

@@ -14,9 +14,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from clt_lightning.core.errors import UserError
 from clt_lightning.data.layout import ShardFile, is_http, read_text
 from clt_lightning.data.scan import ShardIndex, scan
-from clt_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from braceexpand import braceexpand
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 
 log = logging.getLogger(__name__)
 

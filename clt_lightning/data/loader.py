@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from clt_lightning.core.errors import UserError
 from clt_lightning.data.batches import Batches, EvalBatches, Source, TrainBatches
 from clt_lightning.data.plan import EvalPlan, TrainPlan
-from clt_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 

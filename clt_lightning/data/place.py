@@ -6,7 +6,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 
 
 def find_place(trainer: Any | None, rank: int | None = None, world: int | None = None) -> tuple[int, int]:

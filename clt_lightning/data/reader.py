@@ -13,11 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
 
+from clt_lightning.core.errors import UserError
 from clt_lightning.data.layout import check_allowed, is_http
 from clt_lightning.data.plan import Run
 from clt_lightning.data.scan import ShardIndex, next_member, split_name
 from clt_lightning.data.tarheader import members
-from clt_lightning.errors import UserError
 
 IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg", "bmp", "tif", "tiff", "ppm", "gif")
 _WANTED = frozenset((*IMAGE_SUFFIXES, "cls", "npy", "txt"))

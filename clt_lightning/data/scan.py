@@ -13,9 +13,9 @@ from typing import BinaryIO
 import numpy as np
 from webdataset.tariterators import base_plus_ext
 
+from clt_lightning.core.errors import UserError
 from clt_lightning.data.layout import ShardFile
 from clt_lightning.data.tarheader import BLOCK, padded, plain_header
-from clt_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from clt_lightning.core.errors import UserError
 from clt_lightning.data.index import build_index
 from clt_lightning.data.layout import SplitFiles
 from clt_lightning.data.plan import Run
 from clt_lightning.data.reader import BadSample, ShardReader
 from clt_lightning.data.scan import ShardIndex
-from clt_lightning.errors import UserError
 
 
 @dataclass(frozen=True)

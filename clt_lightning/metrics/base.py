@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 
 # Elements of one float64 working block: 1 MB on a CPU (fits its cache, and malloc hands it out again without new pages:
 # twice as fast as 2 MB), more on a GPU, which would wait for launches otherwise.

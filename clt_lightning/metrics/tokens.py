@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 
 TOKEN_SETS = ("cls", "patch", "all")
 

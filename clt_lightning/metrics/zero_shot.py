@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.metrics.base import ExactMetric, check_same, check_shape
 
 LOGIT_SCALE = 100.0

@@ -47,7 +47,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.optim.dense import memory_order
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 
 FP32, GB = 4, 1e9
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from clt_lightning import __version__
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.report.choice import named, spread
 from clt_lightning.report.features import FeaturePages
 from clt_lightning.report.figures.curves import feature_scatter

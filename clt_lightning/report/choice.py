@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 
 
 def spread(labels: Sequence[int], count: int) -> list[int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 
 ASSETS = Path(__file__).parent / "assets"
 #: In the order in which they must run; pages may be in any

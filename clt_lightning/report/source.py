@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from clt_lightning.analysis.features import Features, load_features
-from clt_lightning.analysis.results import load_evaluation, read_json
+from clt_lightning.analysis.results import load_evaluation
 from clt_lightning.analysis.retrieval import Retrieval
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import read_json
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 
 _SITES = ("x", "y", "y_hat")
 _WORDS = {"x": "the CLIP's MLP inputs (x)", "y": "the CLIP's MLP outputs (y)", "y_hat": "the reconstruction (y_hat)"}

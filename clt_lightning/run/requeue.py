@@ -13,7 +13,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.run.checkpoint_io import LAST, PREVIOUS, damage, usable
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 import torch
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder.activations import BatchTopK, JumpReLU, ReLU
 
 if TYPE_CHECKING:

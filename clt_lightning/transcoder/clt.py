@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import pretrained
 from clt_lightning.transcoder.activations import Activation, TopK
 from clt_lightning.transcoder.buffers import GradientBuffers

@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder.feature_chunks import FeatureChunks
 
 # torch says so once for every process; only products that are tested here are used

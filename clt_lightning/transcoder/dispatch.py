@@ -12,7 +12,7 @@ from functools import cache
 
 from torch import Tensor
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 
 VARIABLE = "CLT_LIGHTNING_KERNELS"
 _DTYPES = ("torch.float32", "torch.float64", "torch.bfloat16", "torch.float16")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder.activations import JumpReLU
 from clt_lightning.transcoder.clt import CrossLayerTranscoder
 from clt_lightning.transcoder.codes import Codes

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +11,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import whole_file, write_json
 from clt_lightning.transcoder import activations
 
 FORMAT = "clt_lightning/1"
@@ -27,21 +26,10 @@ def save(arguments: dict[str, Any], state: dict[str, Tensor], folder: str | Path
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     config = {"format": FORMAT, **arguments, "metadata": metadata}
-    text = json.dumps(config, indent=2) + "\n"
-    _replace(folder / WEIGHTS, lambda path: safetensors.torch.save_file(tensors, path, {"format": FORMAT}))
-    _replace(folder / CONFIG, lambda path: path.write_text(text))
+    with whole_file(folder / WEIGHTS) as path:
+        safetensors.torch.save_file(tensors, path, {"format": FORMAT})
+    write_json(folder / CONFIG, config, indent=2)
     return folder
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(folder_or_hub_id: str | Path, **hub: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -27,7 +27,7 @@ from clt_lightning.analysis import (
 )
 from clt_lightning.callbacks import Evaluate, RunRecord
 from clt_lightning.clip import FrozenCLIP
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.replacement import replaced
 from clt_lightning.transcoder import CrossLayerTranscoder
 

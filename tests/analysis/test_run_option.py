@@ -8,7 +8,7 @@ import pytest
 
 from clt_lightning.analysis import open_run
 from clt_lightning.cli.run_option import expand_run
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from torch import Tensor
 from clt_lightning.analysis import Edit, steer, steered
 from clt_lightning.analysis.steering import columns
 from clt_lightning.clip import FrozenCLIP
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.replacement import replaced
 from clt_lightning.transcoder import CrossLayerTranscoder
 

@@ -15,7 +15,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from clt_lightning.callbacks import Board, Figures, Reconstruction
 from clt_lightning.callbacks.board import result_tags
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.report.figures.top_images import TopImages
 from clt_lightning.transcoder import Codes
 

@@ -14,7 +14,7 @@ import torch
 import clt_lightning
 from clt_lightning.callbacks import Checkpoints, ExportTranscoder, Reconstruction, RunRecord, Table, ZeroShot
 from clt_lightning.callbacks.record import class_list_hash, git_state
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import CrossLayerTranscoder
 
 from .world import CLASSES, LAYERS, Made, module, trainer

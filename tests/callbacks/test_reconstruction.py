@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from clt_lightning.callbacks import Reconstruction
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.module import CLTModule
 
 from .world import LAYERS, Made, module, trainer

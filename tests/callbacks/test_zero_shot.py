@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clt_lightning.callbacks import ZeroShot
 from clt_lightning.callbacks.zero_shot import parse_window
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.module import CLTModule
 from clt_lightning.replacement import replaced
 

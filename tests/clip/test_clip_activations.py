@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clt_lightning.clip import Activations, random_positions
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 
 
 def numbered(n_images: int, n_positions: int, layers: int = 2) -> Activations:

@@ -13,8 +13,8 @@ from clt_lightning.clip import FrozenCLIP
 from clt_lightning.clip.demo import train
 from clt_lightning.clip.demo.evaluate import evaluate
 from clt_lightning.clip.source import DEMO_CHECKPOINT
+from clt_lightning.core.errors import UserError
 from clt_lightning.data.renders import CLASSNAMES, HELD_OUT, TEMPLATES, render
-from clt_lightning.errors import UserError
 
 
 @pytest.fixture(scope="module")

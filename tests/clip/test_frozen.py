@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clt_lightning.clip import FrozenCLIP, random_positions
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 
 from .tiny import Maker, tiny_config, write_tiny
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clt_lightning.clip import FrozenCLIP
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 
 from .tiny import Maker
 

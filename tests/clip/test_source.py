@@ -12,7 +12,7 @@ import pytest
 
 from clt_lightning.clip import FrozenCLIP, source
 from clt_lightning.clip.source import find_source
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 
 from .tiny import tiny_config, write_tiny
 

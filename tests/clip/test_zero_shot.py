@@ -9,7 +9,7 @@ import torch
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.clip.prompts import fill
 from clt_lightning.clip.words import WordTokenizer
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 
 NAMES = ["red cat", "blue cat", "big dog", "small dog", "the photo"]
 TEMPLATES = ["a photo of a {c}", "a {c}", "a drawing of the {c}"]

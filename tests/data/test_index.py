@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import webdataset
 
+from clt_lightning.core.errors import UserError
 from clt_lightning.data.index import CACHE_NAME, build_index
 from clt_lightning.data.layout import ShardFile
 from clt_lightning.data.plan import Run
 from clt_lightning.data.reader import BadSample, RawSample, ShardReader
 from clt_lightning.data.scan import ShardIndex, scan, split_name
-from clt_lightning.errors import UserError
 
 from .world import picture, samples, write_tar
 

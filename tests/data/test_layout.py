@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from clt_lightning.core.errors import UserError
 from clt_lightning.data.layout import expand, find_split, name_shards, read_lines
-from clt_lightning.errors import UserError
 
 from .world import write_root, write_split, write_tar
 

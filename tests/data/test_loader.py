@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from clt_lightning.core.errors import UserError
 from clt_lightning.data.batches import shuffled
 from clt_lightning.data.modules import WebImages
-from clt_lightning.errors import UserError
 
 from .world import images, numbers, picture, samples, write_root, write_split, write_tar
 

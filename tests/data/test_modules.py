@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from clt_lightning.core.errors import UserError
 from clt_lightning.data import CIFAR100, COCO, Demo, ImageNet100, WebImages, renders
 from clt_lightning.data.classlist import load_class_list
 from clt_lightning.data.lists import imagenet1k, lines
-from clt_lightning.errors import UserError
 
 from .world import images, numbers, picture, samples, to_tensor, write_root, write_split, write_tar
 

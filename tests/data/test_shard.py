@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clt_lightning.core.errors import UserError
 from clt_lightning.data import CIFAR100, COCO, ImageNet100
 from clt_lightning.data.modules import WebImages
 from clt_lightning.data.plan import Run
 from clt_lightning.data.reader import RawSample, ShardReader
 from clt_lightning.data.shard import add_arguments, run
-from clt_lightning.errors import UserError
 
 from .world import picture, to_tensor
 

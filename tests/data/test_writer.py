@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from clt_lightning.core.errors import UserError
 from clt_lightning.data.layout import find_split
 from clt_lightning.data.shard import writer
 from clt_lightning.data.shard.writer import Item, Limits, write_split
-from clt_lightning.errors import UserError
 
 from .world import images, numbers, picture
 

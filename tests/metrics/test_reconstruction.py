@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.metrics import FVU, MSE, R2, Cosine, select
 from clt_lightning.metrics.reconstruction import merge_moments, token_moments
 

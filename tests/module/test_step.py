@@ -11,7 +11,7 @@ import clt_lightning as cl
 from clt_lightning.analysis import Observation, observe
 from clt_lightning.buffer import ActivationBuffer
 from clt_lightning.cascade import cascade_parts
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.schedule import lr_factor
 from clt_lightning.settings import LossConfig, ScheduleConfig, TranscoderConfig, from_plain, to_plain
 from clt_lightning.transcoder.losses import CascadeConfig

@@ -18,7 +18,7 @@ import clt_lightning as cl
 from clt_lightning.analysis import open_run
 from clt_lightning.cli.main import main
 from clt_lightning.cli.run_option import named_checkpoint
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder.codes import Codes
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.parallel import Shards
 
 from . import scenes

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from clt_lightning.cli.main import main
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.report import ReportOptions, build_report
 from clt_lightning.report.record import record_sections
 from tests.report.conftest import Made, read_data

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.report.choice import named, spread
 from clt_lightning.report.features import PER_QUANTILE, QUANTILE_ROWS, chosen_features, quantile_picks
 

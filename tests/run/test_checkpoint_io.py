@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.run import checkpoint_io
 from clt_lightning.run.checkpoint_io import LAST, PREVIOUS, SafeCheckpointIO, damage, remove_temporaries, usable
 

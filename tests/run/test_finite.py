@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.run.finite import FiniteWatch, message, not_finite
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from clt_lightning.callbacks.random_state import collect, restore
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.run.requeue import SignalFlag, requeue, slurm_job
 
 

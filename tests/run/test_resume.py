@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from clt_lightning.cli.main import main
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.run.checkpoint_io import LAST, PREVIOUS, SafeCheckpointIO
 from clt_lightning.run.resume import find, newest_version, require_writable
 

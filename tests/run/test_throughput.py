@@ -12,7 +12,7 @@ import torch
 
 from clt_lightning.callbacks.throughput import Throughput, _Count, count, duration
 from clt_lightning.cli.main import main
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.run.timing import PARTS, StepClock
 
 from .world import STEPS, scalars, write_config

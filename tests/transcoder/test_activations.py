@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import AbsTopK, BatchTopK, JumpReLU, ReLU, TopK
 from clt_lightning.transcoder.activations import ACTIVATIONS, dense, from_config, top_indices
 

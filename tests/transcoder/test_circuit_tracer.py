@@ -9,7 +9,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import BatchTopK, JumpReLU, ReLU, TopK
 from clt_lightning.transcoder.activations import Activation
 from clt_lightning.transcoder.circuit_tracer import save_circuit_tracer

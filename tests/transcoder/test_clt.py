@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import (
     BatchTopK,
     Codes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import AuxiliaryRequest, Codes, TopK
 from clt_lightning.transcoder.losses import (
     AuxKConfig,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder.dispatch import VARIABLE, has_triton, use_triton
 
 CASES = Path(__file__).with_name("triton_cases.py")

@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Literal
 import lightning.pytorch as pl
 import torch
 
-from clt_lightning import seeds
+from clt_lightning.core import seeds
+from clt_lightning.core.errors import UserError
 from clt_lightning.data.batches import Source
 from clt_lightning.data.decode import Augment, Decoder, Transform
 from clt_lightning.data.layout import SplitFiles, expand, find_split, read_lines
@@ -19,7 +20,6 @@ from clt_lightning.data.loader import EvalLoader, TrainLoader, Workers
 from clt_lightning.data.place import epoch_limit, find_place
 from clt_lightning.data.plan import BLOCK_SAMPLES, EvalPlan, TrainPlan
 from clt_lightning.data.splits import Split, check_labels, open_split
-from clt_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 

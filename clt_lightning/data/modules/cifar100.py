@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from clt_lightning.core.errors import UserError
 from clt_lightning.data.modules.base import WebImages
-from clt_lightning.errors import UserError
 
 
 class CIFAR100(WebImages):

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from clt_lightning.core.errors import UserError
 from clt_lightning.data import renders
 from clt_lightning.data.modules.base import WebImages
 from clt_lightning.data.shard.writer import Item, Limits, write_split, write_text
-from clt_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 

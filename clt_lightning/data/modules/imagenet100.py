@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from clt_lightning.core.errors import UserError
 from clt_lightning.data.classlist import load_class_list
 from clt_lightning.data.lists import imagenet1k
 from clt_lightning.data.modules.base import WebImages
-from clt_lightning.errors import UserError
 
 
 class ImageNet100(WebImages):

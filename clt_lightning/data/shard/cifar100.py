@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from clt_lightning.core.errors import UserError
 from clt_lightning.data.lists import lines
 from clt_lightning.data.shard.sources import SourceSet, first_existing, needed
 from clt_lightning.data.shard.writer import Item
-from clt_lightning.errors import UserError
 
 _ARCHIVE = "cifar-100-python.tar.gz"
 _SPLITS = ("train", "test")

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from clt_lightning.core.errors import UserError
 from clt_lightning.data.lists import lines
 from clt_lightning.data.shard.sources import SourceSet, Tree, first_existing, needed, open_tree, suffix_of
 from clt_lightning.data.shard.writer import Item
-from clt_lightning.errors import UserError
 
 _SPLITS = {"train": "train2017", "test": "val2017"}
 _SITE = "from https://cocodataset.org/#download"

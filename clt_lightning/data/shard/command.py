@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from clt_lightning.core.errors import UserError
 from clt_lightning.data.shard.sources import SourceSet
 from clt_lightning.data.shard.writer import Item, Limits, write_split, write_text
-from clt_lightning.errors import UserError
 
 _KINDS = {
     "cifar100": "CIFAR-100: cifar-100-python.tar.gz, or a folder that holds it or its extracted files",

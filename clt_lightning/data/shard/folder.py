@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from clt_lightning.core.errors import UserError
 from clt_lightning.data.shard.sources import SourceSet, Tree, open_tree, suffix_of
 from clt_lightning.data.shard.writer import Item
-from clt_lightning.errors import UserError
 
 _SPLITS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
 

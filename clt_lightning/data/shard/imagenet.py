@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from clt_lightning.core.errors import UserError
 from clt_lightning.data.classlist import ClassList
 from clt_lightning.data.lists import lines
 from clt_lightning.data.shard.matfile import read_struct
@@ -23,7 +24,6 @@ from clt_lightning.data.shard.sources import (
     tar_members,
 )
 from clt_lightning.data.shard.writer import Item
-from clt_lightning.errors import UserError
 
 _TRAIN, _VAL, _DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 _KAGGLE = Path("ILSVRC/Data/CLS-LOC")

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 
 _MATRIX, _COMPRESSED = 14, 15
 _STRUCT, _CHAR = 2, 4

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from clt_lightning.core.errors import UserError
 from clt_lightning.data.shard.writer import Item, Progress
-from clt_lightning.errors import UserError
 
 IMAGE_ENDINGS = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
 """Endings that are copied as they are, and the suffix that they get in the tars."""

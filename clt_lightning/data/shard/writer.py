@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from clt_lightning.errors import UserError
+from clt_lightning.core.errors import UserError
 
 RECORD = "shards.json"
 _PARTIAL = ".shards.partial.json"

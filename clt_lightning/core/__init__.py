@@ -1,0 +1,1 @@
+"""What every part may use: the user's mistakes, seeds, files. Imports nothing of the package, and neither torch."""
