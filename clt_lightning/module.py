@@ -30,6 +30,7 @@ from clt_lightning.settings import (
     ClipConfig,
     LossConfig,
     ParallelConfig,
+    ReviveConfig,
     ScheduleConfig,
     TokensConfig,
     TranscoderConfig,
@@ -67,6 +68,7 @@ class CLTModule(lightning.LightningModule):
             default: `clt_lightning.optim.AdamW`.
         schedule: learning rate over the run.
         tokens: which tokens a step learns from.
+        revive: how features that have stopped firing come back.
         parallel: features over several processes; not in checkpoints, which fit any number of them.
         seed: seed of the transcoder's initial weights and of the token draws; null takes that of `seed_everything`.
     """
@@ -82,6 +84,7 @@ class CLTModule(lightning.LightningModule):
         optimizer: OptimizerCallable = default_optimizer,
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
         tokens: TokensConfig = TokensConfig(),  # noqa: B008
+        revive: ReviveConfig = ReviveConfig(),  # noqa: B008
         parallel: ParallelConfig = ParallelConfig(),  # noqa: B008
         seed: int | None = None,
     ) -> None:
@@ -91,6 +94,7 @@ class CLTModule(lightning.LightningModule):
         self.loss_config = from_plain(LossConfig, loss)
         self.schedule_config = from_plain(ScheduleConfig, schedule)
         self.tokens_config = from_plain(TokensConfig, tokens)
+        self.revive_config = from_plain(ReviveConfig, revive)
         self.parallel_config = from_plain(ParallelConfig, parallel)
         self.optimizer_factory = optimizer
         self.seed = seed = seeds.resolve(seed)
@@ -102,6 +106,7 @@ class CLTModule(lightning.LightningModule):
                 "loss": to_plain(self.loss_config),
                 "schedule": to_plain(self.schedule_config),
                 "tokens": to_plain(self.tokens_config),
+                "revive": to_plain(self.revive_config),
                 "seed": seed,
             }
         )
@@ -306,6 +311,10 @@ class CLTModule(lightning.LightningModule):
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         if isinstance(self.transcoder, ShardedTranscoder):
             self.transcoder.average_replicas()
+        # after the backward pass, which needs the biases as they were, and before any checkpoint of this step
+        if self.revive_config.speed:
+            silent = self.tokens_since_fired >= self.revive_config.after_tokens
+            self.transcoder.raise_biases(silent, self.revive_config.speed * float(optimizer.param_groups[0]["lr"]))
 
     def configure_gradient_clipping(
         self,

@@ -110,6 +110,27 @@ class TokensConfig:
 
 
 @dataclass
+class ReviveConfig:
+    """Features that have stopped firing come back: the encoder bias of each rises in every step until it fires again,
+    and the loss then decides what it is good for. A feature below BatchTopK's cut gets no gradient and would never
+    return by itself (docs/training.md).
+
+    Args:
+        speed: rise of the bias in an optimizer step, in learning rates (Adam moves a weight by about one); the rise
+            therefore falls with the schedule. 0 turns it off.
+        after_tokens: a feature's bias begins to rise when it has not fired on that many tokens (of all processes
+            together).
+    """
+
+    speed: float = 6.0
+    after_tokens: int = 50_000
+
+    def __post_init__(self) -> None:
+        if self.speed < 0 or self.after_tokens < 1:
+            raise UserError(f"revive: speed must not be negative and after_tokens at least 1, got {self}")
+
+
+@dataclass
 class ParallelConfig:
     """How a transcoder that is too large for one GPU is divided (docs/scaling.md). The numbers of a run do not depend
     on it, and neither do its checkpoints.
@@ -167,6 +188,7 @@ __all__ = [
     "ClipConfig",
     "LossConfig",
     "ParallelConfig",
+    "ReviveConfig",
     "ScheduleConfig",
     "TokensConfig",
     "TranscoderConfig",

@@ -151,6 +151,9 @@ class ShardedTranscoder(CrossLayerTranscoder):
         fired[:, self.own] = codes.fired()
         return fired
 
+    def raise_biases(self, features: Tensor, amount: float) -> None:
+        super().raise_biases(features[:, self.own], amount)
+
     @torch.no_grad()
     def gather_codes(self, codes: Codes) -> Codes:
         """The codes of all features on every process, without gradients; moves 20 bytes a code."""

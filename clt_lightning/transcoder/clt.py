@@ -344,6 +344,16 @@ class CrossLayerTranscoder(SparseEncoders):
         """`(layers, n_features)` bool: the features that this process has seen firing."""
         return codes.fired()
 
+    @torch.no_grad()
+    def raise_biases(self, features: Tensor, amount: float) -> None:
+        """Adds to the encoder biases of some features, in place.
+
+        Args:
+            features: `(layers, n_features)` bool, of all features.
+            amount: in units of the pre-activation.
+        """
+        self.b_enc.add_(features, alpha=amount)
+
     def gather_codes(self, codes: Codes) -> Codes:
         """The codes of all features, from what the forward gives."""
         return codes
