@@ -26,14 +26,50 @@ from clt_lightning.optim import AdamW
 from clt_lightning.settings import (
     ClipConfig,
     LossConfig,
+    ReviveConfig,
     ScheduleConfig,
     TokensConfig,
     TranscoderConfig,
     from_plain,
 )
+from clt_lightning.transcoder import BatchTopK, JumpReLU, TopK
+from clt_lightning.transcoder.losses import TanhConfig
 
 #: The cascade's terms begin after a quarter of the run and see half of a batch's images
 PHASE = {"images": 32, "start": 0.25}
+#: The cascade of the default recipe
+CASCADE = {"stream": 0.5, **PHASE}
+#: name -> what differs from the bare recipe: BatchTopK, no skip, no cascade, no revival
+RECIPES: dict[str, dict[str, Any]] = {
+    # the default and its parts
+    "default": {"loss": {"cascade": CASCADE}, "revive": True},
+    "without revival": {"loss": {"cascade": CASCADE}},
+    "without cascade": {"revive": True},
+    "TopK in its place": {"activation": TopK, "loss": {"cascade": CASCADE}, "revive": True},
+    "bare": {},
+    # baselines at equal L0 and features
+    "skip": {"skip": True, "loss": {"cascade": CASCADE}, "revive": True},
+    "per_layer": {"topology": "per_layer", "loss": {"cascade": CASCADE}, "revive": True},
+    "per_layer, as many weights": {
+        "topology": "per_layer",
+        "as_many_weights": True,
+        "loss": {"cascade": CASCADE},
+        "revive": True,
+    },
+    "TopK, bare": {"activation": TopK},
+    "JumpReLU, tanh": {
+        "activation": lambda k: JumpReLU(threshold=0.5, bandwidth=0.5),
+        "loss": {"cascade": CASCADE},
+        "tanh": {12: 1.5e-3, 4: 6e-3},
+        "revive": True,
+    },
+    # further levers
+    "embedding too": {"loss": {"cascade": {**CASCADE, "embedding": 2.0}}, "revive": True},
+    "cascade on 64 images": {"loss": {"cascade": {**CASCADE, "images": 64}}, "revive": True},
+    "twice as wide": {"loss": {"cascade": CASCADE}, "revive": True, "wider": 2},
+    "half the learning rate": {"loss": {"cascade": CASCADE}, "revive": True, "lr": 0.5},
+    "twice as long": {"loss": {"cascade": CASCADE}, "revive": True, "longer": 2},
+}
 #: two-sided 95 % points of Student's t, by degrees of freedom
 T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 #: column -> metric and digits
@@ -87,7 +123,8 @@ class World(lightning.LightningDataModule):
         else:
             self.clip_config = ClipConfig(name="photo", pretrained=f"{root}/clip/open_clip_model.safetensors")
             data = WebImages(root=f"{root}/data", batch_size=200)
-        data.transform = FrozenCLIP(self.clip_config.name, self.clip_config.pretrained).preprocess
+        clip = FrozenCLIP(self.clip_config.name, self.clip_config.pretrained)
+        self.n_layers, data.transform = clip.n_layers, clip.preprocess
         data.prepare_data()
         data.setup()
         print("decoding", flush=True)
@@ -106,10 +143,16 @@ class World(lightning.LightningDataModule):
 
 def build(recipe: dict[str, Any], k: int, seed: int, options: argparse.Namespace, world: World) -> CLTModule:
     """The module that a recipe trains."""
-    loss = from_plain(LossConfig, copy.deepcopy({**recipe.get("loss", {}), **at(recipe.get("loss_by_k", {}), k)}))
+    loss = from_plain(LossConfig, copy.deepcopy(recipe.get("loss", {})))
+    if "tanh" in recipe:
+        nearest = min(recipe["tanh"], key=lambda other: abs(other - k))
+        loss.tanh = TanhConfig(coefficient=recipe["tanh"][nearest], warmup_steps=options.steps // 4)
     form = {key: recipe[key] for key in ("skip", "topology") if key in recipe}
     activation = recipe.get("activation", BatchTopK)
     features = round(options.features * recipe.get("wider", 1))
+    if recipe.get("as_many_weights"):  # a cross-layer feature has an encoder and, on average, (L + 1) / 2 decoders
+        layers = world.n_layers
+        features = round(features * (1 + (layers + 1) / 2) / 2)
     return CLTModule(
         copy.deepcopy(world.clip_config),
         TranscoderConfig(n_features=features, activation=activation(k), **form),
@@ -117,39 +160,30 @@ def build(recipe: dict[str, Any], k: int, seed: int, options: argparse.Namespace
         optimizer=lambda params: AdamW(params, lr=options.lr * recipe.get("lr", 1.0)),
         schedule=ScheduleConfig(warmup_steps=50, decay="linear", decay_fraction=1.0),
         tokens=TokensConfig(),
+        revive=ReviveConfig() if recipe.get("revive") else ReviveConfig(speed=0.0),
         seed=seed,
     )
 
 
-def at(table: dict[Any, dict[str, Any]], k: int) -> dict[str, Any]:
-    """The entry of the k nearest to `k`; nothing of an empty table."""
-    return table[min(table, key=lambda other: abs(other - k))] if table else {}
-
-
-class FeaturesShare:
+@torch.no_grad()
+def features_share(module: CLTModule, world: World) -> float:
     """Of the centred reconstruction, the share that the features make, mean over layers; the skip path makes the rest.
 
-    `E<f - E f, y_hat - E y_hat> / E||y_hat - E y_hat||^2` with f what the features add.
+    `E<f - E f, y_hat - E y_hat> / E||y_hat - E y_hat||^2` with f what the features add, over the held-out images.
     """
-
-    def __init__(self, module: CLTModule) -> None:
-        self.module = module
-
-    @torch.no_grad()
-    def measure(self, world: World) -> float:
-        module, sums = self.module.eval(), None
-        for batch in world.val_dataloader():
-            found = module.evaluate_batch(batch)
-            x, y_hat = found["acts"].x, found["y_hat"].double()
-            skip = torch.stack([module.transcoder.skip_term(x[layer], layer) for layer in range(len(x))]).double()
-            features = y_hat - skip
-            new = [features.sum(1), y_hat.sum(1), (features * y_hat).sum((1, 2)), y_hat.square().sum((1, 2))]
-            new.append(torch.tensor(float(x.shape[1]), dtype=torch.float64))
-            sums = new if sums is None else [a + b for a, b in zip(sums, new)]
-        assert sums is not None
-        f, t, ft, tt, n = sums
-        covariance = ft - (f * t).sum(1) / n
-        return float((covariance / (tt - t.square().sum(1) / n)).mean())
+    sums: list[torch.Tensor] | None = None
+    module.eval()
+    for batch in world.val_dataloader():
+        found = module.evaluate_batch(batch)
+        x, y_hat = found["acts"].x, found["y_hat"].double()
+        skip = torch.stack([module.transcoder.skip_term(x[layer], layer) for layer in range(len(x))]).double()
+        features = y_hat - skip
+        new = [features.sum(1), y_hat.sum(1), (features * y_hat).sum((1, 2)), y_hat.square().sum((1, 2))]
+        sums = new if sums is None else [a + b for a, b in zip(sums, new)]
+    assert sums is not None
+    f, total, product, square = sums
+    n = len(world.test) * module.clip.n_positions
+    return float(((product - (f * total).sum(1) / n) / (square - total.square().sum(1) / n)).mean())
 
 
 def run(recipe: dict[str, Any], k: int, seed: int, options: argparse.Namespace, world: World) -> dict[str, float]:
@@ -184,7 +218,7 @@ def run(recipe: dict[str, Any], k: int, seed: int, options: argparse.Namespace, 
         "fvu": metrics["val/fvu/all"],
         "l0": metrics["val/l0/all"],
         "dead_percent": 100 * metrics["val/dead/all"],
-        "features_share": FeaturesShare(module).measure(world),
+        "features_share": features_share(module, world),
         "original": 100 * original,
         "seconds": seconds,
     }
@@ -209,9 +243,13 @@ def main() -> None:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recipes", description=__doc__.splitlines()[0])
     parser.add_argument("--world", choices=["demo", "photos"], default="demo")
-    parser.add_argument("--root", help="demo: where the renders go (data/demo); photos: the folder with clip/ and data/")
+    parser.add_argument(
+        "--root", help="demo: where the renders go (data/demo); photos: the folder with clip/ and data/"
+    )
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
-    parser.add_argument("--k", type=int, nargs="+", default=[12, 4], help="features a token: d/8 and d/24 of the worlds")
+    parser.add_argument(
+        "--k", type=int, nargs="+", default=[12, 4], help="features a token: d/8 and d/24 of the worlds"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="of 64 images; default: 1400 on the demo, 900 on photos")
     parser.add_argument("--features", type=int, default=768)
@@ -226,8 +264,7 @@ def main() -> None:
     if not demo and options.root is None:
         parser.error("--world photos needs --root, the folder with clip/ and data/")
     options.root = options.root or "data/demo"
-    unknown = [n for n in [len(options.seeds)] if n > 1 and n - 1 not in T95]
-    if unknown:
+    if len(options.seeds) - 1 > max(T95):
         parser.error(f"at most {max(T95) + 1} seeds")
     world = World(options.world, options.root, options.n_train, options.n_test)
     rows: list[dict[str, Any]] = []

@@ -237,9 +237,11 @@ class CLTModule(lightning.LightningModule):
 
     def _cascade(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         config = self.loss_config.cascade
-        if not config.is_on or self.global_step < config.start * max(self.trainer.max_steps, 0):
+        strength = config.strength(self.global_step, self.trainer.max_steps)
+        if not strength:
             return {}
-        return cascade_parts(self.clip, self.transcoder, batch["image"][: config.images], config)
+        parts = cascade_parts(self.clip, self.transcoder, batch["image"][: config.images], config)
+        return {name: strength * value for name, value in parts.items()}
 
     def _log_step(self, loss: Tensor, parts: dict[str, Tensor], l0: Tensor) -> None:
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]

@@ -95,7 +95,10 @@ class CascadeConfig:
         reconstruction: weight of the normalised error between what the replaced MLPs add and the clean MLP outputs, on
             the reconstruction's scale; 0 turns it off.
         images: images of a batch that it is computed on; a few suffice.
-        start: share of the run (of `trainer.max_steps`) after which it begins: a second phase.
+        start: share of the run (of `trainer.max_steps`) after which it begins.
+        warmup: share of the run over which the weights then rise linearly from 0. At full weight at once the gradients
+            are several times as large as the second moments that Adam has gathered, and the first steps throw the
+            transcoder back.
     """
 
     stream: float = 0.0
@@ -103,10 +106,23 @@ class CascadeConfig:
     reconstruction: float = 0.0
     images: int = 16
     start: float = 0.0
+    warmup: float = 0.0
 
     @property
     def is_on(self) -> bool:
         return max(self.stream, self.embedding, self.reconstruction) > 0
+
+    def strength(self, step: int, max_steps: int) -> float:
+        """Share of their weights that the terms have at an optimizer step (from 0 on) of a run of `max_steps`.
+
+        A run without a length (-1) has neither start nor warm-up.
+        """
+        steps = max(max_steps, 0)
+        since = step - self.start * steps
+        if since < 0 or not self.is_on:
+            return 0.0
+        warmup = self.warmup * steps
+        return min(1.0, (since + 1) / warmup) if warmup > 0 else 1.0
 
 
 @dataclass
@@ -135,10 +151,11 @@ class LossConfig:
             min(cascade.stream, cascade.embedding, cascade.reconstruction) < 0
             or cascade.images < 1
             or not 0 <= cascade.start <= 1
+            or not 0 <= cascade.warmup <= 1
         ):
             raise UserError(
-                "loss.cascade: stream, embedding and reconstruction must not be negative, images at least 1, start in "
-                f"[0, 1], got {cascade}"
+                "loss.cascade: stream, embedding and reconstruction must not be negative, images at least 1, start and "
+                f"warmup in [0, 1], got {cascade}"
             )
         if self.auxk.token_fraction is not None and not 0 < self.auxk.token_fraction <= 1:
             raise UserError(f"loss.auxk.token_fraction must lie in (0, 1] or be null, got {self.auxk.token_fraction}")

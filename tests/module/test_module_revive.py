@@ -74,7 +74,9 @@ def test_the_bias_of_a_silent_feature_rises_by_so_many_learning_rates() -> None:
     assert torch.equal(still.transcoder.b_enc, before)
 
 
-@pytest.mark.parametrize("activation", [cl.BatchTopK(3), cl.TopK(3), cl.JumpReLU(0.5, 0.1)], ids=lambda a: type(a).__name__)
+@pytest.mark.parametrize(
+    "activation", [cl.BatchTopK(3), cl.TopK(3), cl.JumpReLU(0.5, 0.1)], ids=lambda a: type(a).__name__
+)
 def test_silent_features_fire_again(activation: cl.Activation) -> None:
     fired = {}
     for speed in (0.0, 60.0):

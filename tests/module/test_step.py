@@ -220,3 +220,21 @@ def test_cascade_terms_see_the_replaced_model(clip: cl.FrozenCLIP, images: torch
                 parameter -= 1e-3 * parameter.grad
     after = cascade_parts(clip, clt, images, config)
     assert sum(float(v.detach()) for v in after.values()) < sum(float(v.detach()) for v in parts.values())
+
+
+def test_the_cascade_begins_and_rises_at_its_share_of_the_run() -> None:
+    config = CascadeConfig(stream=0.5, start=0.25, warmup=0.2)
+    assert [config.strength(step, 100) for step in (0, 24, 25, 34, 44, 45, 99)] == [
+        0,
+        0,
+        pytest.approx(1 / 20),
+        pytest.approx(10 / 20),
+        1,
+        1,
+        1,
+    ]
+    assert CascadeConfig(stream=0.5, start=0.25).strength(25, 100) == 1  # at full weight at once
+    assert config.strength(0, -1) == 1  # a run without a length
+    assert CascadeConfig(warmup=0.2).strength(99, 100) == 0
+    with pytest.raises(UserError, match="start and warmup in"):
+        LossConfig(cascade=CascadeConfig(stream=0.5, warmup=1.5))
