@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from clt_lightning.analysis import statistics
-from clt_lightning.analysis.arms import ArmRunner, CascadeOptions, plan_arms
+from clt_lightning.analysis.arms import OF_SKIP, ArmRunner, CascadeOptions, plan_arms
 from clt_lightning.analysis.contributions import Contributions
 from clt_lightning.analysis.effects import EffectCollector, ImageSample, check_effects
 from clt_lightning.analysis.faithfulness import Faithfulness, FaithfulnessOptions
@@ -25,6 +25,7 @@ from clt_lightning.analysis.reconstruction import Reconstruction
 from clt_lightning.analysis.reference import Reference, ReferenceCollector
 from clt_lightning.analysis.results import Evaluation
 from clt_lightning.analysis.retrieval import Retrieval, RetrievalCollector
+from clt_lightning.analysis.shares import LogitShares, measurable
 from clt_lightning.analysis.table import ImageTable, divergences, ranks_of
 from clt_lightning.analysis.tower import Observation, observe
 from clt_lightning.clip import FrozenCLIP
@@ -120,7 +121,7 @@ class Evaluator:
         named = bool(classnames) and bool(templates)
         self.classnames = list(classnames or []) if named else []
         self.head = clip.zero_shot_head(self.classnames, list(templates or [])) if named else None
-        self.arms = plan_arms(self.options.cascade, clip.n_layers)
+        self.arms = plan_arms(self.options.cascade, clip.n_layers, clt.skip)
         self._device = metric_device(clip.device)
         self._reference: Reference | None = None
         self._training = ReferenceCollector(clip, clt)
@@ -146,7 +147,7 @@ class Evaluator:
             right = [(ranks_of(cosines, labels) == 0).double() for cosines in (original, replaced)]
             drop = (right[0] - right[1]).masked_fill(labels < 0, torch.nan)
             outcomes = {"kl": divergences(original, replaced, self.clip.logit_scale), "drop": drop}
-        self._training.update(_keys(batch, len(self._training.table)), codes, seen.y, y_hat, outcomes)
+        self._training.update(_keys(batch, len(self._training.table)), codes, seen, y_hat, outcomes)
 
     # -- the split ---------------------------------------------------------------------------------------------------
     def start(self) -> None:
@@ -161,7 +162,14 @@ class Evaluator:
         if means is None and any(arm.kind == "mean_ablated" for arm in self.arms):
             log.info("mean ablation is not measured: the training data's means are not known")
             self.arms = [arm for arm in self.arms if arm.kind != "mean_ablated"]
-        self._runner = ArmRunner(self.clip, clt, means)
+        parts: dict[str, Tensor] = {}
+        if self._reference is None:
+            self.arms = [arm for arm in self.arms if arm.kind not in OF_SKIP]
+        elif clt.skip:
+            parts["feature_means"] = self._reference.feature_means.to(self.clip.device)
+            parts["skip_means"] = self._reference.skip_means.to(self.clip.device)
+        self._runner = ArmRunner(self.clip, clt, means, **parts)
+        self._shares = LogitShares(self.clip, clt, self.head) if measurable(self.clip, self.head) else None
         self._reconstruction = Reconstruction(clt, options.token_sets, self._device)
         self._contributions = Contributions(clt, len(self.classnames)).to(self._device)
         self._faithfulness = [metric.to(self._device) for metric in self._plan_faithfulness()]
@@ -220,7 +228,9 @@ class Evaluator:
         labels, keys = self._labels(batch), _keys(batch, len(self._table))
         seen, codes, y_hat = self._forward(batch["image"])
         self._reconstruction.update(seen.y, y_hat, codes, self.clip.n_positions)
-        self._contributions.update(codes, self.clip.n_positions, labels)
+        if self._shares is not None:
+            self._shares.update(keys, seen, y_hat)
+        self._contributions.update(codes, self.clip.n_positions, labels, seen.x)
         for metric in self._faithfulness:
             assert self.head is not None
             metric.update(seen, codes, self.head.to(self.clip.device), self.clip.logit_scale, labels)
@@ -285,6 +295,7 @@ class Evaluator:
         effects = None if self._effects is None else self._effects.result()
         features = None if self._features is None else self._features.result(split, self.head, effects)
         sample = self._sample.gathered()
+        shares = None if self._shares is None else self._shares.result(self.options.bootstrap, self.options.seed)
         keys, columns = self._table.gathered()
         captions = self._captions.gathered()
         if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
@@ -326,6 +337,7 @@ class Evaluator:
                 measured, self._reference, self._population_arm, fvu, self.options.population.resamples, seed
             ),
             effect_check=check,
+            shares=shares,
             train_images=0 if self._reference is None else self._reference.n_images,
             keys=keys,
             labels=labels,

@@ -65,7 +65,7 @@ class Evaluate(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         # in fit as well: a mistake in the config must not wait for the test after it
         if self.enabled:
-            plan_arms(self.options.cascade, pl_module.clip.n_layers)
+            plan_arms(self.options.cascade, pl_module.clip.n_layers, pl_module.transcoder.skip)
             if self.options.faithfulness.layers is not None:
                 pl_module.clip.check_layers(self.options.faithfulness.layers)
 

@@ -360,6 +360,11 @@ class CrossLayerTranscoder(SparseEncoders):
         scaled = x.to(self.b_dec.dtype) * self.x_scale[layer]
         return F.linear(scaled, self.W_skip[layer]) * self.y_scale[layer]
 
+    def linear_part(self, x: Tensor) -> Tensor:
+        """What is not sparse: linear skip and decoder bias, `(layers, tokens, d_model)` from x of that shape."""
+        skip = torch.stack([self.skip_term(x[layer], layer) for layer in range(self.n_layers)])
+        return skip + self.b_dec[:, None]
+
     # -- several processes (clt_lightning.parallel); here every feature is at home ------------------------------------
     def sum_over_shards(self, part: Tensor) -> Tensor:
         """The sum over all features of what this process's features add to; differentiable."""

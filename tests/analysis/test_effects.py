@@ -151,7 +151,7 @@ def test_direct_effects_are_the_read_out_of_the_rows(clip: FrozenCLIP, head: Ten
     clt = world.make_clt()
     seen, _ = look(clip, clt, 5)
     directions = read_out(clip, head)
-    scales = read_out_scale(clip, seen)
+    scales, factor = read_out_scale(clip, seen)
     # the directions read the logit off the residual, up to the LayerNorm's bias
     visual = clip.model.visual
     L = clip.n_layers
@@ -161,7 +161,7 @@ def test_direct_effects_are_the_read_out_of_the_rows(clip: FrozenCLIP, head: Ten
     embedding = visual.ln_post(residual) @ visual.proj
     bias = visual.ln_post.bias @ visual.proj @ head
     logits = 100 * torch.nn.functional.normalize(embedding, dim=1) @ head
-    read = residual.double() @ directions.T * scales[:, None] + bias * (100 / embedding.norm(dim=1, keepdim=True))
+    read = residual.double() @ directions.T * scales[:, None] + bias * factor[:, None]
     torch.testing.assert_close(read.float(), logits, rtol=1e-3, atol=1e-3)
     # of a feature's rows: the sum over targets, centred over classes
     total, spread = direct_effects(clt, 1, directions * 2.0)
@@ -181,7 +181,7 @@ def test_the_ends_of_a_features_direct_effect(clip: FrozenCLIP, head: Tensor) ->
     collector.update(seen, codes)
     found = collector.result()
     n = len(world.CLASSES)
-    scale = float(read_out_scale(clip, seen).mean())
+    scale = float(read_out_scale(clip, seen)[0].mean())
     full, _ = direct_effects(clt, 0, read_out(clip, head) * scale)
     order = full.argsort(dim=1, descending=True)
     np.testing.assert_array_equal(found["direct_class"][0, :, :n], order.numpy())

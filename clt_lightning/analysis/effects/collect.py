@@ -113,7 +113,7 @@ class EffectCollector(ExactMetric):
         device = self.total.device
         self.predicted += torch.bincount(predicted, minlength=len(self.predicted)).to(device)
         if reads_cls_only(clip):
-            self.scale += read_out_scale(clip, seen).sum().to(device)
+            self.scale += read_out_scale(clip, seen)[0].sum().to(device)
         for layer, effects in enumerate(total_effects(clip, clt, seen, codes, directions)):
             image, feature, sums = (part.to(device) for part in per_image(codes, layer, effects, seen.n_images))
             self.total[:, layer].index_add_(1, feature, sums)

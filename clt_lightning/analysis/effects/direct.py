@@ -29,8 +29,12 @@ def read_out(clip: FrozenCLIP, head: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def read_out_scale(clip: FrozenCLIP, seen: Observation) -> Tensor:
-    """`(images,)` float64: LayerNorm's scale times `logit_scale` over the embedding's norm, of each image."""
+def read_out_scale(clip: FrozenCLIP, seen: Observation) -> tuple[Tensor, Tensor]:
+    """What `read_out` leaves out, of each image: `(images,)` float64 each.
+
+    Returns:
+        the last LayerNorm's scale times the factor, and the factor: `logit_scale` over the embedding's norm.
+    """
     L = clip.n_layers
     visual = clip.model.visual
     added = seen.y.unflatten(1, (seen.n_images, -1))[:, :, 0].double().sum(0)
@@ -40,7 +44,8 @@ def read_out_scale(clip: FrozenCLIP, seen: Observation) -> Tensor:
     scale = (residual.var(1, correction=0) + norm.eps).rsqrt()
     normed = (residual - residual.mean(1, keepdim=True)) * scale[:, None] * norm.weight.double() + norm.bias.double()
     embedding = normed if visual.proj is None else normed @ visual.proj.double()
-    return scale * clip.logit_scale / embedding.norm(dim=1)
+    factor = clip.logit_scale / embedding.norm(dim=1)
+    return scale * factor, factor
 
 
 @torch.no_grad()
