@@ -20,6 +20,7 @@ from clt_lightning.analysis.contributions import Contributions
 from clt_lightning.analysis.effects import EffectCollector, ImageSample, check_effects
 from clt_lightning.analysis.faithfulness import Faithfulness, FaithfulnessOptions
 from clt_lightning.analysis.features import FeatureCollector, FeatureOptions, Features
+from clt_lightning.analysis.neighbours import find_neighbours
 from clt_lightning.analysis.population import PopulationOptions
 from clt_lightning.analysis.reconstruction import Reconstruction
 from clt_lightning.analysis.reference import Reference, ReferenceCollector
@@ -302,6 +303,9 @@ class Evaluator:
             return None
         if not len(keys):
             raise UserError(f"split {split!r} has no images: nothing to evaluate")
+        if features is not None:
+            alive = features.stats["frequency"] > 0
+            features = dataclasses.replace(features, neighbours=find_neighbours(self.clip, self.clt, alive, retrieval))
         fvu = float(reconstruction["fvu"]["all"].mean()) if "all" in reconstruction["fvu"] else float("nan")
         measured = statistics.Measured(self.arms, self.classnames, keys, columns, captions)
         draws, seed = self.options.bootstrap, self.options.seed

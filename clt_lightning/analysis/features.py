@@ -16,7 +16,8 @@ from torch import Tensor
 
 from clt_lightning.analysis.collector import LayerCollector, key_seeds
 from clt_lightning.analysis.effects import Effects, load_effects
-from clt_lightning.analysis.names import N_NAMES, embed_words, known_words, nearest_texts, read_words
+from clt_lightning.analysis.names import N_NAMES, embed_words, known_words, label_features, nearest_texts, read_words
+from clt_lightning.analysis.neighbours import Neighbours, load_neighbours
 from clt_lightning.analysis.table import gather_rows
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
@@ -36,7 +37,8 @@ class FeatureOptions:
         samples: further images a feature, drawn uniformly from those on which it is active, for quantile rows.
         words: file with words to name features by, one a line; null takes the list that comes with the package.
         device: where the collected state lives: cpu, or `auto` for the device of the model. Bytes:
-            4 L F (k + samples) (positions + 4) + 8 L F (classes + embed_dim).
+            4 L F (k + samples) (positions + 4) + 8 L F (classes + embed_dim) + 4 L F (classes + positions + 64); the
+            effects beside it take 8 L F (classes + 5).
     """
 
     enabled: bool = True
@@ -63,6 +65,7 @@ class Features:
         stats: `(L, F, ...)` arrays by name.
         layers: for each layer `top_image (F, k)`, `top_value (F, k)`, `top_map (F, k, P)`, `sample_...`.
         effects: what the features do to the logits; None where it was not measured.
+        neighbours: which features are near to which; None where it was not measured.
     """
 
     info: dict[str, Any]
@@ -71,6 +74,7 @@ class Features:
     stats: dict[str, np.ndarray] = field(repr=False)
     layers: Sequence[dict[str, np.ndarray]] = field(repr=False)
     effects: Effects | None = field(default=None, repr=False)
+    neighbours: Neighbours | None = field(default=None, repr=False)
 
     def save(self, run: str | Path) -> Path:
         """Write `<run>/features/`."""
@@ -81,6 +85,8 @@ class Features:
             np.savez_compressed(folder / f"layer_{index:02d}.npz", **arrays)  # type: ignore[arg-type]
         if self.effects is not None:
             self.effects.save(folder)
+        if self.neighbours is not None:
+            self.neighbours.save(folder)
         images = {"keys": self.keys, "labels": self.labels.tolist()}
         (folder / "images.json").write_text(json.dumps(images), encoding="utf-8")
         (folder / "features.json").write_text(json.dumps(self.info, indent=1), encoding="utf-8")
@@ -124,7 +130,7 @@ def load_features(run: str | Path) -> Features:
 
     labels = np.array(images["labels"], dtype=np.int64)
     stats, layers = _arrays(folder / "stats.npz"), _LayerFiles(folder, info["layers"])
-    return Features(info, images["keys"], labels, stats, layers, load_effects(folder))
+    return Features(info, images["keys"], labels, stats, layers, load_effects(folder), load_neighbours(folder))
 
 
 class FeatureCollector:
@@ -256,16 +262,17 @@ def layer_stats(
         "decoder_norm": norms,
         "class_share": class_share,
         "class_index": class_index,
+        "histogram": s["histogram"],
+        "position_share": s["positions"] / s["tokens"].clamp(min=1)[:, None],
     }
+    out |= label_features(s["class_images"], s["class_total"], s["positions"], out["frequency"])
     direction = F.normalize(s["ae"] / s["a"].clamp(min=1e-300)[:, None] - mean_embedding, dim=-1)
     for name, texts in names.items():
         index, score = nearest_texts(direction, texts)
         alive = s["images"][:, None] > 0
         out[f"nearest_{name}"] = index.masked_fill(~alive, -1)
         out[f"nearest_{name}_score"] = score.masked_fill(~alive, 0.0)
-    return {
-        k: v.numpy().astype(np.int32 if "index" in k or v.dtype == torch.int32 else np.float32) for k, v in out.items()
-    }
+    return {k: v.numpy().astype(np.float32 if v.dtype.is_floating_point else np.int32) for k, v in out.items()}
 
 
 def monosemanticity(ae: Tensor, a: Tensor, a2: Tensor, images: Tensor) -> Tensor:
