@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import logging
 import statistics
 import time
 from pathlib import Path
@@ -165,27 +166,6 @@ def build(recipe: dict[str, Any], k: int, seed: int, options: argparse.Namespace
     )
 
 
-@torch.no_grad()
-def features_share(module: CLTModule, world: World) -> float:
-    """Of the centred reconstruction, the share that the features make, mean over layers; the skip path makes the rest.
-
-    `E<f - E f, y_hat - E y_hat> / E||y_hat - E y_hat||^2` with f what the features add, over the held-out images.
-    """
-    sums: list[torch.Tensor] | None = None
-    module.eval()
-    for batch in world.val_dataloader():
-        found = module.evaluate_batch(batch)
-        x, y_hat = found["acts"].x, found["y_hat"].double()
-        skip = torch.stack([module.transcoder.skip_term(x[layer], layer) for layer in range(len(x))]).double()
-        features = y_hat - skip
-        new = [features.sum(1), y_hat.sum(1), (features * y_hat).sum((1, 2)), y_hat.square().sum((1, 2))]
-        sums = new if sums is None else [a + b for a, b in zip(sums, new)]
-    assert sums is not None
-    f, total, product, square = sums
-    n = len(world.test) * module.clip.n_positions
-    return float(((product - (f * total).sum(1) / n) / (square - total.square().sum(1) / n)).mean())
-
-
 def run(recipe: dict[str, Any], k: int, seed: int, options: argparse.Namespace, world: World) -> dict[str, float]:
     """Trains and evaluates one recipe."""
     module = build(recipe, k, seed, options, world)
@@ -218,7 +198,7 @@ def run(recipe: dict[str, Any], k: int, seed: int, options: argparse.Namespace, 
         "fvu": metrics["val/fvu/all"],
         "l0": metrics["val/l0/all"],
         "dead_percent": 100 * metrics["val/dead/all"],
-        "features_share": features_share(module, world),
+        "features_share": metrics["val/share/features"],
         "original": 100 * original,
         "seconds": seconds,
     }
@@ -258,6 +238,7 @@ def main() -> None:
     parser.add_argument("--n_test", type=int, help="held-out images; default: 4000 renders, 2000 photographs")
     parser.add_argument("--json", help="write the figures here, after every recipe")
     options = parser.parse_args()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its tips would stand between the table's lines
     demo = options.world == "demo"
     options.steps = options.steps or (1400 if demo else 900)
     options.n_test = options.n_test or (4000 if demo else 2000)

@@ -164,13 +164,14 @@ class BatchTopK(Activation):
 
     Args:
         k: mean number of features a token uses in each layer.
-        momentum: weight of the past in the running mean of the threshold.
+        momentum: weight of the past in the running mean of the threshold. While features are learned the cut falls, and
+            a mean over 100 batches (0.99) stays above it: L0 is then 11.1 where k is 12, after 500 steps on the demo.
     """
 
     threshold: Tensor
     updates: Tensor
 
-    def __init__(self, k: int = 64, momentum: float = 0.99) -> None:
+    def __init__(self, k: int = 64, momentum: float = 0.95) -> None:
         super().__init__()
         if k < 1:
             raise UserError(f"BatchTopK: k must be at least 1, got {k}")
