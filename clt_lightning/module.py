@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
@@ -15,6 +17,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from clt_lightning.batches import as_batch
 from clt_lightning.buffer import ActivationBuffer
 from clt_lightning.cascade import cascade_parts
 from clt_lightning.clip import Activations, FrozenCLIP
@@ -23,6 +26,7 @@ from clt_lightning.core import seeds
 from clt_lightning.core.errors import UserError
 from clt_lightning.optim import AdamW
 from clt_lightning.parallel import ShardedTranscoder
+from clt_lightning.replacement import check_fit
 from clt_lightning.run.finite import FiniteWatch
 from clt_lightning.run.timing import StepClock
 from clt_lightning.schedule import lr_factor
@@ -40,6 +44,22 @@ from clt_lightning.settings import (
 from clt_lightning.transcoder import AuxiliaryRequest, CrossLayerTranscoder, StatisticsAccumulator
 from clt_lightning.transcoder.chunked import add_up, split_request
 from clt_lightning.transcoder.losses import auxiliary_tokens, loss_parts
+
+if TYPE_CHECKING:
+    Backbone = ClipConfig | FrozenCLIP
+    Transcoder = TranscoderConfig | CrossLayerTranscoder
+else:  # what the command line reads: settings alone
+    Backbone, Transcoder = ClipConfig, TranscoderConfig
+
+
+def describe_clip(clip: FrozenCLIP) -> ClipConfig:
+    """The settings that make a backbone like this one."""
+    return ClipConfig(clip.name, clip.pretrained, "bf16" if clip.precision == "bf16" else "fp32")
+
+
+def describe_transcoder(clt: CrossLayerTranscoder) -> TranscoderConfig:
+    """The settings that make a transcoder like this one, untrained."""
+    return TranscoderConfig(clt.n_features, clt.activation, clt.topology, clt.skip, clt.backend)
 
 
 def default_optimizer(params: Iterable[Any]) -> torch.optim.Optimizer:
@@ -60,9 +80,11 @@ class StepPart:
 class CLTModule(lightning.LightningModule):
     """Trains a cross-layer transcoder on the activations of a frozen CLIP.
 
+    Batches are dicts with `image` (docs/design.md), tuples `(image, label)`, or images alone, from any loader.
+
     Args:
-        clip: the frozen backbone.
-        transcoder: the transcoder.
+        clip: the frozen backbone: settings, or a `FrozenCLIP`.
+        transcoder: the transcoder: settings, or a `CrossLayerTranscoder`, which is trained in place.
         loss: coefficients and warm-up of each part of the loss.
         optimizer: optimizer class and arguments, e.g. `{class_path: torch.optim.AdamW, init_args: {lr: 4.0e-4}}`;
             default: `clt_lightning.optim.AdamW`.
@@ -78,8 +100,8 @@ class CLTModule(lightning.LightningModule):
     def __init__(
         self,
         # defaults are never changed; no `| None`, since the types carry the command line's help
-        clip: ClipConfig = ClipConfig(),  # noqa: B008
-        transcoder: TranscoderConfig = TranscoderConfig(),  # noqa: B008
+        clip: Backbone = ClipConfig(),  # noqa: B008
+        transcoder: Transcoder = TranscoderConfig(),  # noqa: B008
         loss: LossConfig = LossConfig(),  # noqa: B008
         optimizer: OptimizerCallable = default_optimizer,
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
@@ -89,8 +111,11 @@ class CLTModule(lightning.LightningModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        self.clip_config = from_plain(ClipConfig, clip)
-        self.transcoder_config = from_plain(TranscoderConfig, transcoder)
+        self.clip_config = describe_clip(clip) if isinstance(clip, FrozenCLIP) else from_plain(ClipConfig, clip)
+        if isinstance(transcoder, CrossLayerTranscoder):
+            self.transcoder_config = describe_transcoder(transcoder)
+        else:
+            self.transcoder_config = from_plain(TranscoderConfig, transcoder)
         self.loss_config = from_plain(LossConfig, loss)
         self.schedule_config = from_plain(ScheduleConfig, schedule)
         self.tokens_config = from_plain(TokensConfig, tokens)
@@ -111,12 +136,20 @@ class CLTModule(lightning.LightningModule):
             }
         )
 
-        self.clip = FrozenCLIP(**to_plain(self.clip_config), seed=seed)
+        self.clip = clip if isinstance(clip, FrozenCLIP) else FrozenCLIP(**to_plain(self.clip_config), seed=seed)
         t = self.transcoder_config
         sharded = self.parallel_config.feature > 1
-        # a transcoder that is to be divided is made in configure_model: here it might not fit the main memory
-        with torch.device("meta") if sharded else nullcontext():
-            self.transcoder = CrossLayerTranscoder(**self._form(), seed=None if sharded else seed)
+        if isinstance(transcoder, CrossLayerTranscoder):
+            if sharded:
+                raise UserError(
+                    "model.parallel.feature > 1 divides a transcoder that it makes: give settings, no object"
+                )
+            check_fit(self.clip, transcoder)
+            self.transcoder = transcoder.train()
+        else:
+            # one that is to be divided is made in configure_model: here it might not fit the main memory
+            with torch.device("meta") if sharded else nullcontext():
+                self.transcoder = CrossLayerTranscoder(**self._form(), seed=None if sharded else seed)
         self.register_buffer(
             "tokens_since_fired", torch.zeros(self.clip.n_layers, t.n_features, dtype=torch.int64), persistent=True
         )
@@ -124,6 +157,7 @@ class CLTModule(lightning.LightningModule):
         self.finite = FiniteWatch()
         self.clock = StepClock()
         self.batches_seen = 0
+        self.total_steps = -1  # optimizer steps of the whole run; known when training starts
         self.validated_at_step: int | None = None
 
     def _form(self) -> dict[str, Any]:
@@ -158,11 +192,30 @@ class CLTModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer_factory(self.transcoder.parameters())
-        factor = lr_factor(self.schedule_config, self.trainer.max_steps)
+        if self.trainer.max_steps > 0 or self.schedule_config.decay == "none":
+            factor = lr_factor(self.schedule_config, self.trainer.max_steps)
+        else:
+            factor = self._factor_by_epochs
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def _factor_by_epochs(self, step: int) -> float:
+        """The learning rate's factor in a run of so many epochs, whose steps are known when training starts."""
+        known = self.total_steps > 0
+        config = self.schedule_config if known else dataclasses.replace(self.schedule_config, decay="none")
+        return lr_factor(config, self.total_steps)(step)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> dict[str, Any]:
+        return as_batch(batch)
+
     def on_train_start(self) -> None:
+        trainer = self.trainer
+        batches, epochs = trainer.num_training_batches, trainer.max_epochs
+        self.total_steps = trainer.max_steps
+        if self.total_steps <= 0 and epochs is not None and epochs > 0 and math.isfinite(batches):
+            self.total_steps = epochs * -(-int(batches) // trainer.accumulate_grad_batches)
+        if self.schedule_config.decay != "none" and self.schedule_config.decay_fraction > 0:
+            lr_factor(self.schedule_config, self.total_steps)  # a decay without an end is said before the first step
         if not bool(self.transcoder.normalized):
             self._estimate_normalization()
 
@@ -173,7 +226,8 @@ class CLTModule(lightning.LightningModule):
         loader: Any = self.trainer.train_dataloader if datamodule is None else datamodule.train_dataloader()
         sums = StatisticsAccumulator(self.clip.n_layers, self.clip.d_model, self.device)
         wanted = -(-self.tokens_config.statistics // self._data_place()[1])
-        for index, batch in enumerate(loader):
+        for index, raw in enumerate(loader):
+            batch = as_batch(raw)
             sums.update(
                 *self._sites(self._capture(batch, self._positions(len(batch["image"]), self._generator(index))))
             )
@@ -237,7 +291,7 @@ class CLTModule(lightning.LightningModule):
 
     def _cascade(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         config = self.loss_config.cascade
-        strength = config.strength(self.global_step, self.trainer.max_steps)
+        strength = config.strength(self.global_step, self.total_steps)
         if not strength:
             return {}
         parts = cascade_parts(self.clip, self.transcoder, batch["image"][: config.images], config)

@@ -26,7 +26,11 @@ ALLOWED = {
     "run": {"run"},
     "parallel": {"parallel", "run", "transcoder"},
     "cascade": {"clip", "replacement", "transcoder"},
-    "module": {"buffer", "cascade", "clip", "optim", "parallel", "run", "schedule", "settings", "transcoder"},
+    "batches": set(),
+    "module": {
+        *("batches", "buffer", "cascade", "clip", "optim", "parallel"),
+        *("replacement", "run", "schedule", "settings", "transcoder"),
+    },
     "analysis": {"analysis", "clip", "data", "metrics", "module", "replacement", "settings", "transcoder"},
 }
 # the script that trains the demo's CLIP draws the demo's renders; loading that CLIP does not

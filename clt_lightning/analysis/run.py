@@ -13,6 +13,7 @@ import yaml
 from torch import Tensor
 
 from clt_lightning.clip import FrozenCLIP
+from clt_lightning.clip.images import to_pixels
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import CrossLayerTranscoder
 
@@ -73,8 +74,7 @@ class Run:
 
     def pixels(self, image: Tensor) -> Tensor:
         """A preprocessed image back as `(3, size, size)` uint8, for showing."""
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.clip.mean, self.clip.std))
-        return ((image.float().cpu() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+        return torch.from_numpy(to_pixels(image, self.clip.mean, self.clip.std)).permute(2, 0, 1)
 
 
 def open_run(folder: str | Path, device: torch.device | str = "cpu") -> Run:

@@ -37,6 +37,8 @@ class Evaluate(pl.Callback):
         retrieval: entries kept of each image's sparse code in a layer, for its neighbours; 0 keeps none.
         bootstrap: resamples behind the intervals.
         seed: seed of resamples and random orders.
+        classnames: class names, in the order of the labels; null takes the data's own.
+        templates: prompt templates; null takes the data's own.
 
     Raises:
         UserError: on unknown token sets, layers or controls.
@@ -54,7 +56,10 @@ class Evaluate(pl.Callback):
         retrieval: int = 64,
         bootstrap: int = 1000,
         seed: int = 0,
+        classnames: list[str] | None = None,
+        templates: list[str] | None = None,
     ) -> None:
+        self.classnames, self.templates = classnames, templates
         self.enabled = enabled
         self.options = EvaluateOptions(
             list(token_sets), cascade, faithfulness, population, features, effects, retrieval, bootstrap, seed
@@ -73,7 +78,8 @@ class Evaluate(pl.Callback):
         if not self.enabled:
             return
         data = getattr(trainer, "datamodule", None)
-        names, templates = (getattr(data, name, None) for name in ("classnames", "templates"))
+        names = self.classnames or getattr(data, "classnames", None)
+        templates = self.templates or getattr(data, "templates", None)
         self._evaluator = Evaluator(pl_module.clip, pl_module.transcoder, names, templates, self.options)
         self._training_images(trainer, pl_module, data, self._evaluator)
         self._evaluator.start()

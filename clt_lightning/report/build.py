@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from clt_lightning import __version__
+from clt_lightning.clip.images import to_pixels
 from clt_lightning.core.errors import UserError
 from clt_lightning.report.choice import named, spread
 from clt_lightning.report.features import FeaturePages
@@ -22,7 +23,7 @@ from clt_lightning.report.numbers import to_list
 from clt_lightning.report.pictures import Pictures
 from clt_lightning.report.record import record_sections
 from clt_lightning.report.source import Source, read_config, read_source
-from clt_lightning.report.sprites import Sprites, to_pixels
+from clt_lightning.report.sprites import Sprites
 from clt_lightning.report.tables import write_tables_and_figures
 
 
