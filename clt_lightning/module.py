@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -44,6 +45,9 @@ from clt_lightning.settings import (
 from clt_lightning.transcoder import AuxiliaryRequest, CrossLayerTranscoder, StatisticsAccumulator
 from clt_lightning.transcoder.chunked import add_up, split_request
 from clt_lightning.transcoder.losses import auxiliary_tokens, loss_parts
+
+# the module's own hook serves every loader, a data module's too
+warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in `LightningModule`")
 
 if TYPE_CHECKING:
     Backbone = ClipConfig | FrozenCLIP
