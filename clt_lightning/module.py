@@ -23,8 +23,8 @@ from clt_lightning.core import seeds
 from clt_lightning.core.errors import UserError
 from clt_lightning.optim import AdamW
 from clt_lightning.parallel import ShardedTranscoder
-from clt_lightning.run.finite import FiniteWatch
-from clt_lightning.run.timing import StepClock
+from clt_lightning.runs.finite import FiniteWatch
+from clt_lightning.runs.timing import StepClock
 from clt_lightning.schedule import lr_factor
 from clt_lightning.settings import (
     ClipConfig,

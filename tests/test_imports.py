@@ -23,10 +23,10 @@ ALLOWED = {
     "schedule": {"settings"},
     "buffer": set(),
     "optim": {"optim"},
-    "run": {"run"},
-    "parallel": {"parallel", "run", "transcoder"},
+    "runs": {"runs"},
+    "parallel": {"parallel", "runs", "transcoder"},
     "cascade": {"clip", "replacement", "transcoder"},
-    "module": {"buffer", "cascade", "clip", "optim", "parallel", "run", "schedule", "settings", "transcoder"},
+    "module": {"buffer", "cascade", "clip", "optim", "parallel", "runs", "schedule", "settings", "transcoder"},
     "analysis": {"analysis", "clip", "data", "metrics", "module", "replacement", "settings", "transcoder"},
 }
 # the script that trains the demo's CLIP draws the demo's renders; loading that CLIP does not

@@ -15,8 +15,8 @@ from torch import Tensor
 from clt_lightning.callbacks.base import fast_dev_run, run_folder
 from clt_lightning.callbacks.reconstruction import Reconstruction
 from clt_lightning.core.errors import UserError
-from clt_lightning.run.checkpoint_io import remove_temporaries
-from clt_lightning.run.finite import FiniteWatch, not_finite
+from clt_lightning.runs.checkpoint_io import remove_temporaries
+from clt_lightning.runs.finite import FiniteWatch, not_finite
 
 
 class Checkpoints(ModelCheckpoint):

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from clt_lightning.callbacks.checkpoints import Checkpoints
 from clt_lightning.core.errors import UserError
-from clt_lightning.run.requeue import SignalFlag, Stopped, requeue, slurm_job
+from clt_lightning.runs.requeue import SignalFlag, Stopped, requeue, slurm_job
 
 
 class Requeue(pl.Callback):

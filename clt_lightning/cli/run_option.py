@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from clt_lightning.core.errors import UserError
-from clt_lightning.run.resume import newest_version
+from clt_lightning.runs.resume import newest_version
 
 
 def expand_run(words: list[str]) -> tuple[list[str], bool]:

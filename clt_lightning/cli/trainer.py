@@ -41,9 +41,9 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.data import modules
 from clt_lightning.module import CLTModule
 from clt_lightning.parallel.strategy import FeatureParallel
-from clt_lightning.run import resume
-from clt_lightning.run.checkpoint_io import SafeCheckpointIO, damage
-from clt_lightning.run.requeue import EXIT_STOPPED, EXIT_TERMINATED, Stopped
+from clt_lightning.runs import resume
+from clt_lightning.runs.checkpoint_io import SafeCheckpointIO, damage
+from clt_lightning.runs.requeue import EXIT_STOPPED, EXIT_TERMINATED, Stopped
 from clt_lightning.transcoder.precision import cpu_multiplies
 
 

@@ -18,7 +18,7 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.parallel import state
 from clt_lightning.parallel.shards import Shards
 from clt_lightning.parallel.transcoder import ShardedTranscoder
-from clt_lightning.run.checkpoint_io import damage
+from clt_lightning.runs.checkpoint_io import damage
 
 #: The transcoder's name in the LightningModule, and with it in checkpoints
 PREFIX = "transcoder."

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from clt_lightning.core.errors import UserError
-from clt_lightning.run import checkpoint_io
-from clt_lightning.run.checkpoint_io import LAST, PREVIOUS, SafeCheckpointIO, damage, remove_temporaries, usable
+from clt_lightning.runs import checkpoint_io
+from clt_lightning.runs.checkpoint_io import LAST, PREVIOUS, SafeCheckpointIO, damage, remove_temporaries, usable
 
 
 def content(step: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from clt_lightning.core.errors import UserError
-from clt_lightning.run.checkpoint_io import LAST, PREVIOUS, damage, usable
+from clt_lightning.runs.checkpoint_io import LAST, PREVIOUS, damage, usable
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 
 from clt_lightning.callbacks.random_state import collect, restore
 from clt_lightning.core.errors import UserError
-from clt_lightning.run.requeue import SignalFlag, requeue, slurm_job
+from clt_lightning.runs.requeue import SignalFlag, requeue, slurm_job
 
 
 def test_a_signal_sets_the_flag_and_nothing_else() -> None:

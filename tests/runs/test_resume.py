@@ -14,8 +14,8 @@ import torch
 
 from clt_lightning.cli.main import main
 from clt_lightning.core.errors import UserError
-from clt_lightning.run.checkpoint_io import LAST, PREVIOUS, SafeCheckpointIO
-from clt_lightning.run.resume import find, newest_version, require_writable
+from clt_lightning.runs.checkpoint_io import LAST, PREVIOUS, SafeCheckpointIO
+from clt_lightning.runs.resume import find, newest_version, require_writable
 
 from .kill_many import stress
 from .starts import finish, kill, start
