@@ -15,6 +15,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from clt_lightning import compat
 from clt_lightning.buffer import ActivationBuffer
 from clt_lightning.cascade import cascade_parts
 from clt_lightning.clip import Activations, FrozenCLIP
@@ -263,7 +264,8 @@ class CLTModule(lightning.LightningModule):
 
         Processes that share the features of a transcoder share the batch as well.
         """
-        told = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None) if self._trainer is not None else None
+        trainer = compat.trainer_of(self)
+        told = None if trainer is None else getattr(trainer.strategy, "distributed_sampler_kwargs", None)
         return (int(told["rank"]), int(told["num_replicas"])) if told else (0, 1)
 
     def _positions(self, n_images: int, generator: torch.Generator) -> Tensor | None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +9,7 @@ from typing import Any
 import torch
 
 from clt_lightning.core.errors import UserError
-from clt_lightning.runs.checkpoint_io import LAST, PREVIOUS, damage, usable
+from clt_lightning.runs.checkpoint_io import damage, usable
 
 
 @dataclass(frozen=True)
@@ -24,20 +21,29 @@ class Progress:
         step: optimizer steps done.
         epochs: training epochs done.
         validation_due: whether it was written before a validation that was due at its step.
+        validated: whether it was written after a validation of its step.
+        stopped: what early stopping said (`runs.stopping`).
     """
 
     path: Path
     step: int
     epochs: int
     validation_due: bool = False
+    validated: bool = False
+    stopped: tuple[dict[str, Any], ...] = ()
 
-    @property
-    def purge_step(self) -> int:
+    def purge_step(self, ended: bool) -> int:
         """From which step on TensorBoard drops what an earlier start has logged.
 
-        Lightning logs step n (counted from 0) and the validation after it at n.
+        Lightning logs step n (counted from 0) and the validation after it at n, and the validation at the end of
+        training one later.
+
+        Args:
+            ended: whether no step is left to train.
         """
-        return max(0, self.step - 1) if self.validation_due else self.step
+        if self.validation_due:
+            return max(0, self.step - 1)
+        return self.step + 1 if ended and self.validated else self.step
 
     def finished(self, max_steps: int, max_epochs: int | None) -> bool:
         """Whether a run of this length has nothing left to train (-1 and None: no limit)."""
@@ -56,28 +62,14 @@ def progress(path: Path) -> Progress:
     content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     try:
         epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        due = any(s.get("validation_due") for s in content["callbacks"].values() if isinstance(s, dict))
-        return Progress(path, int(content["global_step"]), int(epochs), due)
+        states = [s for s in content["callbacks"].values() if isinstance(s, dict)]
+        due = any(s.get("validation_due") for s in states)
+        step = int(content["global_step"])
+        validated = any(s.get("validated_at") == step for s in states)
+        stopped = tuple(stop for s in states for stop in s.get("stopped", ()))
+        return Progress(path, step, int(epochs), due, validated, stopped)
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is no checkpoint of a training run (it lacks {error})") from error
-
-
-def newest_version(root: Path) -> int | None:
-    """The newest version of a run that has a checkpoint to go on from.
-
-    Args:
-        root: `<runs_dir>/<name>`.
-
-    Returns:
-        n of the highest `version_<n>` with a `checkpoints/last.ckpt` or `previous.ckpt`; None if there is none.
-    """
-    found = [
-        int(folder.name.removeprefix("version_"))
-        for folder in root.glob("version_*")
-        if folder.name.removeprefix("version_").isdigit()
-        and any((folder / "checkpoints" / name).exists() for name in (LAST, PREVIOUS))
-    ]
-    return max(found, default=None)
 
 
 def find(ckpt_path: str | Path | None, folder: Path) -> Progress | None:
@@ -99,39 +91,3 @@ def find(ckpt_path: str | Path | None, folder: Path) -> Progress | None:
         found = usable(folder)
         return None if found is None else progress(found)
     return progress(Path(ckpt_path)) if "://" not in str(ckpt_path) else None
-
-
-def evaluated_at(folder: Path) -> int | None:
-    """Step of the last validation that `results.json` tells of; None if there is none."""
-    try:
-        return int(json.loads((folder / "results.json").read_text(encoding="utf-8"))["metrics"]["val"]["step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def exported_at(folder: Path) -> int | None:
-    """Step of the weights in the run's `transcoder/`; None if there are none."""
-    try:
-        content: dict[str, Any] = json.loads((folder / "transcoder" / "config.json").read_text(encoding="utf-8"))
-        return int(content["metadata"]["step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def require_writable(folder: Path) -> None:
-    """Makes the run's folder and tries to write to it, before hours of work that could not be kept.
-
-    Raises:
-        UserError: it cannot be made or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"\0")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise UserError(
-            f"the run cannot be written to {folder} ({error.strerror or error}): give another folder with --runs_dir, "
-            "or mend its permissions"
-        ) from error
