@@ -15,7 +15,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from clt_lightning.core.errors import UserError
 from clt_lightning.runs.claim import Claim
 from clt_lightning.runs.folder import RunFolder
-from clt_lightning.runs.together import settle
 
 
 class RunLogger(TensorBoardLogger):
@@ -115,7 +114,7 @@ class Place(pl.Callback):
             if reason := self._occupied(claim.folder):
                 self.release()
                 return reason, "", False
-            settle(claim.folder.path)
+            claim.folder.clear()
         except UserError as error:
             return str(error), "", False
         return None, str(claim.folder.path), claim.fresh

@@ -21,7 +21,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 import clt_lightning
-from clt_lightning.callbacks.base import fast_dev_run, run_folder, say_not_written, weights_at
+from clt_lightning.callbacks.base import run_folder, say_not_written, weights_at
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import write_json
 
@@ -125,7 +125,7 @@ class RunRecord(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         if not self._begun:
             self._begun = True
-            if not fast_dev_run(trainer):
+            if run_folder(trainer) is not None:
                 self._write(trainer, pl_module, None)  # that it runs, and is not finished
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import remove_leftovers
 from clt_lightning.core.paths import expand
 from clt_lightning.runs.lock import NAME as LOCK
 from clt_lightning.runs.lock import holder
+from clt_lightning.runs.together import settle
 
 LAST = "last.ckpt"
 #: The state before `last.ckpt`. Its name must not begin with `last`: Lightning would take it for one
@@ -62,6 +64,12 @@ class RunFolder:
     def shown(self) -> str:
         """The path for a message: relative where that is shorter, as one types it after `--run`."""
         return shown(self.path)
+
+    def clear(self) -> None:
+        """Finishes or removes what killed writers have left; to be called by the one that has the folder's lock."""
+        settle(self.path)
+        for folder in (self.path, self.transcoder, self.path / "evaluation", self.path / "predictions"):
+            remove_leftovers(folder)
 
     # -- how far it is -----------------------------------------------------------------------------------------------
     @property
@@ -173,7 +181,8 @@ def find_run(path: str | Path, option: str = "--run") -> RunFolder:
     there = [version for version in versions(folder) if not version.is_empty]
     if not there:
         raise UserError(
-            f"{option} {path} is not a run's folder: it holds no config.yaml and no version_<n>{_there(folder)}"
+            f"{option} {path} is not a run's folder: it holds no config.yaml, no results.json and no version_<n>"
+            f"{_there(folder)}"
         )
     finished = [version for version in there if version.finished]
     if finished:

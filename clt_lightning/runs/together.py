@@ -40,7 +40,7 @@ class Parts:
 def together(folder: Path) -> Iterator[Parts]:
     """Takes new parts of a folder; when the block ends well, they stand in the place of the old ones, all or none.
 
-    Whoever writes calls `settle` first, and holds the folder's lock.
+    Whoever writes holds the folder's lock.
 
     Args:
         folder: it exists.
@@ -50,7 +50,7 @@ def together(folder: Path) -> Iterator[Parts]:
     """
     draft = folder / _DRAFT
     with disk_errors(folder):
-        shutil.rmtree(draft, ignore_errors=True)
+        settle(folder)
         draft.mkdir()
         try:
             parts = Parts(draft)
