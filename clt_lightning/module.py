@@ -18,6 +18,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from clt_lightning import compat
 from clt_lightning.batches import as_batch
 from clt_lightning.buffer import ActivationBuffer
 from clt_lightning.cascade import cascade_parts
@@ -28,8 +29,8 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.optim import AdamW
 from clt_lightning.parallel import ShardedTranscoder
 from clt_lightning.replacement import check_fit
-from clt_lightning.run.finite import FiniteWatch
-from clt_lightning.run.timing import StepClock
+from clt_lightning.runs.finite import FiniteWatch
+from clt_lightning.runs.timing import StepClock
 from clt_lightning.schedule import lr_factor
 from clt_lightning.settings import (
     ClipConfig,
@@ -328,7 +329,8 @@ class CLTModule(lightning.LightningModule):
 
         Processes that share the features of a transcoder share the batch as well.
         """
-        told = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None) if self._trainer is not None else None
+        trainer = compat.trainer_of(self)
+        told = None if trainer is None else getattr(trainer.strategy, "distributed_sampler_kwargs", None)
         return (int(told["rank"]), int(told["num_replicas"])) if told else (0, 1)
 
     def _positions(self, n_images: int, generator: torch.Generator) -> Tensor | None:

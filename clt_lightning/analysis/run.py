@@ -15,6 +15,7 @@ from torch import Tensor
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.clip.images import to_pixels
 from clt_lightning.core.errors import UserError
+from clt_lightning.runs.folder import find_run
 from clt_lightning.transcoder import CrossLayerTranscoder
 
 
@@ -81,13 +82,14 @@ def open_run(folder: str | Path, device: torch.device | str = "cpu") -> Run:
     """Open a finished run.
 
     Args:
-        folder: `runs/<name>/version_<n>`, with `config.yaml` and `transcoder/`.
+        folder: `runs/<name>/version_<n>`, with `config.yaml` and `transcoder/`; or `runs/<name>`, which is its newest
+            finished version.
         device: where backbone and transcoder go.
 
     Raises:
         UserError: a part is missing.
     """
-    path = Path(folder)
+    path = find_run(folder).path
     config_file = path / "config.yaml"
     if not config_file.is_file():
         raise UserError(f"--run {path}: holds no config.yaml; give a run's folder, such as runs/quickstart/version_0")

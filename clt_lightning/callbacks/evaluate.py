@@ -16,6 +16,7 @@ from clt_lightning.analysis.faithfulness import FaithfulnessOptions
 from clt_lightning.analysis.features import FeatureOptions
 from clt_lightning.analysis.population import PopulationOptions
 from clt_lightning.callbacks.base import fast_dev_run, run_folder, say_not_written, weights_at
+from clt_lightning.callbacks.record import describe_run
 from clt_lightning.metrics import TOKEN_SETS
 
 
@@ -23,8 +24,9 @@ class Evaluate(pl.Callback):
     """On `test`: replacement with controls, contributions, faithfulness, population check and features, in one pass.
 
     Writes `evaluation.<split>` in `<run>/results.json`, `<run>/evaluation/`, `<run>/features/` and `<run>/retrieval/`
-    (docs/results-schema.md). The numbers are the same for any batch size and number of processes. It does nothing in
-    other stages, and the transcoder runs in its own precision, whatever the trainer's is.
+    (docs/results-schema.md): all of them, or none if it is killed. The numbers are the same for any batch size and
+    number of processes. It does nothing in other stages, and the transcoder runs in its own precision, whatever the
+    trainer's is.
 
     Args:
         enabled: run it at all.
@@ -115,15 +117,13 @@ class Evaluate(pl.Callback):
         if found is None:
             return
         self.result, features, retrieval = found
-        self.result.info.update(step=weights_at(trainer)[0], checkpoint=str(trainer.ckpt_path or ""))
+        step, checkpoint = weights_at(trainer)[0], str(trainer.ckpt_path or "")
+        self.result.info.update(step=step, checkpoint=checkpoint, run=describe_run(trainer, pl_module))
         for line in summary(self.result):
             rank_zero_info(line)
         if folder is None:
             return
-        self.result.save(folder)
-        for part in (features, retrieval):
-            if part is not None:
-                part.save(folder)
+        self.result.save(folder, features, retrieval)
         rank_zero_info(f"evaluation written to {folder / 'results.json'}")
 
 

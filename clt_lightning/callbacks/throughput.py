@@ -16,7 +16,7 @@ from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities import rank_zero_warn
 
 from clt_lightning.core.errors import UserError
-from clt_lightning.run.timing import PARTS, DataWait, StepClock
+from clt_lightning.runs.timing import PARTS, DataWait, StepClock
 
 _GIB = 2**30
 

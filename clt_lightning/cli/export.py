@@ -12,7 +12,11 @@ from clt_lightning.core.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `export`."""
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", type=Path, help="run folder, e.g. runs/quickstart/version_0; its transcoder/ is read")
+    source.add_argument(
+        "--run",
+        type=Path,
+        help="run, e.g. runs/quickstart (its newest finished version); its transcoder/ is read",
+    )
     source.add_argument("--ckpt_path", type=Path, help="a Lightning checkpoint instead of a run folder")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument(
@@ -31,6 +35,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: nothing to read, or an activation that the format cannot express.
     """
+    from clt_lightning.runs.folder import find_run
     from clt_lightning.transcoder import CrossLayerTranscoder
 
     metadata: dict = {}
@@ -42,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
         module = CLTModule.load_from_checkpoint(args.ckpt_path, map_location="cpu")
         clt, metadata = module.transcoder, {"clip": module.clip.describe()}
     else:
-        folder = args.run / "transcoder"
+        folder = find_run(args.run).transcoder
         if not folder.is_dir():
             raise UserError(
                 f"--run {args.run}: holds no transcoder/ folder; did fit finish? (--ckpt_path takes a checkpoint)"

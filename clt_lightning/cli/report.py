@@ -11,7 +11,10 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `report`."""
     parser.add_argument(
-        "--run", type=Path, required=True, help="run folder, e.g. runs/quickstart/version_0, evaluated by `test` before"
+        "--run",
+        type=Path,
+        required=True,
+        help="run, e.g. runs/quickstart (its newest finished version), evaluated by `test` before",
     )
     parser.add_argument("--split", default="test", help="split whose evaluation is shown (default: test)")
     parser.add_argument(

@@ -19,7 +19,9 @@ _BATCH = 32
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `steer`."""
-    parser.add_argument("--run", type=Path, required=True, help="run folder, e.g. runs/quickstart/version_0")
+    parser.add_argument(
+        "--run", type=Path, required=True, help="run folder, e.g. runs/quickstart (the newest finished version)"
+    )
     for kind, what in (
         ("set", "make the code of a feature VALUE"),
         ("scale", "multiply the code by VALUE; 0 takes the feature away"),

@@ -4,8 +4,13 @@ errors."""
 from __future__ import annotations
 
 import importlib
+import re
+import shlex
+import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +18,12 @@ import lightning
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from clt_lightning import compat
 from clt_lightning.callbacks import (
     Board,
     Checkpoints,
@@ -34,20 +39,26 @@ from clt_lightning.callbacks import (
     Throughput,
     ZeroShot,
 )
+from clt_lightning.callbacks.place import Place, RunLogger
 from clt_lightning.cli.quiet import quieten
 from clt_lightning.cli.run_option import expand_run, named_checkpoint
+from clt_lightning.cli.save_config import SaveConfig
 from clt_lightning.core import seeds
 from clt_lightning.core.errors import UserError
 from clt_lightning.data import modules
 from clt_lightning.module import CLTModule
 from clt_lightning.parallel.strategy import FeatureParallel
-from clt_lightning.run import resume
-from clt_lightning.run.checkpoint_io import SafeCheckpointIO, damage
-from clt_lightning.run.requeue import EXIT_STOPPED, EXIT_TERMINATED, Stopped
+from clt_lightning.runs import resume
+from clt_lightning.runs.checkpoint_io import SafeCheckpointIO, damage
+from clt_lightning.runs.claim import require_writable
+from clt_lightning.runs.folder import PREVIOUS, RunFolder, newest_to_go_on, newest_without_checkpoint, shown
+from clt_lightning.runs.lock import busy, holder
+from clt_lightning.runs.signals import EXIT_INTERRUPTED, EXIT_TERMINATED, Stopped, interrupt
+from clt_lightning.runs.stopping import Stops
 from clt_lightning.transcoder.precision import cpu_multiplies
 
 
-class CLTCLI(LightningCLI):
+class CLTCLI(compat.CommandLine):
     """LightningCLI for this project.
 
     Beside `model`, `data` and `trainer` a config holds `name`, `version` and `runs_dir`, which say where the run lives
@@ -80,17 +91,19 @@ class CLTCLI(LightningCLI):
         commands = LightningCLI.subcommands()
         return commands | {"predict": commands["predict"] | {"return_predictions"}}
 
-    def _parse_ckpt_path(self) -> None:
+    def parse_ckpt_path(self) -> None:
         # For fit the config is the truth; Lightning would silently put the checkpoint's values in its place
         if self.config.get("subcommand") in (None, "fit"):
             return
         config = self.config[self.config.subcommand]
         if config.ckpt_path in ("last", "best"):
             root = Path(config.runs_dir) / config.name
-            config.ckpt_path = str(named_checkpoint(config.ckpt_path, root, config.version))
+            found = named_checkpoint(config.ckpt_path, root, config.version)
+            # what is measured belongs to the run whose weights these are
+            config.ckpt_path, config.version = str(found), RunFolder(found.parent.parent).version
         if config.ckpt_path and "://" not in config.ckpt_path and (reason := damage(Path(config.ckpt_path))):
             raise UserError(f"--ckpt_path {config.ckpt_path}: {reason}")
-        super()._parse_ckpt_path()
+        super().parse_ckpt_path()
 
     def before_instantiate_classes(self) -> None:
         # the backbone may be a large download: a missing data folder is said before it
@@ -122,16 +135,30 @@ class CLTCLI(LightningCLI):
             parallel.feature = 1
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
-        config = self.config[self.subcommand] if self.subcommand else self.config
+        config = self.config[self.subcommand]
         self._start: resume.Progress | None = None
-        self._folder: Path | None = None  # None: not known before the logger takes the next free version
-        self._nothing_to_do = False
-        version = config.version
+        self._ended, self._stopped = False, None  # whether the checkpoint has no step left, and early stopping's reason
+        self._place: Place | None = None
         if config.trainer.logger in (None, True) and not config.trainer.fast_dev_run:
-            version = self._find_start(config)
-        if config.trainer.logger in (None, True):
-            more: dict[str, Any] = {} if self._start is None else {"purge_step": self._start.purge_step}
-            kwargs["logger"] = TensorBoardLogger(config.runs_dir, config.name, version, default_hp_metric=False, **more)
+            root = Path(config.runs_dir) / config.name
+            folder = self._find_start(config, root)
+            callbacks = _listed(self.config_init[self.subcommand].trainer.callbacks)
+            logger = RunLogger(root, None if folder is None else folder.path)
+            if folder is not None and self.subcommand == "fit":
+                compat.purge_from(logger, 0)
+            if self._start is not None:
+                self._stopped = Stops(callbacks).still_stop(self._start.stopped)
+                limits = config.trainer.max_steps, config.trainer.max_epochs
+                self._ended = self._start.finished(*limits) or self._stopped is not None
+                compat.purge_from(logger, self._start.purge_step(self._ended))
+            self._place = Place(root, folder, logger, self._occupied, self._begin)
+            kwargs["logger"] = logger
+            kwargs["callbacks"] = [self._place, *callbacks]
+        if config.trainer.enable_checkpointing is False:
+            rank_zero_info(
+                "trainer.enable_checkpointing=false: no checkpoint is written, the run cannot be gone on with"
+            )
+            self.config_init[self.subcommand]["checkpoints"] = lightning.Callback()
         feature = config.model.parallel.feature
         if feature > 1:
             if config.trainer.strategy not in ("auto", "ddp"):
@@ -143,30 +170,59 @@ class CLTCLI(LightningCLI):
             # every parameter gets a gradient in every step, and no buffer needs broadcasting
             kwargs["strategy"] = DDPStrategy(gradient_as_bucket_view=True, broadcast_buffers=False)
         kwargs["plugins"] = self._plugins()
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, SaveConfig):
+                callback.waits = self._place is not None or config.trainer.logger is False
+        return trainer
 
-    def _find_start(self, config: Any) -> int | None:
-        """Decides which version of the run this is, and for fit which checkpoint it goes on from."""
-        root = Path(config.runs_dir) / config.name
-        version: int | None = config.version
+    def _find_start(self, config: Any, root: Path) -> RunFolder | None:
+        """Decides which version of the run this is (None: the next free one), and for fit where it goes on.
+
+        Raises:
+            UserError: another process writes there, another run is in the place, or no checkpoint is whole.
+        """
+        folder = None if config.version is None else RunFolder(root / f"version_{config.version}")
         if self.subcommand != "fit":
-            return version
+            return folder
         last = config.ckpt_path == "last"
-        if last and version is None:
-            version = resume.newest_version(root)
-        self._folder = None if version is None else root / f"version_{version}"
-        resume.require_writable(self._folder or root)
-        checkpoints = config.checkpoints.dirpath or (self._folder / "checkpoints" if self._folder else None)
+        if last and folder is None:
+            folder = newest_to_go_on(root) or newest_without_checkpoint(root)
+        require_writable(root if folder is None else folder.path)
+        if folder is not None and (other := holder(folder.path)) is not None:
+            raise busy(folder.path, other)
+        checkpoints = config.checkpoints.dirpath or (None if folder is None else folder.checkpoints)
         if config.ckpt_path is not None and (checkpoints is not None or not last):
             self._start = resume.find(config.ckpt_path, Path(checkpoints or ""))
         if last and self._start is None:
-            rank_zero_info(f"--ckpt_path last: no checkpoint in {self._folder or root} yet, the run starts from step 0")
-        return version
+            where = shown(root) if folder is None else folder.shown
+            rank_zero_info(f"--ckpt_path last: no checkpoint in {where} yet, the run starts from step 0")
+        if folder is not None and (reason := self._occupied(folder)):
+            raise UserError(reason)
+        return folder
+
+    def _occupied(self, folder: RunFolder) -> str | None:
+        """Why a fit must not write to a folder: another run lies there; None where that is as it should be."""
+        asked = self.config[self.subcommand].ckpt_path
+        here = self._start is not None and self._start.path.resolve().parent == folder.checkpoints.resolve()
+        if self.subcommand != "fit" or asked == "last" or here or not folder.has_run:
+            return None
+        return (
+            f"{folder.shown} holds a run already, which this one would overwrite: --ckpt_path last goes on with that "
+            "run; without --version, this one gets a folder of its own"
+        )
+
+    def _begin(self, trainer: lightning.Trainer, fresh: bool) -> None:
+        """Writes the config, when a run has begun; an evaluation leaves that of the training alone."""
+        if not trainer.is_global_zero or self._place is None or self._place.folder is None:
+            return
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, SaveConfig) and (fresh or self.subcommand == "fit"):
+                callback.write(self._place.folder.path)
 
     def _plugins(self) -> list[Any]:
         """The user's plugins, with whole checkpoint files and without Lightning's own requeueing under Slurm."""
-        asked = self._get(self.config_init, "trainer", default={}).get("plugins")
-        plugins = list(asked) if isinstance(asked, list | tuple) else [asked] if asked is not None else []
+        plugins = _listed(self.config_init[self.subcommand].trainer.plugins)
         if not any(isinstance(p, CheckpointIO) for p in plugins):
             plugins.append(SafeCheckpointIO())
         if SLURMEnvironment.detect() and not any(isinstance(p, ClusterEnvironment) for p in plugins):
@@ -174,82 +230,154 @@ class CLTCLI(LightningCLI):
             plugins.append(SLURMEnvironment(auto_requeue=False))
         return plugins
 
+    @contextmanager
+    def _folder_held(self) -> Iterator[None]:
+        """Gives the run's folder back at the end."""
+        try:
+            yield
+        finally:
+            if self._place is not None:
+                self._place.release()
+
+    def _say_next(self, command: str) -> None:
+        if self._place is not None and self._place.folder is not None:
+            rank_zero_info(f"next: python -m clt_lightning {command} --run {shlex.quote(self._place.folder.shown)}")
+
     def fit(self, ckpt_path: Any = None, **kwargs: Any) -> None:
         """`Trainer.fit`, from the checkpoint that was found; a run that is finished and complete is left as it is."""
         start = self._start
         if start is not None:
-            limits = self.trainer.max_steps, self.trainer.max_epochs
-            if start.finished(*limits) and self._complete(start.step):
-                rank_zero_info(f"nothing to do: the run in {self._folder} is finished (step {start.step:,})")
-                self._nothing_to_do = True
+            if self._ended and self._complete(start):
+                assert self._place is not None
+                assert self._place.folder is not None
+                why = f"; early stopping: {self._stopped.strip()}" if self._stopped else ""
+                rank_zero_info(
+                    f"nothing to do: the run in {self._place.folder.shown} is finished (step {start.step:,}{why})"
+                )
+                self._say_next("test")
                 return
             # before anything is written into the run's folder
             self.model.check_form(torch.load(start.path, map_location="cpu", mmap=True, weights_only=True))
             ckpt_path = str(start.path)
-        elif ckpt_path == "last" and self._get(self.config, "trainer").logger in (None, True):
+        elif ckpt_path == "last" and self._place is not None:
             ckpt_path = None  # searched above; Lightning would warn
-        self.trainer.fit(ckpt_path=ckpt_path, **kwargs)
+        with self._folder_held():
+            self.trainer.fit(ckpt_path=ckpt_path, **kwargs)
+            self._validate_at_the_end()
+        self._say_next("test")
+
+    def validate(self, **kwargs: Any) -> None:
+        """`Trainer.validate`, in the run's folder."""
+        with self._folder_held():
+            self.trainer.validate(**kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        """`Trainer.test`, in the run's folder."""
+        with self._folder_held():
+            self.trainer.test(**kwargs)
+        self._say_next("report")
 
     def predict(self, **kwargs: Any) -> None:
         """`Trainer.predict`; `Predictions` writes what comes out."""
-        self.trainer.predict(return_predictions=False, **kwargs)
+        with self._folder_held():
+            self.trainer.predict(return_predictions=False, **kwargs)
 
     def before_validate(self) -> None:
         """Loggers get the step of the weights; Lightning would put their numbers at step 0."""
-        path = self._get(self.config, "ckpt_path")
+        path = self.config[self.subcommand].ckpt_path
         if path and Path(path).is_file():
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-            self.trainer.fit_loop.epoch_loop._batches_that_stepped = int(content.get("global_step", 0))
+            compat.set_logged_step(self.trainer, int(content.get("global_step", 0)))
 
     before_test = before_validate
 
-    def _complete(self, step: int) -> bool:
+    def _complete(self, start: resume.Progress) -> bool:
         """Whether everything that follows the last step is there: transcoder/, and the validation of these weights."""
-        if self._folder is None or resume.exported_at(self._folder) != step:
+        assert self._place is not None
+        folder = self._place.folder
+        if folder is None:
             return False
-        return not self._validates() or resume.evaluated_at(self._folder) == step
+        validated = not self._validates() or folder.evaluated_at == start.step
+        if not validated:
+            for callback in self.trainer.checkpoint_callbacks:
+                if isinstance(callback, Checkpoints):
+                    callback.validate_again = True
+                    compat.purge_from(self._place.logger, start.purge_step(ended=False))
+        whole = start.path.name != PREVIOUS  # taken in the place of a damaged last.ckpt, which is to be written again
+        return whole and validated and folder.exported_at == start.step and folder.finished is not None
 
     def _validates(self) -> bool:
         """Whether there is anything to validate on; a set may have a training split alone."""
-        if not self.trainer.enable_validation or self.trainer.limit_val_batches == 0:
+        if self.trainer.limit_val_batches == 0:
             return False
         return not isinstance(self.datamodule, modules.WebImages) or self.datamodule.split("val") is not None
 
-    def after_fit(self) -> None:
-        """Ends every fit with an evaluation of the final weights, unless the last one was of these weights."""
-        trainer, start = self.trainer, self._start
-        if self._nothing_to_do or trainer.fast_dev_run or trainer.interrupted:  # type: ignore[attr-defined]
+    def _validate_at_the_end(self) -> None:
+        """Validates the final weights where `Checkpoints`, which does it otherwise, is turned off."""
+        trainer = self.trainer
+        if trainer.fast_dev_run or trainer.interrupted:  # type: ignore[attr-defined]
             return
-        step, validated_at = trainer.global_step, self.model.validated_at_step
-        if start is not None and start.step == step and self._folder is not None:
-            # killed between its last step and its end: Lightning trains no step, and does nothing that follows one
-            if resume.exported_at(self._folder) != step:
-                for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                    if isinstance(callback, ExportTranscoder):
-                        callback.on_train_end(trainer, self.model)
-            validated_at = resume.evaluated_at(self._folder)
-            # the last step's own count is raised after it, so not in its checkpoint: loggers take it for the step
-            trainer.fit_loop.epoch_loop._batches_that_stepped = step
-        if self._validates() and validated_at != step:
+        if (
+            self._validates()
+            and self.model.validated_at_step != trainer.global_step
+            and not trainer.checkpoint_callbacks
+        ):
             trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+
+
+def _listed(given: Any) -> list[Any]:
+    """A setting that may be null, one thing or several."""
+    return list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
 
 
 def run_trainer(words: list[str]) -> None:
     """Runs one of LightningCLI's commands; `words` are the command and its options.
 
     Raises:
-        SystemExit: 75 after a signal that `requeue` waits for, 143 after SIGTERM.
+        SystemExit: 75 after a signal that `requeue` waits for, 130 after Ctrl-C, 143 after SIGTERM.
     """
+    interrupt.install()
     try:
         _run(words)
+        if interrupt.raised:  # it came when nothing was left to stop
+            raise KeyboardInterrupt
     except Stopped as stopped:
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            print(f"stopped: {stopped}", file=sys.stderr, flush=True)
-        raise SystemExit(EXIT_STOPPED) from None
+            print(f"{stopped}{_how_to_go_on(words, stopped)}", file=sys.stderr, flush=True)
+        _wait_for(interrupt.children)
+        raise SystemExit(stopped.exit_code) from None
     except SIGTERMException:
         # Lightning's would end with 0, and a scheduler would take the run for finished
         print("terminated (SIGTERM): --ckpt_path last goes on from the last checkpoint", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_TERMINATED) from None
+    except SystemExit:
+        if not interrupt.raised:
+            raise
+        print("interrupted", file=sys.stderr, flush=True)  # Lightning ends with 1
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    finally:
+        interrupt.restore()
+
+
+def _how_to_go_on(words: list[str], stopped: Stopped) -> str:
+    if stopped.checkpoint is None:
+        return ""
+    kept, skip = [], False
+    for word in words:
+        if not skip and not re.fullmatch(r"--(ckpt_path|version)(=.*)?", word):
+            kept.append(word)
+        skip = word in ("--ckpt_path", "--version")
+    version = RunFolder(stopped.checkpoint.parent.parent).version
+    kept += ["--ckpt_path", "last", *([] if version is None else ["--version", str(version)])]
+    return f". Go on with:\n  python -m clt_lightning {shlex.join(kept)}"
+
+
+def _wait_for(children: list[subprocess.Popen[bytes]]) -> None:
+    for child in children:
+        try:
+            child.wait(10)
+        except subprocess.TimeoutExpired:
+            child.kill()
 
 
 def _run(words: list[str]) -> None:
@@ -264,7 +392,7 @@ def _run(words: list[str]) -> None:
         subclass_mode_data=True,
         seed_everything_default=0,
         # --run writes into the run's folder, whose config.yaml says how it was trained
-        save_config_callback=None if of_run else SaveConfigCallback,
+        save_config_callback=None if of_run else SaveConfig,
         save_config_kwargs={"overwrite": True},
         trainer_defaults={"log_every_n_steps": 50, "num_sanity_val_steps": 0},
         auto_configure_optimizers=False,

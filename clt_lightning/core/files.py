@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -126,6 +127,7 @@ _REASONS = {
     errno.EISDIR: "a folder stands there",
     errno.ENAMETOOLONG: "the name is too long",
     errno.EIO: "the disk reports an error",
+    errno.EFBIG: "the file is larger than this system or `ulimit -f` allows",
 }
 
 
@@ -138,7 +140,7 @@ def disk_errors(path: Place) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
+    except Exception as error:
         reason = disk_reason(error)
         if reason is None:
             raise
@@ -147,9 +149,46 @@ def disk_errors(path: Place) -> Iterator[None]:
 
 def disk_reason(error: BaseException) -> str | None:
     """Why the file system refused, in words; None for an error that is not about the disk."""
-    if isinstance(error, OSError) and error.errno in _REASONS:
-        return _REASONS[error.errno]
-    return None
+    if isinstance(error, OSError):
+        return _REASONS.get(error.errno or 0)
+    # libraries in Rust, such as safetensors, have the number in their text alone
+    told = None if isinstance(error, UserError) else re.search(r"\(os error (\d+)\)", str(error))
+    return _REASONS.get(int(told[1])) if told else None
+
+
+def remove_leftovers(folder: Place) -> list[str]:
+    """Removes what writers that were killed have left half-written in a folder, or half-replaced.
+
+    Whoever calls this keeps others from writing there.
+
+    Returns:
+        Names of what is gone.
+    """
+    folder = Path(folder)
+    gone = []
+    for path in sorted(folder.glob(".*.*.*")) if folder.is_dir() else []:
+        found = _LEFTOVER.fullmatch(path.name)
+        if found is None or _is_running(int(found["pid"])):
+            continue
+        if found["end"] == "old" and not (folder / found["name"]).exists():
+            os.replace(path, folder / found["name"])  # killed between the two renames of `whole_folder`
+            continue
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        gone.append(path.name)
+    return gone
+
+
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<end>tmp|old)")
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return pid != os.getpid()
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def build_report(
     """Writes a run's report: a folder whose `index.html` opens from the disk.
 
     Args:
-        run: the run's folder, evaluated before.
+        run: the run's folder, evaluated before; `runs/<name>` is its newest finished version.
         options: what it holds.
         output: the folder to write; None: `<run>/report`.
         pictures: where images come from; None: the run's own data and model.
@@ -101,8 +101,8 @@ def build_report(
     """
     started = time.perf_counter()
     options = options or ReportOptions()
-    source = read_source(Path(run), options.split)
-    with ReportFolder(Path(run) / "report" if output is None else Path(output)) as folder:
+    source = read_source(Path(run), options.split, with_model=options.pictures and pictures is None)
+    with ReportFolder(source.run / "report" if output is None else Path(output)) as folder:
         builder = _Builder(folder, source, options, progress)
         builder.write(pictures)
         files, size = folder.size()
@@ -257,7 +257,7 @@ class _Builder:
             {
                 "title": source.title,
                 "lead": f"Cross-layer transcoder on a frozen CLIP, measured on the {source.split} split{images}.",
-                "record": record_sections(source.record),
+                "record": record_sections(source.record, (source.evaluation or {}).get("run")),
                 "config": read_config(source.run),
                 "notes": source.notes,
                 "classnames": source.classnames,

@@ -10,7 +10,7 @@ import torch
 
 import clt_lightning as cl
 from clt_lightning.cli.main import main
-from tests.run.world import run, scalars, state, write_config
+from tests.runs.world import run, scalars, state, write_config
 
 from .test_sharded import close
 

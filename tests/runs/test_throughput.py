@@ -13,14 +13,14 @@ import torch
 from clt_lightning.callbacks.throughput import Throughput, _Count, count, duration
 from clt_lightning.cli.main import main
 from clt_lightning.core.errors import UserError
-from clt_lightning.run.timing import PARTS, StepClock
+from clt_lightning.runs.timing import PARTS, StepClock
 
 from .world import STEPS, scalars, write_config
 
 
 def test_a_clock_adds_up_parts_and_forgets_what_was_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("clt_lightning.run.timing.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("clt_lightning.runs.timing.time.perf_counter", lambda: now[0])
     clock = StepClock()
     with clock.part("clip"):
         now[0] += 1

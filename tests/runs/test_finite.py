@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clt_lightning.core.errors import UserError
-from clt_lightning.run.finite import FiniteWatch, message, not_finite
+from clt_lightning.runs.finite import FiniteWatch, message, not_finite
 
 
 def step(**poison: tuple[int, float]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from clt_lightning.core.errors import UserError
-from clt_lightning.run import checkpoint_io
-from clt_lightning.run.checkpoint_io import LAST, PREVIOUS, SafeCheckpointIO, damage, remove_temporaries, usable
+from clt_lightning.runs import checkpoint_io
+from clt_lightning.runs.checkpoint_io import SafeCheckpointIO, damage, remove_temporaries, usable
+from clt_lightning.runs.folder import LAST, PREVIOUS
 
 
 def content(step: int) -> dict[str, Any]:

@@ -19,12 +19,9 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.runs.folder import LAST, PREVIOUS
 
 log = logging.getLogger(__name__)
-
-LAST = "last.ckpt"
-#: The state before `last.ckpt`. Its name must not begin with `last`: Lightning would take it for one
-PREVIOUS = "previous.ckpt"
 
 _intact: set[tuple[str, int, int]] = set()
 

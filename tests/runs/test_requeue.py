@@ -13,7 +13,8 @@ import torch
 
 from clt_lightning.callbacks.random_state import collect, restore
 from clt_lightning.core.errors import UserError
-from clt_lightning.run.requeue import SignalFlag, requeue, slurm_job
+from clt_lightning.runs.requeue import requeue, slurm_job
+from clt_lightning.runs.signals import SignalFlag
 
 
 def test_a_signal_sets_the_flag_and_nothing_else() -> None:

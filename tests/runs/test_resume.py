@@ -14,8 +14,10 @@ import torch
 
 from clt_lightning.cli.main import main
 from clt_lightning.core.errors import UserError
-from clt_lightning.run.checkpoint_io import LAST, PREVIOUS, SafeCheckpointIO
-from clt_lightning.run.resume import find, newest_version, require_writable
+from clt_lightning.runs.checkpoint_io import SafeCheckpointIO
+from clt_lightning.runs.claim import require_writable
+from clt_lightning.runs.folder import LAST, PREVIOUS, newest_to_go_on
+from clt_lightning.runs.resume import find
 
 from .kill_many import stress
 from .starts import finish, kill, start
@@ -268,13 +270,15 @@ def test_another_model_is_refused_by_the_key_that_differs(tmp_path: Path, capsys
 
 
 def test_last_means_the_newest_version_with_a_checkpoint(tmp_path: Path) -> None:
-    assert newest_version(tmp_path) is None
+    assert newest_to_go_on(tmp_path) is None
     for version, name in ((2, LAST), (10, PREVIOUS), (11, "best-step1.ckpt")):
         folder = tmp_path / f"version_{version}" / "checkpoints"
         folder.mkdir(parents=True)
         (folder / name).write_bytes(b"")
     (tmp_path / "version_x" / "checkpoints").mkdir(parents=True)
-    assert newest_version(tmp_path) == 10
+    newest = newest_to_go_on(tmp_path)
+    assert newest is not None
+    assert newest.version == 10
 
 
 def test_a_process_killed_while_it_writes_leaves_one_temporary_that_the_next_start_removes(tmp_path: Path) -> None:

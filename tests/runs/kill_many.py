@@ -1,6 +1,6 @@
 """Kills a run at random moments until it has had enough, and compares it with one that nobody disturbed.
 
-    python -m tests.run.kill_many --kills 20 --workers 2
+    python -m tests.runs.kill_many --kills 20 --workers 2
 
 Prints one line a kill and exits with 1 unless the weights (and everything else that decides how a run goes on) are
 equal bit for bit, nothing is left half-written, and TensorBoard shows every step once.
@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from clt_lightning.run.resume import find
-from tests.run.starts import finish, kill, start
-from tests.run.world import differences, scalars, state, write_config
+from clt_lightning.runs.resume import find
+from tests.runs.starts import finish, kill, start
+from tests.runs.world import differences, scalars, state, write_config
 
 
 def wait(process: Any, last: Path, writes: int, rng: random.Random) -> None:
