@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clt_lightning.core.errors import UserError
-from clt_lightning.data.layout import expand, find_split, name_shards, read_lines
+from clt_lightning.data.layout import expand, find_split, name_shards
 
 from .world import write_root, write_split, write_tar
 
@@ -110,9 +110,3 @@ def test_names_are_unique_and_short() -> None:
     assert [s.name for s in name_shards(["d/a/0.tar", "d/b/0.tar"])] == ["a/0", "b/0"]
     with pytest.raises(UserError, match="listed twice"):
         name_shards(["0.tar", "0.tar"])
-
-
-def test_lines_of_a_text_file(tmp_path: Path) -> None:
-    (tmp_path / "classnames.txt").write_text("a b\n\n c \n")
-    assert read_lines(str(tmp_path), "classnames.txt") == ["a b", "c"]
-    assert read_lines(str(tmp_path), "other.txt") is None

@@ -61,6 +61,9 @@ class ImageNet100(WebImages):
     def _label_map(self) -> dict[int, int] | None:
         return self.class_list.from_imagenet1k() if self._picks else None
 
+    def _stored_classes(self) -> int:
+        return len(imagenet1k())
+
     def _names_from(self) -> str:
         return f"class list {self.class_list.name!r}" if self._picks else super()._names_from()
 
