@@ -76,7 +76,11 @@ class Decoder:
         image = _open_image(raw.parts, self.max_pixels)
         if self.augment != "none":
             image = augmented(image, self.augment, random.Random(f"{self.seed}-{self.epoch}-{raw.key}"))
-        sample["image"] = transformed(image, self.transform)
+        try:
+            sample["image"] = transformed(image, self.transform)
+        except Exception as error:  # of one image, perhaps: a side that is rounded to 0
+            reason = f"{image.width} x {image.height} ({type(error).__name__}: {error})"
+            raise DecodeError("image that the transform refuses", f"the transform fails on its {reason}") from error
         return sample
 
     def _label(self, parts: Mapping[str, bytes]) -> int:

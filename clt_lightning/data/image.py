@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from contextlib import suppress
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -45,34 +46,31 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     if not data:
         raise ValueError("it is empty (0 bytes)")
-    try:
-        return to_rgb(_loaded(data, max_pixels))
-    except TooManyPixelsError:
-        raise
-    except Exception:
-        bare = without_metadata(data)
-        if bare is None or bare == data:
-            raise
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of metadata, and of sizes: those are errors here
         try:
-            return to_rgb(_loaded(bare, max_pixels))
+            return _rgb(data, max_pixels)
+        except TooManyPixelsError:
+            raise
         except Exception:
-            pass
-        raise
+            with suppress(Exception):
+                bare = without_metadata(data)
+                if bare is not None and bare != data:
+                    return _rgb(bare, max_pixels)
+            raise
 
 
-def _loaded(data: bytes, max_pixels: int) -> Image.Image:
+def _rgb(data: bytes, max_pixels: int) -> Image.Image:
     _check_size(webp_size(data), max_pixels)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # here it is an error
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise ValueError(f"no sound {', '.join(FORMATS)}; it begins with {data[:12]!r}") from None
     except Image.DecompressionBombError as error:
         raise TooManyPixelsError(str(error)) from error
     _check_size(image.size, max_pixels)
     image.load()
-    return image
+    return to_rgb(image)
 
 
 def _check_size(size: tuple[int, int] | None, max_pixels: int) -> None:

@@ -158,6 +158,9 @@ def _distinct(names: Sequence[str]) -> bool:
 
 
 def _braces(pattern: str, split: str) -> Iterator[str]:
+    for first, last, step in re.findall(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?\}", pattern):
+        if abs(int(last) - int(first)) // (int(step or 1) or 1) >= MAX_SHARDS:  # braceexpand would list them all
+            raise UserError(f"{split}: pattern {pattern!r} makes more than {MAX_SHARDS:,} shards")
     try:
         yield from braceexpand(pattern)
     except ValueError as error:

@@ -47,6 +47,21 @@ class Split:
         return {"split": self.files.found, "shards": len(self.shards), "samples": self.samples}
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Some classes of a larger set.
+
+    Attributes:
+        labels: stored label to label.
+        stored_classes: classes of the larger set.
+        names_from: what says so, for messages.
+    """
+
+    labels: Mapping[int, int]
+    stored_classes: int
+    names_from: str
+
+
 def open_split(
     files: SplitFiles,
     *,
@@ -54,8 +69,7 @@ def open_split(
     counts: Sequence[int] | None = None,
     on_error: str = "raise",
     allow_pipe: bool = False,
-    labels: Mapping[int, int] | None = None,
-    stored_classes: int = 0,
+    selection: Selection | None = None,
 ) -> Split:
     """Indexes the tars and finds out what the samples have.
 
@@ -65,29 +79,31 @@ def open_split(
         counts: samples of each tar, for remote ones.
         on_error: `raise` | `skip`, for damaged tars.
         allow_pipe: whether addresses that run a shell command are allowed.
-        labels: keep only the samples with these stored labels (and those whose label nobody can tell).
-        stored_classes: classes of the set that is selected from.
+        selection: which classes are kept; None: all.
 
     Raises:
-        UserError: a damaged tar, an empty split, or a selection that needs labels and finds none.
+        UserError: a damaged tar, an empty split, or a selection that needs labels and finds none, or wrong ones.
     """
     shards = tuple(build_index(files.shards, counts=counts, on_error=on_error))
-    if labels is not None:
-        shards = tuple(_select(shard, labels, stored_classes) for shard in shards)
+    if selection is not None:
+        if on_error == "raise":
+            check_labels(shards, selection.stored_classes, selection.names_from)
+        shards = tuple(_select(shard, selection) for shard in shards)
     if all(s.samples == 0 for s in shards):
-        chosen = " with a label of the class list" if labels is not None else ""
+        chosen = " with a label of the class list" if selection is not None else ""
         where = shards[0].file.url + (" …" if len(shards) > 1 else "")
         raise UserError(f"split {files.found!r} is empty: its shards ({where}) hold no sample{chosen}")
     return Split(files, shards, _fields(shards, dataset_type, allow_pipe))
 
 
-def _select(shard: ShardIndex, wanted: Mapping[int, int], stored_classes: int) -> ShardIndex:
+def _select(shard: ShardIndex, selection: Selection) -> ShardIndex:
     """The samples with a wanted label, and those that are bad: reading names and counts them."""
     if shard.labels is None or shard.spans is None:
         raise UserError(
             f"{shard.file.url}: picking classes by label works on local, uncompressed tars only: copy it first"
         )
-    chosen = np.isin(shard.labels, list(wanted)) | (shard.labels < NO_LABEL) | (shard.labels >= stored_classes)
+    bad = (shard.labels < NO_LABEL) | (shard.labels >= selection.stored_classes)
+    chosen = np.isin(shard.labels, list(selection.labels)) | bad
     chosen[[fault.position for fault in shard.faults]] = True
     return shard.take(np.flatnonzero(chosen))
 
@@ -117,13 +133,13 @@ def _first_suffixes(shards: Sequence[ShardIndex], allow_pipe: bool) -> set[str]:
     return found
 
 
-def check_labels(split: Split, n_classes: int | None, names_from: str) -> None:
+def check_labels(shards: Sequence[ShardIndex], n_classes: int | None, names_from: str) -> None:
     """Refuses a split whose labels do not fit the class names, before anything is trained.
 
     Raises:
         UserError: a label is out of range; shard, sample and label are named.
     """
-    for shard in split.shards:
+    for shard in shards:
         if n_classes is None or shard.labels is None:
             continue
         known = shard.labels[shard.labels > UNREADABLE]  # reading names the others

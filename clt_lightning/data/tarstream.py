@@ -85,7 +85,7 @@ def open_tar(stream: IO[bytes]) -> tarfile.TarFile:
     elif kind == "xz":
         source = cast(IO[bytes], lzma.LZMAFile(source))  # noqa: SIM115
     with _only_read_errors():
-        return tarfile.open(fileobj=source, mode="r|", tarinfo=Member)  # closes no file of ours
+        return tarfile.open(fileobj=source, mode="r|", tarinfo=Member, bufsize=1 << 16)  # closes no file of ours
 
 
 def open_plain(stream: IO[bytes]) -> tarfile.TarFile:

@@ -20,7 +20,7 @@ from clt_lightning.data.limits import MAX_PIXELS, PILLOW_PIXELS
 from clt_lightning.data.loader import EvalLoader, TrainLoader, Workers
 from clt_lightning.data.place import epoch_limit, find_local_place, find_place
 from clt_lightning.data.plan import BLOCK_SAMPLES, EvalPlan, TrainPlan
-from clt_lightning.data.splits import Split, check_labels, open_split
+from clt_lightning.data.splits import Selection, Split, check_labels, open_split
 from clt_lightning.data.texts import beside, read_entries, read_lines
 from clt_lightning.data.verify import verify as verify_shards
 
@@ -201,11 +201,8 @@ class WebImages(pl.LightningDataModule):
         if name not in self._splits:
             files = self._files(name)
             split = None if files is None else self._open(files)
-            if split is not None and self.on_error == "raise":
-                if self._label_map() is None:
-                    check_labels(split, self.n_classes, self._names_from())
-                else:
-                    check_labels(split, self._stored_classes(), beside(self.root or "", "classnames.txt"))
+            if split is not None and self.on_error == "raise" and self._selection() is None:
+                check_labels(split.shards, self.n_classes, self._names_from())
             self._splits[name] = split
         return self._splits[name]
 
@@ -257,17 +254,12 @@ class WebImages(pl.LightningDataModule):
             counts=self.shard_counts.get(files.asked, self.shard_counts.get(files.found)),
             on_error=self.on_error,
             allow_pipe=self.allow_pipe,
-            labels=self._label_map(),
-            stored_classes=self._stored_classes(),
+            selection=self._selection(),
         )
 
-    def _label_map(self) -> dict[int, int] | None:
-        """Stored label to label, for sets that select classes of another."""
+    def _selection(self) -> Selection | None:
+        """For sets that select classes of another."""
         return None
-
-    def _stored_classes(self) -> int:
-        """How many classes the other has."""
-        return 0
 
     # -- names --------------------------------------------------------------------------------------------------
 
@@ -414,7 +406,9 @@ class WebImages(pl.LightningDataModule):
                 "the data module's `transform` is not set: give it the model's preprocessing before building loaders "
                 "(dm.transform = clip.preprocess)"
             )
-        decoder = Decoder(self.transform, split.fields, self.n_classes, self._label_map(), augment, self.seed)
+        selection = self._selection()
+        labels = None if selection is None else selection.labels
+        decoder = Decoder(self.transform, split.fields, self.n_classes, labels, augment, self.seed)
         decoder = replace(decoder, max_pixels=self.max_pixels)
         return Source(split.shards, decoder, self.on_error, self.allow_pipe)
 
