@@ -26,7 +26,7 @@ def encoded(kind: str, **how: object) -> bytes:
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "a description " * 8
     out = io.BytesIO()
-    Image.fromarray(PIXELS).save(out, kind, exif=exif, **how)  # type: ignore[arg-type]
+    Image.fromarray(PIXELS).save(out, kind, exif=exif, **how)
     return out.getvalue()
 
 
@@ -107,7 +107,7 @@ def test_a_picture_inside_damaged_metadata_is_not_taken_for_the_picture() -> Non
 def test_exif_that_is_junk(kind: str, exif: bytes) -> None:
     out = io.BytesIO()
     how = {} if kind == "JPEG" else {"lossless": True}
-    Image.fromarray(PIXELS).save(out, kind, exif=exif, **how)  # type: ignore[arg-type]
+    Image.fromarray(PIXELS).save(out, kind, exif=exif, **how)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert open_image(out.getvalue()).size == (20, 12)

@@ -53,9 +53,12 @@ class _Array:
         if self._state is None:
             raise pickle.UnpicklingError("an array without content")
         shape, dtype, fortran, content = self._state
-        content = content.encode("latin1") if isinstance(content, str) else bytes(content)
         if not isinstance(dtype, _Dtype) or dtype.name not in _KINDS:
             raise pickle.UnpicklingError(f"an array of {getattr(dtype, 'name', dtype)!r} in place of bytes")
+        if isinstance(content, str):  # as Python 2 wrote bytes
+            content = content.encode("latin1")
+        if not isinstance(content, bytes | bytearray):
+            raise pickle.UnpicklingError(f"an array of which the content is {type(content).__name__}")
         if math.prod(shape) != len(content):
             raise pickle.UnpicklingError(f"an array of shape {shape} with {len(content)} bytes")
         return np.frombuffer(content, _KINDS[dtype.name]).reshape(shape, order="F" if fortran else "C")
