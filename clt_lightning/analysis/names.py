@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.resources import files
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +12,7 @@ from torch import Tensor
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.clip.words import WordTokenizer, split_words
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import lines_of, read_text
 
 N_NAMES = 5
 WORD_TEMPLATES = ("{c}", "a photo of {c}")
@@ -119,11 +119,8 @@ def read_words(path: str | None) -> list[str]:
     if path is None:
         text = (files("clt_lightning.analysis") / "words.txt").read_text(encoding="utf-8")
     else:
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"features.words: {path!r} cannot be read ({error.strerror})") from error
-    words = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+        text = read_text(path)
+    words = list(dict.fromkeys(lines_of(text, path or "words.txt", gaps=True)))
     if not words:
         raise UserError(f"features.words: {path!r} holds no word")
     return words

@@ -208,43 +208,60 @@ def read_text(path: Place) -> str:
 
 
 def decode_text(data: bytes, name: Place) -> str:
-    """The bytes of a user's text file as a string, without a byte-order mark.
+    """The bytes of a user's text file as a string, without byte-order marks, with `\\n` at every line's end.
 
     Raises:
         UserError: it is not UTF-8; the message names file and line.
     """
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(f"{name} is UTF-16, not UTF-8: save it as UTF-8")
+    if b"\0" in data:
+        line = _line(data, data.index(b"\0"))
+        raise UserError(f"{name}, line {line}: a zero byte (a file in UTF-16, or no text?): save it as UTF-8")
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = _line(data, error.start)
         raise UserError(
             f"{name}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8 (a file in Latin-1?): save it as UTF-8"
         ) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    # joining files leaves marks in the middle, too
+    return text.replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_lines(path: Place) -> list[str]:
+def _line(data: bytes, at: int) -> int:
+    return len((data[:at] + b".").splitlines())
+
+
+def read_lines(path: Place, *, gaps: bool = False) -> list[str]:
     """The lines of a user's list, one entry per line; blank lines at the end do not count.
+
+    Args:
+        path: the file.
+        gaps: whether blank lines are allowed and left out: for lists in which an entry's place means nothing.
 
     Raises:
         UserError: as `read_text`; or a blank line between entries, which would shift all that follow.
     """
-    return lines_of(read_text(path), path)
+    return lines_of(read_text(path), path, gaps=gaps)
 
 
-def lines_of(text: str, name: Place) -> list[str]:
+def lines_of(text: str, name: Place, *, gaps: bool = False) -> list[str]:
     """The entries of a list, one per line, stripped; as `read_lines`, for a text that was read already."""
-    lines = [line.strip() for line in text.split("\n")]
-    while lines and not lines[-1]:
-        lines.pop()
-    for number, line in enumerate(lines, 1):
-        if not line:
+    return [entry for _, entry in numbered_lines(text, name, gaps=gaps)]
+
+
+def numbered_lines(text: str, name: Place, *, gaps: bool = False) -> list[tuple[int, str]]:
+    """As `lines_of`, each entry with the number of its line, for messages."""
+    entries = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1)]
+    while entries and not entries[-1][1]:
+        entries.pop()
+    for number, entry in entries:
+        if not entry and not gaps:
             raise UserError(
                 f"{name}, line {number}: a blank line inside a list would shift the entries after it: take it out"
             )
-    return lines
+    return [(number, entry) for number, entry in entries if entry]
 
 
 def read_json(path: Place) -> dict[str, Any]:
@@ -253,13 +270,19 @@ def read_json(path: Place) -> dict[str, Any]:
     Raises:
         UserError: no such file, not JSON, or not a table.
     """
-    text = read_text(path)
+    return parse_json(read_text(path), path)
+
+
+def parse_json(text: str, name: Place) -> dict[str, Any]:
+    """As `read_json`, for a text that was read already."""
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
+        raise UserError(f"{name}, line {error.lineno}: not JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets without end
+        raise UserError(f"{name}: not JSON ({error})") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no table, but a {type(content).__name__}")
+        raise UserError(f"{name} holds no table, but a {type(content).__name__}")
     return content
 
 

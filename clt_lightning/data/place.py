@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch.distributed as dist
@@ -33,6 +34,17 @@ def find_place(trainer: Any | None, rank: int | None = None, world: int | None =
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def find_local_place(trainer: Any | None) -> tuple[int, int]:
+    """This process's number among those of its machine, and how many these are.
+
+    Args:
+        trainer: the Lightning trainer, if there is one.
+    """
+    if trainer is not None:
+        return int(trainer.local_rank), max(1, int(trainer.num_devices))
+    return int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def epoch_limit(trainer: Any | None, batches: int) -> int | None:

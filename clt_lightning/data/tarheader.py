@@ -6,7 +6,6 @@ Source: POSIX.1-1988 (ustar): name 0..99, size 124..135 and checksum 148..155 in
 
 from __future__ import annotations
 
-import io
 import tarfile
 
 BLOCK = 512
@@ -27,7 +26,7 @@ def plain_header(block: bytes) -> tuple[str, int] | None:
         name = block[:100].split(b"\0", 1)[0].decode("utf-8")
     except ValueError:  # a size in base 256, junk, a name in another encoding
         return None
-    return None if name.endswith("/") else (name, size)
+    return None if size < 0 or name.endswith("/") else (name, size)
 
 
 def padded(size: int) -> int:
@@ -35,32 +34,25 @@ def padded(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
-def members(data: bytes) -> list[tuple[str, bytes]]:
-    """Name and content of the files in a piece of a tar that begins at a header and ends with a member.
+def plain_members(data: bytes) -> list[tuple[str, bytes]] | None:
+    """Name and content of the members in a piece of a tar that begins at a header and ends with a member.
+
+    Returns:
+        None where `tarfile` has to look.
 
     Raises:
-        tarfile.TarError: the piece is not one of a sound tar.
+        tarfile.TarError: the piece ends inside a member.
     """
     found = []
     at = 0
     while at < len(data):
         head = plain_header(data[at : at + BLOCK])
         if head is None:
-            return _by_tarfile(data)
+            return None
         name, size = head
         at += BLOCK
         if at + size > len(data):
             raise tarfile.ReadError(f"member {name!r} is cut: {len(data) - at} of {size} bytes")
         found.append((name, data[at : at + size]))
         at += padded(size)
-    return found
-
-
-def _by_tarfile(data: bytes) -> list[tuple[str, bytes]]:
-    found = []
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-        for member in tar:
-            file = tar.extractfile(member) if member.isfile() else None
-            if file is not None:
-                found.append((member.name, file.read()))
     return found

@@ -13,11 +13,12 @@ import pytest
 import webdataset
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.data.grouping import split_name
 from clt_lightning.data.index import CACHE_NAME, build_index
 from clt_lightning.data.layout import ShardFile
 from clt_lightning.data.plan import Run
 from clt_lightning.data.reader import BadSample, RawSample, ShardReader
-from clt_lightning.data.scan import ShardIndex, scan, split_name
+from clt_lightning.data.scan import ShardIndex, scan
 
 from .world import picture, samples, write_tar
 

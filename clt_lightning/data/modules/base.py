@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
@@ -15,15 +15,19 @@ from clt_lightning.core import seeds
 from clt_lightning.core.errors import UserError
 from clt_lightning.data.batches import Source
 from clt_lightning.data.decode import Augment, Decoder, Transform
-from clt_lightning.data.layout import SplitFiles, expand, find_split, read_lines
+from clt_lightning.data.layout import SplitFiles, expand, find_split
+from clt_lightning.data.limits import MAX_PIXELS, PILLOW_PIXELS
 from clt_lightning.data.loader import EvalLoader, TrainLoader, Workers
-from clt_lightning.data.place import epoch_limit, find_place
+from clt_lightning.data.place import epoch_limit, find_local_place, find_place
 from clt_lightning.data.plan import BLOCK_SAMPLES, EvalPlan, TrainPlan
-from clt_lightning.data.splits import Split, check_labels, open_split
+from clt_lightning.data.splits import Selection, Split, check_labels, open_split
+from clt_lightning.data.texts import beside, read_entries, read_lines
+from clt_lightning.data.verify import verify as verify_shards
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
+DATASET_TYPES = ("multilabel", "retrieval", "classification")
 
 
 class WebImages(pl.LightningDataModule):
@@ -61,6 +65,9 @@ class WebImages(pl.LightningDataModule):
             area, and `flip`).
         prefetch: Batches that each worker makes ahead.
         start_method: How workers start: `fork`, `spawn` or `forkserver`; null: Python's default.
+        verify: Compare the tars' SHA-256 with `shards.json` before they are read (each process of a machine takes its
+            share).
+        max_pixels: Largest image that is decoded, width x height; a larger one is a bad sample.
 
     Attributes:
         transform: CLIP's own preprocessing, PIL image to `(3, H, W)` float32; must be set before loaders are built.
@@ -96,6 +103,8 @@ class WebImages(pl.LightningDataModule):
         augment: Augment = "none",
         prefetch: int = 2,
         start_method: Literal["fork", "spawn", "forkserver"] | None = None,
+        verify: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -106,6 +115,7 @@ class WebImages(pl.LightningDataModule):
             ("samples_per_epoch", samples_per_epoch, 1),
             ("val_samples", val_samples, 1),
             ("prefetch", prefetch, 1),
+            ("max_pixels", max_pixels, 1),
         ):
             if value is not None and value < least:
                 raise UserError(f"data.init_args.{name} must be {least} or more, but is {value}")
@@ -115,6 +125,8 @@ class WebImages(pl.LightningDataModule):
         ):
             if choice not in allowed:
                 raise UserError(f"data.init_args.{name} must be one of {', '.join(allowed)}, but is {choice!r}")
+        if max_pixels > PILLOW_PIXELS:
+            raise UserError(f"data.init_args.max_pixels must be {PILLOW_PIXELS} or less, but is {max_pixels}")
         if root is None and train is None and val is None and test is None:
             raise UserError(
                 "data.init_args.root is not set: give the folder of the tars, or patterns (train, val, test)"
@@ -134,6 +146,8 @@ class WebImages(pl.LightningDataModule):
         self.augment = augment
         self.prefetch = prefetch
         self.start_method = start_method
+        self.verify = verify
+        self.max_pixels = max_pixels
 
         self.transform: Transform | None = None
         self.rank: int | None = None
@@ -187,8 +201,8 @@ class WebImages(pl.LightningDataModule):
         if name not in self._splits:
             files = self._files(name)
             split = None if files is None else self._open(files)
-            if split is not None and self.on_error == "raise" and self._label_map() is None:
-                check_labels(split, self.n_classes, self._names_from())
+            if split is not None and self.on_error == "raise" and self._selection() is None:
+                check_labels(split.shards, self.n_classes, self._names_from())
             self._splits[name] = split
         return self._splits[name]
 
@@ -232,17 +246,19 @@ class WebImages(pl.LightningDataModule):
         return None
 
     def _open(self, files: SplitFiles) -> Split:
+        if self.verify:
+            verify_shards(files.shards, *find_local_place(self.trainer))
         return open_split(
             files,
             dataset_type=self.dataset_type,
             counts=self.shard_counts.get(files.asked, self.shard_counts.get(files.found)),
             on_error=self.on_error,
             allow_pipe=self.allow_pipe,
-            labels=self._label_map(),
+            selection=self._selection(),
         )
 
-    def _label_map(self) -> dict[int, int] | None:
-        """Stored label to label, for sets that select classes of another."""
+    def _selection(self) -> Selection | None:
+        """For sets that select classes of another."""
         return None
 
     # -- names --------------------------------------------------------------------------------------------------
@@ -251,35 +267,46 @@ class WebImages(pl.LightningDataModule):
         if self._names_read:
             return
         self.check_root()
-        kind = self._from_root("dataset_type.txt")
+        kind = self._from_root("dataset_type.txt", gaps=True)
         self.dataset_type = kind[0] if kind else None
+        if self.dataset_type not in (None, *DATASET_TYPES):
+            where = beside(self.root or "", "dataset_type.txt")
+            raise UserError(f"{where} holds {self.dataset_type!r}, but must be one of {', '.join(DATASET_TYPES)}")
         self.classnames = self._names("classnames", self._asked_classnames, "classnames.txt", self.default_classnames)
         self.templates = self._names(
             "templates", self._asked_templates, "zeroshot_classification_templates.txt", self.default_templates
         )
-        for template in self.templates or []:
-            if "{c}" not in template and "{}" not in template:
-                raise UserError(f"template {template!r} has no place for the class: write {{c}} where its name belongs")
         self._names_read = True
 
     def _names(self, key: str, asked: str | list[str] | None, file: str, default: str | None) -> list[str] | None:
+        """Class names or templates; a blank line among names would shift all that follow, among templates it may be."""
+        templates, where = key == "templates", asked if isinstance(asked, str) else f"data.init_args.{key}"
+        entries: list[tuple[int, str]] | None
         if isinstance(asked, str):
-            path = Path(asked)
-            found = read_lines(str(path.parent), path.name)
-            if found is None:
+            entries = read_entries(asked, gaps=templates)
+            if entries is None:
                 raise UserError(f"data.init_args.{key}: there is no file {asked!r}")
-            return found
-        if asked is not None:
-            return list(asked)
-        found = self._from_root(file)
-        if found is None and default is not None:
-            from clt_lightning.data.lists import lines
+        elif asked is not None:
+            if not asked:
+                raise UserError(f"data.init_args.{key} is an empty list")
+            entries = list(enumerate(asked, 1))
+        else:
+            where = beside(self.root or "", file)
+            entries = None if self.root is None else read_entries(where, gaps=templates)
+            if entries is None and default is not None:
+                from clt_lightning.data.lists import lines
 
-            return lines(default)
-        return found
+                entries = list(enumerate(lines(default), 1))
+        for line, template in entries or [] if templates else []:
+            if "{c}" not in template and "{}" not in template:
+                raise UserError(
+                    f"{where}, line {line}: template {template!r} has no place for the class: write {{c}} where its "
+                    "name belongs"
+                )
+        return None if entries is None else [entry for _, entry in entries]
 
-    def _from_root(self, file: str) -> list[str] | None:
-        return None if self.root is None else read_lines(self.root, file)
+    def _from_root(self, file: str, *, gaps: bool = False) -> list[str] | None:
+        return None if self.root is None else read_lines(beside(self.root, file), gaps=gaps)
 
     def _names_from(self) -> str:
         asked = self._asked_classnames
@@ -379,7 +406,10 @@ class WebImages(pl.LightningDataModule):
                 "the data module's `transform` is not set: give it the model's preprocessing before building loaders "
                 "(dm.transform = clip.preprocess)"
             )
-        decoder = Decoder(self.transform, split.fields, self.n_classes, self._label_map(), augment, self.seed)
+        selection = self._selection()
+        labels = None if selection is None else selection.labels
+        decoder = Decoder(self.transform, split.fields, self.n_classes, labels, augment, self.seed)
+        decoder = replace(decoder, max_pixels=self.max_pixels)
         return Source(split.shards, decoder, self.on_error, self.allow_pipe)
 
     def _workers(self) -> Workers:

@@ -8,6 +8,7 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.data.classlist import load_class_list
 from clt_lightning.data.lists import imagenet1k
 from clt_lightning.data.modules.base import WebImages
+from clt_lightning.data.splits import Selection
 
 
 class ImageNet100(WebImages):
@@ -58,8 +59,10 @@ class ImageNet100(WebImages):
                 f"{super()._names_from()} lists {self.n_classes}"
             )
 
-    def _label_map(self) -> dict[int, int] | None:
-        return self.class_list.from_imagenet1k() if self._picks else None
+    def _selection(self) -> Selection | None:
+        if not self._picks:
+            return None
+        return Selection(self.class_list.from_imagenet1k(), len(imagenet1k()), f"{self.root}/classnames.txt")
 
     def _names_from(self) -> str:
         return f"class list {self.class_list.name!r}" if self._picks else super()._names_from()

@@ -120,7 +120,7 @@ def _read_labels(annotations: Tree, stem: str) -> _Labels:
         for c in sorted((captions or {"annotations": []})["annotations"], key=lambda c: c["id"]):
             sentences[c["image_id"]].append(" ".join(c["caption"].split()))
         files = {i["id"]: i["file_name"] for i in instances["images"]}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{annotations.where}: the annotations of {stem} lack {error}: is the file complete?"
         ) from error
@@ -132,6 +132,9 @@ def _read_json(tree: Tree, name: str) -> dict[str, Any] | None:
     if path is None:
         return None
     try:
-        return json.loads(tree.files[path]())
-    except ValueError as error:
+        content = json.loads(tree.files[path]())
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{tree.where}: {path} is not valid JSON ({error}): download it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{tree.where}: {path} holds no table: is it COCO's?")
+    return content

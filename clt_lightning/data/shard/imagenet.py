@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import tarfile
+import zlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import decode_text, lines_of, read_lines, read_text
 from clt_lightning.data.classlist import ClassList
 from clt_lightning.data.lists import lines
 from clt_lightning.data.shard.matfile import read_struct
@@ -26,6 +28,7 @@ from clt_lightning.data.shard.sources import (
 from clt_lightning.data.shard.writer import Item
 
 _TRAIN, _VAL, _DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
+_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _KAGGLE = Path("ILSVRC/Data/CLS-LOC")
 _SITE = "an official file, from https://image-net.org/download after registering"
 
@@ -121,11 +124,10 @@ def _val_truth(source: Path) -> dict[str, str]:
     """WordNet id by file stem, from whichever of the public label files is there."""
     table = first_existing(source, ["LOC_val_solution.csv", "ILSVRC/LOC_val_solution.csv"])
     if table is not None:
-        rows = csv.DictReader(io.StringIO(table.read_text()))
-        return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
+        return _solutions(table)
     synsets = first_existing(source, ["imagenet_2012_validation_synset_labels.txt"])
     if synsets is not None:
-        return _numbered(synsets.read_text().split())
+        return _numbered(read_lines(synsets))
     devkit = needed(
         first_existing(source, [_DEVKIT, "ILSVRC2012_devkit_t12"]),
         source,
@@ -133,11 +135,25 @@ def _val_truth(source: Path) -> dict[str, str]:
         "tell the labels of the flat validation images",
     )
     numbers, meta = _devkit_files(devkit)
-    wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in read_struct(meta, "synsets")}
+    truth = lines_of(decode_text(numbers, f"{devkit}: {_TRUTH}"), f"{devkit}: {_TRUTH}")
     try:
-        return _numbered([wnids[int(n)] for n in numbers.decode().split()])
-    except (KeyError, ValueError) as error:
+        wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in read_struct(meta, "synsets")}
+        return _numbered([wnids[int(n)] for n in truth])
+    except UserError:
+        raise
+    except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{devkit}: the validation ground truth and meta.mat do not fit: {error}") from error
+
+
+def _solutions(table: Path) -> dict[str, str]:
+    """Kaggle's table: image and, first of its boxes, WordNet id."""
+    found = {}
+    for number, row in enumerate(csv.DictReader(io.StringIO(read_text(table))), 2):
+        image, boxes = row.get("ImageId"), (row.get("PredictionString") or "").split()
+        if not image or not boxes:
+            raise UserError(f"{table}, line {number}: expected ImageId,PredictionString (`ILSVRC2012_val_00000001,n…`)")
+        found[image] = boxes[0]
+    return found
 
 
 def _numbered(wnids: Sequence[str]) -> dict[str, str]:
@@ -145,7 +161,7 @@ def _numbered(wnids: Sequence[str]) -> dict[str, str]:
 
 
 def _devkit_files(devkit: Path) -> tuple[bytes, bytes]:
-    wanted = ("ILSVRC2012_validation_ground_truth.txt", "meta.mat")
+    wanted = (_TRUTH, "meta.mat")
     try:
         if devkit.is_dir():
             return tuple((devkit / "data" / name).read_bytes() for name in wanted)  # type: ignore[return-value]
@@ -155,7 +171,7 @@ def _devkit_files(devkit: Path) -> tuple[bytes, bytes]:
                 if Path(member.name).name in wanted and (file := tar.extractfile(member)) is not None:
                     found[Path(member.name).name] = file.read()
         return found[wanted[0]], found[wanted[1]]
-    except (tarfile.TarError, EOFError, OSError, KeyError) as error:
+    except (tarfile.TarError, EOFError, OSError, KeyError, zlib.error) as error:
         raise UserError(f"{devkit} is damaged or not the official devkit ({error})") from error
 
 
