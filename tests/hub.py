@@ -39,7 +39,7 @@ def serving(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Hub]:
 
         def answer(self, body: bool) -> None:
             hub.requests.append(f"{self.command} {self.path}")
-            owner, name, _, revision, *rest = self.path.strip("/").split("/")
+            owner, name, _, revision, *rest = [*self.path.strip("/").split("/"), "", "", ""]
             repo = f"{owner}/{name}"
             if repo not in hub.repositories:
                 return self.refuse(404, "RepoNotFound")
@@ -47,7 +47,7 @@ def serving(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Hub]:
                 return self.refuse(403, "GatedRepo")
             if revision not in ("main", "v1", COMMIT):
                 return self.refuse(404, "RevisionNotFound")
-            path = hub.repositories[repo] / "/".join(rest)
+            path = hub.repositories[repo] / "/".join(rest).strip("/")
             if not path.is_file():
                 return self.refuse(404, "EntryNotFound")
             data = path.read_bytes()

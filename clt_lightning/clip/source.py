@@ -86,7 +86,8 @@ def find_source(name: str, pretrained: str | None) -> Source:
     if model_cfg is not None and _known_tag(name, pretrained):
         _check_tag(name, pretrained, quick_gelu=bool(model_cfg.get("quick_gelu", False)))
         return Source(name, pretrained, model_cfg, tag=pretrained)
-    pretrained = expand(pretrained, setting("pretrained"))
+    schema = next((prefix for prefix in (HUB, LOCAL) if pretrained.startswith(prefix)), "")
+    pretrained = schema + expand(pretrained.removeprefix(schema), setting("pretrained"))
     place = open_place(pretrained)
     if place is None:
         raise _no_such_weights(name, _required(name, model_cfg), pretrained)
