@@ -360,7 +360,7 @@ class FrozenCLIP(nn.Module):
         check_prompts(classnames, templates)
         found = doubts(classnames, templates, self.tokenizer)
         if self.has_random_weights:
-            found.insert(0, "this CLIP has random weights (pretrained is null): its zero-shot accuracy is chance")
+            found.insert(0, "this CLIP has random weights (pretrained is null): its zero-shot predictions are guesses")
         return found
 
     @property

@@ -73,11 +73,11 @@ def doubts(classnames: Sequence[str], templates: Sequence[Template], tokenizer: 
     if alike and len(groups) == 1:
         found.append(
             f"all {len(classnames)} class names ({_listed(classnames)}) are one and the same text to this CLIP's "
-            "tokenizer: its zero-shot accuracy is chance"
+            "tokenizer: its zero-shot predictions are guesses"
         )
     elif alike:
         count = sum(map(len, alike))
-        told = "; ".join(" = ".join(map(repr, names[:4])) + (" = ..." if len(names) > 4 else "") for names in alike[:4])
+        told = "; ".join(_equals(names) for names in alike[:4])
         found.append(
             f"{count} of {len(classnames)} class names are the same text to this CLIP's tokenizer as another one, and "
             f"zero-shot predictions cannot tell them apart: {told}{'; ...' if len(alike) > 4 else ''}"
@@ -97,6 +97,13 @@ def unknown_words(texts: Sequence[str], tokenizer: Tokenizer) -> list[str]:
         return []
     known = set(tokenizer.words)
     return [text for text in texts if not split_words(text) or not set(split_words(text)) <= known]
+
+
+def _equals(names: Sequence[str]) -> str:
+    different = list(dict.fromkeys(names))
+    if len(different) == 1:
+        return f"{different[0]!r} {len(names)} times"
+    return " = ".join(map(repr, different[:4])) + (" = ..." if len(different) > 4 else "")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -126,7 +126,10 @@ def _read_torch(path: Path) -> Any:
         with path.open("rb") as file:  # given a name, torch goes by its ending
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(f"'{path}' {kinds.refused_objects(path, error)}") from error
+        raise UserError(
+            f"'{path}' {kinds.refused_objects(path, error)}. Where the file was made, save tensors and plain numbers "
+            "alone: torch.save(model.state_dict(), path)"
+        ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(
             f"'{path}' is a file of torch.save that is cut off or damaged ({kinds.first_line(error)}): "

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,32 +127,42 @@ def _text(head: bytes) -> Kind | None:
 
 
 def refused_objects(path: str | os.PathLike[str], error: BaseException) -> str:
-    """What in a file of torch.save `weights_only=True` has refused, after the file's name: "holds ...: do ...".
+    """What in a file of torch.save `weights_only=True` has refused, and why, after the file's name: "holds ...".
 
     Args:
         path: the file.
         error: what `torch.load` raised.
     """
-    told = re.findall(r"GLOBAL ([\w.]+)", str(error))
-    try:
-        from torch.serialization import get_unsafe_globals_in_checkpoint
-
-        told = get_unsafe_globals_in_checkpoint(path) or told
-    except (ImportError, ValueError, RuntimeError, OSError):
-        pass  # an older layout: the first one, which torch has named, is known
-    if not told:
+    # in the layout before torch 1.6 the first one is known, which torch has named
+    names = foreign_objects(path) or re.findall(r"GLOBAL ([\w.]+)", str(error))
+    if not names:
         return f"is a damaged pickle, or one of other objects than tensors ({_torch_says(error)})"
-    named = ", ".join(told[:3]) + (f" and {len(told) - 3} more" if len(told) > 3 else "")
-    if all(name.split(".")[0] == "numpy" for name in told):
+    return in_words(names)
+
+
+def foreign_objects(path: str | os.PathLike[str]) -> list[str]:
+    """Classes and functions that a file of torch.save names and `weights_only=True` will refuse; nothing is run.
+
+    Empty also for a file in another layout, or a damaged one.
+    """
+    from torch.serialization import get_unsafe_globals_in_checkpoint
+
+    try:
+        return list(get_unsafe_globals_in_checkpoint(path))
+    except (ValueError, RuntimeError, OSError, pickle.UnpicklingError, KeyError, IndexError):
+        return []
+
+
+def in_words(names: Sequence[str]) -> str:
+    """What `foreign_objects` found, after the file's name: "holds ...: to read that is to run code"."""
+    named = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    if all(name.split(".")[0] == "numpy" for name in names):
         what = f"holds a numpy value among the tensors ({named})"
-    elif any(name.startswith("torch.nn.modules") for name in told):
+    elif any(name.startswith("torch.nn.modules") for name in names):
         what = f"holds a pickled module ({named}), not its tensors alone"
     else:
         what = f"holds Python objects beside tensors ({named})"
-    return (
-        f"{what}: to read them is to run code, which is not done. Where the file was made, save tensors and plain "
-        "numbers alone: torch.save(model.state_dict(), path)"
-    )
+    return f"{what}: to read that is to run code, which is not done"
 
 
 def _torch_says(error: BaseException) -> str:

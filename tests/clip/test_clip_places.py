@@ -209,7 +209,9 @@ def test_a_repository_of_the_hub(hub: Hub, tmp_path: Path, capsys: pytest.Captur
     said = capsys.readouterr().err.splitlines()
     weights = (hub.repositories["org/tiny"] / "open_clip_model.safetensors").stat().st_size
     line = next(line for line in said if "open_clip_model.safetensors" in line)
-    assert line.startswith(f"downloading open_clip_model.safetensors ({weights / 1e6:.1f} MB) of org/tiny from 127.0.0.1")
+    assert line.startswith(
+        f"downloading open_clip_model.safetensors ({weights / 1e6:.1f} MB) of org/tiny from 127.0.0.1"
+    )
     assert str(tmp_path / "cache") in line
     local = FrozenCLIP(pretrained=str(hub.repositories["org/tiny"]))
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
