@@ -48,8 +48,8 @@ class FeatureParallel(DDPStrategy):
         unknown = sorted(set(kwargs) - known)
         if unknown:
             raise UserError(
-                f"FeatureParallel takes no {', '.join(unknown)}: its arguments are those of Lightning's DDPStrategy and "
-                "of torch's DistributedDataParallel"
+                f"FeatureParallel takes no {', '.join(unknown)}: its arguments are those of Lightning's DDPStrategy "
+                "and of torch's DistributedDataParallel"
             )
         super().__init__(**{"gradient_as_bucket_view": True, "broadcast_buffers": False, **kwargs})
         if feature < 1:
