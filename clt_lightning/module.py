@@ -25,7 +25,9 @@ from clt_lightning.cascade import cascade_parts
 from clt_lightning.clip import Activations, FrozenCLIP
 from clt_lightning.clip.activations import random_positions
 from clt_lightning.core import seeds
-from clt_lightning.core.errors import UserError
+from clt_lightning.core.errors import UserError, within
+from clt_lightning.core.progress import Progress
+from clt_lightning.core.say import say
 from clt_lightning.optim import AdamW
 from clt_lightning.parallel import ShardedTranscoder
 from clt_lightning.replacement import check_fit
@@ -141,7 +143,11 @@ class CLTModule(lightning.LightningModule):
             }
         )
 
-        self.clip = clip if isinstance(clip, FrozenCLIP) else FrozenCLIP(**to_plain(self.clip_config), seed=seed)
+        if isinstance(clip, FrozenCLIP):
+            self.clip = clip
+        else:
+            with within("model.clip"):
+                self.clip = FrozenCLIP(**to_plain(self.clip_config), seed=seed)
         t = self.transcoder_config
         sharded = self.parallel_config.feature > 1
         if isinstance(transcoder, CrossLayerTranscoder):
@@ -231,13 +237,16 @@ class CLTModule(lightning.LightningModule):
         loader: Any = self.trainer.train_dataloader if datamodule is None else datamodule.train_dataloader()
         sums = StatisticsAccumulator(self.clip.n_layers, self.clip.d_model, self.device)
         wanted = -(-self.tokens_config.statistics // self._data_place()[1])
-        for index, raw in enumerate(loader):
-            batch = as_batch(raw)
-            sums.update(
-                *self._sites(self._capture(batch, self._positions(len(batch["image"]), self._generator(index))))
-            )
-            if int(sums.n) >= wanted:
-                break
+        say(f"normalisation: {wanted:,} tokens of the training data set the transcoder's scales, once")
+        with Progress("normalisation", wanted, "tokens") as bar:
+            for index, raw in enumerate(loader):
+                batch = as_batch(raw)
+                sums.update(
+                    *self._sites(self._capture(batch, self._positions(len(batch["image"]), self._generator(index))))
+                )
+                bar.to(min(int(sums.n), wanted))
+                if int(sums.n) >= wanted:
+                    break
         if self.trainer.world_size > 1:
             for total in sums.sums():
                 dist.all_reduce(total)

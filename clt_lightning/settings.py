@@ -20,9 +20,10 @@ class ClipConfig:
 
     Args:
         name: open_clip's name of the architecture. OpenAI's weights were trained with QuickGELU: take
-            `ViT-B-32-quickgelu`, not `ViT-B-32`.
-        pretrained: open_clip tag (downloaded on first use), path of a checkpoint file, `demo` for the small CLIP that
-            comes with this package, or null for random weights.
+            `ViT-B-32-quickgelu`, not `ViT-B-32`. Or `hf-hub:ORG/NAME` or `local-dir:FOLDER`, which bring weights along.
+        pretrained: open_clip tag (downloaded on first use), path of a file of weights, folder with
+            `open_clip_config.json` and weights, `hf-hub:ORG/NAME`, `demo` for the small CLIP that comes with this
+            package, or null for random weights. Folders, repositories and `demo` bring their architecture along.
         precision: `fp32` or `bf16`, the backbone's own, whatever the trainer's is.
     """
 

@@ -158,7 +158,7 @@ class FeatureCollector:
         self, clip: FrozenCLIP, clt: CrossLayerTranscoder, classnames: Sequence[str], options: FeatureOptions
     ) -> None:
         self.clip, self.clt, self.classnames, self.options = clip, clt, list(classnames), options
-        self.words = known_words(clip, read_words(options.words))
+        self.words = known_words(clip, read_words(options.words), options.words)
         device = clip.device if options.device == "auto" else torch.device("cpu")
         self.layers = [
             LayerCollector(

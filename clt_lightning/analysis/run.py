@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.clip.images import to_pixels
-from clt_lightning.core.errors import UserError
+from clt_lightning.core.errors import UserError, within
 from clt_lightning.runs.folder import find_run
 from clt_lightning.transcoder import CrossLayerTranscoder
 
@@ -96,7 +96,8 @@ def open_run(folder: str | Path, device: torch.device | str = "cpu") -> Run:
     if not (path / "transcoder").is_dir():
         raise UserError(f"--run {path}: holds no transcoder/ folder; did fit finish?")
     config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-    clip = FrozenCLIP(**config["model"]["clip"], seed=config["model"].get("seed", 0)).to(device)
+    with within("model.clip"):
+        clip = FrozenCLIP(**config["model"]["clip"], seed=config["model"].get("seed", 0)).to(device)
     transcoder = CrossLayerTranscoder.from_pretrained(path / "transcoder", device=device)
     if (transcoder.n_layers, transcoder.d_model) != (clip.n_layers, clip.d_model):
         raise UserError(

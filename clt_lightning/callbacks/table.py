@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping
+from typing import Any
 
 import lightning.pytorch as pl
 
 from clt_lightning.callbacks.base import weights_at
+from clt_lightning.callbacks.zero_shot import ZeroShot
 from clt_lightning.metrics import TOKEN_SETS
 
 _COLUMNS = {"fvu": ("FVU", 8), "cosine": ("cosine", 8), "l0": ("L0", 8), "dead": ("dead", 7)}  # title, width
@@ -77,6 +80,13 @@ def zero_shot_lines(metrics: Mapping[str, float]) -> list[str]:
     return lines
 
 
+def doubt_lines(trainer: pl.Trainer) -> list[str]:
+    """Why the zero-shot accuracies say little, as lines under their table; empty where nothing speaks against them."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    texts = [text for callback in callbacks if isinstance(callback, ZeroShot) for text in callback.doubts]
+    return [line for text in texts for line in textwrap.wrap(f"note: {text}", 79, subsequent_indent="  ")]
+
+
 class Table(pl.Callback):
     """Prints the numbers of `Reconstruction` and `ZeroShot` as a table, at most 98 columns wide, at the end of every
     validation and test. Plain text: it reads the same in a log file."""
@@ -104,4 +114,6 @@ class Table(pl.Callback):
         lines = ["", title, *parts[0]]
         for part in parts[1:]:
             lines += ["", *part]
+        if zero_shot_lines(metrics):
+            lines += doubt_lines(trainer)
         trainer.print("\n".join([*lines, ""]), flush=True)

@@ -55,6 +55,9 @@ class ZeroShot(Evaluation):
     on request `<stage>/zero_shot/mean_ablated`; accuracies in 0..1. Every window and token set costs one forward of the
     CLIP. Images without a label do not count; sets without class names are passed over with a line in the log.
 
+    Attributes:
+        doubts: why the accuracies say little, in sentences (`FrozenCLIP.zero_shot_doubts`); the table shows them.
+
     Args:
         windows: windows of layers to replace together, such as `["0-11", "3-11", "7-", "5"]`; every later layer reads
             the stream that the replaced ones have written (cascaded). Default: all layers.
@@ -84,6 +87,7 @@ class ZeroShot(Evaluation):
         self.classnames, self.templates = classnames, templates
         self._head: Tensor | None = None
         self._head_of: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+        self.doubts: list[str] = []
         self._ready = False
         self._said: set[str] = set()
         self._plan: list[tuple[int, int, str]] = []
@@ -117,6 +121,7 @@ class ZeroShot(Evaluation):
         wanted = tuple(names), tuple(templates)
         if self._head_of != wanted:
             self._head, self._head_of = pl_module.clip.zero_shot_head(list(names), list(templates)), wanted
+            self.doubts = pl_module.clip.zero_shot_doubts(list(names), list(templates))
         assert self._head is not None
         self._head = self._head.to(pl_module.device)
         device = metric_device(pl_module.device)

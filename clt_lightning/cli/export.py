@@ -41,9 +41,11 @@ def run(args: argparse.Namespace) -> None:
     metadata: dict = {}
     if args.ckpt_path is not None:
         from clt_lightning.module import CLTModule
+        from clt_lightning.run.checkpoint_io import damage
 
-        if not args.ckpt_path.is_file():
-            raise UserError(f"--ckpt_path {args.ckpt_path}: no such file")
+        reason = damage(args.ckpt_path)
+        if reason is not None:
+            raise UserError(f"--ckpt_path {args.ckpt_path}: {reason}")
         module = CLTModule.load_from_checkpoint(args.ckpt_path, map_location="cpu")
         clt, metadata = module.transcoder, {"clip": module.clip.describe()}
     else:

@@ -11,7 +11,7 @@ import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ def whole_file(path: Place) -> Iterator[Path]:
     """Gives a name to write to; the file gets its own name when the block ends well, forced to the disk.
 
     A reader, and a run that is started after a crash, sees the old file or the new one. After an error nothing is left.
+    The file can be read by whom the umask allows, whatever mode its writer gave it (safetensors: the owner alone).
 
     Raises:
         UserError: the disk is full, or the place cannot be written.
@@ -38,8 +39,7 @@ def whole_file(path: Place) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            _settle(temporary)
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -69,8 +69,7 @@ def whole_folder(path: Place, replaceable: Callable[[Path], bool] | None = None)
             yield temporary
             for file in sorted(temporary.rglob("*")):
                 if file.is_file():
-                    with file.open("rb") as stream:
-                        os.fsync(stream.fileno())
+                    _settle(file)
             if path.exists():
                 os.replace(path, old)
             os.replace(temporary, path)
@@ -81,6 +80,12 @@ def whole_folder(path: Place, replaceable: Callable[[Path], bool] | None = None)
             raise
         shutil.rmtree(old, ignore_errors=True)
         sync_folder(path.parent)
+
+
+def _settle(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    readable_by_the_group(path)
 
 
 def sync_folder(folder: Place) -> None:
@@ -293,7 +298,20 @@ def sha256(path: Place) -> str:
 
 
 def readable_by_the_group(path: Place) -> None:
-    """Gives a file the mode that the process's umask leaves; temporary files have 0600."""
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(path, 0o666 & ~mask | stat.S_IRUSR | stat.S_IWUSR)
+    """Gives a file at least the mode that the umask leaves; libraries make some that only their owner can read."""
+    mode = stat.S_IMODE(os.stat(path).st_mode)
+    wanted = mode | (0o666 & ~_umask())
+    if wanted != mode:
+        with suppress(PermissionError):  # another's file, or a file system without modes
+            os.chmod(path, wanted)
+
+
+def _umask() -> int:
+    try:
+        # os.umask tells by setting: for a moment other threads would make files of another mode
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return int(status.split("\nUmask:", 1)[1].split(None, 1)[0], 8)
+    except (OSError, IndexError, ValueError):
+        mask = os.umask(0o077)
+        os.umask(mask)
+        return mask

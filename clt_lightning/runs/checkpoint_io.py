@@ -18,6 +18,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
+from clt_lightning.core import kinds
 from clt_lightning.core.errors import UserError
 from clt_lightning.runs.folder import LAST, PREVIOUS
 
@@ -61,6 +62,9 @@ def damage(path: Path) -> str | None:
         return f"record {bad} does not have its checksum"
     if "data.pkl" not in names:
         return "it is no checkpoint of torch.save"
+    held = kinds.foreign_objects(path)
+    if held:
+        return f"it {kinds.in_words(held)}"
     _intact.add(identity)
     return None
 
@@ -119,7 +123,8 @@ class SafeCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint.
 
         Raises:
-            UserError: the file cannot be written (disk full, no permission); what was there before is untouched.
+            UserError: the file cannot be written (disk full, no permission), or holds objects that no start after this
+                one could read; what was there before is untouched.
         """
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -132,6 +137,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
+            _require_readable(unfinished, path)
             if path.name == LAST and path.exists():
                 _keep(path, path.with_name(PREVIOUS))
             os.replace(unfinished, path)
@@ -164,6 +170,18 @@ class SafeCheckpointIO(TorchCheckpointIO):
                     "one of the run"
                 )
         return super().load_checkpoint(path, map_location, weights_only)
+
+
+def _require_readable(unfinished: Path, path: Path) -> None:
+    """A run whose checkpoints nobody can load ends at the first of them, not when it is to go on."""
+    held = kinds.foreign_objects(unfinished)
+    if held:
+        unfinished.unlink(missing_ok=True)
+        raise UserError(
+            f"the checkpoint {path} could not be read again: it {kinds.in_words(held)}. What callbacks and modules put "
+            "into it (state_dict, on_save_checkpoint, save_hyperparameters) must be tensors, numbers, strings, lists "
+            "and dicts"
+        )
 
 
 def _keep(path: Path, name: Path) -> None:

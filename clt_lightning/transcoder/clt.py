@@ -18,7 +18,7 @@ from clt_lightning.transcoder.buffers import GradientBuffers
 from clt_lightning.transcoder.codes import Codes
 from clt_lightning.transcoder.encoders import Backend, SparseEncoders
 from clt_lightning.transcoder.normalization import ActivationStatistics, input_scales, output_scales
-from clt_lightning.transcoder.precision import full_precision
+from clt_lightning.transcoder.precision import float_type, full_precision
 from clt_lightning.transcoder.reference import decode_dense
 from clt_lightning.transcoder.requests import AuxiliaryRequest, CLTOutput
 from clt_lightning.transcoder.sparse import decode_pairs
@@ -446,23 +446,51 @@ class CrossLayerTranscoder(SparseEncoders):
 
         Returns:
             the folder.
+
+        Raises:
+            UserError: the disk is full or the place cannot be written, or the metadata are not plain values.
         """
         return pretrained.save(self.config(), self.folded_state(), folder, metadata or {})
 
     @classmethod
     def from_pretrained(
-        cls, folder_or_hub_id: str | Path, device: torch.device | str = "cpu", **hub: Any
+        cls,
+        folder_or_hub_id: str | Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | str | None = None,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
     ) -> CrossLayerTranscoder:
-        """Loads what `save_pretrained` wrote.
+        """Loads what `save_pretrained` wrote, and compares it with the sums in its config.json.
 
         Args:
             folder_or_hub_id: a folder, or the id of a Hugging Face repository (the only case that needs a network).
             device: where to put it.
-            hub: passed on to `huggingface_hub.snapshot_download` (revision, token).
+            dtype: floating-point type of its weights, so of the computation: a `torch.dtype` or its name; None:
+                float32.
+            revision: of the repository: branch, tag or commit.
+            token: for a private repository; None: the one of `hf auth login`.
+            cache_dir: where to download to; None: the hub's own cache.
+            local_files_only: take what the cache has, and download nothing.
+            force_download: download also what the cache has.
 
         Raises:
-            UserError: a file is missing or does not fit its config.
+            UserError: a file is missing, damaged, changed, or does not fit its config; or the device or type cannot be.
         """
-        config, tensors = pretrained.load(folder_or_hub_id, **hub)
-        clt = pretrained.build(cls, config, tensors)
-        return clt.to(device).eval()
+        folder = pretrained.find(
+            folder_or_hub_id,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        clt = pretrained.load(cls, folder, float_type(dtype))
+        try:
+            return clt.to(device).eval()
+        except (RuntimeError, AssertionError) as error:  # a device that this machine or this torch lacks
+            raise UserError(f"device={str(device)!r}: {error}") from error
