@@ -16,6 +16,7 @@ from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities import rank_zero_warn
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.people import count, duration
 from clt_lightning.run.timing import PARTS, DataWait, StepClock
 
 _GIB = 2**30
@@ -53,26 +54,6 @@ class _Count:
     @property
     def tokens_per_second(self) -> float:
         return self.tokens / self.seconds if self.seconds > 0 else 0.0
-
-
-def duration(seconds: float) -> str:
-    """For people: `45 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if minutes < 90:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
-
-
-def count(number: float) -> str:
-    """For people: `950`, `12.3 k`, `4.56 M`, `7.89 G`."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g} {letter}"
-    return f"{number:.0f}"
 
 
 def _batches_a_step(trainer: Any) -> int:

@@ -1,0 +1,155 @@
+"""Where people read: which process speaks, how wide a line may be, and one live line under everything that is printed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+_CLEAR = "\r\033[K"  # to the first column, then erase to the end of the line
+_CONTROL = re.compile(r"\033\[[0-9;?]*[A-Za-z]")
+_PATIENCE = 5.0
+
+
+def first_process() -> bool:
+    """Whether this is process 0 of a run; the others say nothing that is the same for all."""
+    dist = sys.modules.get("torch.distributed")
+    if dist is not None and dist.is_available() and dist.is_initialized():
+        return bool(dist.get_rank() == 0)
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"))
+
+
+def is_live() -> bool:
+    """Whether a line may rewrite itself: all that is said goes to one terminal, and it understands how to erase.
+
+    With one of the two streams in a pipe, its reader may write to the same terminal at any moment.
+    """
+    return os.environ.get("TERM", "") not in ("", "dumb") and all(_is_terminal(s) for s in (sys.stdout, sys.stderr))
+
+
+def _is_terminal(stream: Any) -> bool:
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):  # none at all, or closed
+        return False
+
+
+def columns() -> int:
+    """How many characters a line of a table may have: the terminal's width, 80 in a log; `COLUMNS` wins."""
+    return shutil.get_terminal_size((80, 24)).columns
+
+
+class LiveLine:
+    """The last line of the terminal. What anybody prints in the meantime goes above it, whole.
+
+    While there is something to show, `sys.stdout`, `sys.stderr` and the streams of logging's handlers are wrapped: a
+    message first erases the line, and the line is written again under it.
+    """
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._shown = False
+        self._open: float | None = None  # since when somebody's line lacks its end
+        self._process = os.getpid()
+        self._wrapped: dict[str, _Above] = {}
+        self._handlers: list[tuple[Any, Any]] = []
+
+    def show(self, text: str) -> None:
+        """Puts a text there, cut at the terminal's width; an empty one takes the line away."""
+        if not text:
+            self._leave()
+            return
+        if not self._wrapped:
+            self._enter()
+        self._text = text[: max(1, columns() - 1)]
+        stream = self._wrapped["stderr"].wrapped
+        if self._open is not None:
+            if time.monotonic() - self._open < _PATIENCE:
+                return
+            stream.write("\n")
+            self._open = None
+        stream.write(_CLEAR + self._text)
+        stream.flush()
+        self._shown = True
+
+    def above(self, stream: Any, text: str) -> None:
+        """Writes somebody's text to one of the wrapped streams."""
+        # a worker that was forked off, or another process of the run: the line is not its own, but it may be there
+        foreign = os.getpid() != self._process
+        erase = _CLEAR if self._shown or (foreign and self._open is None) else ""
+        unfinished = _CONTROL.sub("", re.split(r"[\r\n]", text)[-1]).strip()
+        live = bool(self._text) and not unfinished and not foreign
+        stream.write(erase + text + (_CLEAR + self._text if live else ""))
+        stream.flush()
+        self._shown = live
+        self._open = time.monotonic() if unfinished else None
+
+    def _enter(self) -> None:
+        self._process = os.getpid()
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            stream.flush()
+            self._wrapped[name] = _Above(stream, self)
+            setattr(sys, name, self._wrapped[name])
+        by_stream = {id(above.wrapped): above for above in self._wrapped.values()}
+        for handler in _handlers():
+            stream = getattr(handler, "stream", None)
+            if id(stream) in by_stream:
+                self._handlers.append((handler, stream))
+                handler.setStream(by_stream[id(stream)])
+
+    def _leave(self) -> None:
+        if not self._wrapped:
+            return
+        if self._shown:
+            stream = self._wrapped["stderr"].wrapped
+            stream.write(_CLEAR)
+            stream.flush()
+        self._text, self._shown, self._open = "", False, None
+        for handler, stream in self._handlers:
+            if isinstance(handler.stream, _Above):
+                handler.setStream(stream)
+        for name, above in self._wrapped.items():
+            if getattr(sys, name) is above:
+                setattr(sys, name, above.wrapped)
+        self._wrapped, self._handlers = {}, []
+
+
+class _Above:
+    """A stream whose text goes above the live line."""
+
+    def __init__(self, wrapped: Any, line: LiveLine) -> None:
+        self.wrapped, self._line = wrapped, line
+
+    def write(self, text: str) -> int:
+        if text:
+            self._line.above(self.wrapped, text)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        self.write("".join(lines))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.wrapped, name)
+
+
+def give_way() -> None:
+    """For a process that shows nothing, on the terminal of one that does: what it prints erases the live line first."""
+    if is_live():
+        line = LiveLine()
+        line._process = -1
+        sys.stdout, sys.stderr = _Above(sys.stdout, line), _Above(sys.stderr, line)  # type: ignore[assignment]
+
+
+def _handlers() -> list[logging.StreamHandler[Any]]:
+    loggers = [logging.getLogger(), *logging.root.manager.loggerDict.values()]
+    handlers = [handler for logger in loggers for handler in getattr(logger, "handlers", ())]
+    return [handler for handler in handlers if isinstance(handler, logging.StreamHandler)]
+
+
+live_line = LiveLine()
