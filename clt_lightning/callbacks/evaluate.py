@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
-from tqdm.auto import tqdm
 
 from clt_lightning.analysis import Evaluation, Evaluator
 from clt_lightning.analysis.arms import CascadeOptions, plan_arms
@@ -15,6 +15,9 @@ from clt_lightning.analysis.faithfulness import FaithfulnessOptions
 from clt_lightning.analysis.features import FeatureOptions
 from clt_lightning.analysis.population import PopulationOptions
 from clt_lightning.callbacks.base import fast_dev_run, run_folder, say_not_written, weights_at
+from clt_lightning.core.progress import track
+from clt_lightning.core.table import Column, lay_out
+from clt_lightning.core.terminal import line_width
 from clt_lightning.metrics import TOKEN_SETS
 
 
@@ -86,8 +89,7 @@ class Evaluate(pl.Callback):
             rank_zero_info("the data has no training split: no population check, mean ablation or dataset ranking")
             return
         batches = loader("train", limit=wanted)
-        hidden = not trainer.is_global_zero or trainer.progress_bar_callback is None
-        for batch in tqdm(batches, desc="Training images", unit="batch", disable=hidden, leave=False):
+        for batch in track(batches, "training images", unit="batches", show=_shows(trainer), stream="stdout"):
             evaluator.reference(trainer.strategy.batch_to_device(batch))
 
     def on_test_batch_end(
@@ -99,6 +101,7 @@ class Evaluate(pl.Callback):
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self._evaluator is None:
             return
+        rank_zero_info("computing intervals, features and neighbours from what was seen ...")
         found, folder = self._evaluator.result("test"), run_folder(trainer)
         self._evaluator = None
         if folder is None:
@@ -107,30 +110,45 @@ class Evaluate(pl.Callback):
             return
         self.result, features, retrieval = found
         self.result.info.update(step=weights_at(trainer)[0], checkpoint=str(trainer.ckpt_path or ""))
-        for line in summary(self.result):
-            rank_zero_info(line)
+        width = line_width()
+        told = [textwrap.fill(line, width, subsequent_indent="  ") for line in summary(self.result, width)]
+        trainer.print("\n".join(["", *told, ""]), flush=True)
         if folder is None:
             return
-        self.result.save(folder)
-        for part in (features, retrieval):
-            if part is not None:
-                part.save(folder)
+        parts = [part for part in (self.result, features, retrieval) if part is not None]
+        for part in track(parts, "writing", unit="parts", show=_shows(trainer), stream="stdout"):
+            part.save(folder)
         rank_zero_info(f"evaluation written to {folder / 'results.json'}")
 
 
-def summary(evaluation: Evaluation) -> list[str]:
-    """A few lines for the terminal: reconstruction, the arms, the population check."""
+def _shows(trainer: Any) -> bool:
+    return trainer.is_global_zero and trainer.progress_bar_callback is not None
+
+
+def summary(evaluation: Evaluation, width: int | None = None) -> list[str]:
+    """A few lines for the terminal: reconstruction, the arms, the population check.
+
+    Args:
+        evaluation: what was measured.
+        width: characters that a line of a table may have; None: any number.
+    """
     fvu = {name: float(values.mean()) for name, values in evaluation.reconstruction["fvu"].items()}
     lines = [f"FVU, mean over layers: {', '.join(f'{name} {value:.4f}' for name, value in fvu.items())}"]
-    for arm in evaluation.arms:
-        top1, kl = arm.top1, arm.kl
-        lines.append(
-            f"{arm.arm.name:<24} top-1 {100 * top1.value:6.2f} [{100 * top1.low:6.2f}, {100 * top1.high:6.2f}]"
-            f"   KL {kl.value:.4f}"
-        )
+    if evaluation.arms:
+        lines += ["", *_arms(evaluation, width), ""]
     for check in evaluation.population:
         lines.append(
             f"population check, {check.discrepancy}: held out {check.held_out:.4g}, training {check.train:.4g}, "
             f"p = {check.p_value:.3f}"
         )
     return lines
+
+
+def _arms(evaluation: Evaluation, width: int | None) -> list[str]:
+    arms = evaluation.arms
+    columns = [
+        Column("top-1 %", [f"{100 * arm.top1.value:.2f}" for arm in arms], 10),
+        Column("95 % interval", [f"{100 * arm.top1.low:.2f} .. {100 * arm.top1.high:.2f}" for arm in arms], 18),
+        Column("KL", [f"{arm.kl.value:.4f}" for arm in arms], 10),
+    ]
+    return lay_out(Column("zero-shot", [arm.arm.name for arm in arms], left=True), columns, width)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import sys
 from collections.abc import Sequence
 
 from clt_lightning import __version__
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import disk_reason
+from clt_lightning.core.terminal import first_process, give_way
 
 #: Commands of LightningCLI, which read a config
 TRAINER_COMMANDS = {
@@ -78,6 +79,13 @@ def main(args: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as error:
+        reason = disk_reason(error)
+        if reason is None:
+            raise
+        where = f"{error.filename}: {error.strerror}" if error.filename else f"{reason}, in {words[0]}"
+        print(f"error: {where}", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
@@ -97,8 +105,9 @@ def _show_log() -> None:
         handler = _Stderr()
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
-    first = all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "SLURM_PROCID", "RANK"))
-    logger.setLevel(logging.INFO if first else logging.WARNING)
+    logger.setLevel(logging.INFO if first_process() else logging.WARNING)
+    if not first_process():
+        give_way()
 
 
 def _run_command(name: str, words: list[str]) -> None:

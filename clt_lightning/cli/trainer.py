@@ -13,6 +13,7 @@ import lightning
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.pytorch.callbacks import Callback, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
@@ -26,10 +27,12 @@ from clt_lightning.callbacks import (
     ExportTranscoder,
     Figures,
     Predictions,
+    ProgressLine,
     RandomState,
     Reconstruction,
     Requeue,
     RunRecord,
+    Summary,
     Table,
     Throughput,
     ZeroShot,
@@ -76,9 +79,13 @@ class CLTCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """LightningCLI's; `predict` writes files, and keeps nothing in memory."""
+        """LightningCLI's; `predict` writes files, and keeps nothing in memory. Numbers are shown by `Table`."""
         commands = LightningCLI.subcommands()
-        return commands | {"predict": commands["predict"] | {"return_predictions"}}
+        return commands | {
+            "validate": commands["validate"] | {"verbose"},
+            "test": commands["test"] | {"verbose"},
+            "predict": commands["predict"] | {"return_predictions"},
+        }
 
     def _parse_ckpt_path(self) -> None:
         # For fit the config is the truth; Lightning would silently put the checkpoint's values in its place
@@ -143,7 +150,19 @@ class CLTCLI(LightningCLI):
             # every parameter gets a gradient in every step, and no buffer needs broadcasting
             kwargs["strategy"] = DDPStrategy(gradient_as_bucket_view=True, broadcast_buffers=False)
         kwargs["plugins"] = self._plugins()
+        self.trainer_defaults["callbacks"] = self._speakers(config.trainer)
         return super().instantiate_trainer(**kwargs)
+
+    def _speakers(self, trainer: Any) -> list[Callback]:
+        """What tells the user where the run is, in the place of Lightning's own; the user's callbacks come before."""
+        asked = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
+        asked = asked if isinstance(asked, list) else [asked]
+        speakers: list[Callback] = []
+        if trainer.enable_model_summary is not False and not any(isinstance(c, ModelSummary) for c in asked):
+            speakers.append(Summary())
+        if trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in asked):
+            speakers.append(ProgressLine())
+        return speakers
 
     def _find_start(self, config: Any) -> int | None:
         """Decides which version of the run this is, and for fit which checkpoint it goes on from."""
@@ -189,6 +208,14 @@ class CLTCLI(LightningCLI):
         elif ckpt_path == "last" and self._get(self.config, "trainer").logger in (None, True):
             ckpt_path = None  # searched above; Lightning would warn
         self.trainer.fit(ckpt_path=ckpt_path, **kwargs)
+
+    def validate(self, **kwargs: Any) -> None:
+        """`Trainer.validate`, without Lightning's table of every number."""
+        self.trainer.validate(verbose=False, **kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        """`Trainer.test`, without Lightning's table of every number."""
+        self.trainer.test(verbose=False, **kwargs)
 
     def predict(self, **kwargs: Any) -> None:
         """`Trainer.predict`; `Predictions` writes what comes out."""

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -58,12 +59,15 @@ def whole_folder(path: Place, replaceable: Callable[[Path], bool] | None = None)
         UserError: the disk is full, the place cannot be written, or something else stands there.
     """
     path = Path(path)
+    if os.path.ismount(path):
+        raise UserError(f"{path} is a mount point, which nothing can take the place of: name a folder in it")
     if path.exists() and replaceable is not None and not replaceable(path):
         raise UserError(f"{path} already holds something else: move it away, or name another folder")
     temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            _clear_after_a_kill(path, temporary, old)
             temporary.mkdir()
             yield temporary
             for file in sorted(temporary.rglob("*")):
@@ -80,6 +84,15 @@ def whole_folder(path: Place, replaceable: Callable[[Path], bool] | None = None)
             raise
         shutil.rmtree(old, ignore_errors=True)
         sync_folder(path.parent)
+
+
+def _clear_after_a_kill(path: Path, temporary: Path, old: Path) -> None:
+    # process numbers come again, in a container all the time
+    if old.exists() and not path.exists():
+        os.replace(old, path)
+    for left in (temporary, old):
+        if left.exists():
+            shutil.rmtree(left)
 
 
 def sync_folder(folder: Place) -> None:
@@ -138,18 +151,41 @@ def disk_errors(path: Place) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
+    except UserError:
+        raise
+    except Exception as error:
         reason = disk_reason(error)
-        if reason is None:
+        if reason is None or _is_elsewhere(error, Path(path)):
             raise
         raise UserError(f"{path} cannot be written: {reason}. Make room, or write elsewhere") from error
 
 
 def disk_reason(error: BaseException) -> str | None:
-    """Why the file system refused, in words; None for an error that is not about the disk."""
-    if isinstance(error, OSError) and error.errno in _REASONS:
-        return _REASONS[error.errno]
+    """Why the file system refused, in words; None for an error that is not about the disk.
+
+    Libraries hide the system's answer: safetensors and `shutil.copytree` give its number in their text, `torch.save`
+    stumbles over a file that is shorter than what it wrote.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return _REASONS.get(error.errno)
+    numbers = re.findall(r"\(os error (\d+)\)|\[Errno (\d+)\]", str(error))
+    for number in (int(a or b) for a, b in numbers):
+        if number in _REASONS:
+            return _REASONS[number]
+    if isinstance(error, RuntimeError) and re.search(
+        r"PytorchStreamWriter|inline_container|iostream error", str(error)
+    ):
+        return (error.__context__ and disk_reason(error.__context__)) or "the disk took less than was written (full?)"
     return None
+
+
+def _is_elsewhere(error: BaseException, path: Path) -> bool:
+    """Whether it is about a file that is not being written: what is read meanwhile, and may not be."""
+    name = getattr(error, "filename", None)
+    if not isinstance(name, str | bytes):
+        return False
+    place, path = Path(os.fsdecode(name)).absolute(), path.absolute()
+    return place not in (path, *path.parents) and path.parent not in place.parents
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------

@@ -23,3 +23,11 @@ def count(number: float) -> str:
         if number >= 0.9995 * size:  # 999,950 is 1 M, not 1e+03 k
             return f"{number / size:.3g} {letter}"
     return f"{number:.0f}"
+
+
+def size(number: float) -> str:
+    """Bytes: `1.2 GB`, `345 MB`."""
+    for unit, letters in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= 0.9995 * unit:
+            return f"{number / unit:.3g} {letters}"
+    return f"{number:.0f} B"

@@ -1,4 +1,4 @@
-"""How far long work is: one live line on a terminal, elsewhere a line every few per cent; from the first process only."""
+"""How far long work is: one live line on a terminal, elsewhere a line every few per cent; from process 0 only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from clt_lightning.core.people import count, duration
-from clt_lightning.core.terminal import columns, first_process, is_live, live_line
+from clt_lightning.core.terminal import first_process, is_live, line_width, live_line
 
 T = TypeVar("T")
 
@@ -31,7 +31,10 @@ class Progress:
         done: how much of it is done already.
         show: False counts in silence.
         stream: `stdout` or `stderr`, where lines go.
-        sums_up: whether work of more than `shortest` seconds ends with a line that says how long it took.
+        sums_up: whether it ends with a line that says how long it took; None: if it took `shortest` seconds or more.
+
+    Attributes:
+        live: whether it has the live line, and not lines of a log.
     """
 
     share = 0.05
@@ -49,13 +52,13 @@ class Progress:
         done: int = 0,
         show: bool = True,
         stream: str = "stderr",
-        sums_up: bool = True,
+        sums_up: bool | None = None,
     ) -> None:
         self.what, self.total, self.unit, self.done = what, total, unit, done
         self.note = ""
         self._stream, self._sums_up = stream, sums_up
         self._shows = show and first_process()
-        self._live = self._shows and is_live()
+        self.live = self._shows and is_live()
         self._began = self._said = time.monotonic()
         self._said_done = self._begun_at = done
         self._said_any = False
@@ -63,7 +66,7 @@ class Progress:
         self._closed = not self._shows
         if self._shows:
             _under_way.append(self)
-        if self._live:
+        if self.live:
             self._draw()
 
     def __enter__(self) -> Progress:
@@ -92,13 +95,20 @@ class Progress:
             self._marks.append((now, done))
             if len(self._marks) > 256:
                 self._marks = self._marks[::2]
-        if self._live:
-            if now - self._said >= self._redraw or done == self.total:
-                self._said = now
-                self._draw()
-        elif self._due(now):
-            self._said, self._said_done, self._said_any = now, done, True
+        if not self.is_due():
+            return
+        self._said = now
+        if self.live:
+            self._draw()
+        else:
+            self._said_done, self._said_any = done, True
             self._print(", ".join(self.parts()))
+
+    def restart(self, done: int) -> None:
+        """Counts time from here on: what was done before took its time for other reasons."""
+        self.done = self._begun_at = done
+        self._began = time.monotonic()
+        self._marks = [(self._began, done)]
 
     def close(self, failed: bool = False) -> None:
         """Ends it; a second call does nothing."""
@@ -106,14 +116,15 @@ class Progress:
             return
         self._closed = True
         _under_way.remove(self)
-        if self._live:
-            above = next((p for p in reversed(_under_way) if p._live), None)
+        if self.live:
+            above = next((p for p in reversed(_under_way) if p.live), None)
             if above is None:
                 live_line.show("")
             else:
                 above._draw()
         seconds = time.monotonic() - self._began
-        if self._sums_up and not failed and (self._said_any or seconds >= self.shortest):
+        long = self._said_any or seconds >= self.shortest
+        if not failed and (long if self._sums_up is None else self._sums_up):
             unit = f" {self.unit}" if self.unit else ""
             self._print(f"{self.what}: {self.done - self._begun_at:,}{unit} in {duration(seconds)}")
 
@@ -139,12 +150,9 @@ class Progress:
         return f"{share:.1%}" if self.total >= 1000 and share < 1 else f"{share:.0%}"
 
     def rate(self) -> float:
-        """How many a second, over the later half of the time: work that gets slower is not told as it was."""
-        now = time.monotonic()
-        half = self._began + (now - self._began) / 2
-        since, done = next((mark for mark in self._marks if mark[0] >= half), self._marks[-1])
-        if self.done <= done:
-            since, done = self._marks[0]
+        """How many a second, over the later half of what was done: work that gets slower is not told as it was."""
+        now, half = time.monotonic(), (self._begun_at + self.done) / 2
+        since, done = next(mark for mark in reversed(self._marks) if mark[1] <= half)
         return (self.done - done) / (now - since) if self.done > done and now > since else 0.0
 
     def left(self) -> float | None:
@@ -152,8 +160,13 @@ class Progress:
         rate = self.rate()
         return (self.total - self.done) / rate if self.total and rate > 0 else None
 
-    def _due(self, now: float) -> bool:
-        gap = now - self._said
+    def is_due(self) -> bool:
+        """Whether the next number that it is told will be shown; for callers to whom the number costs something."""
+        if self._closed:
+            return False
+        gap = time.monotonic() - self._said
+        if self.live:
+            return gap >= self._redraw or self.done == self.total
         if gap < self.shortest:
             return False
         step = self.share * (self.total or 0)  # at 5, 10, 15 per cent, whatever was said between them
@@ -164,9 +177,9 @@ class Progress:
         print(text, file=getattr(sys, self._stream), flush=True)
 
     def _draw(self) -> None:
-        if next((p for p in reversed(_under_way) if p._live), None) is not self:
+        if next((p for p in reversed(_under_way) if p.live), None) is not self:
             return
-        width = columns() - 1
+        width = line_width() - 1
         line, *more = self.parts()
         for part in more:
             if len(line) + 2 + len(part) <= width:
@@ -186,6 +199,7 @@ def track(
     *,
     show: bool = True,
     stream: str = "stderr",
+    sums_up: bool | None = None,
 ) -> Iterator[T]:
     """Goes through items and says how far it is, as `Progress`.
 
@@ -196,13 +210,14 @@ def track(
         unit: what they are, in the plural.
         show: False says nothing.
         stream: `stdout` or `stderr`.
+        sums_up: as of `Progress`.
     """
     if total is None:
         try:
             total = len(items)  # type: ignore[arg-type]
         except TypeError:
             total = None
-    with Progress(what, total, unit, show=show, stream=stream) as progress:
+    with Progress(what, total, unit, show=show, stream=stream, sums_up=sums_up) as progress:
         for item in items:
             yield item
             progress.update()

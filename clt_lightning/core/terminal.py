@@ -1,4 +1,4 @@
-"""Where people read: which process speaks, how wide a line may be, and one live line under everything that is printed."""
+"""Where people read: which process speaks, how wide a line may be, and one live line under all that is printed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _is_terminal(stream: Any) -> bool:
         return False
 
 
-def columns() -> int:
+def line_width() -> int:
     """How many characters a line of a table may have: the terminal's width, 80 in a log; `COLUMNS` wins."""
     return shutil.get_terminal_size((80, 24)).columns
 
@@ -66,7 +66,7 @@ class LiveLine:
             return
         if not self._wrapped:
             self._enter()
-        self._text = text[: max(1, columns() - 1)]
+        self._text = text[: max(1, line_width() - 1)]
         stream = self._wrapped["stderr"].wrapped
         if self._open is not None:
             if time.monotonic() - self._open < _PATIENCE:
@@ -143,7 +143,7 @@ def give_way() -> None:
     if is_live():
         line = LiveLine()
         line._process = -1
-        sys.stdout, sys.stderr = _Above(sys.stdout, line), _Above(sys.stderr, line)  # type: ignore[assignment]
+        sys.stdout, sys.stderr = _Above(sys.stdout, line), _Above(sys.stderr, line)
 
 
 def _handlers() -> list[logging.StreamHandler[Any]]:

@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.progress import track
 from clt_lightning.data.layout import ShardFile, is_http, read_text
 from clt_lightning.data.scan import ShardIndex, scan
 
@@ -93,10 +94,7 @@ def _index_folder(folder: str, shards: Sequence[ShardFile]) -> dict[ShardFile, S
 def _scan_all(folder: str, shards: Sequence[ShardFile]) -> Iterator[ShardIndex]:
     """Scans with progress; threads overlap the waiting on slow disks."""
     with ThreadPoolExecutor(min(8, len(shards))) as pool:
-        for n, index in enumerate(pool.map(scan, shards), 1):
-            if len(shards) > 50 and (n % 50 == 0 or n == len(shards)):
-                log.warning("counting samples in %s: %d of %d shards", folder or ".", n, len(shards))
-            yield index
+        yield from track(pool.map(scan, shards), f"counting samples in {folder or '.'}", len(shards), "shards")
 
 
 def _check_sizes(folder: str, shards: Sequence[ShardFile]) -> None:
