@@ -115,9 +115,11 @@ class Evaluate(pl.Callback):
         trainer.print("\n".join(["", *told, ""]), flush=True)
         if folder is None:
             return
-        parts = [part for part in (self.result, features, retrieval) if part is not None]
-        for part in track(parts, "writing", unit="parts", show=_shows(trainer), stream="stdout"):
-            part.save(folder)
+        rank_zero_info("writing the evaluation ...")
+        self.result.save(folder)
+        for part in (features, retrieval):
+            if part is not None:
+                part.save(folder)
         rank_zero_info(f"evaluation written to {folder / 'results.json'}")
 
 

@@ -98,7 +98,8 @@ class ProgressLine(ProgressBar):
             steps.restart(trainer.global_step)
         every = trainer.log_every_n_steps
         told = bool(every) and trainer.global_step % every == 0
-        if told or self._loss is None or (steps.is_due() and not steps.live):
+        free = not steps.live or pl_module.device.type == "cpu"  # lines are rare enough
+        if told or self._loss is None or (free and steps.is_due()):
             if isinstance(outputs, Mapping) and "loss" in outputs:
                 # what Lightning hands on is divided by the batches of a step
                 self._loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
@@ -150,7 +151,8 @@ class ProgressLine(ProgressBar):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._end()
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    # the last of the callbacks: those before it may have gone through training images here
+    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._begin("test", trainer.num_test_batches)
 
     def on_test_batch_end(self, *_: Any, **__: Any) -> None:

@@ -11,7 +11,7 @@ import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,7 @@ def whole_file(path: Place) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path), _folders_above(path):
         try:
             yield temporary
             with temporary.open("rb") as file:
@@ -64,8 +63,7 @@ def whole_folder(path: Place, replaceable: Callable[[Path], bool] | None = None)
     if path.exists() and replaceable is not None and not replaceable(path):
         raise UserError(f"{path} already holds something else: move it away, or name another folder")
     temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path), _folders_above(path):
         try:
             _clear_after_a_kill(path, temporary, old)
             temporary.mkdir()
@@ -84,6 +82,20 @@ def whole_folder(path: Place, replaceable: Callable[[Path], bool] | None = None)
             raise
         shutil.rmtree(old, ignore_errors=True)
         sync_folder(path.parent)
+
+
+@contextmanager
+def _folders_above(path: Path) -> Iterator[None]:
+    """Makes the folders in which `path` is to lie; those that it made are gone again after an error."""
+    made = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):  # somebody else uses it by now
+                folder.rmdir()
+        raise
 
 
 def _clear_after_a_kill(path: Path, temporary: Path, old: Path) -> None:

@@ -18,10 +18,16 @@ _PATIENCE = 5.0
 
 def first_process() -> bool:
     """Whether this is process 0 of a run; the others say nothing that is the same for all."""
+    return process_number() == 0
+
+
+def process_number() -> int:
+    """Which process of the run this is, as far as it is known: before they have met, a launcher's variables tell."""
     dist = sys.modules.get("torch.distributed")
     if dist is not None and dist.is_available() and dist.is_initialized():
-        return bool(dist.get_rank() == 0)
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"))
+        return int(dist.get_rank())
+    numbers = (os.environ.get(name, "") for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"))
+    return next((int(number) for number in numbers if number.isdigit() and int(number)), 0)
 
 
 def is_live() -> bool:
