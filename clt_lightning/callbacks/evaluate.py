@@ -10,7 +10,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from clt_lightning.analysis import Evaluation, Evaluator
 from clt_lightning.analysis.arms import CascadeOptions, plan_arms
-from clt_lightning.analysis.evaluate import EvaluateOptions
+from clt_lightning.analysis.effects import EffectCheck
+from clt_lightning.analysis.evaluate import EffectOptions, EvaluateOptions
 from clt_lightning.analysis.faithfulness import FaithfulnessOptions
 from clt_lightning.analysis.features import FeatureOptions
 from clt_lightning.analysis.population import PopulationOptions
@@ -35,6 +36,7 @@ class Evaluate(pl.Callback):
         faithfulness: which terms are taken away, where.
         population: the pass over training images.
         features: what is collected of every feature.
+        effects: what every feature does to the logits, and the check by ablation.
         retrieval: entries kept of each image's sparse code in a layer, for its neighbours; 0 keeps none.
         bootstrap: resamples behind the intervals.
         seed: seed of resamples and random orders.
@@ -51,13 +53,14 @@ class Evaluate(pl.Callback):
         faithfulness: FaithfulnessOptions = FaithfulnessOptions(),  # noqa: B008
         population: PopulationOptions = PopulationOptions(),  # noqa: B008
         features: FeatureOptions = FeatureOptions(),  # noqa: B008
+        effects: EffectOptions = EffectOptions(),  # noqa: B008
         retrieval: int = 64,
         bootstrap: int = 1000,
         seed: int = 0,
     ) -> None:
         self.enabled = enabled
         self.options = EvaluateOptions(
-            list(token_sets), cascade, faithfulness, population, features, retrieval, bootstrap, seed
+            list(token_sets), cascade, faithfulness, population, features, effects, retrieval, bootstrap, seed
         )
         self.result: Evaluation | None = None
         self._evaluator: Evaluator | None = None
@@ -65,7 +68,7 @@ class Evaluate(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         # in fit as well: a mistake in the config must not wait for the test after it
         if self.enabled:
-            plan_arms(self.options.cascade, pl_module.clip.n_layers)
+            plan_arms(self.options.cascade, pl_module.clip.n_layers, pl_module.transcoder.skip)
             if self.options.faithfulness.layers is not None:
                 pl_module.clip.check_layers(self.options.faithfulness.layers)
 
@@ -138,6 +141,8 @@ def summary(evaluation: Evaluation, width: int | None = None) -> list[str]:
     lines = [f"FVU, mean over layers: {', '.join(f'{name} {value:.4f}' for name, value in fvu.items())}"]
     if evaluation.arms:
         lines += ["", *_arms(evaluation, width), ""]
+    if evaluation.effect_check is not None:
+        lines += [*effect_lines(evaluation.effect_check, width), ""]
     for check in evaluation.population:
         lines.append(
             f"population check, {check.discrepancy}: held out {check.held_out:.4g}, training {check.train:.4g}, "
@@ -154,3 +159,27 @@ def _arms(evaluation: Evaluation, width: int | None) -> list[str]:
         Column("KL", [f"{arm.kl.value:.4f}" for arm in arms], 10),
     ]
     return lay_out(Column("zero-shot", [arm.arm.name for arm in arms], left=True), columns, width)
+
+
+def effect_lines(check: EffectCheck, width: int | None = None) -> list[str]:
+    """How predicted effects of features go with real ablation, for the terminal."""
+    names = {"gradient": "one gradient", "integrated": "integrated"}
+    targets = {"class": "class - mean", "margin": "class - runner-up"}
+    found = {
+        f"{targets[target]}, {names[method]}": parts["all"]
+        for target, methods in check.agreements.items()
+        for method, parts in methods.items()
+        if parts.get("all") is not None
+    }
+    if not found:
+        return []
+    all_of = list(found.values())
+    columns = [
+        Column("correlation", [f"{a.correlation.value:.3f}" for a in all_of], 13),
+        Column("95 % interval", [f"{a.correlation.low:.3f} .. {a.correlation.high:.3f}" for a in all_of], 17),
+        Column("slope", [f"{a.slope:.2f}" for a in all_of], 8),
+        Column("equal signs", [f"{100 * a.signs:.1f} %" for a in all_of], 13),
+        Column("n", [f"{a.n}" for a in all_of], 8),
+        Column("images", [f"{a.images}" for a in all_of], 8),
+    ]
+    return lay_out(Column("effects against ablation", list(found), left=True), columns, width)
