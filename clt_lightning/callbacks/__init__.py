@@ -13,10 +13,12 @@ from clt_lightning.callbacks.evaluate import Evaluate
 from clt_lightning.callbacks.export import ExportTranscoder
 from clt_lightning.callbacks.figures import Figures
 from clt_lightning.callbacks.predictions import Predictions
+from clt_lightning.callbacks.progress import ProgressLine
 from clt_lightning.callbacks.random_state import RandomState
 from clt_lightning.callbacks.reconstruction import Reconstruction
 from clt_lightning.callbacks.record import RunRecord
 from clt_lightning.callbacks.requeue import Requeue
+from clt_lightning.callbacks.summary import Summary
 from clt_lightning.callbacks.table import Table
 from clt_lightning.callbacks.throughput import Throughput
 from clt_lightning.callbacks.zero_shot import ZeroShot
@@ -47,10 +49,12 @@ __all__ = [
     "ExportTranscoder",
     "Figures",
     "Predictions",
+    "ProgressLine",
     "RandomState",
     "Reconstruction",
     "Requeue",
     "RunRecord",
+    "Summary",
     "Table",
     "Throughput",
     "TrainDead",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import read_json
+from clt_lightning.core.people import count, size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,11 +42,12 @@ def run(args: argparse.Namespace) -> None:
     metadata: dict = {}
     if args.ckpt_path is not None:
         from clt_lightning.module import CLTModule
-        from clt_lightning.run.checkpoint_io import damage
+        from clt_lightning.runs.checkpoint_io import damage
 
         reason = damage(args.ckpt_path)
         if reason is not None:
             raise UserError(f"--ckpt_path {args.ckpt_path}: {reason}")
+        print(f"reading {args.ckpt_path}", flush=True)
         module = CLTModule.load_from_checkpoint(args.ckpt_path, map_location="cpu")
         clt, metadata = module.transcoder, {"clip": module.clip.describe()}
     else:
@@ -54,12 +56,14 @@ def run(args: argparse.Namespace) -> None:
             raise UserError(
                 f"--run {args.run}: holds no transcoder/ folder; did fit finish? (--ckpt_path takes a checkpoint)"
             )
+        print(f"reading {folder}", flush=True)
         clt = CrossLayerTranscoder.from_pretrained(folder)
-        metadata = json.loads((folder / "config.json").read_text()).get("metadata", {})
+        metadata = read_json(folder / "config.json").get("metadata", {})
+    print(f"writing {count(sum(p.numel() for p in clt.parameters()))} weights to {args.output}", flush=True)
     if args.format == "pretrained":
         clt.save_pretrained(args.output, metadata)
     else:
         from clt_lightning.transcoder.circuit_tracer import save_circuit_tracer
 
         save_circuit_tracer(clt, args.output, metadata)
-    print(f"wrote {args.output}")
+    print(f"wrote {args.output} ({size(sum(path.stat().st_size for path in args.output.iterdir()))})")

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 from clt_lightning import __version__
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import disk_reason
+from clt_lightning.core.terminal import first_process, give_way, process_number
 
 #: Commands of LightningCLI, which read a config
 TRAINER_COMMANDS = {
@@ -78,6 +80,14 @@ def main(args: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as error:  # the last net: those who write name the file themselves
+        reason = disk_reason(error)
+        if reason is None:
+            raise
+        place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+        told = f"{place}: {error.strerror}" if place else f"{reason}, for a file that `{words[0]}` writes. Make room"
+        print(f"error: {told}", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
@@ -91,14 +101,20 @@ class _Stderr(logging.Handler):
 
 
 def _show_log() -> None:
-    """What our own modules say at level INFO is for the user: on standard error, from the first process only."""
+    """What our own modules say at level INFO is for the user: on standard error, from the first process only.
+
+    The others name the samples that they left out, which are theirs alone.
+    """
+    first = first_process()
     logger = logging.getLogger("clt_lightning")
     if not logger.handlers:
         handler = _Stderr()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(logging.Formatter("%(message)s" if first else f"process {process_number()}: %(message)s"))
         logger.addHandler(handler)
-    first = all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "SLURM_PROCID", "RANK"))
-    logger.setLevel(logging.INFO if first else logging.WARNING)
+    logger.setLevel(logging.INFO if first else logging.ERROR)
+    if not first:
+        logging.getLogger("clt_lightning.data.loader").setLevel(logging.WARNING)
+        give_way()
 
 
 def _run_command(name: str, words: list[str]) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.people import size
+from clt_lightning.core.terminal import line_width
 
 
 def _bytes(text: str) -> float:
@@ -67,16 +69,16 @@ def run(args: argparse.Namespace) -> None:
     chosen = plan.best(plans, machine)
     print(
         f"{shape.n_layers} layers of width {shape.d_model}, F = {shape.n_features:,}, k = {shape.k}: "
-        f"{shape.divided / 1e6:,.0f} M weights; {gpus} GPUs of {plan.size(machine.memory)}, {tokens:,} tokens a step\n"
+        f"{shape.divided / 1e6:,.0f} M weights; {gpus} GPUs of {size(machine.memory)}, {tokens:,} tokens a step\n"
     )
-    print(plan.plan_table(plans, chosen, machine))
+    print(plan.plan_table(plans, chosen, machine, line_width()))
     print("\nper GPU and step, on paper, nothing overlapped; 'groups x R': R GPUs share the features of each layer")
     if any(_at(config, f"model.loss.cascade.{term}", 0) for term in ("stream", "embedding", "reconstruction")):
         print("loss.cascade comes on top: it runs some images through the replaced CLIP, forward and backward")
     if chosen is None:
         smallest = min(plans, key=lambda p: p.memory)
         print(
-            f"none fits: the smallest takes {plan.size(smallest.memory)} a GPU. Take more GPUs, fewer tokens a "
+            f"none fits: the smallest takes {size(smallest.memory)} a GPU. Take more GPUs, fewer tokens a "
             "step, or model.tokens.max_tokens_per_chunk"
         )
         return
@@ -85,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         print(f"take feature sharding: model.parallel: {{feature: {chosen.feature}}}, data.init_args.batch_size counts")
         print(f"for a group of {chosen.feature} GPUs: {chosen.tokens:,} tokens, for the tokens a step stated above")
-    print(f"a checkpoint takes {plan.size(chosen.checkpoint_bytes)} of disk, and of main memory on the first machine")
+    print(f"a checkpoint takes {size(chosen.checkpoint_bytes)} of disk, and of main memory on the first machine")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 
@@ -62,25 +60,7 @@ def run(args: argparse.Namespace) -> None:
         thumbnail=args.thumbnail,
         pictures=not args.no_pictures,
     )
-    built = build_report(args.run, options, args.output, progress=_progress())
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
+    built = build_report(args.run, options, args.output, progress=True)
     for note in built.notes:
         print(f"note: {note}")
     print(f"{built.files} files, {built.bytes / 1e6:.1f} MB in {built.seconds:.0f} s; open {built.index}")
-
-
-def _progress() -> Callable[[str], None]:
-    """A line that rewrites itself on a terminal; elsewhere one line a kind of work, so that logs stay short."""
-    before = [""]
-
-    def rewrite(text: str) -> None:
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-
-    def log(text: str) -> None:
-        kind = text.split(":")[0].split(" ")[0]
-        if kind != before[0]:
-            print(text, file=sys.stderr, flush=True)
-        before[0] = kind
-
-    return rewrite if sys.stderr.isatty() else log

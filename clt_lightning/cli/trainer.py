@@ -18,6 +18,7 @@ import lightning
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.pytorch.callbacks import Callback, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
@@ -31,10 +32,12 @@ from clt_lightning.callbacks import (
     ExportTranscoder,
     Figures,
     Predictions,
+    ProgressLine,
     RandomState,
     Reconstruction,
     Requeue,
     RunRecord,
+    Summary,
     Table,
     Throughput,
     ZeroShot,
@@ -87,9 +90,13 @@ class CLTCLI(compat.CommandLine):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """LightningCLI's; `predict` writes files, and keeps nothing in memory."""
+        """LightningCLI's; `predict` writes files, and keeps nothing in memory. Numbers are shown by `Table`."""
         commands = LightningCLI.subcommands()
-        return commands | {"predict": commands["predict"] | {"return_predictions"}}
+        return commands | {
+            "validate": commands["validate"] | {"verbose"},
+            "test": commands["test"] | {"verbose"},
+            "predict": commands["predict"] | {"return_predictions"},
+        }
 
     def parse_ckpt_path(self) -> None:
         # For fit the config is the truth; Lightning would silently put the checkpoint's values in its place
@@ -170,11 +177,23 @@ class CLTCLI(compat.CommandLine):
             # every parameter gets a gradient in every step, and no buffer needs broadcasting
             kwargs["strategy"] = DDPStrategy(gradient_as_bucket_view=True, broadcast_buffers=False)
         kwargs["plugins"] = self._plugins()
+        self.trainer_defaults["callbacks"] = self._speakers(config.trainer)
         trainer = super().instantiate_trainer(**kwargs)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, SaveConfig):
                 callback.waits = self._place is not None or config.trainer.logger is False
         return trainer
+
+    def _speakers(self, trainer: Any) -> list[Callback]:
+        """What tells the user where the run is, in the place of Lightning's own; the user's callbacks come before."""
+        asked = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
+        asked = asked if isinstance(asked, list) else [asked]
+        speakers: list[Callback] = []
+        if trainer.enable_model_summary is not False and not any(isinstance(c, ModelSummary) for c in asked):
+            speakers.append(Summary())
+        if trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in asked):
+            speakers.append(ProgressLine())
+        return speakers
 
     def _find_start(self, config: Any, root: Path) -> RunFolder | None:
         """Decides which version of the run this is (None: the next free one), and for fit where it goes on.
@@ -267,14 +286,14 @@ class CLTCLI(compat.CommandLine):
         self._say_next("test")
 
     def validate(self, **kwargs: Any) -> None:
-        """`Trainer.validate`, in the run's folder."""
+        """`Trainer.validate`, in the run's folder, without Lightning's table of every number."""
         with self._folder_held():
-            self.trainer.validate(**kwargs)
+            self.trainer.validate(verbose=False, **kwargs)
 
     def test(self, **kwargs: Any) -> None:
-        """`Trainer.test`, in the run's folder."""
+        """`Trainer.test`, in the run's folder, without Lightning's table of every number."""
         with self._folder_held():
-            self.trainer.test(**kwargs)
+            self.trainer.test(verbose=False, **kwargs)
         self._say_next("report")
 
     def predict(self, **kwargs: Any) -> None:

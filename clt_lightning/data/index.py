@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.progress import track
 from clt_lightning.data.addresses import is_http
 from clt_lightning.data.grouping import Extra, Fault, is_regular
 from clt_lightning.data.layout import ShardFile
@@ -143,10 +144,7 @@ def _stat(shard: ShardFile) -> os.stat_result:
 def _scan_all(folder: str, shards: Sequence[ShardFile]) -> Iterator[ShardIndex]:
     """Scans with progress; threads overlap the waiting on slow disks."""
     with ThreadPoolExecutor(min(8, len(shards))) as pool:
-        for n, index in enumerate(pool.map(scan, shards), 1):
-            if len(shards) > 50 and (n % 50 == 0 or n == len(shards)):
-                log.warning("counting samples in %s: %d of %d shards", folder or ".", n, len(shards))
-            yield index
+        yield from track(pool.map(scan, shards), f"counting samples in {folder or '.'}", len(shards), "shards")
 
 
 def _compare_with_record(folder: str, found: Mapping[ShardFile, ShardIndex], sizes: Mapping[ShardFile, int]) -> None:

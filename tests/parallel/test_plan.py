@@ -8,7 +8,8 @@ import pytest
 
 from clt_lightning.cli.main import main
 from clt_lightning.core.errors import UserError
-from clt_lightning.parallel.plan import Machine, Shape, all_plans, all_reduce, best, documented_tables, make_plan, size
+from clt_lightning.core.people import size
+from clt_lightning.parallel.plan import Machine, Shape, all_plans, all_reduce, best, documented_tables, make_plan
 from clt_lightning.transcoder import CrossLayerTranscoder, TopK
 
 ROOT = Path(__file__).parents[2]

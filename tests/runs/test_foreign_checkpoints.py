@@ -12,8 +12,8 @@ import torch
 
 from clt_lightning.cli.main import main
 from clt_lightning.core.errors import UserError
-from clt_lightning.run import checkpoint_io
-from clt_lightning.run.checkpoint_io import SafeCheckpointIO, damage, usable
+from clt_lightning.runs import checkpoint_io
+from clt_lightning.runs.checkpoint_io import SafeCheckpointIO, damage, usable
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from clt_lightning.callbacks.throughput import Throughput, _Count, count, duration
+from clt_lightning.callbacks.throughput import Throughput, _Count
 from clt_lightning.cli.main import main
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.people import count, duration
 from clt_lightning.runs.timing import PARTS, StepClock
 
 from .world import STEPS, scalars, write_config

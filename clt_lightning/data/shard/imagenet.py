@@ -12,6 +12,7 @@ from pathlib import Path
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import decode_text, lines_of, read_lines, read_text
+from clt_lightning.core.progress import track
 from clt_lightning.data.classlist import ClassList
 from clt_lightning.data.lists import lines
 from clt_lightning.data.shard.matfile import read_struct
@@ -19,7 +20,6 @@ from clt_lightning.data.shard.sources import (
     SourceSet,
     Tree,
     first_existing,
-    listing,
     needed,
     open_tree,
     read_span,
@@ -73,12 +73,10 @@ def _nested(path: Path, label: dict[str, int]) -> list[Item]:
     """A tar of one tar a class."""
     try:
         inner = {Path(n).stem: span for n, span in tar_members(path).items() if Path(n).stem in label}
-        items, progress = [], listing(path.name, len(inner))
-        for done, (wnid, (base, size)) in enumerate(sorted(inner.items()), 1):
+        items: list[Item] = []
+        for wnid, (base, size) in track(sorted(inner.items()), f"listing {path.name}", unit="classes"):
             members = sorted(tar_members(path, base, size).items())
             items += [Item(f"{wnid}/{n}", partial(_span_parts, path, span, label[wnid])) for n, span in members]
-            progress.show(done)
-        progress.close()
     except tarfile.TarError as error:
         raise UserError(f"{path} is damaged ({error}): download it again") from error
     return items
@@ -86,13 +84,10 @@ def _nested(path: Path, label: dict[str, int]) -> list[Item]:
 
 def _class_folders(folder: Path, label: dict[str, int]) -> list[Item]:
     items: list[Item] = []
-    progress = listing(str(folder), len(label))
-    for done, wnid in enumerate(sorted(label), 1):
+    for wnid in track(sorted(label), f"listing {folder}", unit="classes"):
         for place in (folder / wnid, folder / f"{wnid}.tar"):
             if place.exists():
                 items += _tree_items(open_tree(place), wnid, label[wnid])
-        progress.show(done)
-    progress.close()
     return items
 
 

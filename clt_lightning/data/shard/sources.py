@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clt_lightning.core.errors import UserError
-from clt_lightning.data.shard.writer import Item, Progress
+from clt_lightning.data.shard.writer import Item
 
 IMAGE_ENDINGS = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
 """Endings that are copied as they are, and the suffix that they get in the tars."""
@@ -107,11 +107,6 @@ def needed(path: Path | None, source: Path, what: str) -> Path:
 def suffix_of(name: str) -> str:
     """The suffix that an image file gets in the tars."""
     return IMAGE_ENDINGS[Path(name).suffix.lower()]
-
-
-def listing(what: str, total: int) -> Progress:
-    """Progress of looking through a large source."""
-    return Progress(f"listing {what}", total, "files")
 
 
 def _from_zip(archive: zipfile.ZipFile, name: str) -> bytes:

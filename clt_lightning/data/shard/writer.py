@@ -7,9 +7,7 @@ import hashlib
 import io
 import json
 import os
-import sys
 import tarfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.progress import Progress
 
 RECORD = "shards.json"
 _PARTIAL = ".shards.partial.json"
@@ -68,7 +67,7 @@ def write_split(
     if not items:
         raise UserError(f"there is no sample to write into {folder}")
     fingerprint = _fingerprint(items, limits, settings or {})
-    with _disk_errors(folder):
+    with _disk_errors(folder), Progress(folder.name, len(items), "samples", sums_up=True) as progress:
         folder.mkdir(parents=True, exist_ok=True)
         done = _finished(folder, fingerprint)
         # claims the folder before its first tar: a run that is killed right after that one must be able to go on
@@ -76,7 +75,6 @@ def write_split(
         for left in folder.glob(".*.tmp"):
             left.unlink()
         shards: list[dict[str, Any]] = []
-        progress = Progress(folder.name, len(items))
         at = 0
         while at < len(items):
             number = len(shards)
@@ -85,7 +83,8 @@ def write_split(
                 entry = _write_shard(folder, number, items, at, limits, progress)
             shards.append(entry)
             at += entry["samples"]
-            progress.show(at, shard=number, force=True)
+            if number < len(done):
+                progress.restart(at)
             _write_json(folder / _PARTIAL, {"fingerprint": fingerprint, "shards": shards})
         for left in folder.glob("*.tar"):  # of an unfinished run with other options
             if left.stem.isdigit() and int(left.stem) >= len(shards):
@@ -99,7 +98,6 @@ def write_split(
         _write_json(folder / RECORD, record)
         write_text(folder / "nshards.txt", f"{len(shards)}\n")
         (folder / _PARTIAL).unlink(missing_ok=True)
-        progress.close()
     return record
 
 
@@ -166,7 +164,7 @@ def _write_shard(
                 for suffix, data in parts.items():
                     tar.addfile(_member(f"s{start + count:07d}.{suffix}", len(data)), io.BytesIO(data))
                 count += 1
-                progress.show(start + count, shard=number)
+                progress.to(start + count, f"shard {number}")
     return {"name": path.name, "samples": count, "bytes": out.written, "sha256": out.digest.hexdigest()}
 
 
@@ -220,28 +218,3 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         if error.errno in (errno.EEXIST, errno.ENOTDIR):
             raise UserError(f"{folder} cannot be a folder: a file is in its place") from error
         raise
-
-
-class Progress:
-    """One line on the terminal, or a line a shard where it is not a terminal."""
-
-    def __init__(self, what: str, total: int, unit: str = "samples") -> None:
-        self._what, self._total, self._unit = what, total, unit
-        self._live = sys.stderr.isatty()
-        self._begin = self._last = time.monotonic()
-
-    def show(self, done: int, *, shard: int | None = None, force: bool = False) -> None:
-        now = time.monotonic()
-        if now - self._last < (0.2 if self._live else 10) and not (force and not self._live):
-            return
-        self._last = now
-        rate = done / max(now - self._begin, 1e-9)
-        left = (self._total - done) / rate if rate else 0.0
-        where = "" if shard is None else f", shard {shard}"
-        line = f"{self._what}: {done:,} of {self._total:,} {self._unit}{where}, {rate:,.0f} a second, {left:.0f} s left"
-        print(f"\r{line}\033[K" if self._live else line, end="" if self._live else "\n", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        seconds = time.monotonic() - self._begin
-        line = f"{self._what}: {self._total:,} {self._unit} done in {seconds:.1f} s"
-        print(f"\r{line}\033[K" if self._live else line, file=sys.stderr, flush=True)
