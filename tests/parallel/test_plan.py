@@ -94,7 +94,7 @@ def test_what_does_not_divide_is_refused() -> None:
 
 
 def test_a_hand_worked_cascade() -> None:
-    """15 tokens of 3 images, 2 layers: 40 d^2 + 12 P d operations a token and layer in the CLIP, then the transcoder."""
+    """15 tokens (3 images), 2 layers: 40 d^2 + 12 P d operations a token and layer in the CLIP, then the transcoder."""
     shape = Shape(2, 4, positions=5, n_features=8, k=2)
     ones = Machine(flops=1, bandwidth=1, gather=1, link=1, far_link=1)
     clip, encoder, rows = 30 * (40 * 16 + 12 * 5 * 4), 2 * 2 * 4 * 8 * 15, 3 * 15 * 2 * 3 * 4 * 4
