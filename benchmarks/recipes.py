@@ -31,45 +31,36 @@ from clt_lightning.settings import (
     ScheduleConfig,
     TokensConfig,
     TranscoderConfig,
-    from_plain,
 )
 from clt_lightning.transcoder import BatchTopK, JumpReLU, TopK
-from clt_lightning.transcoder.losses import TanhConfig
+from clt_lightning.transcoder.losses import CascadeConfig, TanhConfig
 
-#: The cascade's terms begin after a quarter of the run and see half of a batch's images
-PHASE = {"images": 32, "start": 0.25}
-#: The cascade of the default recipe
-CASCADE = {"stream": 0.5, **PHASE}
-#: name -> what differs from the bare recipe: BatchTopK, no skip, no cascade, no revival
+#: The cascade of the default recipe, and none
+CASCADE = {"stream": 0.5, "embedding": 1.0, "images": 64, "start": 0.25, "warmup": 0.1}
+NONE = {"stream": 0.0, "embedding": 0.0}
+#: name -> what differs from the default recipe: BatchTopK, no skip, the cascade's terms, silent features revived
 RECIPES: dict[str, dict[str, Any]] = {
-    # the default and its parts
-    "default": {"loss": {"cascade": CASCADE}, "revive": True},
-    "without revival": {"loss": {"cascade": CASCADE}},
-    "without cascade": {"revive": True},
-    "TopK in its place": {"activation": TopK, "loss": {"cascade": CASCADE}, "revive": True},
-    "bare": {},
-    # baselines at equal L0 and features
-    "skip": {"skip": True, "loss": {"cascade": CASCADE}, "revive": True},
-    "per_layer": {"topology": "per_layer", "loss": {"cascade": CASCADE}, "revive": True},
-    "per_layer, as many weights": {
-        "topology": "per_layer",
-        "as_many_weights": True,
-        "loss": {"cascade": CASCADE},
-        "revive": True,
-    },
-    "TopK, bare": {"activation": TopK},
-    "JumpReLU, tanh": {
-        "activation": lambda k: JumpReLU(threshold=0.5, bandwidth=0.5),
-        "loss": {"cascade": CASCADE},
-        "tanh": {12: 1.5e-3, 4: 6e-3},
-        "revive": True,
-    },
+    "default": {},
+    # what each part gives
+    "without revival": {"revive": False},
+    "without cascade": {"cascade": NONE},
+    "cascade: stream alone": {"cascade": {**CASCADE, "embedding": 0.0}},
+    "cascade: embedding alone": {"cascade": {**CASCADE, "stream": 0.0}},
+    "cascade on 32 images": {"cascade": {**CASCADE, "images": 32}},
+    "cascade without warm-up": {"cascade": {**CASCADE, "warmup": 0.0}},
+    "bare": {"cascade": NONE, "revive": False},
+    # baselines at equal L0
+    "with linear skip": {"skip": True},
+    "TopK": {"activation": TopK},
+    "TopK, bare": {"activation": TopK, "cascade": NONE, "revive": False},
+    "JumpReLU, tanh": {"activation": lambda k: JumpReLU(0.5, 0.5), "tanh": {12: 1.5e-3, 4: 6e-3}},
+    "per_layer": {"topology": "per_layer"},
+    "per_layer, as many weights": {"topology": "per_layer", "as_many_weights": True},
     # further levers
-    "embedding too": {"loss": {"cascade": {**CASCADE, "embedding": 2.0}}, "revive": True},
-    "cascade on 64 images": {"loss": {"cascade": {**CASCADE, "images": 64}}, "revive": True},
-    "twice as wide": {"loss": {"cascade": CASCADE}, "revive": True, "wider": 2},
-    "half the learning rate": {"loss": {"cascade": CASCADE}, "revive": True, "lr": 0.5},
-    "twice as long": {"loss": {"cascade": CASCADE}, "revive": True, "longer": 2},
+    "twice as wide": {"wider": 2},
+    "half the learning rate": {"lr": 0.5},
+    "twice as long": {"longer": 2},
+    "batches of 32, twice the steps": {"batch": 32, "longer": 2},
 }
 #: two-sided 95 % points of Student's t, by degrees of freedom
 T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
@@ -132,11 +123,13 @@ class World(lightning.LightningDataModule):
         self.train = InMemory(data.eval_dataloader("train"), n_train)
         self.test = InMemory(data.eval_dataloader("test"), n_test)
         self.classnames, self.templates = data.classnames, data.templates
-        self.seed = 0
+        self.seed, self.batch_size = 0, 64
 
     def train_dataloader(self) -> Any:
         generator = torch.Generator().manual_seed(self.seed)
-        return torch.utils.data.DataLoader(self.train, 64, shuffle=True, drop_last=True, generator=generator)
+        return torch.utils.data.DataLoader(
+            self.train, self.batch_size, shuffle=True, drop_last=True, generator=generator
+        )
 
     def val_dataloader(self) -> Any:
         return torch.utils.data.DataLoader(self.test, 200)
@@ -144,7 +137,7 @@ class World(lightning.LightningDataModule):
 
 def build(recipe: dict[str, Any], k: int, seed: int, options: argparse.Namespace, world: World) -> CLTModule:
     """The module that a recipe trains."""
-    loss = from_plain(LossConfig, copy.deepcopy(recipe.get("loss", {})))
+    loss = LossConfig(cascade=CascadeConfig(**recipe.get("cascade", CASCADE)))
     if "tanh" in recipe:
         nearest = min(recipe["tanh"], key=lambda other: abs(other - k))
         loss.tanh = TanhConfig(coefficient=recipe["tanh"][nearest], warmup_steps=options.steps // 4)
@@ -161,7 +154,7 @@ def build(recipe: dict[str, Any], k: int, seed: int, options: argparse.Namespace
         optimizer=lambda params: AdamW(params, lr=options.lr * recipe.get("lr", 1.0)),
         schedule=ScheduleConfig(warmup_steps=50, decay="linear", decay_fraction=1.0),
         tokens=TokensConfig(),
-        revive=ReviveConfig() if recipe.get("revive") else ReviveConfig(speed=0.0),
+        revive=ReviveConfig() if recipe.get("revive", True) else ReviveConfig(speed=0.0),
         seed=seed,
     )
 
@@ -169,7 +162,7 @@ def build(recipe: dict[str, Any], k: int, seed: int, options: argparse.Namespace
 def run(recipe: dict[str, Any], k: int, seed: int, options: argparse.Namespace, world: World) -> dict[str, float]:
     """Trains and evaluates one recipe."""
     module = build(recipe, k, seed, options, world)
-    world.seed = seed
+    world.seed, world.batch_size = seed, recipe.get("batch", 64)
     silent: dict[str, Any] = {
         "accelerator": "cpu",
         "devices": 1,

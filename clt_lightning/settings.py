@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from clt_lightning.core.errors import UserError
-from clt_lightning.transcoder import Activation, TopK
+from clt_lightning.transcoder import Activation, BatchTopK
 from clt_lightning.transcoder.activations import from_config
 from clt_lightning.transcoder.clt import Topology
 from clt_lightning.transcoder.encoders import Backend
@@ -46,7 +46,7 @@ class TranscoderConfig:
     """
 
     n_features: int = 6144
-    activation: Activation = field(default_factory=lambda: TopK(64))
+    activation: Activation = field(default_factory=lambda: BatchTopK(64))
     topology: Topology = "cross_layer"
     skip: bool = False
     backend: Backend = "auto"

@@ -73,8 +73,7 @@ def run(args: argparse.Namespace) -> None:
     )
     print(plan.plan_table(plans, chosen, machine, line_width()))
     print("\nper GPU and step, on paper, nothing overlapped; 'groups x R': R GPUs share the features of each layer")
-    if any(_at(config, f"model.loss.cascade.{term}", 0) for term in ("stream", "embedding", "reconstruction")):
-        print("loss.cascade comes on top: it runs some images through the replaced CLIP, forward and backward")
+    _say_cascade(config, shape, machine, chosen or plans[0])
     if chosen is None:
         smallest = min(plans, key=lambda p: p.memory)
         print(
@@ -88,6 +87,26 @@ def run(args: argparse.Namespace) -> None:
         print(f"take feature sharding: model.parallel: {{feature: {chosen.feature}}}, data.init_args.batch_size counts")
         print(f"for a group of {chosen.feature} GPUs: {chosen.tokens:,} tokens, for the tokens a step stated above")
     print(f"a checkpoint takes {size(chosen.checkpoint_bytes)} of disk, and of main memory on the first machine")
+
+
+def _say_cascade(config: dict[str, Any], shape: Any, machine: Any, step: Any) -> None:
+    """What the cascade's terms, which the table leaves out, add to a step."""
+    from clt_lightning.parallel import plan
+    from clt_lightning.transcoder.losses import CascadeConfig
+
+    keys = ("stream", "embedding", "reconstruction", "images", "start")
+    cascade = CascadeConfig(
+        **{key: _at(config, f"model.loss.cascade.{key}", getattr(CascadeConfig, key)) for key in keys}
+    )
+    if not cascade.is_on:
+        return
+    images = min(cascade.images, -(-step.tokens // (shape.used or shape.positions)))
+    more = plan.cascade_seconds(shape, machine, step.feature, images)
+    print(
+        f"loss.cascade comes on top from {cascade.start:.0%} of the run on: {images} images of a batch through the "
+        f"clean and the replaced CLIP, {1e3 * more:.1f} ms a step ({more / step.seconds:.0%} of {step.name}'s); "
+        "model.loss.cascade.stream=0 leaves it out"
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

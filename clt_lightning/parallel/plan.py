@@ -187,6 +187,30 @@ def make_plan(shape: Shape, machine: Machine, gpus: int, feature: int, tokens: i
     )
 
 
+def cascade_seconds(shape: Shape, machine: Machine, feature: int, images: int) -> float:
+    """What the cascade's terms add to a step: some images through the untouched and through the replaced CLIP.
+
+    Args:
+        shape: transcoder and backbone.
+        machine: rates.
+        feature: R, processes that share the features.
+        images: images of a group's batch that the terms are computed on.
+    """
+    L, d, P, F = shape.n_layers, shape.d_model, shape.positions, shape.n_features // feature
+    n = images * P  # all positions, whatever a step learns from
+    attention = 8 * d * d + 4 * P * d
+    # the clean forward with its MLPs; attention alone in the replaced one, forward and backward to its inputs
+    clip = n * L * (attention + 16 * d * d + 2 * attention)
+    rows = n * shape.k * shape.blocks * d * FP32 / feature
+    site = L * n * d * FP32
+    return (
+        (clip + 2 * L * d * F * n) / machine.flops
+        + 3 * rows / machine.gather
+        + (2 * L * n * F * FP32 + 4 * site + 12 * shape.divided / feature) / machine.bandwidth  # gradients added up
+        + _seconds(2 * site, feature, min(feature, machine.node), machine)
+    )
+
+
 def all_plans(shape: Shape, machine: Machine, gpus: int, tokens: int) -> list[Plan]:
     """Every division of so many GPUs, from DDP to one feature group."""
     sizes = [r for r in range(1, gpus + 1) if gpus % r == 0 and shape.n_features % r == 0]

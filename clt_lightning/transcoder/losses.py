@@ -86,7 +86,8 @@ class AuxKConfig:
 
 @dataclass
 class CascadeConfig:
-    """Terms on the replaced CLIP itself: all MLPs replaced at once, gradients through the whole stream.
+    """Terms on the replaced CLIP itself: all MLPs replaced at once, gradients through the whole stream. On by default;
+    `stream: 0, embedding: 0` turns it off.
 
     Args:
         stream: weight of the normalised error of the residual stream after every block, in units of the variance of the
@@ -94,19 +95,20 @@ class CascadeConfig:
         embedding: weight of 1 - cosine between the original and the replaced image embedding; 0 turns it off.
         reconstruction: weight of the normalised error between what the replaced MLPs add and the clean MLP outputs, on
             the reconstruction's scale; 0 turns it off.
-        images: images of a batch that it is computed on; a few suffice.
+        images: images of a batch that it is computed on, at most: its gradients are noisy, half of them cost half the
+            time and a part of the gain.
         start: share of the run (of `trainer.max_steps`) after which it begins.
         warmup: share of the run over which the weights then rise linearly from 0. At full weight at once the gradients
             are several times as large as the second moments that Adam has gathered, and the first steps throw the
             transcoder back.
     """
 
-    stream: float = 0.0
-    embedding: float = 0.0
+    stream: float = 0.5
+    embedding: float = 1.0
     reconstruction: float = 0.0
-    images: int = 16
-    start: float = 0.0
-    warmup: float = 0.0
+    images: int = 64
+    start: float = 0.25
+    warmup: float = 0.1
 
     @property
     def is_on(self) -> bool:

@@ -233,8 +233,8 @@ def test_the_cascade_begins_and_rises_at_its_share_of_the_run() -> None:
         1,
         1,
     ]
-    assert CascadeConfig(stream=0.5, start=0.25).strength(25, 100) == 1  # at full weight at once
+    assert CascadeConfig(stream=0.5, start=0.25, warmup=0.0).strength(25, 100) == 1  # at full weight at once
     assert config.strength(0, -1) == 1  # a run without a length
-    assert CascadeConfig(warmup=0.2).strength(99, 100) == 0
+    assert CascadeConfig(stream=0.0, embedding=0.0, warmup=0.2).strength(99, 100) == 0
     with pytest.raises(UserError, match="start and warmup in"):
         LossConfig(cascade=CascadeConfig(stream=0.5, warmup=1.5))

@@ -159,6 +159,14 @@ def winners(cases: list[tuple[Tensor, int]]) -> list[Tensor]:
     return out
 
 
+def raised(config: dict[str, Any], features: Tensor, amount: float) -> Tensor | None:
+    """The encoder biases of all features after some of them were raised, on the process that would write them."""
+    clt = build(config, Shards.of_group())
+    clt.raise_biases(features, amount)
+    state = gather_module(clt, clt.state_dict(), "")
+    return None if state is None else state["b_enc"]
+
+
 def evaluated(clt: CrossLayerTranscoder, x: Tensor) -> dict[str, Tensor]:
     """What validation and replacement read of a transcoder."""
     out = clt.eval()(x)
