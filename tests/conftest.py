@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-
 IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
 HARDWARE = ("gpu", "slurm")
 

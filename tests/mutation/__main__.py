@@ -1,8 +1,8 @@
 """A mutation run: small wrong changes of the package, one at a time, and whether the tests of that part notice.
 
-    python -m tests.mutation --n 200 --seed 0 --out mutations.json     # a sample; hours on one core, so start it with nice
-    python -m tests.mutation --again mutations.json                    # once more what survived
-    python -m tests.mutation --file clt_lightning/module.py --n 50     # of one file
+    python -m tests.mutation --n 200 --seed 0 --out mutations.json  # a sample: hours, so start it with nice
+    python -m tests.mutation --again mutations.json                 # once more what survived
+    python -m tests.mutation --file clt_lightning/module.py --n 50  # of one file
 
 Every mutation is made in a copy of the tree and judged by the tests of `TESTS` alone, in one process with one thread.
 Survivors are a missing test, or change nothing that can be seen: those are listed with the reason in equivalent.yaml,
@@ -45,7 +45,11 @@ _ANALYSIS = [
 #: what is changed, and the tests that have to notice, the fast ones first
 TESTS: dict[str, list[str]] = {
     **{
-        f"clt_lightning/transcoder/{name}.py": [*_TRANSCODER, "tests/module/test_chunks.py", "tests/module/test_step.py"]
+        f"clt_lightning/transcoder/{name}.py": [
+            *_TRANSCODER,
+            "tests/module/test_chunks.py",
+            "tests/module/test_step.py",
+        ]
         for name in (
             *("clt", "encoders", "codes", "sparse", "activations", "losses", "normalization", "chunked"),
             *("reference", "feature_chunks"),

@@ -201,7 +201,10 @@ def _call(node: ast.Call, parent: ast.AST) -> Iterator[tuple[str, ast.AST]]:
             yield "call dropped", node.args[0]
     for index, keyword in enumerate(node.keywords):
         if keyword.arg != "device":  # all devices are one where there is no GPU
-            yield "argument left out", ast.Call(node.func, node.args, node.keywords[:index] + node.keywords[index + 1 :])
+            yield (
+                "argument left out",
+                ast.Call(node.func, node.args, node.keywords[:index] + node.keywords[index + 1 :]),
+            )
 
 
 def _is_module(node: ast.expr) -> bool:
@@ -229,9 +232,9 @@ def _statement(node: ast.stmt, parent: ast.AST) -> Iterator[tuple[str, ast.AST]]
     elif isinstance(node, ast.Expr) and isinstance(node.value, (ast.Call, ast.Await)):
         if not (isinstance(node.value, ast.Call) and "super" in ast.unparse(node.value.func)):
             yield "statement dropped", ast.Pass()
-    elif isinstance(node, ast.Assign) and not isinstance(node.targets[0], (ast.Name, ast.Tuple)):
-        yield "statement dropped", ast.Pass()
-    elif isinstance(node, (ast.Delete, ast.Continue, ast.Break)):
+    elif (isinstance(node, ast.Assign) and not isinstance(node.targets[0], (ast.Name, ast.Tuple))) or isinstance(
+        node, (ast.Delete, ast.Continue, ast.Break)
+    ):
         yield "statement dropped", ast.Pass()
 
 
