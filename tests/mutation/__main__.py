@@ -34,8 +34,8 @@ from tests.mutation.operators import Mutation, mutations
 
 ROOT = Path(__file__).parents[2]
 _TRANSCODER = [
-    *(f"tests/transcoder/test_{name}.py" for name in ("losses", "clt", "codes", "activations", "paths", "buffers")),
-    *(f"tests/transcoder/test_{name}.py" for name in ("feature_chunks", "precision", "selection", "encoders")),
+    *(f"tests/transcoder/test_{name}.py" for name in ("losses", "clt", "activations", "paths", "buffers", "codes")),
+    *(f"tests/transcoder/test_{name}.py" for name in ("feature_chunks", "precision")),
 ]
 _MODULE = [f"tests/module/test_{name}.py" for name in ("chunks", "step", "module")]
 _ANALYSIS = [
@@ -71,9 +71,9 @@ TESTS: dict[str, list[str]] = {
     },
 }
 #: imported once, before the first fork: half of a run's time otherwise
-_PRELOADED = ("torch", "torch.distributed", "lightning.pytorch", "lightning.pytorch.cli", "open_clip", "torchmetrics")
-_PRELOADED += ("tensorboard.backend.event_processing.event_accumulator", "webdataset", "hypothesis", "pytest")
-_PRELOADED += ("hypothesis.extra.numpy", "matplotlib.pyplot", "tqdm.auto", "huggingface_hub", "torchvision.transforms")
+PRELOADED = ("torch", "torch.distributed", "lightning.pytorch", "lightning.pytorch.cli", "open_clip", "torchmetrics")
+PRELOADED += ("tensorboard.backend.event_processing.event_accumulator", "webdataset", "hypothesis", "pytest")
+PRELOADED += ("hypothesis.extra.numpy", "matplotlib.pyplot", "tqdm.auto", "huggingface_hub", "torchvision.transforms")
 _COPIED = ("clt_lightning", "tests", "configs", "docs", "examples", "pyproject.toml", "README.md")
 
 
@@ -100,7 +100,7 @@ class Runner:
         self.tree = tree
         self.log = tree / "pytest.log"
         self._seconds: dict[tuple[str, ...], float] = {}
-        for name in _PRELOADED:
+        for name in PRELOADED:
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
         import torch
