@@ -33,47 +33,62 @@ import yaml
 from tests.mutation.operators import Mutation, mutations
 
 ROOT = Path(__file__).parents[2]
-_TRANSCODER = [
-    *(f"tests/transcoder/test_{name}.py" for name in ("losses", "clt", "activations", "paths", "buffers", "codes")),
-    *(f"tests/transcoder/test_{name}.py" for name in ("feature_chunks", "precision")),
-]
-_MODULE = [f"tests/module/test_{name}.py" for name in ("chunks", "step", "module")]
-_ANALYSIS = [
-    *(f"tests/analysis/test_{name}.py" for name in ("statistics", "contributions", "faithfulness", "features")),
-    *(f"tests/analysis/test_{name}.py" for name in ("tower", "image", "steering", "evaluate")),
-]
-#: what is changed, and the tests that have to notice, the fast ones first
+_PATHS = ["tests/transcoder/test_paths.py", "tests/transcoder/test_clt.py"]
+_STEP = ["tests/module/test_chunks.py", "tests/module/test_step.py"]
+_LEARNS = ["tests/module/test_module.py", "tests/transcoder/test_training_paths.py"]
+_EVALUATE = ["tests/analysis/test_evaluate.py"]
+
+
+def _transcoder(*names: str) -> list[str]:
+    return [*(f"tests/transcoder/test_{name}.py" for name in names), *_PATHS, *_STEP, *_LEARNS]
+
+
+def _analysis(*names: str) -> list[str]:
+    return [*(f"tests/analysis/test_{name}.py" for name in names), *_EVALUATE]
+
+
+#: what is changed, and the tests that have to notice: its own ones first, the long ones last
 TESTS: dict[str, list[str]] = {
+    "clt_lightning/transcoder/clt.py": _transcoder("clt", "circuit_tracer"),
+    "clt_lightning/transcoder/encoders.py": _transcoder("precision", "buffers"),
+    "clt_lightning/transcoder/codes.py": _transcoder("codes", "feature_chunks"),
+    "clt_lightning/transcoder/sparse.py": _transcoder("buffers"),
+    "clt_lightning/transcoder/activations.py": _transcoder("activations"),
+    "clt_lightning/transcoder/losses.py": _transcoder("losses"),
+    "clt_lightning/transcoder/normalization.py": _transcoder(),
+    "clt_lightning/transcoder/chunked.py": [*_STEP, *_LEARNS],
+    "clt_lightning/transcoder/reference.py": _transcoder(),
+    "clt_lightning/transcoder/feature_chunks.py": ["tests/transcoder/test_feature_chunks.py"],
+    "clt_lightning/module.py": [*_STEP, *_LEARNS, "tests/module/test_training.py"],
+    "clt_lightning/cascade.py": _STEP[1:],
+    "clt_lightning/replacement.py": [*_STEP[1:], *_analysis("tower", "steering", "faithfulness")],
     **{
-        f"clt_lightning/transcoder/{name}.py": [
-            *_TRANSCODER,
-            "tests/module/test_chunks.py",
-            "tests/module/test_step.py",
-        ]
-        for name in (
-            *("clt", "encoders", "codes", "sparse", "activations", "losses", "normalization", "chunked"),
-            *("reference", "feature_chunks"),
+        f"clt_lightning/metrics/{name}.py": [f"tests/metrics/test_{own}.py", "tests/metrics"]
+        for name, own in (
+            *(("base", "state"), ("codes", "codes"), ("reconstruction", "reconstruction")),
+            *(("tokens", "tokens"), ("zero_shot", "zero_shot")),
         )
     },
-    "clt_lightning/module.py": [*_MODULE, "tests/module/test_training.py"],
-    "clt_lightning/cascade.py": ["tests/module/test_step.py"],
-    "clt_lightning/replacement.py": ["tests/module/test_step.py", *_ANALYSIS],
-    **{
-        f"clt_lightning/metrics/{name}.py": ["tests/metrics"]
-        for name in ("base", "codes", "reconstruction", "tokens", "zero_shot")
-    },
-    **{
-        f"clt_lightning/analysis/{name}.py": _ANALYSIS
-        for name in (
-            *("faithfulness", "contributions", "decomposition", "intervals", "statistics", "population", "evaluate"),
-            *("features", "retrieval", "collector", "steering"),
-        )
-    },
+    "clt_lightning/analysis/faithfulness.py": _analysis("faithfulness"),
+    "clt_lightning/analysis/contributions.py": _analysis("contributions"),
+    "clt_lightning/analysis/decomposition.py": _analysis("image"),
+    "clt_lightning/analysis/intervals.py": _analysis("statistics"),
+    "clt_lightning/analysis/statistics.py": _analysis("statistics"),
+    "clt_lightning/analysis/population.py": _analysis("statistics"),
+    "clt_lightning/analysis/evaluate.py": _analysis("tower"),
+    "clt_lightning/analysis/features.py": _analysis("features"),
+    "clt_lightning/analysis/retrieval.py": _analysis("features"),
+    "clt_lightning/analysis/collector.py": _analysis("features"),
+    "clt_lightning/analysis/steering.py": _analysis("steering"),
 }
+#: compare two ways of running the same code, and take long: they notice no wrong number
+_LEFT_OUT = ("tests/analysis/test_evaluate.py::test_two_processes_write_what_one_writes",)
 #: imported once, before the first fork: half of a run's time otherwise
 PRELOADED = ("torch", "torch.distributed", "lightning.pytorch", "lightning.pytorch.cli", "open_clip", "torchmetrics")
 PRELOADED += ("tensorboard.backend.event_processing.event_accumulator", "webdataset", "hypothesis", "pytest")
 PRELOADED += ("hypothesis.extra.numpy", "matplotlib.pyplot", "tqdm.auto", "huggingface_hub", "torchvision.transforms")
+#: what tells one mutation from another, also when lines have moved
+KEYS = ("file", "operator", "before", "after")
 _COPIED = ("clt_lightning", "tests", "configs", "docs", "examples", "pyproject.toml", "README.md")
 
 
@@ -140,15 +155,18 @@ class Runner:
         if pid == 0:
             os._exit(self._child(tests))
         end = time.monotonic() + limit
-        while time.monotonic() < end:
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                _kill_group(pid)  # what the tests have started and left
-                return os.waitstatus_to_exitcode(status)
-            time.sleep(0.05)
-        _kill_group(pid)
-        os.waitpid(pid, 0)
-        return None
+        done = False
+        try:
+            while time.monotonic() < end:
+                found, status = os.waitpid(pid, os.WNOHANG)
+                if done := found == pid:
+                    return os.waitstatus_to_exitcode(status)
+                time.sleep(0.05)
+            return None
+        finally:
+            _kill_group(pid)  # also what the tests have started and left
+            if not done:
+                os.waitpid(pid, 0)
 
     def _child(self, tests: tuple[str, ...]) -> int:
         os.setsid()
@@ -164,6 +182,7 @@ class Runner:
         import pytest
 
         options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--hypothesis-seed=0"]
+        options += [f"--deselect={test}" for test in _LEFT_OUT]
         return int(pytest.main([*options, f"--basetemp={self.tree / 'tmp'}", *tests]))
 
 
@@ -198,9 +217,11 @@ def places(files: list[str]) -> list[Place]:
 
 
 def run(chosen: list[Place], out: Path | None) -> list[dict[str, Any]]:
-    """Judges mutations one after the other; what is known already is written after each."""
+    """Judges mutations one after the other; `out` is written after each, and what it holds already is not judged."""
     equivalent = known_equivalents()
-    records: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = json.loads(out.read_text()) if out is not None and out.is_file() else []
+    done = Counter(tuple(record[key] for key in KEYS) for record in records)
+    chosen = [place for place in chosen if not done[tuple(place.record()[key] for key in KEYS)]]
     with copied_tree() as tree:
         runner = Runner(tree)
         for number, place in enumerate(chosen, 1):
@@ -226,16 +247,15 @@ def main() -> int:
     parser.add_argument("--file", action="append", choices=sorted(TESTS), metavar="FILE", help="only of this file")
     parser.add_argument("--again", type=Path, help="records of an earlier run: judge what survived once more")
     parser.add_argument("--list", action="store_true", help="print what would be run")
-    parser.add_argument("--out", type=Path, help="JSON file for the records")
+    parser.add_argument("--out", type=Path, help="JSON file for the records; one that is there is gone on with")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the tests under way are ended, too
     chosen = places(sorted(arguments.file or TESTS))
     total = len(chosen)
     if arguments.again is not None:
-        keys = ("file", "before", "after")
-        wanted = Counter(
-            tuple(r[k] for k in keys) for r in json.loads(arguments.again.read_text()) if r["outcome"] == "survived"
-        )
-        chosen = [p for p in chosen if wanted[tuple(p.record()[k] for k in keys)] > 0]
+        before = json.loads(arguments.again.read_text())
+        wanted = {tuple(r[key] for key in KEYS) for r in before if r["outcome"] == "survived"}
+        chosen = [place for place in chosen if tuple(place.record()[key] for key in KEYS) in wanted]
     elif arguments.n:
         chosen = random.Random(arguments.seed).sample(chosen, min(arguments.n, total))
         chosen.sort(key=lambda p: (p.file, p.mutation.start))
