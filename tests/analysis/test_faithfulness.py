@@ -149,7 +149,25 @@ def test_batches_leave_no_trace(clip: FrozenCLIP, clt: CrossLayerTranscoder) -> 
         assert getattr(one, curve)[1] == pytest.approx(getattr(many, curve)[1], rel=1e-4)
 
 
+def test_many_points_at_once_are_those_of_one_after_the_other(
+    clip: FrozenCLIP, clt: CrossLayerTranscoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of the terms and of the stream, of one row and of one image, give what a single block gives."""
+    labels = torch.from_numpy(Made().everything()[1])
+    head = clip.zero_shot_head(CLASSES, TEMPLATES)
+    options = {"layer": 1, "tokens": "all", "dataset_scores": torch.tensor([0.2, 0.8])}
+    whole = run(clip, clt, labels, head, 9, **options)
+    for block in (1, 3 * 9 * POSITIONS * WIDTH * (1 + 1) * 2):
+        monkeypatch.setattr("clt_lightning.analysis.faithfulness._BLOCK", block)
+        for one, other in zip(whole, run(clip, clt, labels, head, 9, **options), strict=True):
+            for curve in ("drop_top", "drop_bottom", "drop_random"):
+                assert getattr(one, curve)[0] == getattr(other, curve)[0]
+                assert getattr(one, curve)[1] == pytest.approx(getattr(other, curve)[1], rel=1e-4)
+
+
 def test_mistakes() -> None:
+    with pytest.raises(UserError, match=r"faithfulness\.token_sets"):
+        FaithfulnessOptions(token_sets=["patches"])
     with pytest.raises(UserError, match=r"faithfulness\.rankings"):
         FaithfulnessOptions(rankings=["class"])
     with pytest.raises(UserError, match=r"faithfulness\.draws"):

@@ -36,15 +36,18 @@ ROOT = Path(__file__).parents[2]
 _PATHS = ["tests/transcoder/test_paths.py", "tests/transcoder/test_clt.py"]
 _STEP = ["tests/module/test_chunks.py", "tests/module/test_step.py"]
 _LEARNS = ["tests/module/test_module.py", "tests/transcoder/test_training_paths.py"]
-_EVALUATE = ["tests/analysis/test_evaluate.py"]
+_EVALUATE = "tests/analysis/test_evaluate.py"
+#: runs the same code twice, and takes long: where nothing is gathered from processes it notices no wrong number
+_TWO_PROCESSES = f"{_EVALUATE}::test_two_processes_write_what_one_writes"
 
 
 def _transcoder(*names: str) -> list[str]:
     return [*(f"tests/transcoder/test_{name}.py" for name in names), *_PATHS, *_STEP, *_LEARNS]
 
 
-def _analysis(*names: str) -> list[str]:
-    return [*(f"tests/analysis/test_{name}.py" for name in names), *_EVALUATE]
+def _analysis(*names: str, gathers: bool = False) -> list[str]:
+    left_out = [] if gathers else [f"--deselect={_TWO_PROCESSES}"]
+    return [*(f"tests/analysis/test_{name}.py" for name in names), _EVALUATE, *left_out]
 
 
 #: what is changed, and the tests that have to notice: its own ones first, the long ones last
@@ -75,14 +78,12 @@ TESTS: dict[str, list[str]] = {
     "clt_lightning/analysis/intervals.py": _analysis("statistics"),
     "clt_lightning/analysis/statistics.py": _analysis("statistics"),
     "clt_lightning/analysis/population.py": _analysis("statistics"),
-    "clt_lightning/analysis/evaluate.py": _analysis("tower"),
-    "clt_lightning/analysis/features.py": _analysis("features"),
-    "clt_lightning/analysis/retrieval.py": _analysis("features"),
-    "clt_lightning/analysis/collector.py": _analysis("features"),
+    "clt_lightning/analysis/evaluate.py": _analysis("tower", gathers=True),
+    "clt_lightning/analysis/features.py": _analysis("features", gathers=True),
+    "clt_lightning/analysis/retrieval.py": _analysis("features", gathers=True),
+    "clt_lightning/analysis/collector.py": _analysis("features", gathers=True),
     "clt_lightning/analysis/steering.py": _analysis("steering"),
 }
-#: compare two ways of running the same code, and take long: they notice no wrong number
-_LEFT_OUT = ("tests/analysis/test_evaluate.py::test_two_processes_write_what_one_writes",)
 #: imported once, before the first fork: half of a run's time otherwise
 PRELOADED = ("torch", "torch.distributed", "lightning.pytorch", "lightning.pytorch.cli", "open_clip", "torchmetrics")
 PRELOADED += ("tensorboard.backend.event_processing.event_accumulator", "webdataset", "hypothesis", "pytest")
@@ -138,7 +139,7 @@ class Runner:
 
     def judge(self, place: Place) -> str:
         """`killed`, `timeout` or `survived`."""
-        tests = tuple(t for t in TESTS[place.file] if (self.tree / t).exists())
+        tests = tuple(t for t in TESTS[place.file] if t.startswith("-") or (self.tree / t).exists())
         limit = self.limit(tests)
         path = self.tree / place.file
         source = path.read_text(encoding="utf-8")
@@ -182,7 +183,6 @@ class Runner:
         import pytest
 
         options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--hypothesis-seed=0"]
-        options += [f"--deselect={test}" for test in _LEFT_OUT]
         return int(pytest.main([*options, f"--basetemp={self.tree / 'tmp'}", *tests]))
 
 

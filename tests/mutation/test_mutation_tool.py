@@ -65,8 +65,8 @@ def test_conditions_are_turned_around() -> None:
 
 
 def test_the_map_names_files_and_tests_that_exist() -> None:
-    missing = {path for file, tests in TESTS.items() for path in (file, *tests) if not (ROOT / path).exists()}
-    assert not missing
+    named = {path for file, tests in TESTS.items() for path in (file, *tests) if not path.startswith("-")}
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
 
 
 @pytest.mark.parametrize("file", sorted(TESTS)[::7])
