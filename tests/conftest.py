@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 import torch
+
+IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
+HARDWARE = ("gpu", "slurm")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI a test that is skipped has failed: everything that tests need is installed there, but for hardware."""
+    report = yield
+    if IN_CI and report.skipped and not any(item.get_closest_marker(name) for name in HARDWARE):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome, report.longrepr = "failed", f"{item.nodeid}: not to be skipped in CI. {reason}"
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)

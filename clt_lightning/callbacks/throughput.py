@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,21 +14,17 @@ from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities import rank_zero_warn
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.memory import peak_resident
 from clt_lightning.core.people import count, duration
 from clt_lightning.runs.timing import PARTS, DataWait, StepClock
 
 _GIB = 2**30
 
 
-def peak_rss() -> int:
-    """Largest resident memory of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def memory(device: torch.device) -> dict[str, float]:
-    """Peak memory in GiB: `rss` of this process and, on a GPU, `cuda` as its tensors took it."""
-    peaks = {"rss": peak_rss() / _GIB}
+    """Peak memory in GiB: `rss` of this process, where the system says it, and on a GPU `cuda` of its tensors."""
+    peak = peak_resident()
+    peaks = {} if peak is None else {"rss": peak / _GIB}
     if device.type == "cuda":
         peaks["cuda"] = torch.cuda.max_memory_allocated(device) / _GIB
     return peaks
@@ -172,7 +166,7 @@ class Throughput(pl.Callback):
         taken = self._total if self._total.steps else self._first
         if taken is None or not taken.steps or not trainer.is_global_zero:
             return
-        peaks = ", ".join(f"{kind} {gib:.2f} GiB" for kind, gib in memory(pl_module.device).items())
+        peaks = ", ".join(f"{kind} {gib:.2f} GiB" for kind, gib in memory(pl_module.device).items()) or "n/a"
         speed = f"{taken.tokens_per_second:,.0f} tokens/s, " if taken.tokens else ""
         which = "" if trainer.world_size == 1 else f" (process 0 of {trainer.world_size})"
         trainer.print(f"training: {taken.step_time:.4g} s a step, {speed}peak memory{which}: {peaks}", flush=True)

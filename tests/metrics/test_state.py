@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from clt_lightning.metrics import FVU, L0, Cosine, DeadFeatures, ExactMetric, LogitKL, ZeroShotAccuracy
 from clt_lightning.metrics.base import blocks
+from tests.parallel import processes
 
 
 def metrics() -> dict[str, ExactMetric]:
@@ -56,19 +56,15 @@ def results(chosen: list[dict[str, tuple]]) -> dict[str, Tensor]:
     return out
 
 
-def _rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    # unequal shares: 4 batches here, 1 there
-    torch.save(results(batches()[:4] if rank == 0 else batches()[4:]), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+def share_of_one_process() -> dict[str, Tensor]:
+    """Unequal shares: 4 batches here, 1 there."""
+    return results(batches()[:4] if dist.get_rank() == 0 else batches()[4:])
 
 
 def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
-    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
     whole = results(batches())
-    for rank in range(2):
-        for name, value in torch.load(tmp_path / f"{rank}.pt").items():
+    for found in processes.run(share_of_one_process, tmp_path, 2):
+        for name, value in found.items():
             torch.testing.assert_close(value, whole[name], rtol=1e-12, atol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 

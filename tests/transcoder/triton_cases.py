@@ -5,6 +5,7 @@ tensors (which must be chosen before Triton is imported), or compiled on a CUDA 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -20,7 +21,11 @@ DEVICE = os.environ.get("CLT_CASES_DEVICE", "cpu")
 # (Triton's interpreter cuts fp32 off to bf16, the device rounds to nearest)
 BF16 = 2**-7 if DEVICE == "cpu" else 2**-8
 BOUNDS = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: BF16, torch.float16: 2**-10}
-needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="too large for the interpreter")
+_too_large = pytest.mark.skipif(DEVICE == "cpu", reason="too large for the interpreter")
+
+
+def needs_gpu(test: Callable[[], None]) -> Callable[[], None]:
+    return pytest.mark.gpu(_too_large(test))
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
