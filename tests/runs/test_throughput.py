@@ -80,7 +80,7 @@ class Play:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, watch: Throughput, workers: int = 1) -> None:
         self.now, self.watch = 0.0, watch
-        monkeypatch.setattr("clt_lightning.run.timing.time.perf_counter", lambda: self.now)
+        monkeypatch.setattr("clt_lightning.runs.timing.time.perf_counter", lambda: self.now)
         monkeypatch.setattr("clt_lightning.callbacks.throughput.time.monotonic", lambda: self.now)
         self.trainer: Any = SimpleNamespace(
             global_step=0,
