@@ -158,6 +158,10 @@ class CLTModule(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
+        # a loader that was given to the trainer without its data module does not know the trainer's limits yet
+        follow = getattr(self.trainer.train_dataloader, "follow", None)
+        if follow is not None:
+            follow(self.trainer)
         if not bool(self.transcoder.normalized):
             self._estimate_normalization()
 

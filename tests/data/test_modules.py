@@ -209,13 +209,14 @@ def test_the_demo_writes_its_renders_once_and_reads_them_as_any_set(tmp_path: Pa
     dm.setup("fit")
     assert dm.classnames == renders.CLASSNAMES
     assert dm.templates == renders.TEMPLATES
-    tar = tmp_path / "d" / "test" / "0.tar"
+    assert [len(numbers(dm.eval_dataloader(split))) for split in ("train", "val", "test")] == [40, 12, 12]
+    tar = tmp_path / "d" / "val" / "0.tar"
     stamp = tar.stat().st_mtime_ns
     again = demo(tmp_path / "d")
     again.setup("validate")
     assert tar.stat().st_mtime_ns == stamp
     batch = next(iter(again.val_dataloader()))
-    expected = renders.render(again.parameters["render_seeds"]["test"], 0, size=16)
+    expected = renders.render(again.parameters["render_seeds"]["val"], 0, size=16)
     assert int(batch["label"][0]) == expected.label
     assert batch["captions"][0] == expected.captions
     assert torch.equal(batch["image"][0], to_tensor(expected.image))

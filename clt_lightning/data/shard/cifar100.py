@@ -39,7 +39,10 @@ def open_cifar100(source: Path) -> SourceSet:
             raise UserError(
                 f"{source}: {split!r} should hold uint8 rows of 3072 and a fine label each, but is {data.shape}"
             )
-        splits[split] = [Item(f"{split}-{i}", partial(_parts, data[i], int(labels[i]))) for i in range(len(data))]
+        splits[split] = [
+            Item(f"{split}-{i}", partial(_parts, data[i], int(labels[i])), group=str(labels[i]))
+            for i in range(len(data))
+        ]
     texts = {"classnames.txt": names, "zeroshot_classification_templates.txt": lines("templates_cifar18")}
     return SourceSet(splits, texts, {"image": "png"})
 

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import read_text
 from clt_lightning.data.classlist import ClassList
 from clt_lightning.data.lists import lines
 from clt_lightning.data.shard.matfile import read_struct
@@ -20,8 +21,10 @@ from clt_lightning.data.shard.sources import (
     listing,
     needed,
     open_tree,
-    read_span,
+    refuse_empty,
+    suffix_of,
     tar_members,
+    tree_of,
 )
 from clt_lightning.data.shard.writer import Item
 
@@ -68,16 +71,12 @@ def _train(source: Path, label: dict[str, int]) -> list[Item]:
 
 def _nested(path: Path, label: dict[str, int]) -> list[Item]:
     """A tar of one tar a class."""
-    try:
-        inner = {Path(n).stem: span for n, span in tar_members(path).items() if Path(n).stem in label}
-        items, progress = [], listing(path.name, len(inner))
-        for done, (wnid, (base, size)) in enumerate(sorted(inner.items()), 1):
-            members = sorted(tar_members(path, base, size).items())
-            items += [Item(f"{wnid}/{n}", partial(_span_parts, path, span, label[wnid])) for n, span in members]
-            progress.show(done)
-        progress.close()
-    except tarfile.TarError as error:
-        raise UserError(f"{path} is damaged ({error}): download it again") from error
+    inner = {Path(n).stem: span for n, span in tar_members(path).items() if Path(n).stem in label}
+    items, progress = [], listing(path.name, len(inner))
+    for done, (wnid, (base, size)) in enumerate(sorted(inner.items()), 1):
+        items += _tree_items(tree_of(path, tar_members(path, base, size)), wnid, label[wnid])
+        progress.show(done)
+    progress.close()
     return items
 
 
@@ -94,7 +93,13 @@ def _class_folders(folder: Path, label: dict[str, int]) -> list[Item]:
 
 
 def _tree_items(tree: Tree, wnid: str, label: int) -> list[Item]:
-    return [Item(f"{wnid}/{name}", partial(_read_parts, tree, name, label)) for name in tree.images()]
+    images = tree.images
+    refuse_empty(tree, images)
+    return [_item(tree, name, f"{wnid}/{name}", label) for name in images]
+
+
+def _item(tree: Tree, name: str, shown: str, label: int) -> Item:
+    return Item(shown, partial(_read_parts, tree, name, label), group=str(label), stamp=str(tree.sizes[name]))
 
 
 def _val(source: Path, label: dict[str, int]) -> list[Item]:
@@ -107,13 +112,14 @@ def _val(source: Path, label: dict[str, int]) -> list[Item]:
         return _class_folders(found, label)
     tree = open_tree(found)
     truth = _val_truth(source)
+    refuse_empty(tree, tree.images)
     items = []
-    for name in tree.images():
+    for name in tree.images:
         stem = Path(name).stem
         if stem not in truth:
             raise UserError(f"{found}: there is no label for {name} (expected names like ILSVRC2012_val_00000001.JPEG)")
         if truth[stem] in label:
-            items.append(Item(name, partial(_read_parts, tree, name, label[truth[stem]])))
+            items.append(_item(tree, name, name, label[truth[stem]]))
     return items
 
 
@@ -121,11 +127,14 @@ def _val_truth(source: Path) -> dict[str, str]:
     """WordNet id by file stem, from whichever of the public label files is there."""
     table = first_existing(source, ["LOC_val_solution.csv", "ILSVRC/LOC_val_solution.csv"])
     if table is not None:
-        rows = csv.DictReader(io.StringIO(table.read_text()))
-        return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
+        try:
+            rows = csv.DictReader(io.StringIO(read_text(table)))
+            return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
+        except (KeyError, IndexError, AttributeError, csv.Error) as error:
+            raise UserError(f"{table} is not Kaggle's table of ImageId and PredictionString: {error}") from error
     synsets = first_existing(source, ["imagenet_2012_validation_synset_labels.txt"])
     if synsets is not None:
-        return _numbered(synsets.read_text().split())
+        return _numbered(read_text(synsets).split())
     devkit = needed(
         first_existing(source, [_DEVKIT, "ILSVRC2012_devkit_t12"]),
         source,
@@ -166,9 +175,5 @@ def _has_wnids(folder: Path) -> bool:
     )
 
 
-def _span_parts(path: Path, span: tuple[int, int], label: int) -> dict[str, bytes]:
-    return {"jpg": read_span(path, *span), "cls": str(label).encode()}
-
-
 def _read_parts(tree: Tree, name: str, label: int) -> dict[str, bytes]:
-    return {"jpg": tree.files[name](), "cls": str(label).encode()}
+    return {suffix_of(name): tree.read(name), "cls": str(label).encode()}
