@@ -40,10 +40,14 @@ META_MAT = base64.b64decode(
 DOG, TENCH, BONNET = "n02107142", "n01440764", "n02869837"
 
 
-def shard(kind: str, source: Path, output: Path, *more: str) -> int:
+def arguments(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    return run(parser.parse_args([kind, "--source", str(source), "--output", str(output), *more]))
+    return parser.parse_args(words)
+
+
+def shard(kind: str, source: Path, output: Path, *more: str) -> int:
+    return run(arguments(kind, "--source", str(source), "--output", str(output), *more))
 
 
 def raw(dm: WebImages, split: str) -> list[RawSample]:

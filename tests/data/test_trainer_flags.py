@@ -47,7 +47,7 @@ class Recorder(pl.LightningModule):
     def validation_step(self, batch: dict[str, Any], _: int) -> None:
         self._note("val", batch)
 
-    def test_step(self, batch: dict[str, Any], _: int) -> None:
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self._note("test", batch)
 
     def predict_step(self, batch: dict[str, Any], _: int) -> int:

@@ -99,9 +99,10 @@ def _others(tree: Tree, used: set[str]) -> str:
     """The files that are neither images nor read otherwise, counted by ending."""
     images = set(tree.images)
     counts = Counter(ending(name) or "no ending" for name in tree.sizes if name not in images and name not in used)
-    shown = [f"{count:,} x {kind}" for kind, count in counts.most_common(_SHOWN)]
-    if len(counts) > _SHOWN:
-        shown.append(f"{sum(counts.values()) - sum(n for _, n in counts.most_common(_SHOWN)):,} with other endings")
+    ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
+    shown = [f"{count:,} x {kind}" for kind, count in ordered[:_SHOWN]]
+    if len(ordered) > _SHOWN:
+        shown.append(f"{sum(count for _, count in ordered[_SHOWN:]):,} with other endings")
     return ", ".join(shown)
 
 

@@ -95,11 +95,11 @@ def _class_folders(folder: Path, label: dict[str, int]) -> list[Item]:
 def _tree_items(tree: Tree, wnid: str, label: int) -> list[Item]:
     images = tree.images
     refuse_empty(tree, images)
-    return [_item(tree, name, f"{wnid}/{name}", label) for name in images]
+    return [_item(tree, name, f"{wnid}/{name}", wnid, label) for name in images]
 
 
-def _item(tree: Tree, name: str, shown: str, label: int) -> Item:
-    return Item(shown, partial(_read_parts, tree, name, label), group=str(label), stamp=str(tree.sizes[name]))
+def _item(tree: Tree, name: str, shown: str, wnid: str, label: int) -> Item:
+    return Item(shown, partial(_read_parts, tree, name, label), group=wnid, stamp=str(tree.sizes[name]))
 
 
 def _val(source: Path, label: dict[str, int]) -> list[Item]:
@@ -119,7 +119,7 @@ def _val(source: Path, label: dict[str, int]) -> list[Item]:
         if stem not in truth:
             raise UserError(f"{found}: there is no label for {name} (expected names like ILSVRC2012_val_00000001.JPEG)")
         if truth[stem] in label:
-            items.append(_item(tree, name, name, label[truth[stem]]))
+            items.append(_item(tree, name, name, truth[stem], label[truth[stem]]))
     return items
 
 
