@@ -65,7 +65,7 @@ def git_state(source: Path | None = None) -> dict[str, Any] | None:
     def git(*args: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(source.parent), *args], capture_output=True, text=True, timeout=30, check=False
+                ["git", "--no-optional-locks", "-C", str(source.parent), *args], capture_output=True, text=True, timeout=30, check=False
             )
         except (OSError, subprocess.TimeoutExpired):
             return None

@@ -466,6 +466,24 @@ def test_paths_with_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         run(arguments("folder", "--source", "", "--output", "x"))
 
 
+def test_where_nothing_can_be_written_is_said_before_the_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = put(tmp_path / "s", "cat/0.png")
+    (tmp_path / "file").touch()
+    for output, words in (
+        (tmp_path / "file", r"file is a file: name a folder"),
+        (tmp_path / "file" / "deeper" / "out", r"file is a file: name a folder"),
+        (tmp_path / ("x" * 300), "File name too long: name another folder"),
+    ):
+        with pytest.raises(UserError, match=words):
+            packed(source, output)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(UserError, match="cannot be written"):
+        packed(source, tmp_path / "locked" / "out")
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("option", ["--val-fraction=1", "--val-fraction=-0.1", "--val-fraction=nan", "--limit=inf"])
 def test_numbers_that_make_no_sense(tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

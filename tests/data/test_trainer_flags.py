@@ -230,17 +230,18 @@ def test_when_validation_runs(tmp_path: Path, flags: dict[str, Any], validations
 
 def test_other_flags_leave_the_batches_alone(tmp_path: Path) -> None:
     reference = fit(tmp_path).epochs()
-    for flags in (
+    bare = {"barebones": True, "num_sanity_val_steps": None, "logger": None, "enable_checkpointing": None}
+    bare |= {"enable_progress_bar": None, "enable_model_summary": None}
+    others: list[dict[str, Any]] = [
         {"use_distributed_sampler": False},
         {"inference_mode": False},
         {"num_sanity_val_steps": -1},
         {"sync_batchnorm": True},
         {"detect_anomaly": True},
         {"profiler": "simple", "logger": CSVLogger(tmp_path)},
-        {"barebones": True, "num_sanity_val_steps": None, "logger": None, "enable_checkpointing": None},
-    ):
-        if "barebones" in flags:
-            flags |= {"enable_progress_bar": None, "enable_model_summary": None}
+        bare,
+    ]
+    for flags in others:
         assert fit(tmp_path, **flags).epochs() == reference, flags
 
 

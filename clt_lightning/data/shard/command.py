@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import sys
 from collections.abc import Sequence
@@ -86,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
     source, output = _place(args.source, "--source"), _place(args.output, "--output")
     if not source.exists():
         raise UserError(f"--source {source} does not exist; it must be: {_KINDS[args.dataset]}")
+    _require_writable(output)
     if args.dataset == "folder" and output.resolve().is_relative_to(source.resolve()):
         raise UserError(f"--output {output} lies in --source {source}: name a folder outside of it")
     with read_errors(source):
@@ -115,6 +117,22 @@ def _place(text: str, option: str) -> Path:
     if not text:
         raise UserError(f"{option} is empty: name a folder")
     return Path(expand(text, option))
+
+
+def _require_writable(output: Path) -> None:
+    """What the file system would refuse after a long listing is said before it."""
+    above = output
+    try:
+        while not above.exists():
+            above = above.parent
+    except OSError as error:
+        raise UserError(f"--output {output}: {error.strerror}: name another folder") from error
+    if not above.is_dir():
+        raise UserError(f"--output {output}: {above} is a file: name a folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(
+            f"--output {output}: {above} cannot be written (no permission, or read-only): name another folder"
+        )
 
 
 def _open(args: argparse.Namespace, source: Path) -> SourceSet:

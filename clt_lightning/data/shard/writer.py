@@ -77,39 +77,43 @@ def write_split(
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} cannot be a folder: a file is in its place")
     fingerprint = _fingerprint(items, limits, settings or {})
-    with disk_errors(folder, GO_ON):
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _claimed(folder):
-            done = _finished(folder, fingerprint)
-            # before the first tar: a run that is killed right after that one must be able to go on
-            _record_progress(folder, fingerprint, done)
-            for left in folder.glob(".*.tmp"):
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {error.strerror}: write elsewhere") from error
+    with disk_errors(folder, GO_ON), _claimed(folder):
+        done = _finished(folder, fingerprint)
+        # before the first tar: a run that is killed right after that one must be able to go on
+        _record_progress(folder, fingerprint, done)
+        for left in folder.glob(".*.tmp"):
+            left.unlink()
+        shards: list[dict[str, Any]] = []
+        progress = Progress(folder.name, len(items))
+        at = 0
+        while at < len(items):
+            number = len(shards)
+            entry = done[number] if number < len(done) else None
+            sound = entry is not None and _sound(folder, entry)
+            if entry is None or not sound:
+                entry = _write_shard(folder, number, items, at, limits, progress)
+            shards.append(entry)
+            at += entry["samples"]
+            progress.show(at, shard=number, force=True)
+            if not sound:  # those that are still to be verified stay in the record
+                _record_progress(folder, fingerprint, [*shards, *done[len(shards) :]])
+        for left in folder.glob("*.tar"):  # of an unfinished run with other options
+            if left.stem.isdigit() and int(left.stem) >= len(shards):
                 left.unlink()
-            shards: list[dict[str, Any]] = []
-            progress = Progress(folder.name, len(items))
-            at = 0
-            while at < len(items):
-                number = len(shards)
-                entry = done[number] if number < len(done) else None
-                if entry is None or not _sound(folder, entry):
-                    entry = _write_shard(folder, number, items, at, limits, progress)
-                shards.append(entry)
-                at += entry["samples"]
-                progress.show(at, shard=number, force=True)
-                _record_progress(folder, fingerprint, shards)
-            for left in folder.glob("*.tar"):  # of an unfinished run with other options
-                if left.stem.isdigit() and int(left.stem) >= len(shards):
-                    left.unlink()
-            record = {
-                "samples": len(items),
-                "fingerprint": fingerprint,
-                "settings": dict(settings or {}),
-                "shards": shards,
-            }
-            write_json(folder / RECORD, record, advice=GO_ON)
-            write_text(folder / "nshards.txt", f"{len(shards)}\n", GO_ON)
-            (folder / _PARTIAL).unlink(missing_ok=True)
-            progress.close()
+        record = {
+            "samples": len(items),
+            "fingerprint": fingerprint,
+            "settings": dict(settings or {}),
+            "shards": shards,
+        }
+        write_json(folder / RECORD, record, advice=GO_ON)
+        write_text(folder / "nshards.txt", f"{len(shards)}\n", GO_ON)
+        (folder / _PARTIAL).unlink(missing_ok=True)
+        progress.close()
     return record
 
 
