@@ -123,6 +123,11 @@ class CLTCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         config = self.config[self.subcommand] if self.subcommand else self.config
+        if config.trainer.barebones:
+            raise UserError(
+                "trainer.barebones=true turns off the logging and the checkpoints that make a run: leave it out (it "
+                "measures Lightning's own overhead)"
+            )
         self._start: resume.Progress | None = None
         self._folder: Path | None = None  # None: not known before the logger takes the next free version
         self._nothing_to_do = False

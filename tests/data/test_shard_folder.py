@@ -237,14 +237,24 @@ def test_names_that_leave_open_what_is_meant(tmp_path: Path, names: tuple[str, .
 
 
 def test_names_that_only_look_odd(tmp_path: Path) -> None:
-    names = ("train/0.png", "bus/1.png", "_/2.png", " spaced /3.png", "#hash/4.png", "-x/new\nline.png", "ü/猫.png")
+    names = (
+        "train/0.png",
+        "bus/1.png",
+        "_/2.png",
+        " spaced /3.png",
+        "#hash/4.png",
+        "-x/new\nline.png",
+        "ü/猫.png",
+        "a\u00a0b/7.png",
+    )
     samples = packed(put(tmp_path / "s", *names), tmp_path / "out")
     dm = made(tmp_path / "out")
     dm.setup("fit")
     assert dm.classnames is not None
-    assert sorted(dm.classnames) == sorted(["train", "bus", "_", "spaced", "#hash", "-x", "ü"])
+    expected = ["train", "bus", "_", "spaced", "#hash", "-x", "ü", "a b"]
+    assert sorted(dm.classnames) == sorted(expected)
     by_class = {dm.classnames[int(s.parts["cls"])]: s.parts["png"] for s in samples}
-    assert by_class == {name: picture(i) for i, name in enumerate(["train", "bus", "_", "spaced", "#hash", "-x", "ü"])}
+    assert by_class == {name: picture(i) for i, name in enumerate(expected)}
 
 
 def test_file_names_that_are_no_utf8(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
+from unicodedata import category
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import decode_text
@@ -175,7 +176,7 @@ def _class_names(source: Path, classes: Sequence[str]) -> list[str]:
     """What the class folders are called in prompts: one name a line, each different."""
     names = [" ".join(folder.replace("_", " ").split()) or folder for folder in classes]
     for folder in classes:
-        if not folder.isprintable():  # a line end in it, or bytes that are no UTF-8
+        if any(category(c) in ("Cc", "Cs") for c in folder):  # a line end in it, or bytes that are no UTF-8
             raise UserError(f"{source}: class folder {folder!r} cannot be a line of classnames.txt: rename it")
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
