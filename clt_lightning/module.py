@@ -227,6 +227,10 @@ class CLTModule(lightning.LightningModule):
             self.total_steps = epochs * -(-int(batches) // trainer.accumulate_grad_batches)
         if self.schedule_config.decay != "none" and self.schedule_config.decay_fraction > 0:
             lr_factor(self.schedule_config, self.total_steps)  # a decay without an end is said before the first step
+        # a loader that was given to the trainer without its data module does not know the trainer's limits yet
+        follow = getattr(trainer.train_dataloader, "follow", None)
+        if follow is not None:
+            follow(trainer)
         if not bool(self.transcoder.normalized):
             self._estimate_normalization()
 

@@ -143,6 +143,11 @@ class CLTCLI(compat.CommandLine):
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         config = self.config[self.subcommand]
+        if config.trainer.barebones:
+            raise UserError(
+                "trainer.barebones=true turns off the logging and the checkpoints that make a run: leave it out (it "
+                "measures Lightning's own overhead)"
+            )
         self._start: resume.Progress | None = None
         self._ended, self._stopped = False, None  # whether the checkpoint has no step left, and early stopping's reason
         self._place: Place | None = None

@@ -19,23 +19,29 @@ from clt_lightning.core.errors import UserError
 
 Place = str | os.PathLike[str]
 
+_ADVICE = "Make room, or write elsewhere"
+
 
 # -- writing ---------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def whole_file(path: Place) -> Iterator[Path]:
+def whole_file(path: Place, advice: str = _ADVICE) -> Iterator[Path]:
     """Gives a name to write to; the file gets its own name when the block ends well, forced to the disk.
 
     A reader, and a run that is started after a crash, sees the old file or the new one. After an error nothing is left.
     The file can be read by whom the umask allows, whatever mode its writer gave it (safetensors: the owner alone).
+
+    Args:
+        path: the file to write.
+        advice: what the message says to do when the disk refuses.
 
     Raises:
         UserError: the disk is full, or the place cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with disk_errors(path), _folders_above(path):
+    with disk_errors(path, advice), _folders_above(path):
         try:
             yield temporary
             _settle(temporary)
@@ -123,15 +129,15 @@ def sync_folder(folder: Place) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Place, text: str) -> None:
+def write_text(path: Place, text: str, advice: str = _ADVICE) -> None:
     """Writes a text, whole or not at all."""
-    with whole_file(path) as temporary:
+    with whole_file(path, advice) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Place, content: Any, indent: int | None = 1) -> None:
+def write_json(path: Place, content: Any, indent: int | None = 1, advice: str = _ADVICE) -> None:
     """Writes JSON, whole or not at all; numbers that JSON does not know (NaN, infinity) become null."""
-    write_text(path, json.dumps(finite(content), indent=indent, allow_nan=False) + "\n")
+    write_text(path, json.dumps(finite(content), indent=indent, allow_nan=False) + "\n", advice)
 
 
 def finite(content: Any) -> Any:
@@ -161,8 +167,12 @@ _REASONS = {
 
 
 @contextmanager
-def disk_errors(path: Place) -> Iterator[None]:
+def disk_errors(path: Place, advice: str = _ADVICE) -> Iterator[None]:
     """Turns what the file system refuses while `path` is written into one message.
+
+    Args:
+        path: what is written.
+        advice: what to do then.
 
     Raises:
         UserError: the disk is full, the place is not writable or not a place for a file.
@@ -175,7 +185,7 @@ def disk_errors(path: Place) -> Iterator[None]:
         reason = disk_reason(error)
         if reason is None or _is_elsewhere(error, Path(path)):
             raise
-        raise UserError(f"{path} cannot be written: {reason}. Make room, or write elsewhere") from error
+        raise UserError(f"{path} cannot be written: {reason}. {advice}") from error
 
 
 def disk_reason(error: BaseException) -> str | None:
@@ -244,16 +254,27 @@ def _is_elsewhere(error: BaseException, path: Path) -> bool:
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def read_errors(path: Place) -> Iterator[None]:
+    """Turns what the file system refuses while `path`, or something below it, is read into one message.
+
+    Raises:
+        UserError: it is not there, or cannot be read.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
+
+
 def read_text(path: Place) -> str:
     """A text file that a user wrote: UTF-8, with or without a byte-order mark, any line ends.
 
     Raises:
         UserError: it is not there, cannot be read, or is not UTF-8; the message names the line.
     """
-    try:
+    with read_errors(path):
         data = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     return decode_text(data, path)
 
 

@@ -53,3 +53,8 @@ def epoch_limit(trainer: Any | None, batches: int) -> int | None:
     if limit is None:
         return None
     return max(1, int(batches * limit)) if isinstance(limit, float) else max(1, min(batches, limit))
+
+
+def repeats(trainer: Any | None) -> bool:
+    """Whether Lightning wants the same batches in every epoch (`overfit_batches`)."""
+    return trainer is not None and bool(trainer.overfit_batches)

@@ -47,10 +47,14 @@ META_MAT = base64.b64decode(
 DOG, TENCH, BONNET = "n02107142", "n01440764", "n02869837"
 
 
-def shard(kind: str, source: Path, output: Path, *more: str) -> int:
+def arguments(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    return run(parser.parse_args([kind, "--source", str(source), "--output", str(output), *more]))
+    return parser.parse_args(words)
+
+
+def shard(kind: str, source: Path, output: Path, *more: str) -> int:
+    return run(arguments(kind, "--source", str(source), "--output", str(output), *more))
 
 
 def raw(dm: WebImages, split: str) -> list[RawSample]:
@@ -60,6 +64,14 @@ def raw(dm: WebImages, split: str) -> list[RawSample]:
     read = [s for i, shard in enumerate(found.shards) for s in reader.read(Run(i, 0, shard.samples))]
     assert all(isinstance(s, RawSample) for s in read)
     return read  # type: ignore[return-value]
+
+
+def trained_and_validated(dm: WebImages) -> list[RawSample]:
+    """All training samples of a source: those in `train`, and those that were held out of it."""
+    train, val = raw(dm, "train"), raw(dm, "val")
+    assert train
+    assert val
+    return train + val
 
 
 def tar_bytes(files: Mapping[str, bytes], mode: str = "w") -> bytes:
@@ -94,7 +106,7 @@ def test_cifar100_keeps_every_pixel_and_label(tmp_path: Path) -> None:
     assert shard("cifar100", archive, tmp_path / "out", "--max-samples-per-shard", "8") == 0
     dm = CIFAR100(root=str(tmp_path / "out"))
     for split, data in pixels.items():
-        read = raw(dm, split)
+        read = trained_and_validated(dm) if split == "train" else raw(dm, split)
         assert len(read) == len(data)
         got = {}
         for sample in read:
@@ -273,7 +285,7 @@ def test_coco(tmp_path: Path, zipped: bool) -> None:
     assert batch["label"].tolist() == [1, 2, -1]
     assert batch["multi_hot"].tolist() == [[1, 1, 0], [0, 0, 1], [0, 0, 0]]
     assert batch["captions"] == [["first", "second one"], [], []]
-    assert {s.parts["jpg"] for s in raw(dm, "train")} == {picture(100 + i, kind="jpg") for i in range(3)}
+    assert {s.parts["jpg"] for s in trained_and_validated(dm)} == {picture(100 + i, kind="jpg") for i in range(3)}
 
 
 def test_coco_names_what_is_missing(tmp_path: Path) -> None:
@@ -342,7 +354,7 @@ def test_imagenet100(tmp_path: Path, form: str) -> None:
     shard("imagenet100", source, tmp_path / "out", "--class-list", wnid_list(tmp_path))
     dm = ImageNet100(root=str(tmp_path / "out"), class_list=wnid_list(tmp_path))
     expected = {data: label for label, wnid in enumerate(sorted([DOG, TENCH, BONNET])) for data in TRAIN[wnid].values()}
-    assert {s.parts["jpg"]: int(s.parts["cls"]) for s in raw(dm, "train")} == expected
+    assert {s.parts["jpg"]: int(s.parts["cls"]) for s in trained_and_validated(dm)} == expected
     truth = {jpeg(101): 1, jpeg(102): 0, jpeg(103): 0, jpeg(105): 2}
     assert {s.parts["jpg"]: int(s.parts["cls"]) for s in raw(dm, "test")} == truth
     assert dm.classnames == ["tench", "Dobermann", "poke bonnet"]
@@ -440,8 +452,9 @@ def test_a_folder_of_classes_is_mixed_and_split(tmp_path: Path) -> None:
     shard("folder", source, tmp_path / "out", "--test-fraction", "0.1")
     dm = WebImages(root=str(tmp_path / "out"))
     labels = [int(s.parts["cls"]) for s in raw(dm, "train")]
-    assert sorted(labels) == [0] * 18 + [1] * 18
+    assert sorted(labels) == [0] * 17 + [1] * 17
     assert labels != sorted(labels)
+    assert [int(s.parts["cls"]) for s in raw(dm, "val")] == [0, 1]
     assert [int(s.parts["cls"]) for s in raw(dm, "test")] == [0, 0, 1, 1]
 
 

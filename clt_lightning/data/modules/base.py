@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from clt_lightning.core import seeds
 from clt_lightning.core.errors import UserError
@@ -18,7 +19,7 @@ from clt_lightning.data.decode import Augment, Decoder, Transform
 from clt_lightning.data.layout import SplitFiles, expand, find_split
 from clt_lightning.data.limits import MAX_PIXELS, PILLOW_PIXELS
 from clt_lightning.data.loader import EvalLoader, TrainLoader, Workers
-from clt_lightning.data.place import epoch_limit, find_local_place, find_place
+from clt_lightning.data.place import epoch_limit, find_local_place, find_place, repeats
 from clt_lightning.data.plan import BLOCK_SAMPLES, EvalPlan, TrainPlan
 from clt_lightning.data.splits import Selection, Split, check_labels, open_split
 from clt_lightning.data.texts import beside, read_entries, read_lines
@@ -33,8 +34,9 @@ DATASET_TYPES = ("multilabel", "retrieval", "classification")
 class WebImages(pl.LightningDataModule):
     """Images from any WebDataset tars: a folder in the public CLIP_benchmark layout, or patterns for each split.
 
-    Validation reads `val` and, where there is none, `test`; testing the other way round. Every rank and worker gets its
-    own samples; the loaders' places are saved in checkpoints, and a resumed run goes on with the very next batch.
+    Validation reads `val` and, where there is none, `test`, with a warning; testing the other way round. Every rank and
+    worker gets its own samples; the loaders' places are saved in checkpoints, and a resumed run goes on with the very
+    next batch.
 
     Args:
         root: Folder with `train/0.tar …`, `test/0.tar …` and, if there, `classnames.txt`,
@@ -200,6 +202,8 @@ class WebImages(pl.LightningDataModule):
         self._read_names()
         if name not in self._splits:
             files = self._files(name)
+            if files is not None:
+                self._say_stand_in(files)
             split = None if files is None else self._open(files)
             if split is not None and self.on_error == "raise" and self._selection() is None:
                 check_labels(split.shards, self.n_classes, self._names_from())
@@ -235,15 +239,37 @@ class WebImages(pl.LightningDataModule):
         for candidate in (name, stand_in):
             patterns = self.patterns.get(candidate or "")
             if patterns is not None:
-                if candidate != name:
-                    log.info(
-                        "%s: no patterns for %r: those of %r are read in its place", self.set_name, name, candidate
-                    )
                 files = expand(patterns, candidate or name, allow_pipe=self.allow_pipe, hint=self.hint)
                 return SplitFiles(name, candidate or name, files.shards)
             if candidate == name and self.root is not None and not (stand_in and self.patterns[stand_in] is not None):
                 return find_split(self.root, name, hint=self.hint)
         return None
+
+    def _say_stand_in(self, files: SplitFiles) -> None:
+        """Validation chooses the best checkpoint: on the test split, it spoils the test's numbers."""
+        first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+        if files.asked == files.found or "test" not in (files.asked, files.found) or not first:
+            return
+        where = self.root if self.root is not None else "the patterns"
+        if files.asked == "val":
+            consequence = (
+                "the best checkpoint is chosen on the test split, so its test numbers flatter. Hold a part of the "
+                "training images out as val: `shard` does (--val-fraction), or name some of the tars with "
+                "data.init_args.train and data.init_args.val"
+            )
+        else:
+            consequence = (
+                "where the best checkpoint was chosen by validation, it was chosen on these images, so its test "
+                "numbers flatter. Name other tars with data.init_args.test"
+            )
+        log.warning(
+            "%s: %s has no split %r, and %r is read in its place: %s",
+            self.set_name,
+            where,
+            files.asked,
+            files.found,
+            consequence,
+        )
 
     def _open(self, files: SplitFiles) -> Split:
         if self.verify:
@@ -353,6 +379,7 @@ class WebImages(pl.LightningDataModule):
             shuffle=self.shuffle,
             workers=self._workers(),
             epoch_batches=epoch_limit(self.trainer, plan.batches),
+            repeat=repeats(self.trainer),
         )
 
     def val_dataloader(self) -> EvalLoader | list[Any]:

@@ -9,7 +9,8 @@ from clt_lightning.data.modules.base import WebImages
 
 
 class CIFAR100(WebImages):
-    """CIFAR-100 from tars in the public layout, ours or `wds_vtab-cifar100` (whose training split has 45,000 images).
+    """CIFAR-100 from tars in the public layout, ours or `wds_vtab-cifar100` (45,000 training images, and
+    no `val` split).
 
     Make them with `python -m clt_lightning shard cifar100 --source cifar-100-python.tar.gz --output data/cifar100`.
     The 100 class names and the 18 public CIFAR templates are built in; those beside the tars win.

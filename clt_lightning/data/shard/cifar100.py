@@ -40,15 +40,23 @@ def open_cifar100(source: Path) -> SourceSet:
     splits = {}
     for split in _SPLITS:
         data, labels = pickles[split].get("data"), pickles[split].get("fine_labels")
-        if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != _PIXELS or not len(data):
-            shape = data.shape if isinstance(data, np.ndarray) else type(data).__name__
-            raise UserError(f"{source}: the data of {split!r} should be rows of {_PIXELS} bytes, but are {shape}")
+        if (
+            not isinstance(data, np.ndarray)
+            or data.ndim != 2
+            or data.shape[1] != _PIXELS
+            or data.dtype != np.uint8
+            or not len(data)
+        ):
+            found = f"{data.dtype} of {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
+            raise UserError(f"{source}: the data of {split!r} should be uint8 rows of {_PIXELS}, but are {found}")
         if not isinstance(labels, list) or len(labels) != len(data):
-            raise UserError(f"{source}: {split!r} should hold {len(data)} fine labels, one an image")
+            raise UserError(f"{source}: {split!r} should hold {len(data)} fine labels, one per image")
         wrong = next((i for i, label in enumerate(labels) if type(label) is not int or not 0 <= label < _CLASSES), None)
         if wrong is not None:
             raise UserError(f"{source}: label {wrong} of {split!r} is {labels[wrong]!r}, but must be 0..{_CLASSES - 1}")
-        splits[split] = [Item(f"{split}-{i}", partial(_parts, data[i], labels[i])) for i in range(len(data))]
+        splits[split] = [
+            Item(f"{split}-{i}", partial(_parts, data[i], labels[i]), group=str(labels[i])) for i in range(len(data))
+        ]
     names = [name.replace("_", " ") for name in names]
     texts = {"classnames.txt": names, "zeroshot_classification_templates.txt": lines("templates_cifar18")}
     return SourceSet(splits, texts, {"image": "png"})

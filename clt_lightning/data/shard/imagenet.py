@@ -22,8 +22,10 @@ from clt_lightning.data.shard.sources import (
     first_existing,
     needed,
     open_tree,
-    read_span,
+    refuse_empty,
+    suffix_of,
     tar_members,
+    tree_of,
 )
 from clt_lightning.data.shard.writer import Item
 
@@ -75,8 +77,7 @@ def _nested(path: Path, label: dict[str, int]) -> list[Item]:
         inner = {Path(n).stem: span for n, span in tar_members(path).items() if Path(n).stem in label}
         items: list[Item] = []
         for wnid, (base, size) in track(sorted(inner.items()), f"listing {path.name}", unit="classes"):
-            members = sorted(tar_members(path, base, size).items())
-            items += [Item(f"{wnid}/{n}", partial(_span_parts, path, span, label[wnid])) for n, span in members]
+            items += _tree_items(tree_of(path, tar_members(path, base, size)), wnid, label[wnid])
     except tarfile.TarError as error:
         raise UserError(f"{path} is damaged ({error}): download it again") from error
     return items
@@ -92,7 +93,13 @@ def _class_folders(folder: Path, label: dict[str, int]) -> list[Item]:
 
 
 def _tree_items(tree: Tree, wnid: str, label: int) -> list[Item]:
-    return [Item(f"{wnid}/{name}", partial(_read_parts, tree, name, label)) for name in tree.images()]
+    images = tree.images
+    refuse_empty(tree, images)
+    return [_item(tree, name, f"{wnid}/{name}", wnid, label) for name in images]
+
+
+def _item(tree: Tree, name: str, shown: str, wnid: str, label: int) -> Item:
+    return Item(shown, partial(_read_parts, tree, name, label), group=wnid, stamp=str(tree.sizes[name]))
 
 
 def _val(source: Path, label: dict[str, int]) -> list[Item]:
@@ -105,13 +112,14 @@ def _val(source: Path, label: dict[str, int]) -> list[Item]:
         return _class_folders(found, label)
     tree = open_tree(found)
     truth = _val_truth(source)
+    refuse_empty(tree, tree.images)
     items = []
-    for name in tree.images():
+    for name in tree.images:
         stem = Path(name).stem
         if stem not in truth:
             raise UserError(f"{found}: there is no label for {name} (expected names like ILSVRC2012_val_00000001.JPEG)")
         if truth[stem] in label:
-            items.append(Item(name, partial(_read_parts, tree, name, label[truth[stem]])))
+            items.append(_item(tree, name, name, truth[stem], label[truth[stem]]))
     return items
 
 
@@ -177,9 +185,5 @@ def _has_wnids(folder: Path) -> bool:
     )
 
 
-def _span_parts(path: Path, span: tuple[int, int], label: int) -> dict[str, bytes]:
-    return {"jpg": read_span(path, *span), "cls": str(label).encode()}
-
-
 def _read_parts(tree: Tree, name: str, label: int) -> dict[str, bytes]:
-    return {"jpg": tree.files[name](), "cls": str(label).encode()}
+    return {suffix_of(name): tree.read(name), "cls": str(label).encode()}
