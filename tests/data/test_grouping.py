@@ -150,7 +150,7 @@ def test_a_tar_behind_a_tar_is_not_lost(tmp_path: Path) -> None:
     data = Path(first.url).read_bytes() + Path(second.url).read_bytes()
     (tmp_path / "0.tar").write_bytes(data)
     file = ShardFile(str(tmp_path / "0.tar"), "0")
-    with pytest.raises(UserError, match=r"0\.tar.*another tar follows.*--concatenate"):
+    with pytest.raises(UserError, match=r"0\.tar.*members follow.*--concatenate"):
         build_index([file])
     assert build_index([file], on_error="skip")[0].samples == 2
     streamed = list(ShardReader([ShardIndex(file, None)]).read(Run(0, 0, None)))
