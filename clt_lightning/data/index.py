@@ -79,6 +79,7 @@ def judged_by_split(indexes: Sequence[ShardIndex]) -> list[ShardIndex]:
 
 
 def _judged(index: ShardIndex, irregular: Sequence[Extra]) -> ShardIndex:
+    index = replace(index, extras=())
     if not irregular:
         return index
     faults = {fault.position: fault for fault in index.faults}
