@@ -99,6 +99,8 @@ def split_name(member: str) -> tuple[str | None, str]:
     """
     while member.startswith("./"):
         member = member[2:]
+    if not member.isascii():  # a name that is no UTF-8 holds halves of characters, which nobody can print
+        member = member.encode("utf-8", "backslashreplace").decode("utf-8")
     folder, slash, file = member.rpartition("/")
     key, dot, suffix = file.partition(".")
     if not key or not dot or file in _HIDDEN:

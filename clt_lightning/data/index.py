@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import readable_by_the_group
 from clt_lightning.core.progress import track
 from clt_lightning.data.addresses import is_http
 from clt_lightning.data.grouping import Extra, Fault, is_regular
@@ -79,6 +80,7 @@ def judged_by_split(indexes: Sequence[ShardIndex]) -> list[ShardIndex]:
 
 
 def _judged(index: ShardIndex, irregular: Sequence[Extra]) -> ShardIndex:
+    index = replace(index, extras=())
     if not irregular:
         return index
     faults = {fault.position: fault for fault in index.faults}
@@ -189,6 +191,8 @@ def _unpack(data: np.lib.npyio.NpzFile) -> dict[str, Stamped]:
     spans, labels, places = data["spans"], data["labels"], data["extras"].tolist()
     if spans.dtype != np.int64 or labels.dtype != np.int64 or spans.shape != (len(labels), 2):
         raise ValueError(f"spans {spans.dtype} {spans.shape}, labels {labels.dtype} {labels.shape}")
+    if (spans[:, 0] < 0).any() or (spans[:, 1] < spans[:, 0]).any():
+        raise ValueError("spans that no tar has")
     known: dict[str, Stamped] = {}
     at = 0
     for row in meta["shards"]:
@@ -240,6 +244,7 @@ def _save_cache(folder: str, known: dict[str, Stamped]) -> None:
                         extras=np.asarray(places, np.int64),
                     )
                     f.close()
+                    readable_by_the_group(f.name)
                     os.replace(f.name, path)
                 except BaseException:
                     os.unlink(f.name)

@@ -9,15 +9,16 @@ from __future__ import annotations
 import tarfile
 
 BLOCK = 512
+_FOLDER = ord("5")
 
 
 def plain_header(block: bytes) -> tuple[str, int] | None:
-    """Name and size of a member, from the 512 bytes of its header.
+    """Name and size of a file, or name and 0 of a folder (with a slash behind), from the 512 bytes of its header.
 
     Returns:
         None where `tarfile` has to look: any other kind of member, a damaged header, the end of the archive.
     """
-    if len(block) != BLOCK or block[156] not in b"0\0" or block[345] or not block[0]:
+    if len(block) != BLOCK or block[156] not in b"0\0005" or block[345] or not block[0]:
         return None
     try:
         size = int(block[124:136].strip(b" \0") or b"0", 8)
@@ -26,7 +27,9 @@ def plain_header(block: bytes) -> tuple[str, int] | None:
         name = block[:100].split(b"\0", 1)[0].decode("utf-8")
     except ValueError:  # a size in base 256, junk, a name in another encoding
         return None
-    return None if size < 0 or name.endswith("/") else (name, size)
+    if name.endswith("/") or block[156] == _FOLDER:
+        return None if size else (name.rstrip("/") + "/", 0)
+    return None if size < 0 else (name, size)
 
 
 def padded(size: int) -> int:

@@ -23,6 +23,8 @@ READ_ERRORS = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, 
 """What a damaged tar raises while it is read."""
 
 _MAGIC = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\0": "xz"}
+_MAGIC_AT = 257
+_USUAL_ZEROS = 1 << 20
 _EXTENDED = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
@@ -109,6 +111,8 @@ def next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
     tar.members = []  # type: ignore[attr-defined]
     if member is not None and (member.size < 0 or tar.offset <= member.offset):
         raise tarfile.ReadError(f"member {member.name!r} says that it has {member.size} bytes")
+    if member is not None and member.isfile() and not member.name:
+        raise tarfile.ReadError("a member has no name")
     return member
 
 
@@ -153,19 +157,46 @@ def check_end(tar: tarfile.TarFile, name: str) -> None:
 
 
 def check_rest(stream: IO[bytes], name: str) -> None:
-    """As `check_end`, for a stream that stands behind the end mark."""
+    """As `check_end`, for a stream that stands behind the first block of zeros."""
+    if stream.read(BLOCK).strip(b"\0"):
+        raise tarfile.ReadError("a block of zeros stands where a member should begin")
+    zeros = 0
     while chunk := stream.read(BLOCK << 10):
-        if chunk.strip(b"\0"):
-            at = (len(chunk) - len(chunk.lstrip(b"\0"))) // BLOCK * BLOCK
-            try:
-                tarfile.TarInfo.frombuf(chunk[at : at + BLOCK], "utf-8", "surrogateescape")
-            except tarfile.HeaderError:
+        if not chunk.strip(b"\0"):
+            zeros += len(chunk)
+            continue
+        while True:
+            if _holds_header(chunk):
+                raise tarfile.ReadError(
+                    "behind its end mark, members follow. A part of it is lost and full of zeros; or two tars were "
+                    "joined with cat: give them one by one, or join them with tar --concatenate"
+                )
+            if not (chunk := stream.read(BLOCK << 10)):
                 log.warning("%s: what stands behind its end-of-archive mark is no tar and is not read", name)
                 return
-            raise tarfile.ReadError(
-                "another tar follows behind its end mark. Tars that were joined with cat are read to the first end "
-                "only: give them one by one, or join them with tar --concatenate"
-            )
+    if zeros > _USUAL_ZEROS:
+        log.warning("%s ends with %d bytes of zeros: was it downloaded to its end?", name, zeros)
+
+
+def _holds_header(chunk: bytes) -> bool:
+    first = (len(chunk) - len(chunk.lstrip(b"\0"))) // BLOCK * BLOCK
+    places = {first} | {at - _MAGIC_AT for at in _found(chunk, b"ustar") if at % BLOCK == _MAGIC_AT}
+    return any(_is_header(chunk[at : at + BLOCK]) for at in places)
+
+
+def _found(chunk: bytes, what: bytes) -> Iterator[int]:
+    at = chunk.find(what)
+    while at >= 0:
+        yield at
+        at = chunk.find(what, at + 1)
+
+
+def _is_header(block: bytes) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except (tarfile.HeaderError, ValueError):
+        return False
+    return True
 
 
 class _Unread:

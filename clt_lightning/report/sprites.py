@@ -60,7 +60,7 @@ class Sprites:
             canvas = Image.new("RGB", (COLUMNS * self.size, -(-len(images) // COLUMNS) * self.size))
             for cell, image in enumerate(images):
                 place = (cell % COLUMNS * self.size, cell // COLUMNS * self.size)
-                canvas.paste(Image.open(io.BytesIO(self._thumbnails[image])), place)
+                canvas.paste(Image.open(io.BytesIO(self._thumbnails[image]), formats=("JPEG",)), place)
             canvas.save(folder.file(f"thumbs/{sheet:04d}.webp"), quality=QUALITY, method=4)
         folder.data(
             "sprites",

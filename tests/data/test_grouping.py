@@ -150,13 +150,45 @@ def test_a_tar_behind_a_tar_is_not_lost(tmp_path: Path) -> None:
     data = Path(first.url).read_bytes() + Path(second.url).read_bytes()
     (tmp_path / "0.tar").write_bytes(data)
     file = ShardFile(str(tmp_path / "0.tar"), "0")
-    with pytest.raises(UserError, match=r"0\.tar.*another tar follows.*--concatenate"):
+    with pytest.raises(UserError, match=r"0\.tar.*members follow.*--concatenate"):
         build_index([file])
     assert build_index([file], on_error="skip")[0].samples == 2
     streamed = list(ShardReader([ShardIndex(file, None)]).read(Run(0, 0, None)))
     assert [type(s) for s in streamed] == [RawSample, BadSample]
     (tmp_path / "1.tar").write_bytes(Path(first.url).read_bytes() + b"a signature".ljust(512, b"\1"))
     assert build_index([ShardFile(str(tmp_path / "1.tar"), "1")])[0].samples == 2
+
+
+def test_names_that_are_no_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "0.tar"
+    with tarfile.open(path, "w", encoding="latin-1", format=tarfile.GNU_FORMAT) as tar:
+        for name in ("löwe.jpg", "löwe.cls", "l\xfcwe.jpg"):
+            tar.addfile(tarfile.TarInfo(name))
+    found = read(build_index([ShardFile(str(path), "0")])[0])
+    assert [s.key for s in found if isinstance(s, RawSample)] == [r"0/l\udcf6we", r"0/l\udcfcwe"]
+
+
+def whole_seconds(info: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Without a fraction, `tarfile` writes no PAX header for it."""
+    info.mtime = 0
+    return info
+
+
+def test_folders_in_a_tar_cost_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"d{d}/s{i}.{suffix}" for d in range(2) for i in range(3) for suffix in ("jpg", "cls")]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for folder in ("d0", "d1"):
+            tar.add(tmp_path / folder, folder, recursive=False, filter=whole_seconds)
+            for name in sorted(n for n in names if n.startswith(folder)):
+                tar.add(tmp_path / name, name, filter=whole_seconds)
+    monkeypatch.setattr("clt_lightning.data.scan._scan_any", lambda *_: pytest.fail("the slow way"))
+    monkeypatch.setattr("clt_lightning.data.reader._any_members", lambda *_: pytest.fail("the slow way"))
+    index = scan(ShardFile(str(tmp_path / "0.tar"), "0"))
+    keys = [s.key for s in read(index) if isinstance(s, RawSample)]
+    assert keys == [f"0/d{d}/s{i}" for d in range(2) for i in range(3)]
 
 
 NAMES = st.lists(

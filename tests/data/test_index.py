@@ -200,6 +200,32 @@ def test_empty_files_and_no_tars(tmp_path: Path) -> None:
             build_index([shard(tmp_path / f"{name}.tar")])
 
 
+@pytest.mark.parametrize("hole", [(1, 1), (1, 2), (1, 8), (5, 1), (0, 3), (7, 1)])
+@pytest.mark.parametrize("how", ["index", "stream"])
+def test_a_hole_of_zeros_is_not_the_end(tmp_path: Path, hole: tuple[int, int], how: str) -> None:
+    path = write_tar(tmp_path / "0.tar", [(f"s{i}", {"png": b"x" * 700, "cls": b"1"}) for i in range(4)])
+    starts = [at for i in range(4) for at in (2560 * i, 2560 * i + 1536)]  # of the 8 members
+    data = bytearray(path.read_bytes())
+    start = starts[hole[0]]
+    data[start : start + 512 * hole[1]] = bytes(512 * hole[1])
+    path.write_bytes(data)
+    if how == "index":
+        with pytest.raises(UserError, match=r"0\.tar is truncated or damaged: (a block of zeros|behind its end mark)"):
+            build_index([shard(path)])
+    else:
+        found = list(ShardReader([ShardIndex(shard(path), None)]).read(Run(0, 0, None)))
+        assert isinstance(found[-1], BadSample)
+
+
+def test_a_tail_of_zeros_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_tar(tmp_path / "0.tar", samples(0, 3))
+    with path.open("ab") as f:
+        f.write(bytes(2 << 20))
+    with caplog.at_level(logging.WARNING):
+        assert build_index([shard(path)])[0].samples == 3
+    assert "bytes of zeros: was it downloaded to its end?" in caplog.text
+
+
 def test_a_tar_that_is_cut_while_it_is_read_gives_bad_samples(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "0.tar", samples(0, 4))
     index = scan(shard(path))
