@@ -105,6 +105,8 @@ class ProgressLine(ProgressBar):
                 self._loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
             steps.numbers = tuple(self._numbers(trainer))
         steps.to(trainer.global_step)
+        if steps.total and trainer.global_step >= steps.total:  # what follows is no training
+            self._close_steps()
 
     def _numbers(self, trainer: Any) -> list[str]:
         numbers = [] if self._loss is None else [f"loss {self._loss:.3g}"]
@@ -134,14 +136,10 @@ class ProgressLine(ProgressBar):
             self._batches.close(failed)
             self._batches = None
 
-    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._begin("sanity check", trainer.num_sanity_val_batches, sums_up=False)
-
-    def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._end()
-
     def on_validation_start(self, trainer: Any, pl_module: pl.LightningModule) -> None:
-        if not trainer.sanity_checking:
+        if trainer.sanity_checking:
+            self._begin("sanity check", trainer.num_sanity_val_batches, sums_up=False)
+        else:
             at = f" at step {trainer.global_step:,}" if trainer.state.fn == TrainerFn.FITTING else ""
             self._begin(f"validation{at}", trainer.num_val_batches, sums_up=False)
 
@@ -179,6 +177,9 @@ class ProgressLine(ProgressBar):
 
     def _close(self) -> None:
         self._end(failed=True)
+        self._close_steps()
+
+    def _close_steps(self) -> None:
         if self._steps is not None:
-            self._steps.close(failed=True)
+            self._steps.close()
             self._steps = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
@@ -85,7 +86,10 @@ def main(args: Sequence[str] | None = None) -> None:
         if reason is None:
             raise
         place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
-        told = f"{place}: {error.strerror}" if place else f"{reason}, for a file that `{words[0]}` writes. Make room"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):  # no other errors of reading
+            told = f"{place or f'a file of `{words[0]}`'} cannot be written: {reason}. Make room, or write elsewhere"
+        else:
+            told = f"{place or words[0]}: {error.strerror or error}"
         print(f"error: {told}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

@@ -181,6 +181,8 @@ class Progress:
             return
         width = line_width() - 1
         line, *more = self.parts()
+        if len(line) > width and line.startswith(self.what):  # the numbers are what moves
+            line = f"{self.what[: max(0, len(self.what) - (len(line) - width) - 2)]}..{line[len(self.what) :]}"
         for part in more:
             if len(line) + 2 + len(part) <= width:
                 line += f", {part}"

@@ -138,24 +138,25 @@ def test_numbers_for_people() -> None:
 TALKATIVE = """
 import logging, sys, time, warnings
 from clt_lightning.core.progress import Progress
+Progress._redraw = 0.0
 old = logging.StreamHandler()  # holds the stream as it was before
 logging.getLogger("other").addHandler(old)
 logging.getLogger("other").setLevel("INFO")
 with Progress("outer work with a long name", 40, "images") as outer:
     for i in range(40):
-        time.sleep(0.03)
+        time.sleep(0.003)
         outer.update(note="a note that takes its room on the line")
         print(f"out {i} " + "x" * 30)
         logging.getLogger("other").info("log %d", i)
         sys.stderr.write(f"half {i}")
         outer.update(0)
-        time.sleep(0.02)
+        time.sleep(0.003)
         sys.stderr.write(" and half\\n")
         if i % 10 == 5:
             warnings.warn(f"beware {i}")
             with Progress("inner", 3) as inner:
                 for _ in range(3):
-                    time.sleep(0.12)
+                    time.sleep(0.01)
                     inner.update()
                     print("within")
 print("end")
@@ -187,7 +188,7 @@ def test_messages_and_the_live_line_do_not_meet(columns: int) -> None:
 def test_a_narrow_terminal_and_one_that_cannot_erase() -> None:
     _, screen, _ = on_terminal([sys.executable, "-c", TALKATIVE.replace('"x" * 30', '"x"')], 24)
     assert max(map(len, screen.seen)) <= 24
-    assert "outer work with a long" in screen.seen
+    assert any(line.startswith("..: 20 of 40 images") for line in screen.seen)
     for env in ({"TERM": "dumb"}, {"TERM": ""}):
         code, screen, raw = on_terminal([sys.executable, "-c", TALKATIVE], 80, env)
         assert code == 0
@@ -206,7 +207,6 @@ with Progress("work", 2) as progress:
         print("from the worker", file=sys.stderr)
         os._exit(0)
     os.waitpid(child, 0)
-    time.sleep(0.2)
     progress.update()
 """
     _, screen, _ = on_terminal([sys.executable, "-c", code], 80)
