@@ -107,7 +107,7 @@ def test_equals_dense_codes_by_hand(clip: FrozenCLIP, make, tmp_path: Path) -> N
     centred = head - head.mean(0)
     centred /= np.linalg.norm(centred, axis=1, keepdims=True)
     for layer in range(LAYERS):
-        for f in np.flatnonzero(a[layer].sum(0) > 0):
+        for f in np.flatnonzero(a[layer].sum(0) > 0).tolist():
             direction = (a[layer, :, f] @ e) / a[layer, :, f].sum() - e.mean(0)
             cosines = centred @ (direction / np.linalg.norm(direction))
             assert np.allclose(stats["nearest_class_score"][layer, f], np.sort(cosines)[::-1], atol=1e-4)
