@@ -76,7 +76,8 @@ class ShardedTranscoder(CrossLayerTranscoder):
     def get_parameter_or_buffer(self, name: str) -> Tensor:
         """A tensor of `state_dict` by name."""
         owner, _, leaf = name.rpartition(".")
-        return getattr(self.get_submodule(owner), leaf)
+        found: Tensor = getattr(self.get_submodule(owner), leaf)
+        return found
 
     def divided(self) -> list[tuple[nn.Parameter, int | None]]:
         """Every parameter with the dimension along which it is divided."""

@@ -306,7 +306,8 @@ class JumpReLU(Activation):
     def values(self, pre: Tensor, features: Tensor | None, layer: int) -> Tensor:
         threshold = self.log_threshold[layer].exp().to(pre.dtype)
         threshold = threshold.expand_as(pre) if features is None else threshold[features]
-        return _Jump.apply(pre, threshold, self.bandwidth)
+        codes: Tensor = _Jump.apply(pre, threshold, self.bandwidth)
+        return codes
 
 
 def dense(activation: Activation, pre: Tensor, layer: int) -> Tensor:

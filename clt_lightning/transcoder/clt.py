@@ -309,7 +309,8 @@ class CrossLayerTranscoder(SparseEncoders):
     @torch.no_grad()
     def rows(self, source: int, features: Tensor, target: int) -> Tensor:
         """What code 1 of some features adds to a target layer: `(len(features), d_model)`, in the backbone's units."""
-        return self.W_dec[source][features, target - source] * self.y_scale[target]
+        rows: Tensor = self.W_dec[source][features, target - source]
+        return rows * self.y_scale[target]
 
     def decoder_blocks(self, source: int) -> tuple[Tensor, ...]:
         """The decoders of a source layer, `(F, 1, d_model)` for each of its targets.

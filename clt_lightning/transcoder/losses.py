@@ -177,7 +177,8 @@ class _SquaredErrors(torch.autograd.Function):
         error = y_hat - y
         ctx.save_for_backward(error)
         # a token's norm first: one long sum in fp32 would lose digits
-        return torch.linalg.vector_norm(error, dim=2).square().sum(1)
+        norms: Tensor = torch.linalg.vector_norm(error, dim=2)
+        return norms.square().sum(1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -188,7 +189,7 @@ class _SquaredErrors(torch.autograd.Function):
 
 def normalized_error(y: Tensor, y_hat: Tensor, variance: Tensor) -> Tensor:
     """`(layers,)`: mean over tokens of `||y - y_hat||^2 / variance`, in fp32 or better: the FVU of a layer."""
-    error = _SquaredErrors.apply(y.to(y_hat.dtype), y_hat) / max(y.shape[1], 1)
+    error: Tensor = _SquaredErrors.apply(y.to(y_hat.dtype), y_hat) / max(y.shape[1], 1)
     return error / variance.to(error)
 
 

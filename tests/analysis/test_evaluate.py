@@ -108,7 +108,8 @@ def test_arms_by_hand(clip: FrozenCLIP, clt: CrossLayerTranscoder, found: Evalua
 
     def softmax(logits: np.ndarray) -> np.ndarray:
         e = np.exp(logits - logits.max(1, keepdims=True))
-        return e / e.sum(1, keepdims=True)
+        shares: np.ndarray = e / e.sum(1, keepdims=True)
+        return shares
 
     seen = 0
     for index, result in enumerate(found.arms):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -93,7 +94,7 @@ def test_edits_that_change_nothing(clip: FrozenCLIP, clt: CrossLayerTranscoder, 
     assert torch.allclose(found.before, p)
 
 
-def batches() -> list[dict]:
+def batches() -> list[dict[str, Any]]:
     images, labels, keys = Made(n=12).everything()
     rows = [slice(0, 8), slice(8, 12)]
     return [{"image": images[r], "label": torch.tensor(labels[r]), "key": keys[r]} for r in rows]
@@ -150,7 +151,7 @@ def test_other_text_is_named(text: str) -> None:
     ],
 )
 def test_what_cannot_be_is_refused(
-    clip: FrozenCLIP, clt: CrossLayerTranscoder, edits: list[Edit], options: dict, message: str
+    clip: FrozenCLIP, clt: CrossLayerTranscoder, edits: list[Edit], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         steer(clip, clt, batches(), edits, clip.zero_shot_head(CLASSES, TEMPLATES), CLASSES, **options)

@@ -20,7 +20,8 @@ def numpy_fvu(y: Tensor, y_hat: Tensor) -> np.ndarray:
     """Straight from the definition, per layer, in float64."""
     a, b = y.double().numpy(), y_hat.double().numpy()
     a, b = a.reshape(len(a), -1, a.shape[-1]), b.reshape(len(b), -1, b.shape[-1])
-    return ((a - b) ** 2).sum((1, 2)) / ((a - a.mean(1, keepdims=True)) ** 2).sum((1, 2))
+    fvu: np.ndarray = ((a - b) ** 2).sum((1, 2)) / ((a - a.mean(1, keepdims=True)) ** 2).sum((1, 2))
+    return fvu
 
 
 def made(

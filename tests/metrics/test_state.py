@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +27,7 @@ def metrics() -> dict[str, ExactMetric]:
     }
 
 
-def batches() -> list[dict[str, tuple]]:
+def batches() -> list[dict[str, tuple[Any, ...]]]:
     """Five batches of different sizes."""
     generator = torch.Generator().manual_seed(0)
     out = []
@@ -46,7 +48,7 @@ def batches() -> list[dict[str, tuple]]:
     return out
 
 
-def results(chosen: list[dict[str, tuple]]) -> dict[str, Tensor]:
+def results(chosen: list[dict[str, tuple[Any, ...]]]) -> dict[str, Tensor]:
     out = {}
     for name, metric in metrics().items():
         for batch in chosen:
@@ -65,7 +67,14 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
     whole = results(batches())
     for found in processes.run(share_of_one_process, tmp_path, 2):
         for name, value in found.items():
-            torch.testing.assert_close(value, whole[name], rtol=1e-12, atol=0, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(value, whole[name], rtol=1e-12, atol=0, msg=f"{name} of one of two processes")
+
+
+def types(metric: ExactMetric) -> set[torch.dtype]:
+    """Of its state."""
+    states = list(metric.metric_state.values())
+    assert all(isinstance(state, Tensor) for state in states)
+    return {state.dtype for state in states if isinstance(state, Tensor)}
 
 
 @pytest.mark.parametrize(
@@ -79,7 +88,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
     ],
     ids=["half", "bfloat16", "to", "to-device", "float"],
 )
-def test_casts_of_the_model_around_leave_the_state_alone(cast) -> None:
+def test_casts_of_the_model_around_leave_the_state_alone(cast: Callable[[nn.Module], nn.Module]) -> None:
     expected = results(batches())
     for name, metric in metrics().items():
         parent = nn.ModuleDict({"metric": metric, "weights": nn.Linear(2, 2)})
@@ -88,12 +97,12 @@ def test_casts_of_the_model_around_leave_the_state_alone(cast) -> None:
         cast(parent)
         for batch in batches()[2:]:
             metric.update(*batch[name])
-        assert {state.dtype for state in metric.metric_state.values()} <= {torch.float64, torch.int64, torch.uint8}
+        assert types(metric) <= {torch.float64, torch.int64, torch.uint8}
         value = metric.compute()
         value = torch.stack(list(value.values())) if isinstance(value, dict) else value
         torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
         metric.reset()
-        assert {state.dtype for state in metric.metric_state.values()} <= {torch.float64, torch.int64, torch.uint8}
+        assert types(metric) <= {torch.float64, torch.int64, torch.uint8}
 
 
 def test_blocks_cover_every_token_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,14 @@ TESTS: dict[str, list[str]] = {
     "clt_lightning/analysis/steering.py": _analysis("steering"),
 }
 #: imported once, before the first fork: half of a run's time otherwise
-PRELOADED = ("torch", "torch.distributed", "lightning.pytorch", "lightning.pytorch.cli", "open_clip", "torchmetrics")
+PRELOADED: tuple[str, ...] = (
+    "torch",
+    "torch.distributed",
+    "lightning.pytorch",
+    "lightning.pytorch.cli",
+    "open_clip",
+    "torchmetrics",
+)
 PRELOADED += ("tensorboard.backend.event_processing.event_accumulator", "webdataset", "hypothesis", "pytest")
 PRELOADED += ("hypothesis.extra.numpy", "matplotlib.pyplot", "tqdm.auto", "huggingface_hub", "torchvision.transforms")
 #: what tells one mutation from another, also when lines have moved

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import start_processes
 
 
 def run(function: Callable[..., Any], folder: Path, processes: int, *args: Any) -> list[Any]:
@@ -19,7 +19,7 @@ def run(function: Callable[..., Any], folder: Path, processes: int, *args: Any) 
     # not forked from here, where autograd has run; from a server that has imported everything once for all of them
     multiprocessing.set_forkserver_preload(["tests.parallel.scenes", "clt_lightning.module", function.__module__])
     everything = (processes, folder, function, args)
-    mp.start_processes(_enter, args=everything, nprocs=processes, start_method="forkserver")
+    start_processes(_enter, args=everything, nprocs=processes, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(processes)]
 
 

@@ -20,13 +20,14 @@ from clt_lightning.parallel.plan import (
     make_plan,
 )
 from clt_lightning.transcoder import CrossLayerTranscoder, TopK
+from clt_lightning.transcoder.clt import Topology
 
 ROOT = Path(__file__).parents[2]
 VIT_B = Shape(12, 768, 50, 6144)
 
 
 @pytest.mark.parametrize("topology", ["cross_layer", "per_layer"])
-def test_weights_are_those_of_a_transcoder(topology: str) -> None:
+def test_weights_are_those_of_a_transcoder(topology: Topology) -> None:
     clt = CrossLayerTranscoder(4, 6, 10, TopK(2), topology=topology)
     shape = Shape(4, 6, 5, 10, cross_layer=topology == "cross_layer")
     assert shape.divided + shape.shared == sum(p.numel() for p in clt.parameters())
@@ -110,7 +111,7 @@ def test_small_things() -> None:
     assert [size(n) for n in (12, 3.4e6, 2e9, 5e12)] == ["12 B", "3.4 MB", "2 GB", "5 TB"]
 
 
-def test_the_command_reads_layered_configs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_command_reads_layered_configs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = str(ROOT / "configs" / "quickstart.yaml")
     above = tmp_path / "above.yaml"
     above.write_text("model: {transcoder: {n_features: 1024}}\ntrainer: {devices: 4}\n")
@@ -128,7 +129,7 @@ def test_the_command_reads_layered_configs(tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize("words", [[], ["--config", "nowhere.yaml"]])
-def test_mistakes_end_in_one_message(words: list[str], capsys: pytest.CaptureFixture) -> None:
+def test_mistakes_end_in_one_message(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["plan", *words])
     assert stop.value.code == 2

@@ -145,6 +145,7 @@ def test_states_go_from_two_processes_to_one_and_four(two: list[dict[str, Any]],
     straight = scenes.train(config, 9, 0, 1, True)
     plain = scenes.train(config, 3, 0, 1, True, half_way(two), 6)
     assert straight is not None
+    assert plain is not None
     for found in (plain, four[0]["continued"]):
         close(found["state"], straight["state"])
         close(found["optimizer"]["state"], straight["optimizer"]["state"])

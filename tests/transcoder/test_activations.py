@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,12 +11,13 @@ from hypothesis import strategies as st
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import AbsTopK, BatchTopK, JumpReLU, ReLU, TopK
-from clt_lightning.transcoder.activations import ACTIVATIONS, dense, from_config, top_indices
+from clt_lightning.transcoder.activations import ACTIVATIONS, Activation, dense, from_config, top_indices
 
+A = TypeVar("A", bound=Activation)
 pre_table = torch.tensor([[3.0, -4.0, 1.0, 2.0], [-1.0, -2.0, 0.5, -3.0]])
 
 
-def built(activation, layers: int = 1, features: int = 4):
+def built(activation: A, layers: int = 1, features: int = 4) -> A:
     activation.build(layers, features)
     return activation
 

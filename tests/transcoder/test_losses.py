@@ -21,6 +21,8 @@ from clt_lightning.transcoder.losses import (
     reconstruction_loss,
     tanh_penalty,
 )
+from tests.gradients import gradient
+from tests.transcoder.conftest import MakeCLT
 
 Z = torch.tensor([[[1.0, 0.0, -2.0], [0.0, 0.0, 3.0]], [[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]])  # (2 layers, 2 tokens, 3)
 NORMS = torch.tensor([[1.0, 5.0, 0.5], [2.0, 3.0, 1.0]])
@@ -63,7 +65,7 @@ def test_auxk_rebuilds_the_detached_residual_without_bias() -> None:
     assert auxiliary.grad is not None
 
 
-def test_auxk_perfect_dead_features_give_zero(make_clt) -> None:
+def test_auxk_perfect_dead_features_give_zero(make_clt: MakeCLT) -> None:
     """Planted: the dead feature's decoder is the residual itself."""
     clt = make_clt(n_layers=1, d_model=2, n_features=2, activation=TopK(1), scales=False)
     with torch.no_grad():
@@ -86,7 +88,7 @@ def test_auxk_perfect_dead_features_give_zero(make_clt) -> None:
     assert float(parts["auxk"]) == pytest.approx(0.5 * 1.0)
 
 
-def test_warm_up_and_the_sum_of_parts(make_clt) -> None:
+def test_warm_up_and_the_sum_of_parts(make_clt: MakeCLT) -> None:
     clt = make_clt(activation=TopK(4))
     x = torch.randn(3, 6, 8, dtype=torch.float64)
     config = LossConfig(
@@ -102,15 +104,15 @@ def test_warm_up_and_the_sum_of_parts(make_clt) -> None:
     assert float(first["tanh"]) == pytest.approx(float(later["tanh"]))
 
 
-def test_zero_decoders_give_finite_gradients(make_clt) -> None:
+def test_zero_decoders_give_finite_gradients(make_clt: MakeCLT) -> None:
     clt = make_clt(activation=TopK(4))
     with torch.no_grad():
         for W in clt.W_dec:
             W.zero_()
     x = torch.randn(3, 6, 8, dtype=torch.float64)
     parts = loss_parts(LossConfig(l1=L1Config(0.1)), clt, x, clt(x), step=0)
-    sum(parts.values()).backward()
-    assert all(p.grad.isfinite().all() for p in clt.parameters())
+    torch.stack(list(parts.values())).sum().backward()
+    assert all(gradient(p).isfinite().all() for p in clt.parameters())
 
 
 def test_bad_coefficients_are_named() -> None:
