@@ -43,7 +43,7 @@ def nearest_texts(direction: Tensor, texts: Tensor | None) -> tuple[Tensor, Tens
     return index, score
 
 
-def read_words(path: str | None) -> list[str]:
+def read_words(path: str | Path | None) -> list[str]:
     """Words to name features by: a file's lines, or the package's own list.
 
     Raises:

@@ -17,6 +17,14 @@ from clt_lightning.core.classes import load_class, nearest
 from clt_lightning.core.errors import UserError
 from clt_lightning.data import modules
 
+#: Words of torch's messages, and the argument that they are about
+_ARGUMENTS = {
+    "learning rate": "lr",
+    "beta": "betas",
+    "epsilon": "eps",
+    "weight_decay": "weight_decay",
+    "momentum": "momentum",
+}
 _HALF = {"bf16-true": "bf16-mixed", "16-true": "16-mixed"}
 
 
@@ -98,6 +106,9 @@ def _check_machine(trainer: Namespace) -> None:
                 f"trainer.accelerator: {accelerator} is asked for, and torch finds none on this machine: "
                 "--trainer.accelerator=cpu runs on the CPU"
             )
+    words = ("auto", "-1")
+    if isinstance(devices, str) and devices not in words and not all(d.strip().isdigit() for d in devices.split(",")):
+        raise UserError(f"trainer.devices: expected a number, a list of numbers or auto, got {devices!r}")
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
     count = int(devices) if isinstance(devices, int | str) and str(devices).isdigit() else 0
     cores = os.cpu_count() or 1
@@ -134,4 +145,6 @@ def _check_optimizer(optimizer: Any) -> None:
     try:
         cls([torch.nn.Parameter(torch.zeros(2, 2))], **arguments)
     except (ValueError, TypeError) as error:
-        raise UserError(f"model.optimizer.init_args: {cls.__name__}: {message(error)}") from error
+        said = message(error)
+        argument = next((f".{key}" for word, key in _ARGUMENTS.items() if word in said and key in arguments), "")
+        raise UserError(f"model.optimizer.init_args{argument}: {cls.__name__}: {said}") from error

@@ -29,17 +29,18 @@ from clt_lightning.callbacks import (
 )
 from clt_lightning.cli.checks import check_config, check_data, check_name, data_class
 from clt_lightning.cli.config_paths import settle_paths
-from clt_lightning.cli.explain import complaint, explain, with_place
+from clt_lightning.cli.explain import complaint, explain, kind_of, with_place
 from clt_lightning.cli.failures import message, users_mistakes
 from clt_lightning.cli.help import describe
-from clt_lightning.cli.layers import Layer, layers_of
+from clt_lightning.cli.layers import Layer, layers_of, options_of
 from clt_lightning.cli.parser import Parser
 from clt_lightning.cli.run_option import expand_run, named_checkpoint
 from clt_lightning.cli.saved import Saved, check_parameters
+from clt_lightning.cli.schema import Option, bases_of, table_of
 from clt_lightning.cli.schema import Table as Keys
-from clt_lightning.cli.schema import table_of
 from clt_lightning.cli.written import check_readable
 from clt_lightning.core import seeds
+from clt_lightning.core.classes import load_class
 from clt_lightning.core.errors import UserError
 from clt_lightning.data import modules
 from clt_lightning.module import CLTModule
@@ -81,6 +82,41 @@ def read_words(words: list[str]) -> tuple[list[str], Saved | None, bool]:
 def needs(command: str) -> str:
     """What a command cannot do without."""
     return _NEEDS["fit"] if command == "fit" else _NEEDS["other"].format(command=command)
+
+
+def config_keys() -> Keys:
+    """The keys that a config of fit may have."""
+    parser = Parser(exit_on_error=False)
+    parser.add_argument("--seed_everything", type=bool | int, default=0)
+    parser.add_lightning_class_args(lightning.Trainer, "trainer")
+    parser.add_lightning_class_args(CLTModule, "model")
+    parser.add_lightning_class_args(lightning.LightningDataModule, "data", subclass_mode=True)
+    _add_own_keys(parser)
+    parser.add_argument("--ckpt_path", type=str | Path | None, default=None)
+    return table_of(parser)
+
+
+def _add_own_keys(parser: LightningArgumentParser) -> None:
+    """What a config holds beside Lightning's `trainer`, `model` and `data`."""
+    parser.add_argument("--name", type=str, default="clt", help="name of the run: <runs_dir>/<name>/version_<n>/")
+    parser.add_argument(
+        "--version", type=int | None, default=None, help="version of the run; null takes the next free one"
+    )
+    parser.add_argument("--runs_dir", type=str | Path, default="runs", help="folder of all runs")
+    parser.add_lightning_class_args(Reconstruction, "reconstruction")
+    parser.add_lightning_class_args(ZeroShot, "zero_shot")
+    parser.add_lightning_class_args(Evaluate, "evaluate")
+    parser.add_lightning_class_args(Checkpoints, "checkpoints")
+    parser.add_lightning_class_args(Throughput, "throughput")
+    parser.add_lightning_class_args(Figures, "figures")
+    parser.add_lightning_class_args(Board, "board")
+    for callback, key in ((Table, "table"), (ExportTranscoder, "export_transcoder"), (RunRecord, "run_record")):
+        parser.add_lightning_class_args(callback, key)
+    parser.add_lightning_class_args(Predictions, "predictions")
+    parser.add_lightning_class_args(RandomState, "random_state")
+    # after the others: where it stops a run, they have seen the step
+    parser.add_lightning_class_args(Requeue, "requeue")
+    parser.set_defaults(_DEFAULTS)
 
 
 class ConfigCLI(LightningCLI):
@@ -133,25 +169,7 @@ class ConfigCLI(LightningCLI):
         return {self.command: skipped | {"return_predictions"} if self.command == "predict" else skipped}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--name", type=str, default="clt", help="name of the run: <runs_dir>/<name>/version_<n>/")
-        parser.add_argument(
-            "--version", type=int | None, default=None, help="version of the run; null takes the next free one"
-        )
-        parser.add_argument("--runs_dir", type=str | Path, default="runs", help="folder of all runs")
-        parser.add_lightning_class_args(Reconstruction, "reconstruction")
-        parser.add_lightning_class_args(ZeroShot, "zero_shot")
-        parser.add_lightning_class_args(Evaluate, "evaluate")
-        parser.add_lightning_class_args(Checkpoints, "checkpoints")
-        parser.add_lightning_class_args(Throughput, "throughput")
-        parser.add_lightning_class_args(Figures, "figures")
-        parser.add_lightning_class_args(Board, "board")
-        for callback, key in ((Table, "table"), (ExportTranscoder, "export_transcoder"), (RunRecord, "run_record")):
-            parser.add_lightning_class_args(callback, key)
-        parser.add_lightning_class_args(Predictions, "predictions")
-        parser.add_lightning_class_args(RandomState, "random_state")
-        # after the others: where it stops a run, they have seen the step
-        parser.add_lightning_class_args(Requeue, "requeue")
-        parser.set_defaults(_DEFAULTS)
+        _add_own_keys(parser)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -174,13 +192,25 @@ class ConfigCLI(LightningCLI):
         try:
             self.config = parser.parse_args(words)
         except argparse.ArgumentError as error:
+            self._check_help(words)
             raise UserError(explain(error.message or str(error), self.layers, self.keys, self.command)) from error
         except (ValueError, TypeError, AttributeError, KeyError) as error:  # of odd values; or a mistake of ours
             said = complaint(self.layers, self.keys)
             if said is None:
                 raise
             raise UserError(said) from error
+        if (said := complaint(self.layers, self.keys, parsed=True)) is not None:
+            raise UserError(said)
         settle_paths(self.config[self.command], self.keys, self.layers)
+
+    def _check_help(self, words: list[str]) -> None:
+        """`--data.help CIFAR10`: says which classes there are."""
+        for option, name in options_of(words[1:]):
+            place: Any = self.keys
+            for key in option.removeprefix("--").removesuffix(".help").split("."):
+                place = place.get(key) if isinstance(place, dict) else None
+            if option.endswith(".help") and name and isinstance(place, Option):
+                load_class(name, bases_of(place.type), option, kind_of(bases_of(place.type)))
 
     def _parse_ckpt_path(self) -> None:
         config = self.config[self.command]
@@ -207,7 +237,7 @@ class ConfigCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Makes model, data, callbacks and trainer; what their classes do not accept becomes one message."""
-        with users_mistakes("the config"):
+        with users_mistakes():
             super().instantiate_classes()
 
     def before_instantiate_classes(self) -> None:

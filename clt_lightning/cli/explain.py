@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from clt_lightning.cli.layers import Layer
 from clt_lightning.cli.schema import TABLE, Leaf, Option, Table, places_of, walk
@@ -37,28 +38,60 @@ def explain(error: str, layers: Sequence[Layer], table: Table, command: str = "f
     return complaint(layers, table) or _shortened(error, layers, command)
 
 
-def complaint(layers: Sequence[Layer], table: Table) -> str | None:
-    """The first thing in a config that cannot stand where it stands; None if there is none."""
+def complaint(layers: Sequence[Layer], table: Table, *, parsed: bool = False) -> str | None:
+    """The first thing in a config that cannot stand where it stands; None if there is none.
+
+    Args:
+        layers: what the user gave.
+        table: the keys that there are.
+        parsed: whether the parser took it: then only what it passes over in silence is looked for, keys that do not
+            exist and values in the place of tables.
+    """
     current: dict[Keys, type] = {}
-    return next((said for layer in layers for said in _complaints(layer, table, current)), None)
+    return next((said for layer in layers for said in _complaints(layer, table, current, parsed)), None)
 
 
 def with_place(message: str, layers: Sequence[Layer]) -> str:
     """A message that begins with a key, or a class and an argument, led by the file and line where that is set."""
     key = re.match(r"(?:--)?([a-z_]\w*(?:\.\w+)+|name|runs_dir|version)\b", message)
-    argument = re.match(r"[A-Z]\w+: (\w+)\b", message)
-    if key is None and argument is None:
+    argument = re.match(r"([A-Z]\w+): (\w+)\b", message)
+    if argument is not None and (where := _class_line(argument[1], layers)) is not None:
+        return f"{where}: {message}"
+    if key is None:
         return message
-    end = key[1] if key else f"init_args.{argument[1]}" if argument else ""
+    end = f".{_short(key[1])}"
     for layer in reversed(layers):
-        if layer.file is not None:
-            for keys in layer.file.lines:
-                dotted = _dotted(keys)
-                if dotted == end or dotted.endswith(f".{end}"):
-                    return f"{layer.where(keys)}: {message}"
-        elif layer.option.removeprefix("--") == end or layer.option.endswith(f".{end}"):
-            return message
+        if layer.file is None and f".{_short(layer.option.removeprefix('--'))}".endswith(end):
+            return message  # the user has just typed it
+        for keys in layer.file.lines if layer.file is not None else ():
+            if f".{_short(_dotted(keys))}".endswith(end):
+                return f"{layer.where(keys)}: {message}"
     return message
+
+
+def _class_line(name: str, layers: Sequence[Layer]) -> str | None:
+    """The file and line that chose a class, and the key; None if no file did, or an option did later."""
+    for layer in reversed(layers):
+        for keys, value in _values(layer.content):
+            if isinstance(value, str) and value.rpartition(".")[2] == name:
+                place = _dotted(keys).removesuffix(".class_path")
+                return f"{layer.where(keys)}: {place}" if layer.file is not None else None
+    return None
+
+
+def _values(content: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Any]]:
+    """Every single value of a config, and where it stands."""
+    entries = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in entries:
+        if isinstance(value, dict | list):
+            yield from _values(value, (*keys, key))
+        else:
+            yield (*keys, key), value
+
+
+def _short(key: str) -> str:
+    """A key as it may be written on the command line, where `init_args` may be left out."""
+    return key.replace("init_args.", "")
 
 
 def resolve_class(name: str, bases: tuple[type, ...], keys: Keys, *, trusted: bool = True) -> type:
@@ -80,8 +113,10 @@ def place(layers: Sequence[Layer], keys: Keys) -> str:
     return ""
 
 
-def _complaints(layer: Layer, table: Table, current: dict[Keys, type]) -> Iterator[str]:
+def _complaints(layer: Layer, table: Table, current: dict[Keys, type], parsed: bool = False) -> Iterator[str]:
     for found in walk(layer.content, table, resolve_class, current):
+        if parsed and (found.type is not TABLE if isinstance(found, Leaf) else found.unknown is None):
+            continue
         if isinstance(found, Leaf) and found.type is TABLE and isinstance(found.value, str):
             yield from _sub_config(found, table)
         elif isinstance(found, Leaf):

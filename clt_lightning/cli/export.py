@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.paths import expand
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,9 +38,7 @@ def run(args: argparse.Namespace) -> None:
     if args.ckpt_path is not None:
         from clt_lightning.module import CLTModule
 
-        if not args.ckpt_path.is_file():
-            raise UserError(f"--ckpt_path {args.ckpt_path}: no such file")
-        module = CLTModule.load_from_checkpoint(args.ckpt_path, map_location="cpu")
+        module = CLTModule.load_from_checkpoint(expand(args.ckpt_path, "--ckpt_path"), map_location="cpu")
         clt, metadata = module.transcoder, {"clip": module.clip.describe()}
     else:
         folder = args.run / "transcoder"

@@ -15,6 +15,8 @@ from clt_lightning.core.errors import UserError
 _PACKAGE = Path(__file__).parent.parent
 _HERE = Path(__file__).parent
 
+#: What Lightning says, and the key that it is about
+_KEYS = ((r"Timer\(duration", "trainer.max_time"), (r"^devices selected", "trainer.devices"))
 #: What Lightning says, and what to do
 _REMEDIES = (
     (
@@ -26,11 +28,8 @@ _REMEDIES = (
 
 
 @contextmanager
-def users_mistakes(doing: str) -> Iterator[None]:
+def users_mistakes() -> Iterator[None]:
     """Turns what other libraries say about the user's settings into one message.
-
-    Args:
-        doing: what is done with them, for the message.
 
     Raises:
         UserError: in the place of an error that was raised outside this package, on the way from a config.
@@ -44,7 +43,7 @@ def users_mistakes(doing: str) -> Iterator[None]:
     except (ValueError, TypeError, AttributeError, ImportError, NotImplementedError, KeyError) as error:
         if _is_ours(error):
             raise
-        raise UserError(f"{doing}: {message(error)}") from error
+        raise UserError(message(error)) from error
 
 
 def message(error: BaseException) -> str:
@@ -52,13 +51,16 @@ def message(error: BaseException) -> str:
     if (inner := _inner(error)) is not error:
         return message(inner)
     text = str(error) or type(error).__name__
+    named = re.search(r"Problem with given class_path '[\w.]*?(\w+)':\n(.*?)\n\s*- Expected", text, re.DOTALL)
+    if named:  # jsonargparse lists what each type in a union would have wanted
+        text = f"{named[1]}: {named[2].strip()}"
     text = re.sub(r"\s*https?://\S+", "", text)
     text = " ".join(line.strip() for line in text.splitlines() if line.strip()).replace("`", "")
     text = text if len(text) <= 500 else f"{text[:497]}..."
     for pattern, remedy in _REMEDIES:
         if re.search(pattern, str(error)):
-            return f"{text.rstrip('.')}: {remedy}"
-    return text
+            text = f"{text.rstrip('.')}: {remedy}"
+    return next((f"{key}: {text}" for pattern, key in _KEYS if re.search(pattern, str(error))), text)
 
 
 def _inner(error: BaseException) -> BaseException:

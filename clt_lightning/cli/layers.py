@@ -65,9 +65,11 @@ def options_of(words: Sequence[str]) -> Iterator[tuple[str, str]]:
         elif option in ("-h", "--help", "--print_config"):
             yield option, ""
         elif option.endswith(".help"):
-            if at < len(words) and not words[at].startswith("-"):
-                at += 1
-            yield option, ""
+            named = at < len(words) and not words[at].startswith("-")
+            yield option, words[at] if named else ""
+            at += named
+        elif not option.startswith("--") and option not in _FILE_OPTIONS:
+            raise UserError(f"there is no option {option}{_close(option)}")
         elif at < len(words) and not _is_option(words[at]):
             yield option, words[at]
             at += 1
@@ -88,10 +90,8 @@ def _layer(option: str, value: str) -> Layer | None:
     if option in _FILE_OPTIONS:
         file = parse_config(value, option) if value.lstrip().startswith("{") else read_config(value)
         return Layer(file.content, file)
-    if not value and (option in ("-h", "--help", "--print_config") or option.endswith(".help")):
+    if option in ("-h", "--help", "--print_config") or option.endswith(".help"):
         return None
-    if not option.startswith("--"):
-        raise UserError(f"{option} is no option{_close(option)}")
     keys = option.removeprefix("--").removesuffix("+").split(".")
     content: Any = parse_value(value) if value[:1] in ("{", "[") else value
     for key in reversed(keys):

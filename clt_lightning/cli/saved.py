@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -70,14 +69,9 @@ class Saved:
             UserError: they are not, and the user named no other place.
         """
         cls = data_class(config)
-        root = config.data.get("init_args", Namespace()).get("root")
         named = any(layer.file is None and layer.option in ("--data.init_args.root", "--data.root") for layer in layers)
-        if root is None or named or "://" in str(root) or os.path.isdir(root) or not issubclass(cls, modules.WebImages):
-            return
-        again = " (renders that are not there are drawn again)" if issubclass(cls, modules.Demo) else ""
-        raise UserError(
-            f"the run's data are not in {root} any more: say where they are with --data.init_args.root=FOLDER{again}"
-        )
+        if not named and issubclass(cls, modules.WebImages):
+            cls(**config.data.init_args).require_root()
 
 
 def check_parameters(checkpoint: Path, keys: Table, *, trusted: bool) -> None:

@@ -113,7 +113,7 @@ def element(hint: Any) -> Any | None:
 
 def bases_of(hint: Any) -> tuple[type, ...]:
     """Classes of which a config may name a subclass at such a place, or a maker of which it may name."""
-    found = []
+    found: list[type] = []
     for alternative in alternatives(hint):
         if is_callable(alternative):
             arguments = typing.get_args(alternative)
@@ -178,6 +178,7 @@ class _Walker:
     def value(self, value: Any, option: Option, keys: Keys) -> Walk:
         kinds = alternatives(option.type)
         bases = bases_of(option.type)
+        listed = next((element(kind) for kind in kinds if bases_of(element(kind))), None)
         if isinstance(value, Mapping | Namespace):
             value = _mapping(value)
             tables = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
@@ -185,18 +186,17 @@ class _Walker:
                 yield from self.spec(value, bases, keys, option.default)
             elif tables:
                 yield from self.table(value, class_table(tables[0]), keys)  # type: ignore[arg-type]
-            elif any(bases_of(element(kind)) for kind in kinds):  # --trainer.callbacks.monitor: of the last one
-                inner = next(bases_of(element(kind)) for kind in kinds if bases_of(element(kind)))
-                yield from self.spec(value, inner, keys, None)
+            elif listed is not None:  # --trainer.callbacks.monitor: of the last one
+                yield from self.spec(value, bases_of(listed), keys, None)
             else:
                 yield Leaf(keys, value, option.type)
-        elif isinstance(value, list | tuple) and (inner := [e for k in kinds if bases_of(e := element(k))]):
+        elif isinstance(value, list | tuple) and listed is not None:
             for index, entry in enumerate(value):
-                yield from self.value(entry, Option(inner[0]), (*keys, index))
+                yield from self.value(entry, Option(listed), (*keys, index))
             if (*keys, len(value) - 1) in self.current:  # what --trainer.callbacks.monitor goes to
                 self.current[keys] = self.current[*keys, len(value) - 1]
-        elif isinstance(value, str) and not bases and (inner := [e for k in kinds if bases_of(e := element(k))]):
-            yield from self.value(value, Option(inner[0]), keys)
+        elif isinstance(value, str) and not bases and listed is not None:
+            yield from self.value(value, Option(listed), keys)
         elif isinstance(value, str) and bases and (_dotted(value) or not {str, int, float} & set(kinds)):
             yield from self.named(value, bases, keys, keys)
         else:

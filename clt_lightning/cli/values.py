@@ -67,7 +67,8 @@ def _word(kind: Any) -> str:
     if (inner := element(kind)) is not None:
         return "a list" if inner is Any else f"a list (of: {expected(inner)})"
     if typing.get_origin(kind) in (dict, collections.abc.Mapping):
-        return "a table"
+        of_values = typing.get_args(kind)[1] if typing.get_args(kind) else Any
+        return "a table" if of_values is Any else f"a table (of: {expected(of_values)})"
     if bases_of(kind):
         return f"a class ({', '.join(base.__name__ for base in bases_of(kind))})"
     if inspect.isclass(kind) and issubclass(kind, os.PathLike):

@@ -14,6 +14,8 @@ from clt_lightning.core.errors import UserError
 KNOWN_PACKAGES = ("clt_lightning", "lightning", "torch")
 
 
+#: So many names are all shown; of more, the nearest
+_FEW, _MANY = 8, 20
 Bases = type | tuple[type, ...]
 
 
@@ -127,11 +129,12 @@ def _there_are(name: str, base: Bases, what: str) -> str:
     names = known_names(base)
     last = name.rpartition(".")[2]
     near = [n for n in names if n.rpartition(".")[2] in nearest(last, [n.rpartition(".")[2] for n in names], n=5)]
-    if len(names) <= 8:
-        return f"; there are: {', '.join(names)}" if names else ""
-    if near:
+    if not names:
+        return ""
+    if len(names) > _FEW and near:
         return f"; nearest: {', '.join(near)}"
-    return f"; there are: {', '.join(names)}"
+    more = f" and {len(names) - _MANY} more (--help lists them)" if len(names) > _MANY else ""
+    return f"; there are: {', '.join(names[:_MANY])}{more}"
 
 
 def _several(base: Bases) -> tuple[type, ...]:
@@ -140,7 +143,8 @@ def _several(base: Bases) -> tuple[type, ...]:
 
 def _all_subclasses(base: type) -> Iterator[type]:
     yield base
-    for cls in type.__subclasses__(base):
+    below: list[type] = type.__subclasses__(base)
+    for cls in below:
         yield from _all_subclasses(cls)
 
 

@@ -113,7 +113,9 @@ def expand(patterns: str | Sequence[str], split: str, *, allow_pipe: bool = Fals
             elif os.path.isdir(url):
                 urls.extend(_folder_shards(url, hint))
             elif glob.has_magic(url) and not os.path.exists(url):
-                matches = sorted(glob.glob(url, recursive=True), key=_natural)
+                # ./ in front: a file that is called pipe:... or http:... is a file, not an address
+                found = (f if os.path.isabs(f) else os.path.join(".", f) for f in glob.glob(url, recursive=True))
+                matches = sorted(found, key=_natural)
                 if not matches:
                     raise UserError(f"{split}: no file matches {url!r}.{_sentence(hint)}")
                 urls.extend(matches)

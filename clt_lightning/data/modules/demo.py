@@ -48,7 +48,7 @@ class Demo(WebImages):
 
     def __init__(
         self,
-        root: str = "data/demo",
+        root: str | Path = "data/demo",
         n_train: int = 20_000,
         n_test: int = 2_000,
         size: int = renders.DEFAULT_SIZE,
@@ -69,6 +69,7 @@ class Demo(WebImages):
             if value < least:
                 raise UserError(f"data.init_args.{name} must be {least} or more, but is {value}")
         self.base = Path(root)
+        self._draws = True
         self.parameters: dict[str, Any] = {
             "n_train": n_train,
             "n_test": n_test,
@@ -81,6 +82,15 @@ class Demo(WebImages):
     def check_root(self) -> None:
         """Nothing to check: what is not there is written."""
 
+    def require_root(self) -> None:
+        """As in `WebImages`; and no render is drawn from now on.
+
+        Raises:
+            UserError: the renders are not there any more.
+        """
+        self._draws = False
+        self.prepare_data()
+
     def prepare_data(self) -> None:
         """Writes the renders, if they are not there; several processes may call this at once.
 
@@ -89,6 +99,11 @@ class Demo(WebImages):
         """
         if self._complete(self._folder()):
             return
+        if not self._draws:
+            raise UserError(
+                f"the run's renders are not in {self._folder()} any more: say where they are with "
+                f"--data.init_args.root=FOLDER (the same folder has them drawn again)"
+            )
         with _locked(self.base):
             folder = self._folder()
             if self._complete(folder):
