@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import warnings
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ import lightning
 import torch
 import torch.distributed as dist
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -31,6 +33,7 @@ from clt_lightning.core.say import say
 from clt_lightning.optim import AdamW
 from clt_lightning.parallel import ShardedTranscoder
 from clt_lightning.replacement import check_fit
+from clt_lightning.runs.checkpoint_io import damage
 from clt_lightning.runs.finite import FiniteWatch
 from clt_lightning.runs.timing import StepClock
 from clt_lightning.schedule import lr_factor
@@ -202,7 +205,12 @@ class CLTModule(lightning.LightningModule):
         self.transcoder = ShardedTranscoder(shards, **self._form(), seed=self.seed)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optimizer_factory(self.transcoder.parameters())
+        try:
+            optimizer = self.optimizer_factory(self.transcoder.parameters())
+        except (ValueError, TypeError) as error:  # a rate below 0, an argument or a shape that it does not take
+            raise UserError(f"model.optimizer: {error}") from error
+        for unreached in self.loss_config.never_reached(self.trainer.max_steps):
+            rank_zero_warn(unreached)
         if self.trainer.max_steps > 0 or self.schedule_config.decay == "none":
             factor = lr_factor(self.schedule_config, self.trainer.max_steps)
         else:
@@ -297,7 +305,9 @@ class CLTModule(lightning.LightningModule):
             part = split_request(request, start, stop)
             out = self.transcoder(x[:, start:stop], want_pre=want_pre, auxiliary=part)
             tokens = None if part is None else part.tokens
-            parts = loss_parts(self.loss_config, self.transcoder, y[:, start:stop], out, self.global_step, tokens)
+            parts = loss_parts(
+                self.loss_config, self.transcoder, y[:, start:stop], out, self.global_step, tokens, self._max_steps
+            )
             for name in parts:
                 share = (stop - start) / n_tokens
                 if name == "auxk" and part is not None and request is not None:
@@ -326,6 +336,10 @@ class CLTModule(lightning.LightningModule):
 
     def _capture(self, batch: dict[str, Any], positions: Tensor | None) -> Activations:
         return self.clip.capture(batch["image"], positions=positions)
+
+    @property
+    def _max_steps(self) -> int:
+        return 0 if self._trainer is None else self._trainer.max_steps
 
     def _sites(self, acts: Activations) -> tuple[Tensor, Tensor]:
         """What the encoders read and what the decoders rebuild."""
@@ -445,6 +459,37 @@ class CLTModule(lightning.LightningModule):
             "values": codes.values,
             "indices": codes.indices,
         }
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: Any = None, strict: bool = True, **arguments: Any
+    ) -> CLTModule:
+        """The module of a checkpoint file, with the CLIP that it was trained on.
+
+        Unlike Lightning's, it takes files alone and runs nothing that a file names.
+
+        Args:
+            checkpoint_path: a checkpoint of fit.
+            map_location: as in `torch.load`.
+            strict: whether the weights must be those of such a module, name by name.
+            **arguments: of the module, in the place of the checkpoint's.
+
+        Raises:
+            UserError: no such file, a damaged one, or one of another kind.
+        """
+        reason = (
+            "it is an address: download it first" if "://" in str(checkpoint_path) else damage(Path(checkpoint_path))
+        )
+        if reason is not None:
+            raise UserError(f"the checkpoint {checkpoint_path} cannot be taken: {reason}")
+        content = torch.load(checkpoint_path, map_location=map_location or "cpu", weights_only=True)
+        stored = content.get("hyper_parameters") if isinstance(content, dict) else None
+        if not isinstance(stored, dict) or "state_dict" not in content:
+            raise UserError(f"{checkpoint_path} is no checkpoint of fit: it has no hyper_parameters and state_dict")
+        known = inspect.signature(cls.__init__).parameters
+        module = cls(**{key: value for key, value in (stored | arguments).items() if key in known})
+        module.load_state_dict(content["state_dict"], strict=strict)
+        return module
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

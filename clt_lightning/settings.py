@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
+from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import Activation, BatchTopK
 from clt_lightning.transcoder.activations import from_config
@@ -28,8 +30,12 @@ class ClipConfig:
     """
 
     name: str = "ViT-B-32-quickgelu"
-    pretrained: str | None = "openai"
+    pretrained: str | Path | None = "openai"
     precision: Literal["fp32", "bf16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        check_fields(self, "clip")
+        self.pretrained = str(self.pretrained) if isinstance(self.pretrained, Path) else self.pretrained
 
 
 @dataclass
@@ -51,6 +57,9 @@ class TranscoderConfig:
     skip: bool = False
     backend: Backend = "auto"
 
+    def __post_init__(self) -> None:
+        check_fields(self, "transcoder")
+
 
 @dataclass
 class ScheduleConfig:
@@ -70,10 +79,9 @@ class ScheduleConfig:
     final_factor: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self, "schedule")
         if self.warmup_steps < 0:
             raise UserError(f"schedule.warmup_steps must not be negative, got {self.warmup_steps}")
-        if self.decay not in ("linear", "cosine", "none"):
-            raise UserError(f"schedule.decay must be linear, cosine or none, got {self.decay!r}")
         for name in ("decay_fraction", "final_factor"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"schedule.{name} must lie in [0, 1], got {getattr(self, name)}")
@@ -100,6 +108,7 @@ class TokensConfig:
     max_tokens_per_chunk: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, "tokens")
         if self.per_image is not None and self.per_image < 1:
             raise UserError(f"tokens.per_image must be at least 1 or null, got {self.per_image}")
         if self.max_tokens_per_chunk is not None and self.max_tokens_per_chunk < 1:
@@ -144,6 +153,7 @@ class ParallelConfig:
     feature: int = 1
 
     def __post_init__(self) -> None:
+        check_fields(self, "parallel")
         if self.feature < 1:
             raise UserError(f"parallel.feature must be at least 1, got {self.feature}")
 
@@ -161,7 +171,8 @@ def from_plain(cls: type[T], value: T | dict[str, Any] | None) -> T:
         return cls()
     if isinstance(value, cls):
         return value
-    assert isinstance(value, dict), f"expected {cls.__name__} or a dict, got {type(value).__name__}"
+    if not isinstance(value, dict):
+        raise UserError(f"{cls.__name__}: expected a table of settings, got {value!r}")
     hints = get_type_hints(cls)
     unknown = sorted(set(value) - set(hints))
     if unknown:

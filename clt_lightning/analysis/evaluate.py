@@ -29,6 +29,7 @@ from clt_lightning.analysis.shares import LogitShares, measurable
 from clt_lightning.analysis.table import ImageTable, divergences, ranks_of
 from clt_lightning.analysis.tower import Observation, observe
 from clt_lightning.clip import FrozenCLIP
+from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.progress import track
 from clt_lightning.metrics import TOKEN_SETS, check_token_sets, metric_device
@@ -88,6 +89,7 @@ class EvaluateOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self, "evaluate")
         check_token_sets(self.token_sets, option="evaluate.token_sets")
         if self.retrieval < 0 or self.bootstrap < 1:
             raise UserError(

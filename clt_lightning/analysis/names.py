@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.resources import files
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -112,7 +113,7 @@ def nearest_texts(direction: Tensor, texts: Tensor | None) -> tuple[Tensor, Tens
     return index, score
 
 
-def read_words(path: str | None) -> list[str]:
+def read_words(path: str | Path | None) -> list[str]:
     """Words to name features by: a file's lines, or the package's own list.
 
     Raises:

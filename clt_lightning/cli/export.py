@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import read_json
+from clt_lightning.core.paths import expand
 from clt_lightning.core.people import count, size
 
 
@@ -44,11 +45,12 @@ def run(args: argparse.Namespace) -> None:
         from clt_lightning.module import CLTModule
         from clt_lightning.runs.checkpoint_io import damage
 
-        reason = damage(args.ckpt_path)
+        path = Path(expand(args.ckpt_path, "--ckpt_path"))
+        reason = damage(path)
         if reason is not None:
-            raise UserError(f"--ckpt_path {args.ckpt_path}: {reason}")
-        print(f"reading {args.ckpt_path}", flush=True)
-        module = CLTModule.load_from_checkpoint(args.ckpt_path, map_location="cpu")
+            raise UserError(f"--ckpt_path {path}: {reason}")
+        print(f"reading {path}", flush=True)
+        module = CLTModule.load_from_checkpoint(path, map_location="cpu")
         clt, metadata = module.transcoder, {"clip": module.clip.describe()}
     else:
         folder = find_run(args.run).transcoder

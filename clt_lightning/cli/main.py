@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from clt_lightning import __version__
+from clt_lightning.core.classes import nearest
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import disk_reason
 from clt_lightning.core.terminal import first_process, give_way, process_number
@@ -76,8 +77,12 @@ def main(args: Sequence[str] | None = None) -> None:
         elif words[0] in COMMANDS:
             _run_command(words[0], words[1:])
         else:
-            known = ", ".join([*TRAINER_COMMANDS, *COMMANDS])
-            raise UserError(f"unknown command {words[0]!r}; there are: {known}")
+            known = [*TRAINER_COMMANDS, *COMMANDS]
+            close = nearest(words[0], known, n=1)
+            raise UserError(
+                f"unknown command {words[0]!r}{f', did you mean {close[0]}?' if close else ''}; there are: "
+                f"{', '.join(known)}"
+            )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -122,10 +127,10 @@ def _show_log() -> None:
 
 
 def _run_command(name: str, words: list[str]) -> None:
-    import argparse
+    from clt_lightning.cli.arguments import ArgumentParser
 
     module_name, text = COMMANDS[name]
     module = importlib.import_module(module_name)
-    parser = argparse.ArgumentParser(prog=f"python -m clt_lightning {name}", description=text)
+    parser = ArgumentParser(prog=f"python -m clt_lightning {name}", description=text)
     module.add_arguments(parser)
     module.run(parser.parse_args(words))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clt_lightning.core.config_file import read_config
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.paths import expand
 from clt_lightning.core.people import size
 from clt_lightning.core.terminal import line_width
 
@@ -53,9 +56,7 @@ def run(args: argparse.Namespace) -> None:
         return
     if not args.config:
         raise UserError("plan needs a config of fit: --config configs/vitb32.yaml (or --tables)")
-    config: dict[str, Any] = {}
-    for path in args.config:
-        config = _merged(config, _read(path))
+    config = _read(args.config)
     shape = _shape(config, args.n_features, args.k)
     gpus = args.gpus or _gpus(config)
     if gpus < 1:
@@ -109,16 +110,20 @@ def _say_cascade(config: dict[str, Any], shape: Any, machine: Any, step: Any) ->
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    import yaml
+def _read(paths: Sequence[Path]) -> dict[str, Any]:
+    """The configs over each other, their keys and values checked as fit does it."""
+    from clt_lightning.cli.config_cli import config_keys
+    from clt_lightning.cli.explain import complaint
+    from clt_lightning.cli.layers import Layer
 
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"--config {path} is no config: it holds no table")
-    return content
+    files = [read_config(path) for path in paths]
+    said = complaint([Layer(file.content, file) for file in files], config_keys())
+    if said is not None:
+        raise UserError(said)
+    config: dict[str, Any] = {}
+    for file in files:
+        config = _merged(config, file.content)
+    return config
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -147,7 +152,9 @@ def _shape(config: dict[str, Any], n_features: int | None, k: int | None) -> Any
 
     name = _at(config, "model.clip.name", "ViT-B-32-quickgelu")
     clip = config.get("model", {}).get("clip", {})
-    tower = find_source(name, clip.get("pretrained", "openai")).model_cfg["vision_cfg"]
+    pretrained = clip.get("pretrained", "openai")
+    pretrained = None if pretrained is None else expand(pretrained, "model.clip.pretrained")
+    tower = find_source(name, pretrained).model_cfg["vision_cfg"]
     patch = tower["patch_size"]
     positions = (tower["image_size"] // patch) ** 2 + 1
     per_image = _at(config, "model.tokens.per_image", None)

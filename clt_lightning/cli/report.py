@@ -5,15 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from clt_lightning.cli.arguments import add_run_options, run_options
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `report`."""
-    parser.add_argument(
-        "--run",
-        type=Path,
-        required=True,
-        help="run, e.g. runs/quickstart (its newest finished version), evaluated by `test` before",
-    )
+    add_run_options(parser, "evaluated by `test` before")
     parser.add_argument("--split", default="test", help="split whose evaluation is shown (default: test)")
     parser.add_argument(
         "--output", type=Path, help="folder to write (default: <run>/report); an older report is replaced"
@@ -59,6 +56,7 @@ def run(args: argparse.Namespace) -> None:
         neighbours=args.neighbours,
         thumbnail=args.thumbnail,
         pictures=not args.no_pictures,
+        opening=run_options(args),
     )
     built = build_report(args.run, options, args.output, progress=True)
     for note in built.notes:

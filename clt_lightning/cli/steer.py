@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clt_lightning.cli.arguments import add_run_options, run_options
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import write_json
 from clt_lightning.core.progress import Progress
@@ -22,9 +23,7 @@ _BATCH = 32
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `steer`."""
-    parser.add_argument(
-        "--run", type=Path, required=True, help="run folder, e.g. runs/quickstart (the newest finished version)"
-    )
+    add_run_options(parser)
     for kind, what in (
         ("set", "make the code of a feature VALUE"),
         ("scale", "multiply the code by VALUE; 0 takes the feature away"),
@@ -64,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("nothing to do: give at least one of --set, --scale, --add LAYER/FEATURE=VALUE")
     if args.images < 1:
         raise UserError(f"--images must be at least 1, got {args.images}")
-    opened = open_run(args.run)
+    opened = open_run(args.run, **run_options(args))
     if opened.head is None:
         raise UserError(f"--run {args.run}: its data have no class names, so there is nothing to compare")
     found = steer(

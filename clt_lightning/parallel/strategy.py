@@ -128,14 +128,11 @@ class FeatureParallel(DDPStrategy):
             UserError: the file is damaged.
         """
         if not os.path.isfile(checkpoint_path):
-            return super().load_checkpoint(checkpoint_path, weights_only)
+            return super().load_checkpoint(checkpoint_path, weights_only=True)
         reason = damage(Path(checkpoint_path))
         if reason is not None:
             raise UserError(f"the checkpoint {checkpoint_path} is damaged: {reason}")
-        content: dict[str, Any] = torch.load(
-            checkpoint_path, map_location="cpu", mmap=True, weights_only=weights_only is not False
-        )
-        return content
+        return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=True)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         own = state.cut_module(self.clt, checkpoint["state_dict"], PREFIX)

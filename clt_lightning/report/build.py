@@ -41,6 +41,7 @@ class ReportOptions:
         neighbours: images a layer that are shown beside a query.
         thumbnail: side of a thumbnail in pixels.
         pictures: whether images are read at all; without them the pages show numbers alone.
+        opening: how the run is opened, as keyword arguments of `open_run`.
     """
 
     split: str = "test"
@@ -52,6 +53,7 @@ class ReportOptions:
     neighbours: int = 8
     thumbnail: int = 128
     pictures: bool = True
+    opening: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         least = {"features": 0, "images": 0, "queries": 0, "neighbours": 1, "thumbnail": 16}
@@ -193,7 +195,7 @@ class _Builder:
         if pictures is None:
             from clt_lightning.report.model import RunPictures
 
-            pictures = RunPictures(self.source.run, self.options.split)
+            pictures = RunPictures(self.source.run, self.options.split, **self.options.opening)
         chosen = named(keys, self.options.image_keys, "--image") + spread(labels, self.options.images)
         self.explained = list(dict.fromkeys(chosen))
         self.shown |= set(self.explained)

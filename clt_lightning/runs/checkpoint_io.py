@@ -169,7 +169,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
                     f"the checkpoint {path} is damaged or missing: {reason}. --ckpt_path last takes the newest whole "
                     "one of the run"
                 )
-        return super().load_checkpoint(path, map_location, weights_only)
+        return super().load_checkpoint(path, map_location, weights_only=True)  # never the code that a pickle may hold
 
 
 def _require_readable(unfinished: Path, path: Path) -> None:

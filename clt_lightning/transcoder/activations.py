@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clt_lightning.core.arguments import number, whole
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder.codes import Pairs
 
@@ -115,9 +116,7 @@ class TopK(Activation):
 
     def __init__(self, k: int = 64) -> None:
         super().__init__()
-        if k < 1:
-            raise UserError(f"{type(self).__name__}: k must be at least 1, got {k}")
-        self.k = int(k)
+        self.k = whole(f"{type(self).__name__}: k", k, 1)
 
     @property
     def most_active(self) -> int | None:
@@ -173,11 +172,9 @@ class BatchTopK(Activation):
 
     def __init__(self, k: int = 64, momentum: float = 0.95) -> None:
         super().__init__()
-        if k < 1:
-            raise UserError(f"BatchTopK: k must be at least 1, got {k}")
+        self.k, self.momentum = whole("BatchTopK: k", k, 1), number("BatchTopK: momentum", momentum)
         if not 0 <= momentum < 1:
             raise UserError(f"BatchTopK: momentum must lie in [0, 1), got {momentum}")
-        self.k, self.momentum = int(k), float(momentum)
 
     @property
     def most_active(self) -> int | None:
@@ -282,10 +279,11 @@ class JumpReLU(Activation):
 
     def __init__(self, threshold: float = 0.03, bandwidth: float = 0.05) -> None:
         super().__init__()
+        self.initial_threshold = number("JumpReLU: threshold", threshold)
+        self.bandwidth = number("JumpReLU: bandwidth", bandwidth)
         for name, value in (("threshold", threshold), ("bandwidth", bandwidth)):
             if not value > 0:
                 raise UserError(f"JumpReLU: {name} must be positive, got {value}")
-        self.initial_threshold, self.bandwidth = float(threshold), float(bandwidth)
 
     def init_args(self) -> dict[str, Any]:
         return {"threshold": self.initial_threshold, "bandwidth": self.bandwidth}

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
@@ -86,10 +87,10 @@ class WebImages(pl.LightningDataModule):
 
     def __init__(
         self,
-        root: str | None = None,
-        train: str | list[str] | None = None,
-        val: str | list[str] | None = None,
-        test: str | list[str] | None = None,
+        root: str | Path | None = None,
+        train: str | Path | list[str | Path] | None = None,
+        val: str | Path | list[str | Path] | None = None,
+        test: str | Path | list[str | Path] | None = None,
         batch_size: int = 64,
         eval_batch_size: int | None = None,
         num_workers: int = 4,
@@ -98,8 +99,8 @@ class WebImages(pl.LightningDataModule):
         samples_per_epoch: int | None = None,
         val_samples: int | None = None,
         shard_counts: dict[str, list[int]] | None = None,
-        classnames: str | list[str] | None = None,
-        templates: str | list[str] | None = None,
+        classnames: str | Path | list[str] | None = None,
+        templates: str | Path | list[str] | None = None,
         on_error: Literal["raise", "skip"] = "raise",
         allow_pipe: bool = False,
         augment: Augment = "none",
@@ -133,8 +134,8 @@ class WebImages(pl.LightningDataModule):
             raise UserError(
                 "data.init_args.root is not set: give the folder of the tars, or patterns (train, val, test)"
             )
-        self.root = root
-        self.patterns = {"train": train, "val": val, "test": test}
+        self.root = None if root is None else str(root)
+        self.patterns = {"train": _text(train), "val": _text(val), "test": _text(test)}
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers
@@ -157,8 +158,8 @@ class WebImages(pl.LightningDataModule):
         self.classnames: list[str] | None = None
         self.templates: list[str] | None = None
         self.dataset_type: str | None = None
-        self._asked_classnames = classnames
-        self._asked_templates = templates
+        self._asked_classnames = str(classnames) if isinstance(classnames, Path) else classnames
+        self._asked_templates = str(templates) if isinstance(templates, Path) else templates
         self._splits: dict[str, Split | None] = {}
         self._names_read = False
 
@@ -177,6 +178,17 @@ class WebImages(pl.LightningDataModule):
         """
         if self.root is not None and "://" not in self.root and not os.path.isdir(self.root):
             raise UserError(f"data folder {self.root!r} does not exist.{' ' + self.hint if self.hint else ''}")
+
+    def require_root(self) -> None:
+        """For data that a finished run was made with: nothing is made anew in the place of what is gone.
+
+        Raises:
+            UserError: the folder is not there any more; the message says how to name another.
+        """
+        if self.root is not None and "://" not in self.root and not os.path.isdir(self.root):
+            raise UserError(
+                f"the run's data are not in {self.root} any more: say where they are with --data.init_args.root=FOLDER"
+            )
 
     def setup(self, stage: str | None = None) -> None:
         """Finds, indexes and checks the splits that the stage reads, and reads class names and templates.
@@ -441,3 +453,8 @@ class WebImages(pl.LightningDataModule):
 
     def _workers(self) -> Workers:
         return Workers(self.num_workers, self.prefetch, torch.cuda.is_available(), self.start_method)
+
+
+def _text(patterns: str | Path | list[str | Path] | None) -> str | list[str] | None:
+    """Patterns as text."""
+    return [str(p) for p in patterns] if isinstance(patterns, list) else None if patterns is None else str(patterns)

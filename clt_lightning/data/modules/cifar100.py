@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from clt_lightning.core.errors import UserError
@@ -27,7 +28,7 @@ class CIFAR100(WebImages):
     default_classnames = "cifar100"
     default_templates = "templates_cifar18"
 
-    def __init__(self, root: str = "data/cifar100", **kwargs: Any) -> None:
+    def __init__(self, root: str | Path = "data/cifar100", **kwargs: Any) -> None:
         super().__init__(root=root, **kwargs)
 
     def _read_names(self) -> None:

@@ -51,7 +51,7 @@ class Demo(WebImages):
 
     def __init__(
         self,
-        root: str = "data/demo",
+        root: str | Path = "data/demo",
         n_train: int = 20_000,
         n_test: int = 2_000,
         n_val: int | None = None,
@@ -75,6 +75,7 @@ class Demo(WebImages):
             if value < least:
                 raise UserError(f"data.init_args.{name} must be {least} or more, but is {value}")
         self.base = Path(root)
+        self._draws = True
         self.parameters: dict[str, Any] = {
             "n_train": n_train,
             "n_val": n_val,
@@ -92,6 +93,15 @@ class Demo(WebImages):
     def check_root(self) -> None:
         """Nothing to check: what is not there is written."""
 
+    def require_root(self) -> None:
+        """As in `WebImages`; and no render is drawn from now on.
+
+        Raises:
+            UserError: the renders are not there any more.
+        """
+        self._draws = False
+        self.prepare_data()
+
     def prepare_data(self) -> None:
         """Writes the renders, if they are not there; several processes may call this at once.
 
@@ -100,6 +110,11 @@ class Demo(WebImages):
         """
         if self._complete(self._folder()):
             return
+        if not self._draws:
+            raise UserError(
+                f"the run's renders are not in {self._folder()} any more: say where they are with "
+                f"--data.init_args.root=FOLDER (the same folder has them drawn again)"
+            )
         with _locked(self.base):
             folder = self._folder()
             if self._complete(folder):

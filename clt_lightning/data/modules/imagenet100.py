@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from clt_lightning.core.errors import UserError
@@ -33,9 +34,9 @@ class ImageNet100(WebImages):
     )
     default_templates = "templates_imagenet80"
 
-    def __init__(self, root: str = "data/imagenet100", class_list: str = "cmc", **kwargs: Any) -> None:
+    def __init__(self, root: str | Path = "data/imagenet100", class_list: str | Path = "cmc", **kwargs: Any) -> None:
         super().__init__(root=root, **kwargs)
-        self.class_list = load_class_list(class_list)
+        self.class_list = load_class_list(str(class_list))
         self._picks = False
 
     def _read_names(self) -> None:
