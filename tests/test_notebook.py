@@ -22,9 +22,13 @@ def cells() -> list[str]:
 def run(source: str, names: dict[str, Any]) -> Any:
     """Runs a cell; gives its last expression, as a notebook would show it."""
     tree = ast.parse(source)
-    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    last = tree.body[-1]
+    if not isinstance(last, ast.Expr):
+        exec(compile(tree, "cell", "exec"), names)
+        return None
+    del tree.body[-1]
     exec(compile(tree, "cell", "exec"), names)
-    return None if last is None else eval(compile(ast.Expression(last.value), "cell", "eval"), names)
+    return eval(compile(ast.Expression(last.value), "cell", "eval"), names)
 
 
 def run_all(steps: str, n_train: str) -> list[Any]:

@@ -129,7 +129,7 @@ def read_words(path: str | Path | None) -> list[str]:
     return words
 
 
-def known_words(clip: FrozenCLIP, words: Sequence[str], path: str | None = None) -> list[str]:
+def known_words(clip: FrozenCLIP, words: Sequence[str], path: str | Path | None = None) -> list[str]:
     """The words that the text tower can read: a small vocabulary (the demo's) does not have them all.
 
     Args:

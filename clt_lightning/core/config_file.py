@@ -94,7 +94,7 @@ def parse_value(text: str) -> Any:
 def _loader_class() -> type[yaml.SafeLoader]:
     """PyYAML's safe loader, where 1e-3 is a number and a date is text, as jsonargparse reads configs."""
 
-    class Loader(yaml.SafeLoader):
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
         pass
 
     Loader.yaml_implicit_resolvers = {

@@ -132,7 +132,8 @@ class FeatureParallel(DDPStrategy):
         reason = damage(Path(checkpoint_path))
         if reason is not None:
             raise UserError(f"the checkpoint {checkpoint_path} is damaged: {reason}")
-        return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=True)
+        content: dict[str, Any] = torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=True)
+        return content
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         own = state.cut_module(self.clt, checkpoint["state_dict"], PREFIX)

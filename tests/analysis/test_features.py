@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -260,7 +261,8 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         load(tmp_path)
     with pytest.raises(UserError, match="retrieval holds no codes"):
         Retrieval.load(tmp_path)
-    for options in ({"k": 0}, {"samples": -1}):
+    wrong: list[dict[str, Any]] = [{"k": 0}, {"samples": -1}]
+    for options in wrong:
         with pytest.raises(UserError, match=r"features\.k"):
             FeatureOptions(**options)
     with pytest.raises(UserError, match=r"features\.device"):

@@ -108,4 +108,4 @@ def test_a_run_that_goes_on_revives_as_one_that_never_stopped(tmp_path: Path) ->
 def test_mistakes_are_named() -> None:
     for arguments in ({"speed": -1.0}, {"after_tokens": 0}):
         with pytest.raises(UserError, match="revive: speed"):
-            ReviveConfig(**arguments)  # type: ignore[arg-type]
+            ReviveConfig(**arguments)

@@ -164,6 +164,7 @@ def raised(config: dict[str, Any], features: Tensor, amount: float) -> Tensor | 
     """The encoder biases of all features after some of them were raised, on the process that would write them."""
     clt = build(config, Shards.of_group())
     clt.raise_biases(features, amount)
+    assert isinstance(clt, ShardedTranscoder)
     state = gather_module(clt, clt.state_dict(), "")
     return None if state is None else state["b_enc"]
 

@@ -16,12 +16,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from clt_lightning.core import seeds
 from clt_lightning.core.errors import UserError
 from clt_lightning.data.batches import Source
-from clt_lightning.data.decode import Augment, Decoder, Transform
+from clt_lightning.data.decode import Augment, Decoder
 from clt_lightning.data.layout import SplitFiles, expand, find_split
 from clt_lightning.data.limits import MAX_PIXELS, PILLOW_PIXELS
 from clt_lightning.data.loader import EvalLoader, TrainLoader, Workers
 from clt_lightning.data.place import epoch_limit, find_local_place, find_place, repeats
 from clt_lightning.data.plan import BLOCK_SAMPLES, EvalPlan, TrainPlan
+from clt_lightning.data.seen import Transform
 from clt_lightning.data.splits import Selection, Split, check_labels, open_split
 from clt_lightning.data.texts import beside, read_entries, read_lines
 from clt_lightning.data.verify import verify as verify_shards
