@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `export`."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, help="run folder, e.g. runs/quickstart/version_0; its transcoder/ is read")
-    source.add_argument("--ckpt_path", type=Path, help="a Lightning checkpoint instead of a run folder")
+    source.add_argument("--ckpt_path", help="a Lightning checkpoint instead of a run folder")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument(
         "--format",

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from clt_lightning.core.errors import UserError
-from clt_lightning.run.checkpoint_io import LAST, PREVIOUS, damage, usable
+from clt_lightning.run.checkpoint_io import LAST, PREVIOUS, read_checkpoint, usable
 
 
 @dataclass(frozen=True)
@@ -50,10 +48,7 @@ def progress(path: Path) -> Progress:
     Raises:
         UserError: it is no checkpoint of a training run.
     """
-    reason = damage(path)
-    if reason is not None:
-        raise UserError(f"the checkpoint {path} is damaged or missing: {reason}")
-    content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    content = read_checkpoint(path)
     try:
         epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         due = any(s.get("validation_due") for s in content["callbacks"].values() if isinstance(s, dict))
