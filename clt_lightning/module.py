@@ -33,7 +33,7 @@ from clt_lightning.core.say import say
 from clt_lightning.optim import AdamW
 from clt_lightning.parallel import ShardedTranscoder
 from clt_lightning.replacement import check_fit
-from clt_lightning.runs.checkpoint_io import damage
+from clt_lightning.runs.checkpoint_io import read_checkpoint
 from clt_lightning.runs.finite import FiniteWatch
 from clt_lightning.runs.timing import StepClock
 from clt_lightning.schedule import lr_factor
@@ -477,13 +477,8 @@ class CLTModule(lightning.LightningModule):
         Raises:
             UserError: no such file, a damaged one, or one of another kind.
         """
-        reason = (
-            "it is an address: download it first" if "://" in str(checkpoint_path) else damage(Path(checkpoint_path))
-        )
-        if reason is not None:
-            raise UserError(f"the checkpoint {checkpoint_path} cannot be taken: {reason}")
-        content = torch.load(checkpoint_path, map_location=map_location or "cpu", weights_only=True)
-        stored = content.get("hyper_parameters") if isinstance(content, dict) else None
+        content = read_checkpoint(checkpoint_path, map_location=map_location or "cpu", mmap=False)
+        stored = content.get("hyper_parameters")
         if not isinstance(stored, dict) or "state_dict" not in content:
             raise UserError(f"{checkpoint_path} is no checkpoint of fit: it has no hyper_parameters and state_dict")
         known = inspect.signature(cls.__init__).parameters

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +18,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        self._words: list[str] = []
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's.
@@ -29,8 +31,19 @@ class ArgumentParser(argparse.ArgumentParser):
             raise UserError(self._unknown(unknown[0]))
         return found
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's; remembers the words, to find a misspelt option where one is missing."""
+        self._words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Raises what argparse would print after its usage."""
+        if message.startswith(("the following arguments are required", "one of the arguments")):
+            options = [word for word in self._words if word.startswith("--")]
+            known = {name for parser in self._parsers() for name in parser._option_string_actions}
+            for word in options:
+                if word.partition("=")[0] not in known:
+                    raise UserError(self._unknown(word))
         message = re.sub(r"^argument (?:-\w, )?([^:]+): ", r"\1: ", message)
         choice = re.match(r"(.*?): invalid choice: '(.*?)' \(choose from (.*)\)", message)
         if choice:

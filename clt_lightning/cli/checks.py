@@ -40,6 +40,9 @@ def check_config(config: Namespace) -> None:
     _check_machine(config.trainer)
     _check_callbacks(config.trainer.callbacks)
     _check_optimizer(config.model.optimizer)
+    words = config.evaluate.features.words
+    if config.evaluate.enabled and words is not None and not os.path.isfile(words):
+        raise UserError(f"evaluate.features.words: there is no file {words}")
 
 
 def check_name(name: str) -> None:
@@ -101,7 +104,8 @@ def _check_machine(trainer: Namespace) -> None:
         return
     if accelerator in ("gpu", "cuda", "mps", "tpu"):
         kinds = ("cuda", "mps") if accelerator == "gpu" else (accelerator,)
-        if not any(AcceleratorRegistry.get(kind).is_available() for kind in kinds if kind in AcceleratorRegistry):
+        known = [AcceleratorRegistry[kind]["accelerator"] for kind in kinds if kind in AcceleratorRegistry]
+        if not any(found.is_available() for found in known):
             raise UserError(
                 f"trainer.accelerator: {accelerator} is asked for, and torch finds none on this machine: "
                 "--trainer.accelerator=cpu runs on the CPU"

@@ -73,6 +73,8 @@ def read_words(words: list[str]) -> tuple[list[str], Saved | None, bool]:
     """
     if len(words) == 1:
         raise UserError(needs(words[0]))
+    if words[0] == "fit" and any(word.partition("=")[0] in ("--run", "--trust_config") for word in words):
+        raise UserError("--run is for validate, test and predict; fit goes on with a run by --ckpt_path last")
     trusted = "--trust_config" in words
     words, of_run = expand_run([word for word in words if word != "--trust_config"])
     if not of_run:
@@ -219,17 +221,17 @@ class ConfigCLI(compat.CommandLine):
         config = self.config[self.command]
         if config.ckpt_path and "://" in str(config.ckpt_path):
             raise UserError(f"--ckpt_path {config.ckpt_path}: checkpoints are read from files: download it first")
-        # For fit the config is the truth; Lightning would silently put the checkpoint's values in its place
-        if self.command == "fit":
-            return
         check_name(config.name)
-        if config.ckpt_path in ("last", "best"):
+        if self.command != "fit" and config.ckpt_path in ("last", "best"):
             root = Path(config.runs_dir) / config.name
             found = named_checkpoint(config.ckpt_path, root, config.version)
             # what is measured belongs to the run whose weights these are
             config.ckpt_path, config.version = str(found), RunFolder(found.parent.parent).version
-        if config.ckpt_path and (reason := damage(Path(config.ckpt_path))):
+        if config.ckpt_path not in (None, "last") and (reason := damage(Path(config.ckpt_path))):
             raise UserError(f"--ckpt_path {config.ckpt_path}: {reason}")
+        # For fit the config is the truth; Lightning would silently put the checkpoint's values in its place
+        if self.command == "fit":
+            return
         if not config.ckpt_path:
             rank_zero_info(f"no --ckpt_path and no --run: {self.command} takes a transcoder that was not trained")
             return

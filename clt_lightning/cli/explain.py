@@ -145,7 +145,7 @@ def _sub_config(found: Leaf, table: Table) -> Iterator[str]:
     if not Path(found.value).suffix and not Path(found.value).exists():
         yield f"{_dotted(found.keys)}: expected a table of keys, or a file that holds one, got {found.value!r}"
         return
-    file = read_config(found.value)
+    file = read_config(found.value, f"{_dotted(found.keys)}:")
     below: Option | Table | None = table
     for key in found.keys:
         below = below.get(str(key)) if isinstance(below, dict) else None

@@ -88,7 +88,7 @@ def _is_option(word: str) -> bool:
 
 def _layer(option: str, value: str) -> Layer | None:
     if option in _FILE_OPTIONS:
-        file = parse_config(value, option) if value.lstrip().startswith("{") else read_config(value)
+        file = parse_config(value, option) if value.lstrip().startswith("{") else read_config(value, option)
         return Layer(file.content, file)
     if option in ("-h", "--help", "--print_config") or option.endswith(".help"):
         return None

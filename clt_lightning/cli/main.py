@@ -77,6 +77,8 @@ def main(args: Sequence[str] | None = None) -> None:
         elif words[0] in COMMANDS:
             _run_command(words[0], words[1:])
         else:
+            if words[0].startswith("-"):
+                raise UserError(f"the command comes first, as in: python -m clt_lightning fit {' '.join(words[:2])}")
             known = [*TRAINER_COMMANDS, *COMMANDS]
             close = nearest(words[0], known, n=1)
             raise UserError(

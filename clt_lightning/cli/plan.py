@@ -116,7 +116,7 @@ def _read(paths: Sequence[Path]) -> dict[str, Any]:
     from clt_lightning.cli.explain import complaint
     from clt_lightning.cli.layers import Layer
 
-    files = [read_config(path) for path in paths]
+    files = [read_config(path, "--config") for path in paths]
     said = complaint([Layer(file.content, file) for file in files], config_keys())
     if said is not None:
         raise UserError(said)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import Namespace
 
 from clt_lightning.cli.checks import data_class
@@ -20,6 +19,7 @@ from clt_lightning.cli.schema import TABLE, Leaf, Problem, Table, alternatives, 
 from clt_lightning.core.config_file import ConfigFile, Keys, read_config
 from clt_lightning.core.errors import UserError
 from clt_lightning.data import modules
+from clt_lightning.run.checkpoint_io import read_checkpoint
 
 _WHY = "this config came with the run, and it would run code of its choice. If you trust it, add --trust_config"
 
@@ -80,8 +80,7 @@ def check_parameters(checkpoint: Path, keys: Table, *, trusted: bool) -> None:
     Raises:
         UserError: with the key; or they are no table.
     """
-    content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
-    parameters = content.get("hyper_parameters", {}) if isinstance(content, dict) else None
+    parameters = read_checkpoint(checkpoint).get("hyper_parameters", {})
     if not isinstance(parameters, Mapping):
         raise UserError(f"--ckpt_path {checkpoint} is no checkpoint of a training run: it has no table of parameters")
     if trusted:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelSummary, ProgressBar
@@ -31,7 +30,7 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.data import modules
 from clt_lightning.parallel.strategy import FeatureParallel
 from clt_lightning.runs import resume
-from clt_lightning.runs.checkpoint_io import SafeCheckpointIO
+from clt_lightning.runs.checkpoint_io import SafeCheckpointIO, read_checkpoint
 from clt_lightning.runs.claim import require_writable
 from clt_lightning.runs.folder import PREVIOUS, RunFolder, newest_to_go_on, newest_without_checkpoint, shown
 from clt_lightning.runs.lock import busy, holder
@@ -182,7 +181,7 @@ class CLTCLI(ConfigCLI):
                 self._say_next("test")
                 return
             # before anything is written into the run's folder
-            self.model.check_form(torch.load(start.path, map_location="cpu", mmap=True, weights_only=True))
+            self.model.check_form(read_checkpoint(start.path))
             ckpt_path = str(start.path)
         elif ckpt_path == "last" and self._place is not None:
             ckpt_path = None  # searched above; Lightning would warn
@@ -211,7 +210,7 @@ class CLTCLI(ConfigCLI):
         """Loggers get the step of the weights; Lightning would put their numbers at step 0."""
         path = self.config[self.subcommand].ckpt_path
         if path and Path(path).is_file():
-            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            content = read_checkpoint(path)
             compat.set_logged_step(self.trainer, int(content.get("global_step", 0)))
 
     before_test = before_validate

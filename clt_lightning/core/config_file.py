@@ -44,20 +44,24 @@ class ConfigFile:
         return self.name
 
 
-def read_config(path: Place) -> ConfigFile:
+def read_config(path: Place, option: str = "") -> ConfigFile:
     """Reads a YAML (or JSON) file that holds a table.
+
+    Args:
+        path: the file.
+        option: what named it, for the message where it is not there.
 
     Raises:
         UserError: it is not there, cannot be read, is no YAML, names a key twice, or holds no table; the message has
             the line.
     """
-    name = os.fspath(path)
+    name, named = os.fspath(path), f"{option} " if option else ""
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{name}: no such file{_nearest(Path(path))}") from None
+        raise UserError(f"{named}{name}: no such file{_nearest(Path(path))}") from None
     except OSError as error:
-        raise UserError(f"{name} cannot be read: {error.strerror or error}") from error
+        raise UserError(f"{named}{name} cannot be read: {error.strerror or error}") from error
     return parse_config(decode_text(data, name), name)
 
 

@@ -25,6 +25,6 @@ def check_allowed(url: str, allow_pipe: bool) -> None:
     """Refuses addresses that run a shell command unless the config allows them."""
     if not is_local(url) and not is_http(url) and not allow_pipe:
         raise UserError(
-            f"{url!r} runs a shell command on this machine. If you trust it, set data.init_args.allow_pipe=true; "
-            "otherwise give a path or an http(s) address."
+            f"{url!r} runs a shell command on this machine. If you trust it, add --data.init_args.allow_pipe=true (for "
+            "fit, allow_pipe in your own config does as well); otherwise give a path or an http(s) address."
         )

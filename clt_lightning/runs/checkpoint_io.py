@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
+import re
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -67,6 +69,35 @@ def damage(path: Path) -> str | None:
         return f"it {kinds.in_words(held)}"
     _intact.add(identity)
     return None
+
+
+def read_checkpoint(path: str | Path, *, map_location: Any = "cpu", mmap: bool = True) -> dict[str, Any]:
+    """What a checkpoint holds; tensors and plain values alone, never what a pickle would run.
+
+    Args:
+        path: the file.
+        map_location: as in `torch.load`.
+        mmap: leaves the weights on the disk until they are looked at.
+
+    Raises:
+        UserError: it is not there, damaged, or holds anything else.
+    """
+    reason = "it is an address: download it first" if "://" in str(path) else damage(Path(path))
+    if reason is not None:
+        raise UserError(f"the checkpoint {path} cannot be taken: {reason}")
+    try:
+        content = torch.load(path, map_location=map_location, mmap=mmap, weights_only=True)
+    except pickle.UnpicklingError as error:
+        what = re.search(r"GLOBAL (\S+)", str(error))
+        raise UserError(
+            f"the checkpoint {path} holds more than tensors and plain values{f' ({what[1]})' if what else ''}, and is "
+            "not loaded: what it holds would be run"
+        ) from error
+    except RuntimeError as error:  # a TorchScript archive
+        raise UserError(f"the checkpoint {path} cannot be taken: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"the checkpoint {path} holds no table of states, but a {type(content).__name__}")
+    return content
 
 
 def usable(folder: Path) -> Path | None:

@@ -138,7 +138,7 @@ def test_statistics_name_the_layer_with_nan() -> None:
         ({"activation": {"class_path": "TopK", "init_args": {"width": 3}}}, "TopK takes k; got .*width"),
         ({"activation": {"class_path": "TopK", "init_args": {"k": "many"}}}, "TopK: .*many"),
         ({"activation": {"class_path": "TopQ"}}, "unknown activation 'TopQ'"),
-        ({"n_layers": "three"}, "config.json of the transcoder: .*str"),
+        ({"n_layers": "three"}, "config.json of the transcoder: n_layers must be a whole number, got 'three'"),
         ({"topology": "ring"}, "config.json of the transcoder: topology"),
         ({"n_features": 4096}, "weights do not fit"),
     ],
