@@ -12,7 +12,7 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.data.grouping import Extra, Fault, Grouping, split_name
 from clt_lightning.data.labels import MISSING, UNREADABLE, indexed_label
 from clt_lightning.data.layout import ShardFile
-from clt_lightning.data.tarheader import BLOCK, padded, plain_header
+from clt_lightning.data.tarheader import BLOCK, extended_size, padded, plain_header, says_nothing
 from clt_lightning.data.tarstream import (
     READ_ERRORS,
     check_end,
@@ -85,10 +85,15 @@ def _scan_plain(file: ShardFile, stream: BinaryIO) -> ShardIndex | None:
     found = _Found()
     at = 0
     while True:
-        block = stream.read(BLOCK)
+        start, block = at, stream.read(BLOCK)
+        extended = extended_size(block)
+        if extended:
+            if not says_nothing(stream.read(padded(extended))[:extended]):
+                return None
+            at, block = at + BLOCK + padded(extended), stream.read(BLOCK)
         head = plain_header(block)
         if head is None:
-            if not at or len(block) < BLOCK or block.strip(b"\0"):
+            if not at or extended or len(block) < BLOCK or block.strip(b"\0"):
                 return None
             try:
                 check_rest(stream, file.url)
@@ -101,7 +106,7 @@ def _scan_plain(file: ShardFile, stream: BinaryIO) -> ShardIndex | None:
             return None
         key, suffix = split_name(name)
         if key is not None:
-            found.add(key, suffix, at, end)
+            found.add(key, suffix, start, end)
             if suffix == "cls":
                 found.labels[-1] = _label(stream, length)
         stream.seek(end)
