@@ -10,7 +10,7 @@ import pytest
 from clt_lightning.core.errors import UserError
 from clt_lightning.data.layout import expand, find_split, name_shards, read_lines
 
-from .world import write_root, write_split, write_tar
+from .world import images, write_root, write_split, write_tar
 
 
 def files(root: Path, split: str = "train") -> list[str]:
@@ -32,10 +32,10 @@ def test_val_and_test_stand_in_for_each_other(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, there: str, asked: str
 ) -> None:
     write_split(tmp_path / there, [2])
-    with caplog.at_level(logging.INFO):
-        found = find_split(str(tmp_path), asked)
+    found = find_split(str(tmp_path), asked)
     assert found is not None
     assert (found.asked, found.found) == (asked, there)
+    assert images(tmp_path).split(asked) is not None  # the data module says it, with the consequence
     assert f"'{there}' is read in its place" in caplog.text
 
 
