@@ -335,11 +335,15 @@ class CLTModule(lightning.LightningModule):
         """Activations, reconstruction and codes of a batch; what the callbacks measure.
 
         Returns:
-            `{"acts": Activations (all tokens, with embeddings), "y_hat": (layers, tokens, d_model), "codes": Codes}`.
+            `{"acts": Activations (all tokens, with embeddings), "y_hat": (layers, tokens, d_model), "codes": Codes,
+            "features": (layers, tokens, d_model) what the features add to y_hat; None without a linear skip}`.
         """
         acts = self.clip.capture(batch["image"], embeddings=True)
-        out = self.transcoder(self._sites(acts)[0])
-        return {"acts": acts, "y_hat": out.y_hat, "codes": self.transcoder.gather_codes(out.codes)}
+        x = self._sites(acts)[0]
+        out = self.transcoder(x)
+        features = out.y_hat - self.transcoder.linear_part(x) if self.transcoder.skip else None
+        codes = self.transcoder.gather_codes(out.codes)
+        return {"acts": acts, "y_hat": out.y_hat, "codes": codes, "features": features}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         return self.evaluate_batch(batch)

@@ -16,6 +16,9 @@ from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 TermEditor = Callable[[int, Tensor], Tensor]
 """`edit(layer, terms) -> terms`: terms are `(sources, tokens, d_model)`, sources 0..layer, without bias and skip."""
 
+SkipFn = Callable[[int, Tensor], Tensor]
+"""`skip(layer, x) -> (tokens, d_model)`: what takes the place of the linear skip."""
+
 
 @dataclass
 class ReplacementTrace:
@@ -50,6 +53,7 @@ def replaced(
     layers: Iterable[int] | None = None,
     tokens: str = "all",
     edit: TermEditor | None = None,
+    skip: SkipFn | None = None,
     grad: bool = False,
 ) -> Iterator[ReplacementTrace]:
     """While active, the transcoder's reconstruction is added to the residual stream instead of the MLPs' outputs.
@@ -63,6 +67,7 @@ def replaced(
         layers: the MLPs to replace; None for all.
         tokens: `all`, `cls` or `patch`: at which positions; the others keep the MLP's own output.
         edit: changes the terms of a target layer before they are summed (faithfulness, steering).
+        skip: takes the place of the linear skip path; None: the transcoder's own.
         grad: let gradients flow (with `clip.encode_image(images, grad=True)`).
 
     Yields:
@@ -78,6 +83,9 @@ def replaced(
     positions = {"all": slice(None), "cls": slice(0, 1), "patch": slice(1, None)}[tokens]
     trace = ReplacementTrace()
     blocks: dict[int, tuple[Tensor, ...]] = {}  # of this forward, where gradients are wanted
+
+    def linear(x: Tensor, layer: int) -> Tensor:
+        return clt.skip_term(x, layer) if skip is None else skip(layer, x)
 
     def read(site: Tensor) -> Tensor:
         return site[:, positions].reshape(-1, clt.d_model)
@@ -103,7 +111,7 @@ def replaced(
             terms = clt.layer_terms(sources, layer, blocks or None)
             if edit is not None:
                 terms = edit(layer, terms)
-            y_hat = terms.sum(0) + clt.b_dec[layer] + clt.skip_term(read(x), layer)
+            y_hat = terms.sum(0) + clt.b_dec[layer] + linear(read(x), layer)
             trace.y_hat[layer] = y_hat
             y_hat = y_hat.view(x.shape[0], -1, clt.d_model).to(x.dtype)
             if y is None or tokens == "all":

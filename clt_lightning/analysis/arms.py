@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,11 @@ from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 POSITIONS = {"all": slice(None), "cls": slice(0, 1), "patch": slice(1, None)}
 
 
+#: Controls that tell the linear skip's part from the features'
+OF_SKIP = ("skip_alone", "features_alone")
+CONTROLS = ("true_x", "mean_ablated", "zero_ablated", *OF_SKIP)
+
+
 @dataclass(frozen=True)
 class Arm:
     """One variant of the model.
@@ -26,7 +32,8 @@ class Arm:
     Attributes:
         kind: `original`; `replaced` (cascaded: every x is read from the modified stream); `true_x` (the same window,
             fed with the x of the untouched model); `mean_ablated`, `zero_ablated` (MLP outputs put to their training
-            mean, to 0).
+            mean, to 0); of a transcoder with a linear skip also `skip_alone` (cascaded, with what the features add put
+            to its training mean) and `features_alone` (with the skip's part put to its mean).
         first: first layer of the window; None for the original.
         last: last layer of the window.
         tokens: at which positions MLP outputs are replaced.
@@ -53,7 +60,8 @@ class CascadeOptions:
         token_sets: at which tokens the windows are replaced: cls, patch, all.
         singles: replace each layer alone as well.
         single_token_sets: the same for single layers.
-        controls: kinds of controls for every window: true_x, mean_ablated, zero_ablated.
+        controls: kinds of controls for every window: true_x, mean_ablated, zero_ablated, and skip_alone and
+            features_alone, which a transcoder without a linear skip leaves out.
         control_token_sets: at which tokens the controls are applied.
     """
 
@@ -61,15 +69,17 @@ class CascadeOptions:
     token_sets: list[str] = field(default_factory=lambda: list(TOKEN_SETS))
     singles: bool = True
     single_token_sets: list[str] = field(default_factory=lambda: ["all"])
-    controls: list[str] = field(default_factory=lambda: ["true_x", "mean_ablated", "zero_ablated"])
+    controls: list[str] = field(default_factory=lambda: list(CONTROLS))
     control_token_sets: list[str] = field(default_factory=lambda: ["all"])
 
     def __post_init__(self) -> None:
         for name in ("token_sets", "single_token_sets", "control_token_sets"):
             check_token_sets(getattr(self, name), option=f"cascade.{name}")
-        unknown = sorted(set(self.controls) - {"true_x", "mean_ablated", "zero_ablated"})
+        unknown = sorted(set(self.controls) - set(CONTROLS))
         if unknown:
-            raise UserError(f"cascade.controls={self.controls}: unknown are {', '.join(unknown)}")
+            raise UserError(
+                f"cascade.controls={self.controls}: unknown are {', '.join(unknown)}; there are {', '.join(CONTROLS)}"
+            )
 
 
 def default_firsts(n_layers: int) -> list[int]:
@@ -77,8 +87,13 @@ def default_firsts(n_layers: int) -> list[int]:
     return sorted({round(first * n_layers / 12) for first in (0, 3, 7, 10)} & set(range(n_layers)))
 
 
-def plan_arms(options: CascadeOptions, n_layers: int) -> list[Arm]:
+def plan_arms(options: CascadeOptions, n_layers: int, skip: bool = False) -> list[Arm]:
     """All arms of an evaluation, the original first.
+
+    Args:
+        options: what was asked for.
+        n_layers: of the model.
+        skip: whether the transcoder has a linear skip, whose part is measured alone then.
 
     Raises:
         UserError: a first layer that the model has not.
@@ -92,7 +107,7 @@ def plan_arms(options: CascadeOptions, n_layers: int) -> list[Arm]:
     arms += [Arm("replaced", first, last, tokens) for first in firsts for tokens in options.token_sets]
     if options.singles:
         arms += [Arm("replaced", i, i, tokens) for i in range(n_layers) for tokens in options.single_token_sets]
-    for kind in options.controls:
+    for kind in (kind for kind in options.controls if skip or kind not in OF_SKIP):
         arms += [Arm(kind, first, last, t) for first in firsts for t in options.control_token_sets]
     return list(dict.fromkeys(arms))
 
@@ -105,10 +120,20 @@ class ArmRunner:
         clt: the transcoder.
         means: `(layers, 2, d_model)` mean MLP outputs over the training data, of [CLS] and of patches; None where they
             are not known, which the arm `mean_ablated` does not survive.
+        feature_means: `(layers, 2, d_model)` the same of what the features add, for `skip_alone`.
+        skip_means: `(layers, 2, d_model)` the same of the linear skip's part, for `features_alone`.
     """
 
-    def __init__(self, clip: FrozenCLIP, clt: CrossLayerTranscoder, means: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        clt: CrossLayerTranscoder,
+        means: Tensor | None = None,
+        feature_means: Tensor | None = None,
+        skip_means: Tensor | None = None,
+    ) -> None:
         self.clip, self.clt, self.means = clip, clt, means
+        self.feature_means, self.skip_means = feature_means, skip_means
 
     @torch.no_grad()
     def embeddings(self, arm: Arm, seen: Observation, codes: Codes, y_hat: Tensor) -> Tensor:
@@ -135,6 +160,8 @@ class ArmRunner:
         window = range(arm.first, arm.last + 1)
         if arm.kind == "replaced":
             return self._cascade(window, arm.tokens, seen, codes)
+        if arm.kind in OF_SKIP:
+            return self._part_alone(arm.kind, window, arm.tokens, seen.n_images)
         positions = POSITIONS[arm.tokens]
         by_image = y_hat.unflatten(1, (seen.n_images, -1))
         means = self.means
@@ -157,6 +184,23 @@ class ArmRunner:
             return y
 
         return self.clip.mlp_override(branch, window)
+
+    def _part_alone(self, kind: str, window: Sequence[int], tokens: str, images: int) -> AbstractContextManager[Any]:
+        means = self.feature_means if kind == "skip_alone" else self.skip_means
+        if means is None:
+            raise UserError(f"{kind} needs the training data's means: give ArmRunner(feature_means=, skip_means=)")
+        kinds = {"all": [0] + [1] * (self.clip.n_positions - 1), "cls": [0], "patch": [1] * (self.clip.n_positions - 1)}
+        place = torch.tensor(kinds[tokens] * images, device=means.device)
+
+        def mean_features(layer: int, terms: Tensor) -> Tensor:
+            return means[layer, place].to(terms)[None]
+
+        def mean_skip(layer: int, x: Tensor) -> Tensor:
+            return means[layer, place].to(self.clt.b_dec)
+
+        if kind == "skip_alone":
+            return replaced(self.clip, self.clt, window, tokens, edit=mean_features)
+        return replaced(self.clip, self.clt, window, tokens, skip=mean_skip)
 
     @contextmanager
     def _cascade(self, window: Sequence[int], tokens: str, seen: Observation, codes: Codes) -> Iterator[None]:

@@ -26,6 +26,15 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ ((x >> 31) & ((1 << 33) - 1))
 
 
+#: Bins of the histogram of codes: quarter octaves from 2^-12 to 2^4, what lies outside in the first and the last
+BINS = 64
+
+
+def code_bins(values: Tensor) -> Tensor:
+    """The histogram bin of each code, by magnitude: `floor(4 log2 |z| + 48)`, cut to 0..63."""
+    return (4 * (values.abs().log2() + 12)).floor().clamp(0, BINS - 1).long()
+
+
 @dataclass
 class Best:
     """For every feature the images with the highest scores.
@@ -100,7 +109,8 @@ class _Batch:
 class LayerCollector:
     """What one layer's features respond to, in bounded memory, mergeable over processes.
 
-    Memory in bytes, F features: `4 F (k + samples) (P + 4)` for images and maps, `8 F (classes + embed_dim)` for sums.
+    Memory in bytes, F features: `4 F (k + samples) (P + 4)` for images and maps, `8 F (classes + embed_dim)` for sums,
+    `4 F (classes + P + 64)` for counts.
 
     Args:
         n_features: F.
@@ -138,6 +148,10 @@ class LayerCollector:
             "ae": zeros(n_features, embed_dim),
             "class": zeros(n_features, n_classes),
         }
+        counts = {"class_images": n_classes, "histogram": BINS, "positions": n_positions, "class_total": n_classes}
+        for name, width in counts.items():
+            rows = () if name == "class_total" else (n_features,)
+            self.sums[name] = torch.zeros(*rows, width, dtype=torch.int32, device=self.device)
         self.max_code = torch.zeros(n_features, device=self.device)
         self.top = Best.empty(n_features, k, n_positions, self.device)
         self.sample = Best.empty(n_features, samples, n_positions, self.device)
@@ -167,6 +181,10 @@ class LayerCollector:
         s["tokens"] += torch.bincount(batch.features, minlength=F)
         s["cls"] += torch.bincount(batch.features[batch.positions == 0], minlength=F)
         s["code"].index_add_(0, batch.features, batch.values.double())
+        cells = batch.features * self.n_positions + batch.positions
+        s["positions"] += torch.bincount(cells, minlength=F * self.n_positions).view(F, -1).int()
+        cells = batch.features * BINS + code_bins(batch.values)
+        s["histogram"] += torch.bincount(cells, minlength=F * BINS).view(F, -1).int()
         wide = batch.magnitude.double()
         s["images"] += (wide > 0).sum(0)
         s["a"] += wide.sum(0)
@@ -176,6 +194,8 @@ class LayerCollector:
             known = labels >= 0
             one_hot = torch.nn.functional.one_hot(labels[known], self.n_classes).double()
             s["class"] += wide[known].T @ one_hot
+            s["class_images"] += ((wide[known] > 0).double().T @ one_hot).int()
+            s["class_total"] += one_hot.sum(0).int()
         magnitude = batch.magnitude.T
         best = batch.value.T.gather(1, magnitude.argmax(1, keepdim=True))[:, 0]
         self.max_code = torch.where(best.abs() > self.max_code.abs(), best, self.max_code)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clt_lightning.core.errors import UserError
 from clt_lightning.metrics.base import ExactMetric
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
@@ -24,6 +25,10 @@ class ContributionScores:
         centred: `(L, L)` float64, `E <c - Ec, yhat - E yhat> / E ||yhat - E yhat||^2`, signed; columns sum to 1.
         by_class: `(C, L, L)` the uncentred scores of the images of each class, NaN without; None without labels.
         means: `(L, L, d_model)` mean terms `E c_ij`.
+        rest_means: `(2, L, d_model)` the same of the linear skip and of the decoder bias.
+        whole_uncentred: `(L + 2, L)` the scores with the whole reconstruction in the place of `yhat`: rows of the
+            sources, of the linear skip and of the decoder bias; columns sum to 1.
+        whole_centred: the same, centred; the bias never varies, so its row is 0.
     """
 
     tokens: int
@@ -31,6 +36,14 @@ class ContributionScores:
     centred: Tensor
     by_class: Tensor | None
     means: Tensor
+    rest_means: Tensor
+    whole_uncentred: Tensor
+    whole_centred: Tensor
+
+    @property
+    def features_share(self) -> Tensor:
+        """`(L,)` the part of the centred reconstruction's variance that features carry; the rest is the skip's."""
+        return self.whole_centred[:-2].sum(0)
 
     def std_over_classes(self) -> Tensor | None:
         """`(L, L)` standard deviation of the scores over the classes that occur; None without labels."""
@@ -44,7 +57,8 @@ class Contributions(ExactMetric):
     """Streams contribution scores, exactly and in one pass, target by target (Chatzoudis et al. 2026).
 
     Terms are `c_ij = W_dec[i -> j] z_i` and `yhat_j = sum_i c_ij`: no bias and no skip path, so that the columns sum to
-    1. The uncentred score is a mean of ratios over tokens and counts a direction that never changes as a contribution;
+    1. The `whole_` scores have two more terms, the skip path's and the bias, and `yhat_j` is the reconstruction itself.
+    The uncentred score is a mean of ratios over tokens and counts a direction that never changes as a contribution;
     the centred one is a ratio of means and leaves it out. Tokens whose `yhat_j` is exactly 0 have no score and do not
     count in the uncentred one.
 
@@ -57,6 +71,9 @@ class Contributions(ExactMetric):
     counts: Tensor
     cross: Tensor
     sums: Tensor
+    whole_ratios: Tensor
+    whole_counts: Tensor
+    whole_cross: Tensor
     tokens: Tensor
     class_ratios: Tensor
     class_counts: Tensor
@@ -70,7 +87,10 @@ class Contributions(ExactMetric):
             "ratios": (2, L, L),
             "counts": (2, L),
             "cross": (2, L, L),
-            "sums": (2, L, L, d),
+            "sums": (2, L + 2, L, d),
+            "whole_ratios": (2, L + 2, L),
+            "whole_counts": (2, L),
+            "whole_cross": (2, L + 2, L),
             "tokens": (2,),
             "class_ratios": (2, n_classes, L, L),
             "class_counts": (2, n_classes, L),
@@ -78,15 +98,21 @@ class Contributions(ExactMetric):
         for name, shape in shapes.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, codes: Codes, n_positions: int, labels: Tensor | None = None) -> None:
+    def update(self, codes: Codes, n_positions: int, labels: Tensor | None = None, x: Tensor | None = None) -> None:
         """Take in one batch of whole images.
 
         Args:
             codes: `(layers, images * n_positions, F)`.
-            n_positions: tokens an image, [CLS] first.
+            n_positions: tokens per image, [CLS] first.
             labels: `(images,)`, -1 for none.
+            x: `(layers, images * n_positions, d_model)` what the skip path reads; a transcoder without one needs none.
+
+        Raises:
+            UserError: a transcoder with a skip path, and no x.
         """
         clt: CrossLayerTranscoder = self.__dict__["_clt"]
+        if clt.skip and x is None:
+            raise UserError("this transcoder has a linear skip path: its contributions need the MLP inputs x as well")
         device = self.ratios.device
         n_tokens = codes.n_tokens
         positions = torch.arange(n_tokens, device=device) % n_positions
@@ -97,30 +123,39 @@ class Contributions(ExactMetric):
         sources = [codes.slice(i) for i in range(clt.n_layers)]
         for target in range(clt.n_layers):
             terms = clt.layer_terms(sources[: target + 1], target)
+            skip = terms.new_zeros(terms.shape[1:]) if x is None else clt.skip_term(x[target], target)
+            bias = clt.b_dec[target].detach().to(device).double()
             step = max(1, _BLOCK // (terms.shape[0] * terms.shape[2]))
             for start in range(0, n_tokens, step):
                 part = slice(start, start + step)
                 block = terms[:, part].to(device).double()
                 classes = None if owner is None else owner[part]
-                self._take(target, block, positions[part] > 0, classes)
+                rest = skip[part].to(device).double(), bias.expand(block.shape[1], -1)
+                self._take(target, block, torch.stack(rest), positions[part] > 0, classes)
 
-    def _take(self, target: int, terms: Tensor, is_patch: Tensor, classes: Tensor | None) -> None:
-        y_hat = terms.sum(0)
-        dots = torch.einsum("snd,nd->sn", terms, y_hat)
-        squares = y_hat.square().sum(-1)
-        valid = squares > 0
-        ratios = torch.where(valid, dots / squares.where(valid, torch.ones_like(squares)), 0.0)
+    def _take(self, target: int, terms: Tensor, rest: Tensor, is_patch: Tensor, classes: Tensor | None) -> None:
+        dots, ratios, valid = _scores(terms, terms.sum(0))
         n = target + 1
+        self._take_whole(target, torch.cat([terms, rest]), is_patch)
         for kind, chosen in enumerate((~is_patch, is_patch)):
             weight = chosen.double()
             self.ratios[kind, :n, target] += ratios @ weight
             self.counts[kind, target] += (valid & chosen).sum()
             self.cross[kind, :n, target] += dots @ weight
-            self.sums[kind, :n, target] += torch.einsum("snd,n->sd", terms, weight)
             if classes is not None:
                 use = valid & chosen & (classes >= 0)
                 self.class_ratios[kind, :, :n, target].index_add_(0, classes[use], ratios[:, use].T)
-                self.class_counts[kind, :, target].index_add_(0, classes[use], torch.ones_like(squares[use]))
+                self.class_counts[kind, :, target].index_add_(0, classes[use], torch.ones_like(weight[use]))
+
+    def _take_whole(self, target: int, terms: Tensor, is_patch: Tensor) -> None:
+        dots, ratios, valid = _scores(terms, terms.sum(0))
+        rows = torch.cat([torch.arange(target + 1), torch.tensor([-2, -1])]).to(terms.device) % self.sums.shape[1]
+        for kind, chosen in enumerate((~is_patch, is_patch)):
+            weight = chosen.double()
+            self.whole_ratios[kind, rows, target] += ratios @ weight
+            self.whole_counts[kind, target] += (valid & chosen).sum()
+            self.whole_cross[kind, rows, target] += dots @ weight
+            self.sums[kind, rows, target] += torch.einsum("snd,n->sd", terms, weight)
 
     def compute(self) -> dict[str, Tensor]:
         """The plain sums of all processes; `scores` makes something of them."""
@@ -139,11 +174,30 @@ class Contributions(ExactMetric):
         total = {name: value[kinds].sum(0) for name, value in sums.items()}
         tokens = total["tokens"]
         means = total["sums"] / tokens
-        covariance = total["cross"] / tokens - torch.einsum("ijd,jd->ij", means, means.sum(0))
+        terms = means[:-2]
+        covariance = total["cross"] / tokens - torch.einsum("ijd,jd->ij", terms, terms.sum(0))
+        whole = total["whole_cross"] / tokens - torch.einsum("ijd,jd->ij", means, means.sum(0))
         by_class = None
         if self.n_classes:
             by_class = (total["class_ratios"] / total["class_counts"][:, None]).cpu()
         # the sum over sources of the covariances is E ||yhat - E yhat||^2
         centred = covariance / covariance.sum(0)
         uncentred = total["ratios"] / total["counts"]
-        return ContributionScores(int(tokens), uncentred.cpu(), centred.cpu(), by_class, means.cpu())
+        return ContributionScores(
+            int(tokens),
+            uncentred.cpu(),
+            centred.cpu(),
+            by_class,
+            terms.cpu(),
+            means[-2:].cpu(),
+            (total["whole_ratios"] / total["whole_counts"]).cpu(),
+            (whole / whole.sum(0)).cpu(),
+        )
+
+
+def _scores(terms: Tensor, y_hat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`<c, yhat>` and `<c, yhat> / ||yhat||^2`, `(terms, tokens)` each, and which tokens have a score."""
+    dots = torch.einsum("snd,nd->sn", terms, y_hat)
+    squares = y_hat.square().sum(-1)
+    valid = squares > 0
+    return dots, torch.where(valid, dots / squares.where(valid, torch.ones_like(squares)), 0.0), valid

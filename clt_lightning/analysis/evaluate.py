@@ -15,15 +15,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from clt_lightning.analysis import statistics
-from clt_lightning.analysis.arms import ArmRunner, CascadeOptions, plan_arms
+from clt_lightning.analysis.arms import OF_SKIP, ArmRunner, CascadeOptions, plan_arms
 from clt_lightning.analysis.contributions import Contributions
+from clt_lightning.analysis.effects import EffectCollector, ImageSample, check_effects
 from clt_lightning.analysis.faithfulness import Faithfulness, FaithfulnessOptions
 from clt_lightning.analysis.features import FeatureCollector, FeatureOptions, Features
+from clt_lightning.analysis.neighbours import find_neighbours
 from clt_lightning.analysis.population import PopulationOptions
 from clt_lightning.analysis.reconstruction import Reconstruction
 from clt_lightning.analysis.reference import Reference, ReferenceCollector
 from clt_lightning.analysis.results import Evaluation
 from clt_lightning.analysis.retrieval import Retrieval, RetrievalCollector
+from clt_lightning.analysis.shares import LogitShares, measurable
 from clt_lightning.analysis.table import ImageTable, divergences, ranks_of
 from clt_lightning.analysis.tower import Observation, observe
 from clt_lightning.clip import FrozenCLIP
@@ -32,6 +35,30 @@ from clt_lightning.metrics import TOKEN_SETS, check_token_sets, metric_device
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class EffectOptions:
+    """What is measured of the features' effects on the logits.
+
+    Args:
+        enabled: measure them at all; they need class names.
+        check_images: images on which features are really ablated.
+        check_features: how many features: the strongest, and as many drawn from the others.
+        check_pairs: at most so many pairs of a feature and an image.
+        integrated_pairs: at most so many of these with integrated gradients, which cost eight times as much.
+    """
+
+    enabled: bool = True
+    check_images: int = 64
+    check_features: int = 200
+    check_pairs: int = 4096
+    integrated_pairs: int = 1024
+
+    def __post_init__(self) -> None:
+        for name in ("check_images", "check_features", "check_pairs", "integrated_pairs"):
+            if getattr(self, name) < 0:
+                raise UserError(f"evaluate.effects.{name} must be 0 or more, got {getattr(self, name)}")
 
 
 @dataclass
@@ -44,6 +71,7 @@ class EvaluateOptions:
         faithfulness: which terms are taken away, where.
         population: the pass over training images.
         features: what is collected of every feature.
+        effects: what every feature does to the logits, and the check by ablation.
         retrieval: entries kept of each image's sparse code in a layer, for its neighbours; 0 keeps none.
         bootstrap: resamples behind the intervals.
         seed: seed of resamples and random orders.
@@ -54,6 +82,7 @@ class EvaluateOptions:
     faithfulness: FaithfulnessOptions = field(default_factory=FaithfulnessOptions)
     population: PopulationOptions = field(default_factory=PopulationOptions)
     features: FeatureOptions = field(default_factory=FeatureOptions)
+    effects: EffectOptions = field(default_factory=EffectOptions)
     retrieval: int = 64
     bootstrap: int = 1000
     seed: int = 0
@@ -93,7 +122,7 @@ class Evaluator:
         named = bool(classnames) and bool(templates)
         self.classnames = list(classnames or []) if named else []
         self.head = clip.zero_shot_head(self.classnames, list(templates or [])) if named else None
-        self.arms = plan_arms(self.options.cascade, clip.n_layers)
+        self.arms = plan_arms(self.options.cascade, clip.n_layers, clt.skip)
         self._device = metric_device(clip.device)
         self._reference: Reference | None = None
         self._training = ReferenceCollector(clip, clt)
@@ -119,7 +148,7 @@ class Evaluator:
             right = [(ranks_of(cosines, labels) == 0).double() for cosines in (original, replaced)]
             drop = (right[0] - right[1]).masked_fill(labels < 0, torch.nan)
             outcomes = {"kl": divergences(original, replaced, self.clip.logit_scale), "drop": drop}
-        self._training.update(_keys(batch, len(self._training.table)), codes, seen.y, y_hat, outcomes)
+        self._training.update(_keys(batch, len(self._training.table)), codes, seen, y_hat, outcomes)
 
     # -- the split ---------------------------------------------------------------------------------------------------
     def start(self) -> None:
@@ -134,13 +163,26 @@ class Evaluator:
         if means is None and any(arm.kind == "mean_ablated" for arm in self.arms):
             log.info("mean ablation is not measured: the training data's means are not known")
             self.arms = [arm for arm in self.arms if arm.kind != "mean_ablated"]
-        self._runner = ArmRunner(self.clip, clt, means)
+        parts: dict[str, Tensor] = {}
+        if self._reference is None:
+            self.arms = [arm for arm in self.arms if arm.kind not in OF_SKIP]
+        elif clt.skip:
+            parts["feature_means"] = self._reference.feature_means.to(self.clip.device)
+            parts["skip_means"] = self._reference.skip_means.to(self.clip.device)
+        self._runner = ArmRunner(self.clip, clt, means, **parts)
+        self._shares = LogitShares(self.clip, clt, self.head) if measurable(self.clip, self.head) else None
         self._reconstruction = Reconstruction(clt, options.token_sets, self._device)
         self._contributions = Contributions(clt, len(self.classnames)).to(self._device)
         self._faithfulness = [metric.to(self._device) for metric in self._plan_faithfulness()]
         collects = options.features.enabled
         self._features = FeatureCollector(self.clip, clt, self.classnames, options.features) if collects else None
         self._retrieval = RetrievalCollector(clt.n_features, options.retrieval) if options.retrieval else None
+        measures = options.effects.enabled and collects and self.head is not None and len(self.classnames) > 1
+        self._effects = None
+        if measures:
+            assert self.head is not None
+            self._effects = EffectCollector(self.clip, clt, self.head).to(self._device)
+        self._sample = ImageSample(options.effects.check_images if measures else 0)
         self._table, self._captions = ImageTable(), ImageTable()
 
     def _y_means(self) -> Tensor | None:
@@ -187,12 +229,17 @@ class Evaluator:
         labels, keys = self._labels(batch), _keys(batch, len(self._table))
         seen, codes, y_hat = self._forward(batch["image"])
         self._reconstruction.update(seen.y, y_hat, codes, self.clip.n_positions)
-        self._contributions.update(codes, self.clip.n_positions, labels)
+        if self._shares is not None:
+            self._shares.update(keys, seen, y_hat)
+        self._contributions.update(codes, self.clip.n_positions, labels, seen.x)
         for metric in self._faithfulness:
             assert self.head is not None
             metric.update(seen, codes, self.head.to(self.clip.device), self.clip.logit_scale, labels)
         if self._features is not None:
             self._features.update(codes, seen.embeddings, keys, labels)
+        if self._effects is not None:
+            self._effects.update(seen, codes)
+            self._sample.add(keys, batch["image"])
         if self._retrieval is not None:
             self._retrieval.update(codes, keys, labels)
         columns: dict[str, Any] = {"labels": labels}
@@ -246,16 +293,38 @@ class Evaluator:
             for result in metric.results(values, self.options.bootstrap, self.options.seed)
         ]
         retrieval = None if self._retrieval is None else self._retrieval.result()
-        features = None if self._features is None else self._features.result(split, self.head)
+        effects = None if self._effects is None else self._effects.result()
+        features = None if self._features is None else self._features.result(split, self.head, effects)
+        sample = self._sample.gathered()
+        shares = None if self._shares is None else self._shares.result(self.options.bootstrap, self.options.seed)
         keys, columns = self._table.gathered()
         captions = self._captions.gathered()
         if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
             return None
         if not len(keys):
             raise UserError(f"split {split!r} has no images: nothing to evaluate")
+        if features is not None:
+            alive = features.stats["frequency"] > 0
+            features = dataclasses.replace(features, neighbours=find_neighbours(self.clip, self.clt, alive, retrieval))
         fvu = float(reconstruction["fvu"]["all"].mean()) if "all" in reconstruction["fvu"] else float("nan")
         measured = statistics.Measured(self.arms, self.classnames, keys, columns, captions)
         draws, seed = self.options.bootstrap, self.options.seed
+        wanted = self.options.effects
+        check = None
+        if effects is not None and sample is not None and wanted.check_features and wanted.check_pairs:
+            assert self.head is not None
+            check = check_effects(
+                self.clip,
+                self.clt,
+                self.head,
+                sample,
+                effects["margin_strength"],
+                wanted.check_features,
+                wanted.check_pairs,
+                wanted.integrated_pairs,
+                draws,
+                seed,
+            )
         labels = columns["labels"]
         evaluation = Evaluation(
             split=split,
@@ -271,6 +340,8 @@ class Evaluator:
             population=statistics.population(
                 measured, self._reference, self._population_arm, fvu, self.options.population.resamples, seed
             ),
+            effect_check=check,
+            shares=shares,
             train_images=0 if self._reference is None else self._reference.n_images,
             keys=keys,
             labels=labels,

@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clt_lightning.analysis.collector import LayerCollector, key_seeds
-from clt_lightning.analysis.names import N_NAMES, embed_words, known_words, nearest_texts, read_words
+from clt_lightning.analysis.effects import Effects, load_effects
+from clt_lightning.analysis.names import N_NAMES, embed_words, known_words, label_features, nearest_texts, read_words
+from clt_lightning.analysis.neighbours import Neighbours, load_neighbours
 from clt_lightning.analysis.table import gather_rows
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
@@ -35,7 +37,8 @@ class FeatureOptions:
         samples: further images a feature, drawn uniformly from those on which it is active, for quantile rows.
         words: file with words to name features by, one a line; null takes the list that comes with the package.
         device: where the collected state lives: cpu, or `auto` for the device of the model. Bytes:
-            4 L F (k + samples) (positions + 4) + 8 L F (classes + embed_dim).
+            4 L F (k + samples) (positions + 4) + 8 L F (classes + embed_dim) + 4 L F (classes + positions + 64); the
+            effects beside it take 8 L F (classes + 5).
     """
 
     enabled: bool = True
@@ -61,6 +64,8 @@ class Features:
         labels: `(n,)`, -1 for none.
         stats: `(L, F, ...)` arrays by name.
         layers: for each layer `top_image (F, k)`, `top_value (F, k)`, `top_map (F, k, P)`, `sample_...`.
+        effects: what the features do to the logits; None where it was not measured.
+        neighbours: which features are near to which; None where it was not measured.
     """
 
     info: dict[str, Any]
@@ -68,6 +73,8 @@ class Features:
     labels: np.ndarray = field(repr=False)
     stats: dict[str, np.ndarray] = field(repr=False)
     layers: Sequence[dict[str, np.ndarray]] = field(repr=False)
+    effects: Effects | None = field(default=None, repr=False)
+    neighbours: Neighbours | None = field(default=None, repr=False)
 
     def save(self, run: str | Path) -> Path:
         """Write `<run>/features/`."""
@@ -76,6 +83,10 @@ class Features:
         np.savez_compressed(folder / "stats.npz", **self.stats)  # type: ignore[arg-type]
         for index, arrays in enumerate(self.layers):
             np.savez_compressed(folder / f"layer_{index:02d}.npz", **arrays)  # type: ignore[arg-type]
+        if self.effects is not None:
+            self.effects.save(folder)
+        if self.neighbours is not None:
+            self.neighbours.save(folder)
         images = {"keys": self.keys, "labels": self.labels.tolist()}
         (folder / "images.json").write_text(json.dumps(images), encoding="utf-8")
         (folder / "features.json").write_text(json.dumps(self.info, indent=1), encoding="utf-8")
@@ -118,7 +129,8 @@ def load_features(run: str | Path) -> Features:
     images = read_json(folder / "images.json")
 
     labels = np.array(images["labels"], dtype=np.int64)
-    return Features(info, images["keys"], labels, _arrays(folder / "stats.npz"), _LayerFiles(folder, info["layers"]))
+    stats, layers = _arrays(folder / "stats.npz"), _LayerFiles(folder, info["layers"])
+    return Features(info, images["keys"], labels, stats, layers, load_effects(folder), load_neighbours(folder))
 
 
 class FeatureCollector:
@@ -162,12 +174,13 @@ class FeatureCollector:
         self.keys.extend(keys)
         self.labels.extend(labels.tolist())
 
-    def result(self, split: str, head: Tensor | None = None) -> Features | None:
+    def result(self, split: str, head: Tensor | None = None, effects: Effects | None = None) -> Features | None:
         """The features of the whole split, on process 0; None on the others, all of which must call this.
 
         Args:
             split: its name.
             head: `(embed_dim, classes)` text embeddings of the classes; None without.
+            effects: kept with the features.
         """
         everyone = gather_rows((self.keys, self.labels, self.embedding_sum))
         offsets = np.cumsum([0, *(len(part[0]) for part in everyone)])
@@ -189,7 +202,7 @@ class FeatureCollector:
             _ranked("top", layer.top, layer.top.score, place) | _ranked("sample", layer.sample, None, place)
             for layer in self.layers
         ]
-        return Features(self._info(split, len(keys)), keys[order].tolist(), labels, stats, layers)
+        return Features(self._info(split, len(keys)), keys[order].tolist(), labels, stats, layers, effects)
 
     def _info(self, split: str, images: int) -> dict[str, Any]:
         return {
@@ -249,16 +262,17 @@ def layer_stats(
         "decoder_norm": norms,
         "class_share": class_share,
         "class_index": class_index,
+        "histogram": s["histogram"],
+        "position_share": s["positions"] / s["tokens"].clamp(min=1)[:, None],
     }
+    out |= label_features(s["class_images"], s["class_total"], s["positions"], out["frequency"])
     direction = F.normalize(s["ae"] / s["a"].clamp(min=1e-300)[:, None] - mean_embedding, dim=-1)
     for name, texts in names.items():
         index, score = nearest_texts(direction, texts)
         alive = s["images"][:, None] > 0
         out[f"nearest_{name}"] = index.masked_fill(~alive, -1)
         out[f"nearest_{name}_score"] = score.masked_fill(~alive, 0.0)
-    return {
-        k: v.numpy().astype(np.int32 if "index" in k or v.dtype == torch.int32 else np.float32) for k, v in out.items()
-    }
+    return {k: v.numpy().astype(np.float32 if v.dtype.is_floating_point else np.int32) for k, v in out.items()}
 
 
 def monosemanticity(ae: Tensor, a: Tensor, a2: Tensor, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Names for features: the classes and words whose CLIP text embedding is nearest."""
+"""Names for features: the class that they stand for, and the words whose CLIP text embedding is nearest."""
 
 from __future__ import annotations
 
@@ -16,6 +16,73 @@ from clt_lightning.core.errors import UserError
 
 N_NAMES = 5
 WORD_TEMPLATES = ("{c}", "a photo of {c}")
+
+
+#: What a feature is called: nothing, a class, or what it is where no class fits
+KINDS = ("none", "class", "dense", "position")
+#: A class gives its name where the feature's images hold it at least so many times as often as all images, for sure
+LIFT = 2.0
+#: Share of the tokens above which a feature without a class is called dense
+DENSE = 0.1
+#: A feature without a class is called a position's where its firings at patches spread over so small a share of them
+FEW_POSITIONS = 0.25
+#: ... and there are at least so many
+FIRINGS = 20
+
+
+def label_features(
+    class_images: Tensor, class_total: Tensor, positions: Tensor, frequency: Tensor
+) -> dict[str, Tensor]:
+    """Gives each feature a class, or says why it has none.
+
+    The lift of a class is its share among the labelled images on which the feature is active, over its share among all
+    labelled images. Its interval is Wilson's, widened so that all classes' hold together with 95 % (Bonferroni): the
+    most lifted of many classes would otherwise be chance.
+
+    Args:
+        class_images: `(F, C)` images of each class on which each feature is active.
+        class_total: `(C,)` images of each class.
+        positions: `(F, P)` firings at each position, [CLS] first.
+        frequency: `(F,)` share of tokens on which it is active.
+
+    Returns:
+        `name_kind (F,)` an index of `KINDS`; `lift_class (F,)` the class whose lift is largest for sure, -1 without;
+        `lift`, `lift_low`, `lift_high` `(F,)`; `position_spread (F,)` effective number of patch positions, as a share.
+    """
+    n_features, n_classes = class_images.shape
+    kind = torch.zeros(n_features, dtype=torch.int32)
+    best = torch.full((n_features,), -1, dtype=torch.int32)
+    lift, low, high = torch.full((3, n_features), torch.nan, dtype=torch.float64)
+    total = float(class_total.sum())
+    if n_classes > 1 and total:
+        prior = class_total.double() / total
+        n = class_images.sum(1, keepdim=True).double()
+        z = float(torch.special.ndtri(torch.tensor(1 - 0.025 / n_classes, dtype=torch.float64)))
+        share = class_images.double() / n
+        centre, width = (share + z * z / (2 * n)), z * (share * (1 - share) / n + z * z / (4 * n * n)).sqrt()
+        scale = (1 + z * z / n) * prior.clamp(min=1e-300)
+        lows = ((centre - width) / scale).where((n > 0) & (prior > 0), torch.tensor(-1.0, dtype=torch.float64))
+        chosen = lows.argmax(1, keepdim=True)
+        active = n[:, 0] > 0
+        best = chosen[:, 0].int().where(active, torch.tensor(-1, dtype=torch.int32))
+        for out, values in ((lift, share / prior), (low, lows), (high, (centre + width) / scale)):
+            out.copy_(values.gather(1, chosen)[:, 0].where(active, torch.nan))
+    patches = positions[:, 1:].double()
+    firings = patches.sum(1)
+    shares = patches / firings.clamp(min=1)[:, None]
+    spread = (-torch.special.xlogy(shares, shares).sum(1)).exp() / max(patches.shape[1], 1)
+    kind[(firings >= FIRINGS) & (spread < FEW_POSITIONS)] = KINDS.index("position")
+    kind[frequency > DENSE] = KINDS.index("dense")
+    kind[low >= LIFT] = KINDS.index("class")
+    spread = spread.where(firings > 0, torch.nan)
+    return {
+        "name_kind": kind,
+        "lift_class": best,
+        "lift": lift,
+        "lift_low": low,
+        "lift_high": high,
+        "position_spread": spread,
+    }
 
 
 def nearest_texts(direction: Tensor, texts: Tensor | None) -> tuple[Tensor, Tensor]:

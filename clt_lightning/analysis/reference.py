@@ -11,6 +11,7 @@ from torch import Tensor
 from clt_lightning.analysis.contributions import Contributions, ContributionScores
 from clt_lightning.analysis.population import TrainSums
 from clt_lightning.analysis.table import ImageTable
+from clt_lightning.analysis.tower import Observation
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.metrics import metric_device
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
@@ -40,6 +41,16 @@ class Reference:
         """`(2, layer + 1, d)` mean terms into a layer at [CLS] and at patches."""
         return torch.stack([self.scores[kind].means[: layer + 1, layer] for kind in ("cls", "patch")]).float()
 
+    @property
+    def feature_means(self) -> Tensor:
+        """`(L, 2, d)` mean of what features add to each layer, at [CLS] and at patches."""
+        return torch.stack([self.scores[kind].means.sum(0) for kind in ("cls", "patch")], 1).float()
+
+    @property
+    def skip_means(self) -> Tensor:
+        """`(L, 2, d)` mean of what the linear skip adds to each layer, at [CLS] and at patches."""
+        return torch.stack([self.scores[kind].rest_means[0] for kind in ("cls", "patch")], 1).float()
+
 
 class ReferenceCollector:
     """Collects a `Reference` over a stream of training images.
@@ -58,16 +69,24 @@ class ReferenceCollector:
         self,
         keys: list[str],
         codes: Codes,
-        y: Tensor,
+        seen: Observation,
         y_hat: Tensor,
         outcomes: dict[str, Tensor],
     ) -> None:
-        """Take in one batch: codes, true and rebuilt MLP outputs `(L, tokens, d)`, and further columns `(images,)`."""
+        """Take in one batch.
+
+        Args:
+            keys: of the images.
+            codes: their codes.
+            seen: the untouched model on them.
+            y_hat: rebuilt MLP outputs `(L, tokens, d)`.
+            outcomes: further columns `(images,)`.
+        """
         positions = self.clip.n_positions
-        self.contributions.update(codes, positions)
+        self.contributions.update(codes, positions, x=seen.x)
         by_image = {
             name: torch.stack([layer.unflatten(0, (-1, positions)) for layer in values.float()])
-            for name, values in (("y", y), ("y_hat", y_hat))
+            for name, values in (("y", seen.y), ("y_hat", y_hat))
         }
         # measured from the training mean: exact in float32, and nothing cancels later
         centred = by_image["y"] - self.clt.y_mean[:, None, None].float()

@@ -13,6 +13,7 @@ from torch import Tensor
 from clt_lightning.analysis.arms import Arm
 from clt_lightning.analysis.contributions import ContributionScores
 from clt_lightning.analysis.crossmodal import RetrievalResult
+from clt_lightning.analysis.effects import EffectCheck
 from clt_lightning.analysis.faithfulness import FaithfulnessResult
 from clt_lightning.analysis.intervals import Interval, none_if_nan
 from clt_lightning.analysis.multilabel import MultilabelResult, arm_json
@@ -69,6 +70,8 @@ class Evaluation:
         contributions: by token set.
         faithfulness: one for each layer, token set, ranking and ablation.
         population: checks against training resamples.
+        shares: what the parts of the model add to the logit and to the margin; None where it cannot be told.
+        effect_check: predicted effects of features beside real ablation; None where it was not measured.
         train_images: training images behind the checks.
         keys: `(n,)` images, sorted.
         labels: `(n,)`, -1 for none.
@@ -89,6 +92,8 @@ class Evaluation:
     contributions: dict[str, ContributionScores]
     faithfulness: list[FaithfulnessResult]
     population: list[PopulationCheck]
+    effect_check: EffectCheck | None
+    shares: dict[str, dict[str, Interval]] | None
     train_images: int
     keys: np.ndarray = field(repr=False)
     labels: np.ndarray = field(repr=False)
@@ -140,6 +145,19 @@ class Evaluation:
             "retrieval": {"arms": [arm.to_json() for arm in self.retrieval]} if self.retrieval else None,
             "contributions": {name: _contribution_json(scores) for name, scores in self.contributions.items()},
             "faithfulness": [result.to_json() for result in self.faithfulness],
+            "shares": {
+                "features": {
+                    name: {"layers": [none_if_nan(v) for v in share], "mean": none_if_nan(share.mean())}
+                    for name, share in ((n, scores.features_share) for n, scores in self.contributions.items())
+                },
+                "logit": None
+                if self.shares is None
+                else {
+                    target: {part: value.to_json() for part, value in parts.items()}
+                    for target, parts in self.shares.items()
+                },
+            },
+            "effects": None if self.effect_check is None else self.effect_check.to_json(),
             "population": {"train_images": self.train_images, "resamples": resamples, "checks": checks}
             if checks
             else None,
@@ -160,6 +178,7 @@ class Evaluation:
             "kl": self.kl,
             "predicted": self.predicted.astype(np.int32),
             **by_class,
+            **({} if self.effect_check is None else self.effect_check.arrays()),
         }
 
     def save(self, run: str | Path) -> None:
@@ -217,6 +236,8 @@ def _contribution_json(scores: ContributionScores) -> dict[str, Any]:
         "tokens": scores.tokens,
         "uncentred": matrix(scores.uncentred),
         "centred": matrix(scores.centred),
+        "whole_uncentred": matrix(scores.whole_uncentred),
+        "whole_centred": matrix(scores.whole_centred),
         "std_over_classes": None if std is None else matrix(std),
         "final_by_class": None
         if by_class is None

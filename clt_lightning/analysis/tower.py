@@ -72,18 +72,19 @@ def observe(clip: FrozenCLIP, images: Tensor, before_mlp: Iterable[int] = ()) ->
     return Observation(streams, attention, kept, acts.x, acts.y, acts.embeddings)
 
 
-def finish(clip: FrozenCLIP, stream: Tensor, first: int) -> Tensor:
+def finish(clip: FrozenCLIP, stream: Tensor, first: int, grad: bool = False) -> Tensor:
     """The rest of a forward: blocks `first` to the last, pooling, projection.
 
     Args:
         clip: the backbone; an active `replaced` or `mlp_override` holds in the blocks that are run.
         stream: `(images, positions, d_model)` at the entry of block `first`; `first == n_layers` runs no block.
+        grad: let gradients flow to the stream and to what an override puts in.
 
     Returns:
         unit-norm `(images, embed_dim)` fp32: for an unchanged stream the numbers of `encode_image`.
     """
     # the backbone's own precision and autocast rules, as in its own forwards
-    with clip.running(grad=False):
+    with clip.running(grad):
         x = stream.to(clip.dtype)
         if first < clip.n_layers:
             x = x if clip.batch_first else x.transpose(0, 1)

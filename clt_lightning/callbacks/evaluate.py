@@ -10,7 +10,8 @@ from tqdm.auto import tqdm
 
 from clt_lightning.analysis import Evaluation, Evaluator
 from clt_lightning.analysis.arms import CascadeOptions, plan_arms
-from clt_lightning.analysis.evaluate import EvaluateOptions
+from clt_lightning.analysis.effects import EffectCheck
+from clt_lightning.analysis.evaluate import EffectOptions, EvaluateOptions
 from clt_lightning.analysis.faithfulness import FaithfulnessOptions
 from clt_lightning.analysis.features import FeatureOptions
 from clt_lightning.analysis.population import PopulationOptions
@@ -32,6 +33,7 @@ class Evaluate(pl.Callback):
         faithfulness: which terms are taken away, where.
         population: the pass over training images.
         features: what is collected of every feature.
+        effects: what every feature does to the logits, and the check by ablation.
         retrieval: entries kept of each image's sparse code in a layer, for its neighbours; 0 keeps none.
         bootstrap: resamples behind the intervals.
         seed: seed of resamples and random orders.
@@ -48,13 +50,14 @@ class Evaluate(pl.Callback):
         faithfulness: FaithfulnessOptions = FaithfulnessOptions(),  # noqa: B008
         population: PopulationOptions = PopulationOptions(),  # noqa: B008
         features: FeatureOptions = FeatureOptions(),  # noqa: B008
+        effects: EffectOptions = EffectOptions(),  # noqa: B008
         retrieval: int = 64,
         bootstrap: int = 1000,
         seed: int = 0,
     ) -> None:
         self.enabled = enabled
         self.options = EvaluateOptions(
-            list(token_sets), cascade, faithfulness, population, features, retrieval, bootstrap, seed
+            list(token_sets), cascade, faithfulness, population, features, effects, retrieval, bootstrap, seed
         )
         self.result: Evaluation | None = None
         self._evaluator: Evaluator | None = None
@@ -62,7 +65,7 @@ class Evaluate(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         # in fit as well: a mistake in the config must not wait for the test after it
         if self.enabled:
-            plan_arms(self.options.cascade, pl_module.clip.n_layers)
+            plan_arms(self.options.cascade, pl_module.clip.n_layers, pl_module.transcoder.skip)
             if self.options.faithfulness.layers is not None:
                 pl_module.clip.check_layers(self.options.faithfulness.layers)
 
@@ -128,9 +131,29 @@ def summary(evaluation: Evaluation) -> list[str]:
             f"{arm.arm.name:<24} top-1 {100 * top1.value:6.2f} [{100 * top1.low:6.2f}, {100 * top1.high:6.2f}]"
             f"   KL {kl.value:.4f}"
         )
+    if evaluation.effect_check is not None:
+        lines += effect_lines(evaluation.effect_check)
     for check in evaluation.population:
         lines.append(
             f"population check, {check.discrepancy}: held out {check.held_out:.4g}, training {check.train:.4g}, "
             f"p = {check.p_value:.3f}"
         )
+    return lines
+
+
+def effect_lines(check: EffectCheck) -> list[str]:
+    """How predicted effects of features go with real ablation, for the terminal."""
+    names = {"gradient": "one gradient", "integrated": "integrated"}
+    targets = {"class": "predicted class - mean", "margin": "predicted class - runner-up"}
+    lines = []
+    for target, methods in check.agreements.items():
+        for method, parts in methods.items():
+            a = parts.get("all")
+            if a is not None:
+                r = a.correlation
+                lines.append(
+                    f"effects, {targets[target]}, {names[method]}: correlation with ablation {r.value:.3f} "
+                    f"[{r.low:.3f}, {r.high:.3f}], slope {a.slope:.2f}, equal signs {100 * a.signs:.1f} % "
+                    f"(n {a.n}, {a.images} images)"
+                )
     return lines

@@ -104,7 +104,7 @@ class Figures(pl.Callback):
         codes, acts = outputs["codes"], outputs["acts"]
         self._seen += len(batch["image"])
         assert self._contributions is not None
-        self._contributions.update(codes, acts.n_positions)
+        self._contributions.update(codes, acts.n_positions, x=acts.x)
         if self.features and trainer.is_global_zero:
             from clt_lightning.report.sprites import to_pixels
 

@@ -10,14 +10,26 @@ import torch
 from torch import Tensor
 
 from clt_lightning.callbacks.base import Evaluation
-from clt_lightning.metrics import FVU, L0, TOKEN_SETS, Cosine, DeadFeatures, check_token_sets, metric_device, select
+from clt_lightning.metrics import (
+    FVU,
+    L0,
+    TOKEN_SETS,
+    Cosine,
+    DeadFeatures,
+    FeaturesShare,
+    check_token_sets,
+    metric_device,
+    select,
+)
 
 
 class Reconstruction(Evaluation):
     """FVU, cosine, L0 and dead share of every layer and token set, over the whole split.
 
     Logs `<stage>/fvu/<token set>` (mean over layers) and `<stage>/fvu/<token set>/layer_<ll>`, and the same for
-    `cosine`, `l0` and `dead`; `<stage>` is `val` or `test`.
+    `cosine`, `l0` and `dead`; `<stage>` is `val` or `test`. `<stage>/share/features` and `<stage>/share/skip` say how
+    much of the centred reconstruction the sparse features carry and how much the linear skip, mean over layers, all
+    tokens; with a skip also by token set and layer.
 
     Args:
         token_sets: which tokens are reported: `cls` ([CLS] alone; nearly constant in early layers, so it looks perfect
@@ -35,6 +47,7 @@ class Reconstruction(Evaluation):
         self._cosine: dict[str, Cosine] = {}
         self._l0: dict[str, L0] = {}
         self._dead: dict[str, DeadFeatures] = {}
+        self._share: dict[str, FeaturesShare] = {}
 
     def begin(self, trainer: pl.Trainer, pl_module: Any) -> None:
         clt, device = pl_module.transcoder, metric_device(pl_module.device)
@@ -43,16 +56,21 @@ class Reconstruction(Evaluation):
             self._cosine[name] = Cosine(clt.n_layers).to(device)
             self._l0[name] = L0(clt.n_layers).to(device)
             self._dead[name] = DeadFeatures(clt.n_layers, clt.n_features).to(device)
+            if clt.skip:
+                self._share[name] = FeaturesShare(clt.n_layers, clt.d_model).to(device)
 
     def take(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any) -> None:
         acts, y_hat, codes = outputs["acts"], outputs["y_hat"], outputs["codes"]
         positions = acts.n_positions
+        features = outputs["features"]
         active = codes.l0()
         is_cls = torch.arange(active.shape[1], device=active.device) % positions == 0
         for name in self.token_sets:
             y, rebuilt = select(acts.y, name, positions), select(y_hat, name, positions)
             self._fvu[name].update(y, rebuilt)
             self._cosine[name].update(y, rebuilt)
+            if features is not None:
+                self._share[name].update(select(features, name, positions), rebuilt)
             counts = select(active, name, positions)
             self._l0[name].update(counts)
             chosen = codes if name == "all" else codes.select_tokens(is_cls if name == "cls" else ~is_cls)
@@ -66,4 +84,9 @@ class Reconstruction(Evaluation):
                 layers = metric.compute()
                 out[f"{kind}/{name}"] = layers.mean()
                 out.update({f"{kind}/{name}/layer_{layer:02d}": value for layer, value in enumerate(layers)})
-        return out
+        shares = {name: metric.compute() for name, metric in self._share.items()}
+        for name, layers in shares.items():
+            out[f"share/features/{name}"] = layers.mean()
+            out.update({f"share/features/{name}/layer_{layer:02d}": value for layer, value in enumerate(layers)})
+        whole = next((shares[name].mean() for name in ("all", *shares) if name in shares), torch.tensor(1.0))
+        return out | {"share/features": whole, "share/skip": 1 - whole}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from clt_lightning.metrics.base import ExactMetric, metric_device
 from clt_lightning.metrics.codes import L0, DeadFeatures
 from clt_lightning.metrics.reconstruction import FVU, MSE, R2, Cosine
+from clt_lightning.metrics.share import FeaturesShare
 from clt_lightning.metrics.tokens import TOKEN_SETS, check_token_sets, select
 from clt_lightning.metrics.zero_shot import LOGIT_SCALE, LogitKL, ZeroShotAccuracy
 
@@ -18,6 +19,7 @@ __all__ = [
     "Cosine",
     "DeadFeatures",
     "ExactMetric",
+    "FeaturesShare",
     "LogitKL",
     "ZeroShotAccuracy",
     "check_token_sets",

@@ -286,6 +286,31 @@ class CrossLayerTranscoder(SparseEncoders):
         later = terms.new_zeros(self.n_layers - target - 1, codes.n_tokens, self.d_model)
         return torch.cat([terms, later])
 
+    @torch.no_grad()
+    def code_gradients(self, codes: Codes, gradient: Tensor) -> list[Tensor]:
+        """How fast `<gradient, y_hat>` grows with each active code: what one more unit of it would add.
+
+        Args:
+            codes: `(layers, tokens, F)`.
+            gradient: `(layers, tokens, d_model)` in the backbone's units, e.g. of a logit by every MLP output.
+
+        Returns:
+            one `(pairs,)` a layer, in the order of `codes.layer(l)`: the sum over targets j of
+            `<gradient[j], W_dec[l -> j]>`.
+        """
+        layers = [codes.layer(layer) for layer in range(self.n_layers)]
+        scaled = gradient.to(self.b_dec.dtype) * self.y_scale[:, None, None]
+        # inference mode's tensors never enter a graph: copies do
+        with torch.inference_mode(False), torch.enable_grad(), full_precision(codes.device.type):
+            leaves = [values.detach().to(scaled, copy=True).requires_grad_() for _, values in layers]
+            y = decode_pairs(self.n_layers, [p for p, _ in layers], leaves, [W.detach() for W in self.W_dec])
+            return list(torch.autograd.grad(y, leaves, scaled.clone()))
+
+    @torch.no_grad()
+    def rows(self, source: int, features: Tensor, target: int) -> Tensor:
+        """What code 1 of some features adds to a target layer: `(len(features), d_model)`, in the backbone's units."""
+        return self.W_dec[source][features, target - source] * self.y_scale[target]
+
     def decoder_blocks(self, source: int) -> tuple[Tensor, ...]:
         """The decoders of a source layer, `(F, 1, d_model)` for each of its targets.
 
@@ -334,6 +359,11 @@ class CrossLayerTranscoder(SparseEncoders):
             return torch.zeros_like(x, dtype=self.b_dec.dtype)
         scaled = x.to(self.b_dec.dtype) * self.x_scale[layer]
         return F.linear(scaled, self.W_skip[layer]) * self.y_scale[layer]
+
+    def linear_part(self, x: Tensor) -> Tensor:
+        """What is not sparse: linear skip and decoder bias, `(layers, tokens, d_model)` from x of that shape."""
+        skip = torch.stack([self.skip_term(x[layer], layer) for layer in range(self.n_layers)])
+        return skip + self.b_dec[:, None]
 
     # -- several processes (clt_lightning.parallel); here every feature is at home ------------------------------------
     def sum_over_shards(self, part: Tensor) -> Tensor:

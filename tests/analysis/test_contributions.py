@@ -8,6 +8,7 @@ import torch
 
 from clt_lightning.analysis import Contributions
 from clt_lightning.clip import FrozenCLIP
+from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder, TopK
 
 from .world import LAYERS, POSITIONS, Made, make_clt, numpy_codes, numpy_terms
@@ -110,3 +111,48 @@ def test_a_large_mean_costs_no_digits() -> None:
     assert torch.allclose(
         metric.scores()["all"].centred[:, 1], torch.tensor([0.0, 1.0], dtype=torch.float64), atol=1e-6
     )
+
+
+@pytest.mark.parametrize("topology", ["cross_layer", "per_layer"])
+def test_skip_and_bias_are_rows_of_the_whole_scores(clip: FrozenCLIP, topology: str) -> None:
+    clt = make_clt(topology, skip=True)
+    images = Made(n=9).everything()[0]
+    metric = Contributions(clt)
+    for part in images.split(4):
+        acts = clip.capture(part)
+        metric.update(clt.encode(acts.x), POSITIONS, x=acts.x)
+    found = metric.scores()
+    acts = clip.capture(images)
+    out = clt(acts.x)
+    features = numpy_terms(clt, numpy_codes(clt, acts.x.double().numpy()))
+    y_hat = out.y_hat.detach().double().numpy().reshape(LAYERS, 9, POSITIONS, -1)
+    terms = np.zeros((LAYERS + 2, *y_hat.shape))
+    terms[:-2] = features.reshape(LAYERS, *y_hat.shape)
+    terms[-1] = clt.b_dec.detach().double().numpy()[:, None, None]
+    terms[-2] = y_hat - terms.sum(0)  # what is left is the linear path
+    for name, cut in (("cls", slice(0, 1)), ("patch", slice(1, None)), ("all", slice(None))):
+        part, y = (a[..., cut, :].reshape(*a.shape[:-3], -1, a.shape[-1]) for a in (terms, y_hat))
+        uncentred = ((part * y).sum(-1) / (y**2).sum(-1)).mean(-1)
+        moved, whole = part - part.mean(2, keepdims=True), y - y.mean(1, keepdims=True)
+        centred = (moved * whole).sum((2, 3)) / (whole**2).sum((1, 2))
+        np.testing.assert_allclose(found[name].whole_uncentred.numpy(), uncentred, atol=1e-4)
+        np.testing.assert_allclose(found[name].whole_centred.numpy(), centred, atol=1e-4)
+        np.testing.assert_allclose(found[name].whole_uncentred.sum(0).numpy(), 1, atol=1e-9)
+        np.testing.assert_allclose(found[name].features_share.numpy(), 1 - centred[-2], atol=1e-4)
+        np.testing.assert_allclose(found[name].rest_means[0].numpy(), terms[-2][:, :, cut].mean((1, 2)), atol=1e-4)
+    assert float(abs(found["all"].whole_centred[-2]).max()) > 0.05
+
+
+def test_without_a_skip_the_features_carry_everything() -> None:
+    clt, codes = planted()
+    metric = Contributions(clt)
+    metric.update(codes, n_positions=2)
+    found = metric.scores()["all"]
+    assert torch.allclose(found.features_share[1:], torch.ones(1, dtype=torch.float64))
+    assert not bool(found.whole_centred[-2:, 1].any())
+
+
+def test_a_skip_needs_its_input() -> None:
+    clt = CrossLayerTranscoder(2, 4, 3, TopK(1), skip=True)
+    with pytest.raises(UserError, match="MLP inputs x"):
+        Contributions(clt).update(clt.encode(torch.randn(2, 4, 4)), n_positions=2)

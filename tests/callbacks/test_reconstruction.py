@@ -82,10 +82,29 @@ def test_the_end_of_fit_and_a_later_validation_agree(tmp_path: Path) -> None:
 
 def test_only_the_sets_asked_for(tmp_path: Path) -> None:
     (metrics,) = trainer(tmp_path, Reconstruction(["patch"])).validate(module(), datamodule=Made(), verbose=False)
-    assert {key.split("/")[2] for key in metrics} == {"patch"}
-    assert len(metrics) == 4 * (1 + LAYERS)
+    assert {key.split("/")[2] for key in metrics if not key.startswith("val/share/")} == {"patch"}
+    assert len(metrics) == 4 * (1 + LAYERS) + 2  # shares of features and skip
 
 
 def test_unknown_token_set() -> None:
     with pytest.raises(UserError, match=r"reconstruction\.token_sets"):
         Reconstruction(["patches"])
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_shares_of_features_and_skip(tmp_path: Path, skip: bool) -> None:
+    model = module(skip=skip)
+    (metrics,) = trainer(tmp_path, Reconstruction()).validate(model, datamodule=Made(), verbose=False)
+    share = metrics["val/share/features"]
+    assert share + metrics["val/share/skip"] == pytest.approx(1)
+    if not skip:
+        assert share == 1
+        return
+    acts = model.clip.capture(Made().everything()[0])
+    out = model.transcoder(acts.x)
+    y, f = out.y_hat.double(), (out.y_hat - model.transcoder.linear_part(acts.x)).double()
+    y, f = y - y.mean(1, keepdim=True), f - f.mean(1, keepdim=True)
+    expected = (y * f).sum((1, 2)) / y.square().sum((1, 2))
+    assert share == pytest.approx(float(expected.mean()), rel=1e-4)
+    assert abs(share - 1) > 0.01
+    assert metrics["val/share/features/all/layer_01"] == pytest.approx(float(expected[1]), rel=1e-4)

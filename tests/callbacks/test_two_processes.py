@@ -24,7 +24,7 @@ def test_two_processes_log_the_numbers_of_one(tmp_path: Path) -> None:
         )
 
     (one,) = trainer(tmp_path, *callbacks()).validate(model, datamodule=data, verbose=False)
-    assert len(one) == 3 * 4 * 4 + 2 + 2 * 4
+    assert len(one) == 3 * 4 * 4 + 2 + 2 * 4 + 2  # the last two: shares of features and skip
     both = trainer(tmp_path, *callbacks(), devices=2, strategy="ddp_spawn")
     (two,) = both.validate(model, datamodule=data, verbose=False)
     assert two == pytest.approx(one, rel=1e-6)

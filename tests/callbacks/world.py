@@ -33,13 +33,19 @@ def register(folder: Path) -> None:
     open_clip.add_model_config(folder)
 
 
-def module(k: int = 4, n_features: int = 48, seed: int = 0) -> CLTModule:
-    return CLTModule(
+def module(k: int = 4, n_features: int = 48, seed: int = 0, skip: bool = False) -> CLTModule:
+    made = CLTModule(
         clip=ClipConfig(name=NAME, pretrained=None),
-        transcoder=TranscoderConfig(n_features=n_features, activation=TopK(k)),
+        transcoder=TranscoderConfig(n_features=n_features, activation=TopK(k), skip=skip),
         loss=LossConfig(),
         seed=seed,
     )
+    if skip:  # a path that matters, beside features that do
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weight in (*made.transcoder.W_dec, *(made.transcoder.W_skip or ())):
+                weight.copy_(0.2 * torch.randn(weight.shape, generator=generator))
+    return made
 
 
 class Images(Dataset[dict[str, Any]]):

@@ -1,0 +1,190 @@
+"""The live model's answer to what features write: gradients, integrated gradients, and real ablation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from clt_lightning.analysis.tower import Observation, finish
+from clt_lightning.clip import FrozenCLIP
+from clt_lightning.transcoder import Codes, CrossLayerTranscoder
+
+#: Rows (images, or features on images) that run through the tower at once
+ROWS = 64
+#: Midpoints on the path from the code to 0
+MIDPOINTS = 4
+
+
+def _run(clip: FrozenCLIP, stream: Tensor, first: int, added: Sequence[Tensor], grad: bool) -> Tensor:
+    """Embeddings `(rows, embed_dim)`, with `added[j - first]` put onto each MLP output from layer `first` on."""
+
+    def branch(layer: int, x: Tensor, compute_y: object) -> Tensor:
+        y: Tensor = compute_y()  # type: ignore[operator]
+        return y + added[layer - first].to(y.dtype)
+
+    with clip.mlp_override(branch, range(first, clip.n_layers)):
+        return finish(clip, stream, first, grad)
+
+
+def output_gradients(
+    clip: FrozenCLIP, stream: Tensor, first: int, directions: Tensor, added: Sequence[Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Targets and their gradients by every MLP output, attention and later MLPs at work.
+
+    Args:
+        clip: the backbone.
+        stream: `(rows, positions, d_model)` at the entry of block `first`.
+        first: first layer whose MLP output counts.
+        directions: `(targets, rows, embed_dim)`: target t of row r is `logit_scale * <e_r, directions[t, r]>`.
+        added: `(rows, positions, d_model)` for each layer from `first` on, put onto the MLP's output; None: nothing.
+
+    Returns:
+        `(targets, rows)` values and `(targets, layers - first, rows, positions, d_model)` gradients.
+    """
+    if added is None:
+        nothing = torch.zeros(stream.shape, dtype=torch.float32, device=stream.device)
+        added = [nothing] * (clip.n_layers - first)
+    # Lightning evaluates in inference mode, whose tensors never enter a graph: copies do
+    with torch.inference_mode(False), torch.enable_grad():
+        leaves = [part.detach().clone().requires_grad_() for part in added]
+        embeddings = _run(clip, stream.detach().clone(), first, leaves, grad=True)
+        values = clip.logit_scale * torch.einsum("trd,rd->tr", directions.to(embeddings).clone(), embeddings)
+        # the last layer's MLP at a patch reaches nothing where the embedding is read from [CLS]: zeros, not None
+        gradients = [
+            torch.stack(torch.autograd.grad(row.sum(), leaves, retain_graph=True, materialize_grads=True))
+            for row in values
+        ]
+    return values.detach(), torch.stack(gradients)
+
+
+def total_effects(
+    clip: FrozenCLIP, clt: CrossLayerTranscoder, seen: Observation, codes: Codes, directions: Tensor
+) -> list[Tensor]:
+    """What each active code adds to each target, to first order: code x <gradient, decoder rows>.
+
+    Args:
+        clip: the backbone.
+        clt: the transcoder.
+        seen: the untouched model on these images.
+        codes: their codes.
+        directions: `(targets, images, embed_dim)`.
+
+    Returns:
+        one `(targets, pairs)` float32 a layer, pairs in the order of `codes.layer(l)`.
+    """
+    parts = []
+    for start in range(0, seen.n_images, ROWS):
+        rows = slice(start, start + ROWS)
+        parts.append(output_gradients(clip, seen.streams[0][rows], 0, directions[:, rows])[1])
+    gradient = torch.cat(parts, 2).flatten(2, 3)  # (targets, layers, tokens, d_model)
+    values = [codes.layer(layer)[1].detach().float() for layer in range(clt.n_layers)]
+    per_target = [clt.code_gradients(codes, row) for row in gradient]
+    return [torch.stack([row[layer] for row in per_target]) * values[layer] for layer in range(clt.n_layers)]
+
+
+def per_image(codes: Codes, layer: int, effects: Tensor, n_images: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Effects of a layer's active codes, summed over the positions of each image.
+
+    Args:
+        codes: `(layers, tokens, F)`.
+        layer: which layer.
+        effects: `(targets, pairs)`, from `total_effects`.
+        n_images: images that the tokens are of.
+
+    Returns:
+        image and feature of every combination with an active code, `(found,)` each, and `(targets, found)` float64.
+    """
+    pairs, values = codes.layer(layer)
+    active = values.detach() != 0
+    slot = pairs.tokens[active] // (codes.n_tokens // n_images) * codes.n_features + pairs.features[active]
+    slots, owner = slot.unique(return_inverse=True)
+    wide = effects.device if effects.device.type != "mps" else torch.device("cpu")
+    sums = torch.zeros(len(effects), len(slots), dtype=torch.float64, device=wide)
+    sums.index_add_(1, owner.to(wide), effects[:, active].to(wide, torch.float64))
+    return slots // codes.n_features, slots % codes.n_features, sums
+
+
+def written(clt: CrossLayerTranscoder, layer: int, features: Tensor, codes: Tensor) -> list[Tensor]:
+    """What single features write: `(rows, positions, d_model)` for each layer from `layer` on, zeros where they do not.
+
+    Args:
+        clt: the transcoder.
+        layer: the features' layer.
+        features: `(rows,)`.
+        codes: `(rows, positions)` their codes.
+    """
+    codes = codes.float()
+    return [
+        codes[:, :, None] * clt.rows(layer, features, target)[:, None]
+        if clt.writes(layer, target)
+        else codes.new_zeros(*codes.shape, clt.d_model)
+        for target in range(layer, clt.n_layers)
+    ]
+
+
+@torch.no_grad()
+def ablation_effects(
+    clip: FrozenCLIP,
+    clt: CrossLayerTranscoder,
+    layer: int,
+    features: Tensor,
+    codes: Tensor,
+    stream: Tensor,
+    directions: Tensor,
+) -> Tensor:
+    """What really happens: target as it is minus target without what the feature writes, in the live model.
+
+    Codes are those of the untouched model; everything after reacts.
+
+    Args:
+        clip: the backbone.
+        clt: the transcoder.
+        layer: the features' layer.
+        features: `(rows,)` one feature a row.
+        codes: `(rows, positions)` its codes.
+        stream: `(rows, positions, d_model)` the untouched stream at the entry of block `layer`.
+        directions: `(targets, rows, embed_dim)`.
+
+    Returns:
+        `(targets, rows)`.
+    """
+    out = []
+    for start in range(0, len(features), ROWS):
+        rows = slice(start, start + ROWS)
+        parts = written(clt, layer, features[rows], codes[rows])
+        as_it_is = finish(clip, stream[rows], layer)
+        without = _run(clip, stream[rows], layer, [-part for part in parts], grad=False)
+        wanted = directions[:, rows].to(as_it_is)
+        out.append(clip.logit_scale * torch.einsum("trd,rd->tr", wanted, as_it_is - without))
+    return torch.cat(out, 1)
+
+
+def integrated_effects(
+    clip: FrozenCLIP,
+    clt: CrossLayerTranscoder,
+    layer: int,
+    features: Tensor,
+    codes: Tensor,
+    stream: Tensor,
+    directions: Tensor,
+    midpoints: int = MIDPOINTS,
+) -> Tensor:
+    """As `ablation_effects`, predicted by gradients along the path from the code to 0 (Sundararajan et al. 2017).
+
+    Args:
+        midpoints: how many gradients; 1 is the one at half of the code.
+    """
+    total: list[Tensor] = []
+    for start in range(0, len(features), ROWS):
+        rows = slice(start, start + ROWS)
+        parts = written(clt, layer, features[rows], codes[rows])
+        effect = directions.new_zeros(len(directions), len(parts[0]))
+        for step in range(midpoints):
+            missing = 1 - (step + 0.5) / midpoints
+            added = [-missing * part for part in parts]
+            gradient = output_gradients(clip, stream[rows], layer, directions[:, rows], added)[1]
+            effect += torch.einsum("tlrpd,lrpd->tr", gradient.float(), torch.stack(parts)).to(effect) / midpoints
+        total.append(effect)
+    return torch.cat(total, 1)

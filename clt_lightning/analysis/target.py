@@ -1,0 +1,114 @@
+"""What an explanation is about: a class, a difference of classes, any direction of the embedding space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from clt_lightning.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Target:
+    """A number that is read from an image's unit embedding e: `scale * <e, direction>`.
+
+    Attributes:
+        name: in words, such as `cat` or `cat - dog`.
+        direction: `(embed_dim,)`, float32.
+        scale: from cosines to logits; CLIP's 100.
+    """
+
+    name: str
+    direction: Tensor
+    scale: float = 100.0
+
+    @classmethod
+    def of_class(cls, head: Tensor, classnames: Sequence[str], which: str | int, scale: float = 100.0) -> Self:
+        """The logit of one class.
+
+        Args:
+            head: `(embed_dim, classes)` from `zero_shot_head`.
+            classnames: names of its columns.
+            which: a name or a column.
+            scale: from cosines to logits.
+
+        Raises:
+            UserError: no such class.
+        """
+        index = class_index(head, classnames, which)
+        return cls(classnames[index], head[:, index].detach().float().cpu(), scale)
+
+    @classmethod
+    def difference(
+        cls, head: Tensor, classnames: Sequence[str], more: str | int, less: str | int, scale: float = 100.0
+    ) -> Self:
+        """The logit of one class minus that of another; arguments as for `of_class`."""
+        a, b = (class_index(head, classnames, which) for which in (more, less))
+        return cls(f"{classnames[a]} - {classnames[b]}", (head[:, a] - head[:, b]).detach().float().cpu(), scale)
+
+    @classmethod
+    def centred(cls, head: Tensor, classnames: Sequence[str], which: str | int, scale: float = 100.0) -> Self:
+        """The logit of one class minus the mean of all classes'; arguments as for `of_class`."""
+        index = class_index(head, classnames, which)
+        direction = (head[:, index] - head.mean(1)).detach().float().cpu()
+        return cls(f"{classnames[index]} - mean of classes", direction, scale)
+
+    @classmethod
+    def parse(cls, head: Tensor, classnames: Sequence[str], text: str, scale: float = 100.0) -> Self:
+        """From `cat` or `cat - dog`.
+
+        Raises:
+            UserError: words that name no class.
+        """
+        if text in classnames:
+            return cls.of_class(head, classnames, text, scale)
+        more, minus, less = text.partition(" - ")
+        if minus:
+            return cls.difference(head, classnames, more.strip(), less.strip(), scale)
+        return cls.of_class(head, classnames, text, scale)
+
+    def value(self, embeddings: Tensor) -> Tensor:
+        """`(images,)` from unit embeddings `(images, embed_dim)`."""
+        return self.scale * (embeddings.float() @ self.direction.to(embeddings.device))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"name": self.name, "scale": self.scale, "direction": self.direction.tolist()}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Self:
+        """The inverse of `to_json`.
+
+        Raises:
+            UserError: something is missing.
+        """
+        try:
+            return cls(str(content["name"]), torch.tensor(content["direction"]).float(), float(content["scale"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"this is no target: {error!r}; it holds name, direction and scale") from error
+
+
+def class_index(head: Tensor, classnames: Sequence[str], which: str | int) -> int:
+    """The column of a class, by name or number.
+
+    Raises:
+        UserError: no such class, or a name that several have.
+    """
+    from difflib import get_close_matches
+
+    if head.shape[1] != len(classnames):
+        raise UserError(f"the head has {head.shape[1]} columns for {len(classnames)} class names")
+    if isinstance(which, int):
+        if not 0 <= which < len(classnames):
+            raise UserError(f"class {which} is outside 0..{len(classnames) - 1}")
+        return which
+    found = [i for i, name in enumerate(classnames) if name == which]
+    if len(found) != 1:
+        near = ", ".join(get_close_matches(which, classnames, 3)) or ", ".join(list(classnames)[:3])
+        reason = "there is no class" if not found else f"{len(found)} classes are named"
+        raise UserError(f"{reason} {which!r}; there are, for example: {near}")
+    return found[0]
