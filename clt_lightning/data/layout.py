@@ -81,7 +81,6 @@ def find_split(root: str, split: str, *, hint: str = "") -> SplitFiles | None:
         if not shards and (shards := _flat_shards(root, name)):
             _warn_of_others(root)
         if shards:
-            _log_stand_in(root, split, name)
             return SplitFiles(split, name, name_shards(shards))
     loose = _tars_in(root)
     if split == "train" and loose and not any(_flat_shards(root, n) for n in ("val", "validation", "test")):
@@ -174,7 +173,6 @@ def _find_remote(root: str, split: str, hint: str) -> SplitFiles | None:
         text = read_text(f"{root}/{name}/nshards.txt")
         if text is not None:
             count = _parse_nshards(text, f"{root}/{name}/nshards.txt", hint)
-            _log_stand_in(root, split, name)
             return SplitFiles(split, name, name_shards([f"{root}/{name}/{i}.tar" for i in range(count)]))
     return None
 
@@ -251,11 +249,6 @@ def _parse_nshards(text: str, where: str, hint: str) -> int:
     if count > MAX_SHARDS:
         raise UserError(f"{where} says {count} shards, but at most {MAX_SHARDS:,} are read: mend it.{_sentence(hint)}")
     return count
-
-
-def _log_stand_in(root: str, asked: str, found: str) -> None:
-    if asked != found:
-        log.info("%s has no split %r: %r is read in its place", root, asked, found)
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:

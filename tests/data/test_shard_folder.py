@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import stat
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.data import WebImages
@@ -80,6 +82,23 @@ def test_linked_folders_and_files_are_followed(tmp_path: Path) -> None:
     samples = packed(source, tmp_path / "out")
     assert sorted(classes(samples)) == [0, 0, 1, 1, 2, 2]
     assert samples[1].parts["png"] == picture(2)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_classes_are_those_of_torchvision(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    elsewhere = put(tmp_path / "elsewhere", *(f"{i}/{rng.choice(['', 'deep/'])}{i}.png" for i in range(3)))
+    folders = [f"{c}{'/x' * rng.randrange(3)}" for c in rng.sample("abcdefg", 4) for _ in range(3)]
+    source = put(
+        tmp_path / "s", *(f"{folder}/{i}.{rng.choice(['png', 'PNG', 'bmp'])}" for i, folder in enumerate(folders))
+    )
+    for i in range(3):  # as a class, and within one
+        (source / rng.choice(["", f"{folders[0][0]}/"]) / f"link {i}").symlink_to(elsewhere / f"{i}")
+    theirs = ImageFolder(str(source))
+    expected = sorted((Path(path).read_bytes(), theirs.classes[label]) for path, label in theirs.samples)
+    samples = packed(source, tmp_path / "out")
+    names = (tmp_path / "out" / "classnames.txt").read_text().split("\n")
+    assert sorted((next(iter(s.parts.values())), names[int(s.parts["cls"])]) for s in samples) == expected
 
 
 @pytest.mark.parametrize("target", ["..", ".", "../..", "../../s/cat"])

@@ -101,13 +101,25 @@ def test_tensorboard_tags(run: Path) -> None:
 def test_validate_and_test_give_the_numbers_of_fit(run: Path, demo_tars: Path, tmp_path: Path) -> None:
     fitted = results(run, "val")
     checkpoint = f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
-    for command, stage in (("validate", "val"), ("test", "test")):
-        main([command, *options(demo_tars, tmp_path, f"--name={command}"), checkpoint])
+    same_images = f"--data.init_args.test={demo_tars / 'val'}"
+    for command, stage, more in (("validate", "val", []), ("test", "test", [same_images])):
+        main([command, *options(demo_tars, tmp_path, f"--name={command}", *more), checkpoint])
         again = results(tmp_path / command / "version_0", stage)
         for key, value in fitted.items():
             assert again[key] == pytest.approx(value, rel=1e-9, nan_ok=True), key
         events = EventAccumulator(str(tmp_path / command / "version_0")).Reload()
         assert [event.step for event in events.Scalars(f"{stage}/fvu/all")] == [12]
+        record = json.loads((tmp_path / command / "version_0" / "results.json").read_text())["run"]["data"]
+        assert record["description"]["splits"] == {stage: {"split": stage, "shards": 1, "samples": 75}}
+
+
+def test_test_reads_other_images_than_validation(run: Path, demo_tars: Path, tmp_path: Path) -> None:
+    checkpoint = f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
+    main(["test", *options(demo_tars, tmp_path), checkpoint])
+    found = results(tmp_path / "quickstart" / "version_0", "test")
+    assert found["fvu/all"] != results(run, "val")["fvu/all"]
+    record = json.loads((tmp_path / "quickstart" / "version_0" / "results.json").read_text())["run"]["data"]
+    assert record["description"]["splits"] == {"test": {"split": "test", "shards": 1, "samples": 75}}
 
 
 @pytest.mark.parametrize("name", ["last", "best"])

@@ -86,6 +86,7 @@ def open_folder(source: Path, test_fraction: float = 0.0, on_error: Literal["rai
     if test_fraction:
         splits = with_held_out(splits, "test", test_fraction)
     if not classes:
+        print(f"{source}: {len(images):,} images without classes", file=sys.stderr)
         return SourceSet(splits, {})
     names = _class_names(source, classes)
     print(f"{source}: {len(images):,} images of {len(classes):,} classes", file=sys.stderr)
@@ -108,15 +109,12 @@ def _others(tree: Tree, used: set[str]) -> str:
 
 
 def _wrapping(tree: Tree, images: Sequence[str]) -> str:
-    """The folders that an archive wraps everything in, with a slash at the end; empty where there are none."""
-    top = ""
-    while not tree.where.is_dir():
-        first = images[0][len(top) :].partition("/")[0]
-        inner = f"{top}{first}/"
-        if first.lower() in _SPLITS or not all(n.startswith(inner) and "/" in n[len(inner) :] for n in images):
-            break
-        top = inner
-    return top
+    """The one folder that an archive wraps everything in, with its slash; empty where there is none."""
+    first = images[0].partition("/")[0]
+    top = f"{first}/"
+    if tree.where.is_dir() or first.lower() in _SPLITS:
+        return ""
+    return top if all(name.startswith(top) and "/" in name[len(top) :] for name in images) else ""
 
 
 def _by_split(source: Path, images: Sequence[str], top: str) -> dict[str, list[tuple[str, str]]]:
@@ -181,7 +179,9 @@ def _class_names(source: Path, classes: Sequence[str]) -> list[str]:
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         same = [folder for folder, name in zip(classes, names) if name == twice]
-        raise UserError(f"{source}: class folders {' and '.join(map(repr, same))} are both the class {twice!r}")
+        raise UserError(
+            f"{source}: class folders {' and '.join(map(repr, same))} are both the class {twice!r}: rename one"
+        )
     return names
 
 
