@@ -22,11 +22,11 @@ from open_clip.transformer import LayerScale
 from torch import Tensor, nn
 
 from clt_lightning.clip import shapes
-from clt_lightning.clip.places import CONFIG_NAME, WEIGHTS
+from clt_lightning.clip.places import CONFIG_NAME, WEIGHTS, Place
 from clt_lightning.clip.source import Source, check_gelu
 from clt_lightning.clip.weights import Weights, read_weights
 from clt_lightning.core import hub
-from clt_lightning.core.errors import UserError, setting
+from clt_lightning.core.errors import UserError, about, setting
 from clt_lightning.core.files import disk_reason
 from clt_lightning.core.hub import Repository
 from clt_lightning.core.kinds import first_line, megabytes
@@ -53,7 +53,7 @@ def build_model(source: Source, precision: str, seed: int) -> nn.Module:
             f"{setting('name')}: '{source.name}' has a text tower of the package transformers: pip install transformers"
         )
     cached = source.tag is not None and _fetch(source)
-    weights = None if source.place is None else _read(source, source.place.fetch_weights())
+    weights = None if source.place is None else _read(source, source.place)
     with _quiet_open_clip(), torch.random.fork_rng(devices=[]), hub.offline(cached):
         torch.manual_seed(seed)
         if weights is None:
@@ -69,20 +69,12 @@ def build_model(source: Source, precision: str, seed: int) -> nn.Module:
     return model
 
 
-def _read(source: Source, path: Path) -> Weights:
-    with _naming_the_setting():
-        weights = read_weights(path)
-        if weights.quick_gelu is not None and not source.config:
-            check_gelu(source, weights.quick_gelu)
-        return weights
-
-
-@contextmanager
-def _naming_the_setting() -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{setting('pretrained')}: {error}") from error
+def _read(source: Source, place: Place) -> Weights:
+    with about(source.given_by):
+        weights = read_weights(place.fetch_weights())
+    if weights.quick_gelu is not None:
+        check_gelu(source, weights.quick_gelu)
+    return weights
 
 
 def _construct(source: Source, precision: str) -> nn.Module:
@@ -127,7 +119,7 @@ def _check_preprocess(cfg: Mapping[str, Any]) -> None:
 def _load(model: nn.Module, weights: Weights, source: Source) -> None:
     """Puts a file's tensors into a model: all of them, each where it belongs."""
     state = _converted(weights.state, model)
-    with _naming_the_setting():
+    with about(source.given_by):
         _check_fit(state, model, weights, source)
     for name, tensor in weights.state.items():
         if name in state and name.endswith("positional_embedding") and len(tensor) != len(state[name]):

@@ -19,6 +19,7 @@ from clt_lightning.clip.build import build_model
 from clt_lightning.clip.overrides import BranchFn, BranchOverrides
 from clt_lightning.clip.prompts import Template, check_prompts, fill
 from clt_lightning.clip.source import find_source
+from clt_lightning.clip.supported import check_config, check_tower
 from clt_lightning.clip.tokenizer import Tokenizer, doubts, make_tokenizer
 from clt_lightning.core.errors import UserError, setting
 from clt_lightning.core.progress import Progress
@@ -79,9 +80,9 @@ class FrozenCLIP(nn.Module):
             known = ", ".join(PRECISIONS)
             raise UserError(f"{setting('precision')}: '{precision}' is not known for the CLIP: choose one of {known}")
         source = find_source(name, pretrained)
-        _check_config(source.name, source.model_cfg)
+        check_config(source.name, source.model_cfg)
         model = build_model(source, precision, seed).requires_grad_(False).eval()
-        visual = _check_tower(source.name, model)
+        visual = check_tower(source.name, model)
 
         # not through nn.Module's attribute setting: a registered child would appear in parameters() and state_dict()
         object.__setattr__(self, "_model", model)
@@ -500,28 +501,6 @@ class FrozenCLIP(nn.Module):
 
 class _ForwardDone(Exception):  # noqa: N818  (a signal, not an error)
     """Raised by the last hook of a capture: nothing that comes after in the forward is needed."""
-
-
-def _check_config(name: str, cfg: Any) -> None:
-    """Refuse what cannot work before anything large is built or downloaded."""
-    vision, text = (cfg.get(part) if isinstance(cfg, dict) else None for part in ("vision_cfg", "text_cfg"))
-    if not isinstance(vision, dict) or not isinstance(text, dict) or not isinstance(cfg.get("embed_dim"), int):
-        raise UserError(
-            f"'{name}': its model_cfg must have embed_dim, vision_cfg and text_cfg, as open_clip writes them"
-        )
-    if vision.get("timm_model_name") or isinstance(vision.get("layers"), (list, tuple)):
-        kind = "a timm tower" if vision.get("timm_model_name") else "a ResNet"
-        raise UserError(f"'{name}' has {kind} for images: a Vision Transformer of open_clip's own is needed")
-
-
-def _check_tower(name: str, model: Any) -> Any:
-    visual = getattr(model, "visual", None)
-    blocks = getattr(getattr(visual, "transformer", None), "resblocks", ())
-    if visual is None or not blocks or not all(hasattr(b, part) for b in blocks for part in ("ln_2", "mlp", "ls_2")):
-        raise UserError(f"'{name}' has no image tower of residual blocks with `ln_2`, `mlp` and `ls_2`")
-    if visual.image_size[0] != visual.image_size[1]:
-        raise UserError(f"'{name}' reads images of {visual.image_size} pixels: only square ones are supported")
-    return visual
 
 
 def _hash_weights(model: nn.Module) -> str:

@@ -79,6 +79,8 @@ def open_place(given: str) -> Place | None:
         return _repository(given.removeprefix(HUB))
     path = Path(given.removeprefix(LOCAL))
     if path.is_dir():
+        if given.startswith(LOCAL) and not (path / CONFIG_NAME).is_file():
+            raise UserError(f"the folder '{path}' holds no {CONFIG_NAME}, which says what model its weights are of")
         return _folder(path)
     if given.startswith(LOCAL):
         raise UserError(f"{given!r}: there is no folder '{path}'")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import open_clip
 from clt_lightning.clip import shapes, torchscript
 from clt_lightning.clip.places import CONFIG_NAME, HUB, LOCAL, Place, open_place
 from clt_lightning.core import kinds
-from clt_lightning.core.errors import UserError, setting
+from clt_lightning.core.errors import UserError, about, setting
 from clt_lightning.core.paths import expand
 from clt_lightning.core.say import say
 
@@ -35,6 +35,7 @@ class Source:
         place: where the weights are, if they are no tag's.
         config: the JSON beside the weights (open_clip's `open_clip_config.json` format: `model_cfg`, `preprocess_cfg`,
             and here `tokenizer`), else empty.
+        given_by: the setting that names the weights: `pretrained`, or `name` where that is an address.
         is_own: whether the architecture comes with the weights; else it is open_clip's of this name.
         archived: whether the weights are a TorchScript archive, whose shapes and code tell the architecture.
     """
@@ -45,6 +46,7 @@ class Source:
     tag: str | None = None
     place: Place | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    given_by: str = "pretrained"
     is_own: bool = False
     archived: bool = False
 
@@ -77,26 +79,31 @@ def find_source(name: str, pretrained: str | None) -> Source:
             raise UserError(
                 f"{setting('name')}={name!r} brings its own weights: leave {setting('pretrained')}={pretrained!r} out"
             )
-        pretrained = name
-    else:
-        name = name.replace("/", "-")
+        return replace(_from_address(name, None, name, "name"), given_by="name")
+    name = name.replace("/", "-")
     model_cfg = open_clip.get_model_config(name) if name in open_clip.list_models() else None
     if pretrained is None:
         return Source(name, None, _required(name, model_cfg))
     if model_cfg is not None and _known_tag(name, pretrained):
         _check_tag(name, pretrained, quick_gelu=bool(model_cfg.get("quick_gelu", False)))
         return Source(name, pretrained, model_cfg, tag=pretrained)
-    schema = next((prefix for prefix in (HUB, LOCAL) if pretrained.startswith(prefix)), "")
-    pretrained = schema + expand(pretrained.removeprefix(schema), setting("pretrained"))
-    place = open_place(pretrained)
+    return _from_address(name, model_cfg, pretrained, "pretrained")
+
+
+def _from_address(name: str, model_cfg: dict[str, Any] | None, given: str, given_by: str) -> Source:
+    """A file, folder or repository."""
+    schema = next((prefix for prefix in (HUB, LOCAL) if given.startswith(prefix)), "")
+    pretrained = schema + expand(given.removeprefix(schema), setting(given_by))
+    with about(given_by):
+        place = open_place(pretrained)
+        if place is not None and place.whole:
+            source = _from_config(pretrained, place)
+            if model_cfg is not None and model_cfg != source.model_cfg:
+                say(f"{pretrained} brings its own architecture: {setting('name')}={name!r} is not used")
+            return source
     if place is None:
         raise _no_such_weights(name, _required(name, model_cfg), pretrained)
-    if not place.whole:
-        return _from_file(name, model_cfg, pretrained, place)
-    source = _from_config(pretrained, place)
-    if model_cfg is not None and model_cfg != source.model_cfg:
-        say(f"{pretrained} brings its own architecture: {setting('name')}={name!r} is not used")
-    return source
+    return _from_file(name, model_cfg, pretrained, place)
 
 
 def _demo() -> Place:

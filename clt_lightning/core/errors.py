@@ -27,6 +27,15 @@ def within(section: str) -> Iterator[None]:
         _prefix.reset(token)
 
 
+@contextmanager
+def about(name: str) -> Iterator[None]:
+    """While active, messages begin with the setting that they are about, as the user calls it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{setting(name)}: {error}") from error
+
+
 def setting(name: str) -> str:
     """What the user calls a setting: `pretrained` in Python, `model.clip.pretrained` in a config."""
     return f"{_prefix.get()}{name}"

@@ -87,6 +87,8 @@ def test_a_folder_with_weights_alone_takes_the_name(tmp_path: Path, monkeypatch:
     (folder / "open_clip_config.json").unlink()
     with pytest.raises(UserError, match="no architecture 'Tiny'"):
         FrozenCLIP("Tiny", str(folder))
+    with pytest.raises(UserError, match=r"name: .*holds no open_clip_config\.json"):
+        FrozenCLIP(f"local-dir:{folder}")
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "Tiny", config)
     assert FrozenCLIP("Tiny", str(folder)).d_model == 32
 

@@ -79,6 +79,16 @@ def test_the_archives_code_says_which_gelu(tmp_path: Path) -> None:
     assert read_weights(path).quick_gelu is False
 
 
+def test_a_config_that_contradicts_the_archives_code(tmp_path: Path) -> None:
+    path = write_archive(tmp_path / "mine.pt", openai_state())
+    config = {"embed_dim": 48, "vision_cfg": VISION, "text_cfg": TEXT, "quick_gelu": False}
+    (tmp_path / "mine.json").write_text(json.dumps({"model_cfg": config}))
+    with pytest.raises(UserError, match=r"trained with QuickGELU, but 'mine' computes GELU"):
+        FrozenCLIP("of-its-own", str(path))
+    (tmp_path / "mine.json").write_text(json.dumps({"model_cfg": config | {"quick_gelu": True}}))
+    assert FrozenCLIP("of-its-own", str(path)).quick_gelu
+
+
 def test_openais_marks_in_a_state_dict_say_quick_gelu(tmp_path: Path) -> None:
     path = write_tiny(tmp_path, tiny_config(quick_gelu=False))
     state = FrozenCLIP("tiny", str(path)).model.state_dict()
