@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import TypeVar
 
@@ -174,7 +175,8 @@ class Progress:
         return moved or gap >= min(self.longest, max(self._first, self._said - self._began))
 
     def _print(self, text: str) -> None:
-        print(text, file=getattr(sys, self._stream), flush=True)
+        with suppress(OSError, ValueError):  # the reader of the pipe is gone, the disk of the log full: work goes on
+            print(text, file=getattr(sys, self._stream), flush=True)
 
     def _draw(self) -> None:
         if next((p for p in reversed(_under_way) if p.live), None) is not self:

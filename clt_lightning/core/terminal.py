@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import time
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -72,7 +73,7 @@ class LiveLine:
             return
         if not self._wrapped:
             self._enter()
-        self._text = text[: max(1, line_width() - 1)]
+        self._text = _cut(text, max(1, line_width() - 1))
         stream = self._wrapped["stderr"].wrapped
         if self._open is not None:
             if time.monotonic() - self._open < _PATIENCE:
@@ -156,6 +157,17 @@ def _handlers() -> list[logging.StreamHandler[Any]]:
     loggers = [logging.getLogger(), *logging.root.manager.loggerDict.values()]
     handlers = [handler for logger in loggers for handler in getattr(logger, "handlers", ())]
     return [handler for handler in handlers if isinstance(handler, logging.StreamHandler)]
+
+
+def _cut(text: str, width: int) -> str:
+    """The beginning that takes so many columns: letters of East Asia take two, what cannot be shown becomes `?`."""
+    shown, used = [], 0
+    for letter in text:
+        used += 2 if unicodedata.east_asian_width(letter) in "WF" else not unicodedata.combining(letter)
+        if used > width:
+            break
+        shown.append(letter if letter.isprintable() else "?")
+    return "".join(shown)
 
 
 live_line = LiveLine()
