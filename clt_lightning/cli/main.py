@@ -6,6 +6,7 @@ import errno
 import importlib
 import logging
 import os
+import select
 import sys
 from collections.abc import Sequence
 
@@ -60,28 +61,15 @@ def main(args: Sequence[str] | None = None) -> None:
         args: the words after `python -m clt_lightning`; None takes them from the command line.
     """
     words = list(sys.argv[1:] if args is None else args)
-    if not words or words[0] in ("-h", "--help"):
-        print(_help(), end="")
-        return
-    if words[0] == "--version":
-        print(f"clt_lightning {__version__}")
-        return
-    _show_log()
     try:
-        if words[0] in TRAINER_COMMANDS:
-            importlib.import_module("clt_lightning.core.environment")
-            from clt_lightning.cli.trainer import run_trainer
-
-            run_trainer(words)
-        elif words[0] in COMMANDS:
-            _run_command(words[0], words[1:])
-        else:
-            known = ", ".join([*TRAINER_COMMANDS, *COMMANDS])
-            raise UserError(f"unknown command {words[0]!r}; there are: {known}")
+        _run(words)
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except BrokenPipeError:  # `... | head` has read what it wanted
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except OSError as error:  # the last net: those who write name the file themselves
@@ -98,6 +86,33 @@ def main(args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _run(words: list[str]) -> None:
+    if not words or words[0] in ("-h", "--help"):
+        print(_help(), end="")
+        return
+    if words[0] == "--version":
+        print(f"clt_lightning {__version__}")
+        return
+    _show_log()
+    if words[0] in TRAINER_COMMANDS:
+        importlib.import_module("clt_lightning.core.environment")
+        from clt_lightning.cli.trainer import run_trainer
+
+        run_trainer(words)
+    elif words[0] in COMMANDS:
+        _run_command(words[0], words[1:])
+    else:
+        known = ", ".join([*TRAINER_COMMANDS, *COMMANDS])
+        raise UserError(f"unknown command {words[0]!r}; there are: {known}")
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads standard output any more, as after `... | head`; other pipes break for other reasons."""
+    look = select.poll()
+    look.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in look.poll(0))
 
 
 class _Stderr(logging.Handler):
