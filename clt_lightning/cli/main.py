@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from clt_lightning import __version__
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import disk_reason
-from clt_lightning.core.terminal import first_process, give_way, process_number
+from clt_lightning.core.terminal import Speaker, first_process, give_way, process_number, speaking_on
 
 #: Commands of LightningCLI, which read a config
 TRAINER_COMMANDS = {
@@ -100,7 +100,8 @@ def _run(words: list[str]) -> None:
         importlib.import_module("clt_lightning.core.environment")
         from clt_lightning.cli.trainer import run_trainer
 
-        run_trainer(words)
+        with speaking_on("stdout"):
+            run_trainer(words)
     elif words[0] in COMMANDS:
         _run_command(words[0], words[1:])
     else:
@@ -115,22 +116,15 @@ def _reader_is_gone() -> bool:
     return any(event & select.POLLERR for _, event in look.poll(0))
 
 
-class _Stderr(logging.Handler):
-    """Writes to whatever standard error is at that moment; tests and notebooks exchange it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
-
-
 def _show_log() -> None:
-    """What our own modules say at level INFO is for the user: on standard error, from the first process only.
+    """What our own modules say at level INFO is for the user, from the first process only.
 
     The others name the samples that they left out, which are theirs alone.
     """
     first = first_process()
     logger = logging.getLogger("clt_lightning")
     if not logger.handlers:
-        handler = _Stderr()
+        handler = Speaker()
         handler.setFormatter(logging.Formatter("%(message)s" if first else f"process {process_number()}: %(message)s"))
         logger.addHandler(handler)
     logger.setLevel(logging.INFO if first else logging.ERROR)
