@@ -100,7 +100,7 @@ class Evaluate(pl.Callback):
             rank_zero_info("the data has no training split: no population check, mean ablation or dataset ranking")
             return
         batches = loader("train", limit=wanted)
-        for batch in track(batches, "training images", unit="batches", show=_shows(trainer), stream="stdout"):
+        for batch in track(batches, "training images", unit="batches", show=_shows(trainer)):
             evaluator.reference(trainer.strategy.batch_to_device(batch))
 
     def on_test_batch_end(

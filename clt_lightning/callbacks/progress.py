@@ -74,6 +74,8 @@ class ProgressLine(ProgressBar):
 
     # -- training ----------------------------------------------------------------------------------------------------
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self._shown:
+            return
         self._first, self._loss = True, None
         self._steps = _Steps(
             "training",
@@ -93,13 +95,13 @@ class ProgressLine(ProgressBar):
         steps = self._steps
         if steps is None or trainer.global_step == steps.done:
             return
+        every = trainer.log_every_n_steps
+        told = self._first or (bool(every) and trainer.global_step % every == 0)
         if self._first:  # it allocates and compiles: no measure of those that follow
             self._first = False
             steps.restart(trainer.global_step)
-        every = trainer.log_every_n_steps
-        told = bool(every) and trainer.global_step % every == 0
         free = not steps.live or pl_module.device.type == "cpu"  # lines are rare enough
-        if told or self._loss is None or (free and steps.is_due()):
+        if told or (free and steps.is_due()):
             if isinstance(outputs, Mapping) and "loss" in outputs:
                 # what Lightning hands on is divided by the batches of a step
                 self._loss = float(outputs["loss"]) * trainer.accumulate_grad_batches

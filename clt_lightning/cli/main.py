@@ -6,6 +6,7 @@ import errno
 import importlib
 import logging
 import os
+import select
 import sys
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ from clt_lightning import __version__
 from clt_lightning.core.classes import nearest
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import disk_reason
-from clt_lightning.core.terminal import first_process, give_way, process_number
+from clt_lightning.core.terminal import Speaker, first_process, give_way, process_number, speaking_on
 
 #: Commands of LightningCLI, which read a config
 TRAINER_COMMANDS = {
@@ -61,33 +62,17 @@ def main(args: Sequence[str] | None = None) -> None:
         args: the words after `python -m clt_lightning`; None takes them from the command line.
     """
     words = list(sys.argv[1:] if args is None else args)
-    if not words or words[0] in ("-h", "--help"):
-        print(_help(), end="")
-        return
-    if words[0] == "--version":
-        print(f"clt_lightning {__version__}")
-        return
-    _show_log()
     try:
-        if words[0] in TRAINER_COMMANDS:
-            importlib.import_module("clt_lightning.core.environment")
-            from clt_lightning.cli.trainer import run_trainer
-
-            run_trainer(words)
-        elif words[0] in COMMANDS:
-            _run_command(words[0], words[1:])
-        else:
-            if words[0].startswith("-"):
-                raise UserError(f"the command comes first, as in: python -m clt_lightning fit {' '.join(words[:2])}")
-            known = [*TRAINER_COMMANDS, *COMMANDS]
-            close = nearest(words[0], known, n=1)
-            raise UserError(
-                f"unknown command {words[0]!r}{f', did you mean {close[0]}?' if close else ''}; there are: "
-                f"{', '.join(known)}"
-            )
+        _run(words)
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except OSError as error:  # the last net: those who write name the file themselves
         reason = disk_reason(error)
         if reason is None:
@@ -104,22 +89,49 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
-class _Stderr(logging.Handler):
-    """Writes to whatever standard error is at that moment; tests and notebooks exchange it."""
+def _run(words: list[str]) -> None:
+    if not words or words[0] in ("-h", "--help"):
+        print(_help(), end="")
+        return
+    if words[0] == "--version":
+        print(f"clt_lightning {__version__}")
+        return
+    _show_log()
+    if words[0] in TRAINER_COMMANDS:
+        importlib.import_module("clt_lightning.core.environment")
+        from clt_lightning.cli.trainer import run_trainer
 
-    def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        with speaking_on("stdout"):
+            run_trainer(words)
+    elif words[0] in COMMANDS:
+        _run_command(words[0], words[1:])
+    else:
+        if words[0].startswith("-"):
+            raise UserError(f"the command comes first, as in: python -m clt_lightning fit {' '.join(words[:2])}")
+        known = [*TRAINER_COMMANDS, *COMMANDS]
+        close = nearest(words[0], known, n=1)
+        raise UserError(
+            f"unknown command {words[0]!r}{f', did you mean {close[0]}?' if close else ''}; there are: "
+            f"{', '.join(known)}"
+        )
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads standard output any more, as after `... | head`; other pipes break for other reasons."""
+    look = select.poll()
+    look.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in look.poll(0))
 
 
 def _show_log() -> None:
-    """What our own modules say at level INFO is for the user: on standard error, from the first process only.
+    """What our own modules say at level INFO is for the user, from the first process only.
 
     The others name the samples that they left out, which are theirs alone.
     """
     first = first_process()
     logger = logging.getLogger("clt_lightning")
     if not logger.handlers:
-        handler = _Stderr()
+        handler = Speaker()
         handler.setFormatter(logging.Formatter("%(message)s" if first else f"process {process_number()}: %(message)s"))
         logger.addHandler(handler)
     logger.setLevel(logging.INFO if first else logging.ERROR)

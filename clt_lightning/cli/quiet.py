@@ -10,7 +10,7 @@ import warnings
 from lightning.pytorch.utilities.rank_zero import rank_zero_module
 
 from clt_lightning.core.files import disk_reason
-from clt_lightning.core.terminal import first_process
+from clt_lightning.core.terminal import Speaker, first_process
 
 #: beginnings of warnings, as regular expressions
 WARNINGS = (
@@ -64,9 +64,17 @@ def quieten() -> None:
     threading.excepthook = _leave_disk_to_the_main_thread
     if not first_process():
         warnings.simplefilter("ignore")
-    loggers = [logging.getLogger(name) for name in ("lightning", "lightning.pytorch", "lightning.fabric")]
-    for part in (rank_zero_module.log, *(handler for logger in loggers for handler in logger.handlers)):
-        part.addFilter(_is_wanted)  # a second time changes nothing
+    rank_zero_module.log.addFilter(_is_wanted)  # a second time changes nothing
+    for logger in (logging.getLogger(name) for name in ("lightning", "lightning.pytorch", "lightning.fabric")):
+        for handler in list(logger.handlers):
+            if isinstance(handler, logging.StreamHandler):
+                logger.removeHandler(handler)
+                logger.addHandler(speaker)
+    speaker.addFilter(_is_wanted)
+
+
+#: In the place of Lightning's own handlers, which hold the streams of the moment of its import
+speaker = Speaker()
 
 
 def _leave_disk_to_the_main_thread(args: threading.ExceptHookArgs) -> None:

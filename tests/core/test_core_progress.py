@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -225,6 +226,40 @@ def test_a_pipe_on_either_side_means_lines(tmp_path: Path) -> None:
     assert on_terminal([sys.executable, "-c", code], 80)[0] == 11
     for redirect in (">", "2>"):
         assert on_terminal(["bash", "-c", f'"$0" -c "$1" {redirect} {tmp_path}/log', sys.executable, code], 80)[0] == 10
+
+
+def test_names_that_take_more_columns_than_letters() -> None:
+    code = "from clt_lightning.core.progress import Progress\nwith Progress('\u6570\u636e' * 30 + '\\n\\t', 9): pass"
+    _, screen, _ = on_terminal([sys.executable, "-c", code], 40)
+    assert max(sum(2 if ord(letter) > 0x2E80 else 1 for letter in line) for line in screen.seen) <= 39
+    assert len(screen.lines) == 1
+
+
+def test_a_terminal_that_does_not_know_its_width() -> None:
+    code = "from clt_lightning.core.terminal import line_width; print(line_width())"
+    assert on_terminal([sys.executable, "-c", code], 0)[2].strip() == "80"
+
+
+def test_a_reader_that_went_away_does_not_end_the_work() -> None:
+    code = """
+import sys
+from clt_lightning.core.progress import Progress
+Progress.shortest = Progress._first = 0.0
+with Progress("work", 2000, stream="stdout") as progress:
+    for _ in range(2000):
+        progress.update()
+print("end", file=sys.stderr)
+sys.stderr.flush()
+import os
+os._exit(0)
+"""
+    done = subprocess.run(
+        ["bash", "-c", '"$0" -c "$1" | true; exit ${PIPESTATUS[0]}', sys.executable, code],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == "end\n"
 
 
 def test_streams_that_are_closed_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:
