@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
 from collections.abc import Generator
 from pathlib import Path
 
@@ -30,15 +31,26 @@ def _two_cores() -> None:
     torch.set_num_threads(1)
 
 
-# a range of its own for each xdist worker: two launches that meet on one port would join each other and hang
-_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
-_ports = itertools.count(20_000 + 1_500 * _worker)
+# Two launches that meet on one port would join each other and hang: each process of tests, an xdist worker or another
+# run on this machine, begins elsewhere, below the ephemeral range, where nothing else takes a port in between.
+_PORTS = range(12_000, 32_000)
+_numbers = itertools.count(97 * os.getpid())
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
 
 
 @pytest.fixture(autouse=True)
 def _own_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A port below the ephemeral range for processes that a test starts: nothing else takes it in between."""
-    monkeypatch.setenv("MASTER_PORT", str(next(_ports)))
+    """A port for processes that a test starts."""
+    ports = (_PORTS[number % len(_PORTS)] for number in _numbers)
+    monkeypatch.setenv("MASTER_PORT", str(next(port for port in ports if _is_free(port))))
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ import importlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -84,6 +85,7 @@ TESTS: dict[str, list[str]] = {
     "clt_lightning/analysis/collector.py": _analysis("features", gathers=True),
     "clt_lightning/analysis/steering.py": _analysis("steering"),
 }
+_MOST_MEMORY = 8 << 30
 #: imported once, before the first fork: half of a run's time otherwise
 PRELOADED: tuple[str, ...] = (
     "torch",
@@ -178,6 +180,7 @@ class Runner:
 
     def _child(self, tests: tuple[str, ...]) -> int:
         os.setsid()
+        resource.setrlimit(resource.RLIMIT_DATA, (_MOST_MEMORY, _MOST_MEMORY))  # a wrong size may ask for all there is
         log = os.open(self.log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
