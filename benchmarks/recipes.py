@@ -59,6 +59,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     # further levers
     "twice as wide": {"wider": 2},
     "half the learning rate": {"lr": 0.5},
+    "Adam's mean over 10 steps, not 20": {"beta1": 0.9},
     "twice as long": {"longer": 2},
     "batches of 32, twice the steps": {"batch": 32, "longer": 2},
 }
@@ -151,7 +152,9 @@ def build(recipe: dict[str, Any], k: int, seed: int, options: argparse.Namespace
         copy.deepcopy(world.clip_config),
         TranscoderConfig(n_features=features, activation=activation(k), **form),
         loss,
-        optimizer=lambda params: AdamW(params, lr=options.lr * recipe.get("lr", 1.0)),
+        optimizer=lambda params: AdamW(
+            params, lr=options.lr * recipe.get("lr", 1.0), betas=(recipe.get("beta1", 0.95), 0.999)
+        ),
         schedule=ScheduleConfig(warmup_steps=50, decay="linear", decay_fraction=1.0),
         tokens=TokensConfig(),
         revive=ReviveConfig() if recipe.get("revive", True) else ReviveConfig(speed=0.0),

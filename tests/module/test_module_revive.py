@@ -12,7 +12,7 @@ import torch
 import clt_lightning as cl
 from clt_lightning.core.errors import UserError
 from clt_lightning.settings import ClipConfig, LossConfig, ReviveConfig, ScheduleConfig, TokensConfig, TranscoderConfig
-from clt_lightning.transcoder.losses import AuxKConfig
+from clt_lightning.transcoder.losses import AuxKConfig, CascadeConfig
 
 FEATURES, SILENT = 24, slice(4, 9)
 
@@ -30,7 +30,8 @@ def make(revive: ReviveConfig, activation: cl.Activation | None = None) -> cl.CL
     return cl.CLTModule(
         ClipConfig(pretrained="demo"),
         TranscoderConfig(n_features=FEATURES, activation=activation or cl.BatchTopK(3)),
-        LossConfig(auxk=AuxKConfig(coefficient=0.0)),
+        # the cascade begins at a share of the run, and these runs have different lengths
+        LossConfig(auxk=AuxKConfig(coefficient=0.0), cascade=CascadeConfig(stream=0.0, embedding=0.0)),
         lambda params: torch.optim.Adam(params, lr=1e-2),
         ScheduleConfig(decay="none"),
         TokensConfig(statistics=200),
