@@ -45,8 +45,9 @@ def lay_out(labels: Column, columns: Sequence[Column], width: int | None = None)
     """
     label_width = max(labels.least, max(map(len, (labels.title, *labels.cells))))
     if width is not None:
-        narrowest = max((column.width(tight=True) for column in columns), default=0)
-        label_width = max(1, min(label_width, max(width - narrowest, 8)))
+        needed = [column.width(tight=True) for column in columns]
+        room = max(width - sum(needed), width // 2)  # names give way first, but not all of the line
+        label_width = max(1, min(label_width, room, max(width - max(needed, default=0), 8)))
 
     def total(part: Sequence[Column], tight: bool) -> int:
         return label_width + sum(column.width(tight) for column in part)
