@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning
 import torch
@@ -55,7 +55,8 @@ from clt_lightning.transcoder.losses import auxiliary_tokens, loss_parts
 # the module's own hook serves every loader, a data module's too
 warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in `LightningModule`")
 
-if TYPE_CHECKING:
+MYPY = False  # type checkers take it for true; jsonargparse would read a TYPE_CHECKING block
+if MYPY:
     Backbone = ClipConfig | FrozenCLIP
     Transcoder = TranscoderConfig | CrossLayerTranscoder
 else:  # what the command line reads: settings alone
