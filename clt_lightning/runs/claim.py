@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -39,9 +40,8 @@ class Claim:
         made = _missing(folder.path)
         lock = Lock(folder.path)
         for _ in range(10):
-            with disk_errors(folder.path):
-                folder.path.mkdir(parents=True, exist_ok=True)
             try:
+                _make(folder.path)
                 lock.acquire()
                 return cls(folder, lock, made)
             except FileNotFoundError:
@@ -64,15 +64,13 @@ class Claim:
             for number in count(max(used, default=-1) + 1):
                 folder = RunFolder(root / f"version_{number}")
                 try:
-                    with disk_errors(folder.path):
-                        root.mkdir(parents=True, exist_ok=True)
-                        new = not folder.path.exists()
-                        folder.path.mkdir(exist_ok=True)
+                    new = _make(folder.path)
                     lock = Lock(folder.path)
                     if not lock.attempt():
                         continue  # a start at the same moment has it
                     if folder.is_empty and (new or lock.is_the_kernels):
-                        return cls(folder, lock, [folder.path, *made])
+                        # the run's own folder, too, which another start that fails may have made
+                        return cls(folder, lock, list(dict.fromkeys([folder.path, root, *made])))
                     lock.release()
                 except FileNotFoundError:
                     break  # a start that failed has taken the folder away: look again
@@ -91,10 +89,30 @@ class Claim:
         shutil.rmtree(self.folder.path, ignore_errors=True)
         self._lock.release()
         for above in self._made:
-            try:
+            with suppress(OSError):  # gone, or somebody else has put something there
                 above.rmdir()
-            except OSError:  # gone, or somebody else has put something there
-                continue
+
+
+def _make(path: Path) -> bool:
+    """Makes a folder; whether it was not there.
+
+    Raises:
+        UserError: it cannot be made.
+        FileNotFoundError: another process has removed the folder above it, or this one, at the same moment.
+    """
+    with disk_errors(path):
+        for above in reversed(_missing(path.parent)):
+            with suppress(FileExistsError):
+                above.mkdir()
+        try:
+            path.mkdir()
+            return True
+        except FileExistsError:
+            if path.is_dir():
+                return False
+            if path.exists():
+                raise
+            raise FileNotFoundError(path) from None
 
 
 def _missing(path: Path) -> list[Path]:

@@ -121,7 +121,7 @@ class Lock:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # the one before may have removed the file between these two lines: then this is a lock on nothing
-            free = path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
+            free = self._names(descriptor)
         except BlockingIOError:
             free = False
         except OSError as error:
@@ -140,6 +140,13 @@ class Lock:
         _descriptors.add(descriptor)
         return True
 
+    def _names(self, descriptor: int) -> bool:
+        """Whether the file in the folder is still this one."""
+        try:
+            return os.path.samestat(os.fstat(descriptor), (self.folder / NAME).stat())
+        except FileNotFoundError:
+            return False
+
     def _free_by_its_text(self, path: Path) -> bool:
         other = _read(path)
         if other is None or other.is_dead:
@@ -156,7 +163,8 @@ class Lock:
         """Gives it back; without one, nothing happens."""
         if self.held:
             assert self._descriptor is not None
-            (self.folder / NAME).unlink(missing_ok=True)
+            if self._names(self._descriptor):  # not where the folder went, and another process has made it again
+                (self.folder / NAME).unlink(missing_ok=True)
             _descriptors.discard(self._descriptor)
             os.close(self._descriptor)
         self._descriptor = None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.runs.folder import shown
 
 #: Exit code of a run that a signal stopped after it wrote its checkpoint: BSD's EX_TEMPFAIL, "try again"
 EXIT_STOPPED = 75
@@ -30,7 +31,9 @@ class Stopped(Exception):  # noqa: N818  (no error: what was asked for)
     """
 
     def __init__(self, signal: str, step: int, checkpoint: Path | None) -> None:
-        state = "it writes no checkpoints: its state is lost" if checkpoint is None else f"the state is in {checkpoint}"
+        state = "it writes no checkpoints, and its state is lost"
+        if checkpoint is not None:
+            state = f"the state is in {shown(checkpoint)}"
         super().__init__(f"stopped by {signal} after step {step}; {state}")
         self.signal, self.step, self.checkpoint = signal, step, checkpoint
 
@@ -109,12 +112,12 @@ class Interrupt(SignalFlag):
         self.waits = False
         self.children: list[subprocess.Popen[bytes]] = []
         self.speaks = True
-        self._at = 0.0
+        self._at, self._owner = 0.0, 0
 
     def install(self) -> bool:
         installed = super().install()
         if installed:
-            self.raised, self.waits, self.children = False, False, []
+            self.raised, self.waits, self.children, self._owner = False, False, [], os.getpid()
         return installed
 
     def insist(self) -> None:
@@ -123,6 +126,8 @@ class Interrupt(SignalFlag):
             signal.signal(self.signal, self._handle)
 
     def _handle(self, number: int, frame: object) -> None:
+        if os.getpid() != self._owner:
+            return  # a data worker that has only just been forked: it ends with its parent
         now = time.monotonic()
         if self.raised and now - self._at < self.SAME:
             return
