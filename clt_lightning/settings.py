@@ -136,6 +136,7 @@ class ReviveConfig:
     after_tokens: int = 50_000
 
     def __post_init__(self) -> None:
+        check_fields(self, "revive")
         if self.speed < 0 or self.after_tokens < 1:
             raise UserError(f"revive: speed must not be negative and after_tokens at least 1, got {self}")
 

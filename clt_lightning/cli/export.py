@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     if args.ckpt_path is not None:
         from clt_lightning.module import CLTModule
 
-        path = Path(expand(args.ckpt_path, "--ckpt_path"))
+        path = expand(args.ckpt_path, "--ckpt_path")
         print(f"reading {path}", flush=True)
         module = CLTModule.load_from_checkpoint(path, map_location="cpu")
         clt, metadata = module.transcoder, {"clip": module.clip.describe()}

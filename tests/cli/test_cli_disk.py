@@ -230,7 +230,7 @@ def test_an_export_replaces_exports_and_nothing_else(tmp_path: Path) -> None:
     for layers in (3, 2):
         clt = CrossLayerTranscoder(n_layers=layers, d_model=8, n_features=16, activation=JumpReLU())
         save_circuit_tracer(clt, tmp_path / "export", {})
-    assert len(list((tmp_path / "export").iterdir())) == 2 * 2 + 1  # nothing of the third layer is left
+    assert len(list((tmp_path / "export").iterdir())) == 2 * 2 + 2  # nothing of the third layer is left
     write_text(tmp_path / "export" / "notes.txt", "mine")
     with pytest.raises(UserError, match="already holds something else"):
         save_circuit_tracer(clt, tmp_path / "export", {})

@@ -45,12 +45,16 @@ class Noise(Dataset[dict[str, Any]]):
         return {"image": torch.randn(3, self.size, self.size, generator=generator) + colour, "key": str(item)}
 
 
+#: The plain loss: no cascade, which runs the model a second time
+OFF = CascadeConfig(stream=0.0, embedding=0.0, reconstruction=0.0)
+
+
 def made(activation: Activation, loss: LossConfig | None = None, **tokens: Any) -> cl.CLTModule:
     """A module whose decoders and skip path are not zero."""
     module = cl.CLTModule(
         ClipConfig(pretrained="demo"),
         TranscoderConfig(n_features=FEATURES, activation=activation, skip=True),
-        loss or LossConfig(auxk=AuxKConfig(coefficient=0.0)),
+        loss or LossConfig(auxk=AuxKConfig(coefficient=0.0), cascade=OFF),
         optimizer=still,
         tokens=TokensConfig(**tokens),
         seed=1,
@@ -137,7 +141,9 @@ def fvu(module: cl.CLTModule, y: Tensor, y_hat: Tensor) -> float:
 def test_losses_counters_and_dead_features(tmp_path: Path) -> None:
     """Reconstruction, L1 and AuxK of each step; a feature counts as dead from `dead_after_tokens` on, not later."""
     n = IMAGES * cl.FrozenCLIP(pretrained="demo").n_positions
-    loss = LossConfig(l1=L1Config(0.01), auxk=AuxKConfig(0.5, k=3, dead_after_tokens=2 * n, token_fraction=1.0))
+    loss = LossConfig(
+        l1=L1Config(0.01), auxk=AuxKConfig(0.5, k=3, dead_after_tokens=2 * n, token_fraction=1.0), cascade=OFF
+    )
     module = made(cl.TopK(2), loss)
     with torch.enable_grad():
         logged = fit(module, tmp_path)

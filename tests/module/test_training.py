@@ -109,7 +109,9 @@ def test_validate_and_test_give_the_numbers_of_fit(run: Path, demo_tars: Path, t
             assert again[key] == pytest.approx(value, rel=1e-9, nan_ok=True), key
         events = EventAccumulator(str(tmp_path / command / "version_0")).Reload()
         assert [event.step for event in events.Scalars(f"{stage}/fvu/all")] == [12]
-        record = json.loads((tmp_path / command / "version_0" / "results.json").read_text())["run"]["data"]
+        record = json.loads((tmp_path / command / "version_0" / "results.json").read_text())["metrics"][stage]["run"][
+            "data"
+        ]
         assert record["description"]["splits"] == {stage: {"split": stage, "shards": 1, "samples": 75}}
 
 
@@ -118,7 +120,9 @@ def test_test_reads_other_images_than_validation(run: Path, demo_tars: Path, tmp
     main(["test", *options(demo_tars, tmp_path), checkpoint])
     found = results(tmp_path / "quickstart" / "version_0", "test")
     assert found["fvu/all"] != results(run, "val")["fvu/all"]
-    record = json.loads((tmp_path / "quickstart" / "version_0" / "results.json").read_text())["run"]["data"]
+    record = json.loads((tmp_path / "quickstart" / "version_0" / "results.json").read_text())["metrics"]["test"]["run"][
+        "data"
+    ]
     assert record["description"]["splits"] == {"test": {"split": "test", "shards": 1, "samples": 75}}
 
 
@@ -249,12 +253,12 @@ def test_a_set_with_a_training_split_alone(demo_tars: Path, tmp_path: Path, caps
 
 
 def test_the_shipped_recipe_of_the_large_models_trains(demo_tars: Path, tmp_path: Path) -> None:
-    """vitb32.yaml (bf16-mixed, fused AdamW, clipping, ddp) on the demo's CLIP for 16 steps, its warm-up cut to 4."""
+    """vitb32.yaml (bf16-mixed, fused AdamW, clipping, ddp) on the demo's CLIP for 32 steps, its warm-up cut to 4."""
     config = str(CONFIG.parent / "vitb32.yaml")
     overlay = str(CONFIG.parent / "data" / "webimages.yaml")
     small = ["--model.clip.pretrained=demo", "--model.transcoder.n_features=96", "--zero_shot.windows=['0-']"]
     data = [f"--data.init_args.root={demo_tars}", "--data.init_args.batch_size=16", "--data.init_args.num_workers=0"]
-    trainer = ["--trainer.max_steps=16", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    trainer = ["--trainer.max_steps=32", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
     short = ["--model.schedule.warmup_steps=4", "--trainer.log_every_n_steps=1"]
     main(["fit", "--config", config, "--config", overlay, *small, *data, *trainer, *short, f"--runs_dir={tmp_path}"])
     run = tmp_path / "vitb32" / "version_0"

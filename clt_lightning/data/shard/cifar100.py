@@ -40,15 +40,11 @@ def open_cifar100(source: Path) -> SourceSet:
     splits = {}
     for split in _SPLITS:
         data, labels = pickles[split].get("data"), pickles[split].get("fine_labels")
-        if (
-            not isinstance(data, np.ndarray)
-            or data.ndim != 2
-            or data.shape[1] != _PIXELS
-            or data.dtype != np.uint8
-            or not len(data)
-        ):
-            found = f"{data.dtype} of {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
-            raise UserError(f"{source}: the data of {split!r} should be uint8 rows of {_PIXELS}, but are {found}")
+        if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != _PIXELS or not len(data):
+            found = data.shape if isinstance(data, np.ndarray) else type(data).__name__
+            raise UserError(f"{source}: the data of {split!r} should be rows of {_PIXELS} bytes, but are {found}")
+        if data.dtype != np.uint8:
+            raise UserError(f"{source}: the data of {split!r} should be bytes (uint8), but are {data.dtype}")
         if not isinstance(labels, list) or len(labels) != len(data):
             raise UserError(f"{source}: {split!r} should hold {len(data)} fine labels, one per image")
         wrong = next((i for i, label in enumerate(labels) if type(label) is not int or not 0 <= label < _CLASSES), None)
