@@ -250,7 +250,7 @@ class CLTModule(lightning.LightningModule):
         loader: Any = self.trainer.train_dataloader if datamodule is None else datamodule.train_dataloader()
         sums = StatisticsAccumulator(self.clip.n_layers, self.clip.d_model, self.device)
         wanted = -(-self.tokens_config.statistics // self._data_place()[1])
-        say(f"normalisation: {wanted:,} tokens of the training data set the transcoder's scales, once")
+        say(f"normalisation: {wanted:,} training tokens set the transcoder's scales, once")
         with Progress("normalisation", wanted, "tokens") as bar:
             for index, raw in enumerate(loader):
                 batch = as_batch(raw)
