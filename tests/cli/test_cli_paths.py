@@ -115,7 +115,7 @@ def test_lists_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     parser.add_class_arguments(modules.WebImages, "data")
     given = {"train": ["$PLACE/{0..3}.tar", "b/*.tar", "https://x.org/$PLACE/0.tar"], "classnames": ["$PLACE", "b"]}
     config = parser.parse_object({"data": given})
-    settle_paths(config, {"data": class_table(modules.WebImages)}, [])  # type: ignore[dict-item]
+    settle_paths(config, {"data": class_table(modules.WebImages)}, [])
     assert config.data.train == ["/here/{0..3}.tar", str(tmp_path / "b/*.tar"), "https://x.org/$PLACE/0.tar"]
     assert config.data.classnames == ["$PLACE", "b"]  # names, not places
 

@@ -26,7 +26,8 @@ def printed(capsys: pytest.CaptureFixture[str], command: str, *words: str) -> di
     captured = capsys.readouterr()
     assert stopped.value.code == 0, captured.err
     assert "Unable to serialize" not in captured.out
-    return yaml.safe_load(captured.out)
+    content: dict[str, Any] = yaml.safe_load(captured.out)
+    return content
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])

@@ -51,7 +51,7 @@ def test_activations(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("name", ["n_layers", "d_model", "n_features"])
 def test_the_transcoder(name: str) -> None:
-    form = {"n_layers": 2, "d_model": 8, "n_features": 16}
+    form: dict[str, Any] = {"n_layers": 2, "d_model": 8, "n_features": 16}
     for value in (1.5, 8.0, True):
         with pytest.raises(UserError, match=f"{name} must be a whole number, got {value}"):
             cl.CrossLayerTranscoder(**(form | {name: value}))

@@ -99,4 +99,4 @@ def test_values_are_read_as_jsonargparse_reads_them() -> None:
         "on",
         "off",
     ]:
-        assert repr(parse_value(text)) == repr(yaml_load(text)), text
+        assert repr(parse_value(text)) == repr(yaml_load(text)), text  # type: ignore[no-untyped-call]

@@ -68,10 +68,10 @@ def test_a_run_lives_in_one_folder(run: Path) -> None:
     assert {"config.yaml", "checkpoints", "transcoder", "results.json"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert (run / "checkpoints" / "last.ckpt").is_file()
-    record = json.loads((tmp_path / "quickstart" / "version_0" / "results.json").read_text())["metrics"]["test"]
-    splits = record["run"]["data"]["description"]["splits"]
-    assert splits["test"] == {"split": "test", "shards": 1, "samples": 75}
-    assert "val" not in splits
+    record = json.loads((run / "results.json").read_text())
+    text = json.dumps(record)
+    for word in ("torch", "lightning", "open_clip", "gelu", "templates", "seed"):
+        assert word in text
 
 
 def test_training_learns(run: Path) -> None:
@@ -120,10 +120,10 @@ def test_test_reads_other_images_than_validation(run: Path, demo_tars: Path, tmp
     main(["test", *options(demo_tars, tmp_path), checkpoint])
     found = results(tmp_path / "quickstart" / "version_0", "test")
     assert found["fvu/all"] != results(run, "val")["fvu/all"]
-    record = json.loads((tmp_path / "quickstart" / "version_0" / "results.json").read_text())["metrics"]["test"]["run"][
-        "data"
-    ]
-    assert record["description"]["splits"] == {"test": {"split": "test", "shards": 1, "samples": 75}}
+    record = json.loads((tmp_path / "quickstart" / "version_0" / "results.json").read_text())["metrics"]["test"]
+    splits = record["run"]["data"]["description"]["splits"]
+    assert splits["test"] == {"split": "test", "shards": 1, "samples": 75}
+    assert "val" not in splits
 
 
 @pytest.mark.parametrize("name", ["last", "best"])
