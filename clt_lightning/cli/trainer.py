@@ -3,6 +3,7 @@ errors."""
 
 from __future__ import annotations
 
+import errno
 import importlib
 import re
 import shlex
@@ -45,6 +46,7 @@ from clt_lightning.cli.run_option import expand_run, named_checkpoint
 from clt_lightning.cli.save_config import SaveConfig
 from clt_lightning.core import seeds
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import disk_errors
 from clt_lightning.data import modules
 from clt_lightning.module import CLTModule
 from clt_lightning.parallel.strategy import FeatureParallel
@@ -155,9 +157,7 @@ class CLTCLI(compat.CommandLine):
             kwargs["logger"] = logger
             kwargs["callbacks"] = [self._place, *callbacks]
         if config.trainer.enable_checkpointing is False:
-            rank_zero_info(
-                "trainer.enable_checkpointing=false: no checkpoint is written, the run cannot be gone on with"
-            )
+            rank_zero_info("trainer.enable_checkpointing=false: no checkpoint is written, this run cannot be resumed")
             self.config_init[self.subcommand]["checkpoints"] = lightning.Callback()
         feature = config.model.parallel.feature
         if feature > 1:
@@ -232,16 +232,21 @@ class CLTCLI(compat.CommandLine):
 
     @contextmanager
     def _folder_held(self) -> Iterator[None]:
-        """Gives the run's folder back at the end."""
+        """Gives the run's folder back at the end; a disk that refuses something is one message."""
         try:
             yield
+        except Exception as error:
+            folder = None if self._place is None else self._place.folder
+            with disk_errors(Path(self.config[self.subcommand].runs_dir) if folder is None else folder.path):
+                raise _full_disk(error) or error  # noqa: B904  (it is the error's own cause)
         finally:
             if self._place is not None:
                 self._place.release()
 
     def _say_next(self, command: str) -> None:
-        if self._place is not None and self._place.folder is not None:
-            rank_zero_info(f"next: python -m clt_lightning {command} --run {shlex.quote(self._place.folder.shown)}")
+        folder = None if self._place is None else self._place.folder
+        if folder is not None and folder.has_checkpoint:
+            rank_zero_info(f"next: python -m clt_lightning {command} --run {shlex.quote(folder.shown)}")
 
     def fit(self, ckpt_path: Any = None, **kwargs: Any) -> None:
         """`Trainer.fit`, from the checkpoint that was found; a run that is finished and complete is left as it is."""
@@ -323,6 +328,16 @@ class CLTCLI(compat.CommandLine):
             and not trainer.checkpoint_callbacks
         ):
             trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+
+
+def _full_disk(error: BaseException) -> OSError | None:
+    """What the disk refused, where a library (TensorBoard's logger) has made another error of it."""
+    cause = error.__cause__ or error.__context__
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def _listed(given: Any) -> list[Any]:

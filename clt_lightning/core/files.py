@@ -11,7 +11,7 @@ import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,7 @@ def whole_file(path: Place) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path), _folders_above(path):
         try:
             yield temporary
             with temporary.open("rb") as file:
@@ -59,12 +58,14 @@ def whole_folder(path: Place, replaceable: Callable[[Path], bool] | None = None)
         UserError: the disk is full, the place cannot be written, or something else stands there.
     """
     path = Path(path)
+    if os.path.ismount(path):
+        raise UserError(f"{path} is a mount point, which nothing can take the place of: name a folder in it")
     if path.exists() and replaceable is not None and not replaceable(path):
         raise UserError(f"{path} already holds something else: move it away, or name another folder")
     temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path), _folders_above(path):
         try:
+            _clear_after_a_kill(path, temporary, old)
             temporary.mkdir()
             yield temporary
             for file in sorted(temporary.rglob("*")):
@@ -81,6 +82,29 @@ def whole_folder(path: Place, replaceable: Callable[[Path], bool] | None = None)
             raise
         shutil.rmtree(old, ignore_errors=True)
         sync_folder(path.parent)
+
+
+@contextmanager
+def _folders_above(path: Path) -> Iterator[None]:
+    """Makes the folders in which `path` is to lie; those that it made are gone again after an error."""
+    made = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):  # somebody else uses it by now
+                folder.rmdir()
+        raise
+
+
+def _clear_after_a_kill(path: Path, temporary: Path, old: Path) -> None:
+    # process numbers come again, in a container all the time
+    if old.exists() and not path.exists():
+        os.replace(old, path)
+    for left in (temporary, old):
+        if left.exists():
+            shutil.rmtree(left)
 
 
 def sync_folder(folder: Place) -> None:
@@ -140,20 +164,41 @@ def disk_errors(path: Place) -> Iterator[None]:
     """
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         reason = disk_reason(error)
-        if reason is None:
+        if reason is None or _is_elsewhere(error, Path(path)):
             raise
         raise UserError(f"{path} cannot be written: {reason}. Make room, or write elsewhere") from error
 
 
 def disk_reason(error: BaseException) -> str | None:
-    """Why the file system refused, in words; None for an error that is not about the disk."""
-    if isinstance(error, OSError):
-        return _REASONS.get(error.errno or 0)
-    # libraries in Rust, such as safetensors, have the number in their text alone
-    told = None if isinstance(error, UserError) else re.search(r"\(os error (\d+)\)", str(error))
-    return _REASONS.get(int(told[1])) if told else None
+    """Why the file system refused, in words; None for an error that is not about the disk.
+
+    Libraries hide the system's answer: safetensors and `shutil.copytree` give its number in their text, `torch.save`
+    stumbles over a file that is shorter than what it wrote.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return _REASONS.get(error.errno)
+    numbers = re.findall(r"\(os error (\d+)\)|\[Errno (\d+)\]", str(error))
+    for number in (int(a or b) for a, b in numbers):
+        if number in _REASONS:
+            return _REASONS[number]
+    if isinstance(error, RuntimeError) and re.search(
+        r"PytorchStreamWriter|inline_container|iostream error", str(error)
+    ):
+        return (error.__context__ and disk_reason(error.__context__)) or "the disk took less than was written (full?)"
+    return None
+
+
+def _is_elsewhere(error: BaseException, path: Path) -> bool:
+    """Whether it is about a file that is not being written: what is read meanwhile, and may not be."""
+    name = getattr(error, "filename", None)
+    if not isinstance(name, str | bytes):
+        return False
+    place, path = Path(os.fsdecode(name)).absolute(), path.absolute()
+    return place not in (path, *path.parents) and path.parent not in place.parents
 
 
 def remove_leftovers(folder: Place) -> list[str]:
