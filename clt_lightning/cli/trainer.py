@@ -41,9 +41,9 @@ from clt_lightning.callbacks import (
     ZeroShot,
 )
 from clt_lightning.callbacks.place import Place, RunLogger
+from clt_lightning.callbacks.save_config import SaveConfig
 from clt_lightning.cli.quiet import quieten
 from clt_lightning.cli.run_option import expand_run, named_checkpoint
-from clt_lightning.cli.save_config import SaveConfig
 from clt_lightning.core import seeds
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import disk_errors
@@ -142,20 +142,7 @@ class CLTCLI(compat.CommandLine):
         self._ended, self._stopped = False, None  # whether the checkpoint has no step left, and early stopping's reason
         self._place: Place | None = None
         if config.trainer.logger in (None, True) and not config.trainer.fast_dev_run:
-            root = Path(config.runs_dir) / config.name
-            folder = self._find_start(config, root)
-            callbacks = _listed(self.config_init[self.subcommand].trainer.callbacks)
-            logger = RunLogger(root, None if folder is None else folder.path)
-            if folder is not None and self.subcommand == "fit":
-                compat.purge_from(logger, 0)
-            if self._start is not None:
-                self._stopped = Stops(callbacks).still_stop(self._start.stopped)
-                limits = config.trainer.max_steps, config.trainer.max_epochs
-                self._ended = self._start.finished(*limits) or self._stopped is not None
-                compat.purge_from(logger, self._start.purge_step(self._ended))
-            self._place = Place(root, folder, logger, self._occupied, self._begin)
-            kwargs["logger"] = logger
-            kwargs["callbacks"] = [self._place, *callbacks]
+            kwargs |= self._take_place(config)
         if config.trainer.enable_checkpointing is False:
             rank_zero_info("trainer.enable_checkpointing=false: no checkpoint is written, this run cannot be resumed")
             self.config_init[self.subcommand]["checkpoints"] = lightning.Callback()
@@ -176,11 +163,35 @@ class CLTCLI(compat.CommandLine):
                 callback.waits = self._place is not None or config.trainer.logger is False
         return trainer
 
+    def _take_place(self, config: Any) -> dict[str, Any]:
+        """Where the run lives and where it goes on; what the trainer needs for that.
+
+        Raises:
+            UserError: it cannot be there, or cannot go on.
+        """
+        root, fits = Path(config.runs_dir) / config.name, self.subcommand == "fit"
+        callbacks = _listed(self.config_init[self.subcommand].trainer.callbacks)
+        folder = self._find_start(config, root)
+        logger = RunLogger(root, None if folder is None else folder.path)
+        here = False
+        if self._start is not None:
+            here = folder is not None and self._start.path.resolve().parent == folder.checkpoints.resolve()
+            self._stopped = Stops(callbacks).still_stop(self._start.stopped)
+            limits = config.trainer.max_steps, config.trainer.max_epochs
+            self._ended = self._start.finished(*limits) or self._stopped is not None
+            compat.purge_from(logger, self._start.purge_step(self._ended))
+        elif fits and folder is not None:
+            compat.purge_from(logger, 0)  # what a start has logged that was killed before its first checkpoint
+        self._place = Place(root, folder, logger, new=fits and config.ckpt_path != "last" and not here, trains=fits)
+        if folder is not None:
+            self._place.check(folder)
+        return {"logger": logger, "callbacks": [self._place, *callbacks]}
+
     def _find_start(self, config: Any, root: Path) -> RunFolder | None:
         """Decides which version of the run this is (None: the next free one), and for fit where it goes on.
 
         Raises:
-            UserError: another process writes there, another run is in the place, or no checkpoint is whole.
+            UserError: another process writes there, or no checkpoint is whole.
         """
         folder = None if config.version is None else RunFolder(root / f"version_{config.version}")
         if self.subcommand != "fit":
@@ -197,28 +208,7 @@ class CLTCLI(compat.CommandLine):
         if last and self._start is None:
             where = shown(root) if folder is None else folder.shown
             rank_zero_info(f"--ckpt_path last: no checkpoint in {where} yet, the run starts from step 0")
-        if folder is not None and (reason := self._occupied(folder)):
-            raise UserError(reason)
         return folder
-
-    def _occupied(self, folder: RunFolder) -> str | None:
-        """Why a fit must not write to a folder: another run lies there; None where that is as it should be."""
-        asked = self.config[self.subcommand].ckpt_path
-        here = self._start is not None and self._start.path.resolve().parent == folder.checkpoints.resolve()
-        if self.subcommand != "fit" or asked == "last" or here or not folder.has_run:
-            return None
-        return (
-            f"{folder.shown} holds a run already, which this one would overwrite: --ckpt_path last goes on with that "
-            "run; without --version, this one gets a folder of its own"
-        )
-
-    def _begin(self, trainer: lightning.Trainer, fresh: bool) -> None:
-        """Writes the config, when a run has begun; an evaluation leaves that of the training alone."""
-        if not trainer.is_global_zero or self._place is None or self._place.folder is None:
-            return
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, SaveConfig) and (fresh or self.subcommand == "fit"):
-                callback.write(self._place.folder.path)
 
     def _plugins(self) -> list[Any]:
         """The user's plugins, with whole checkpoint files and without Lightning's own requeueing under Slurm."""
