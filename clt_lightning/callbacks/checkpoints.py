@@ -14,9 +14,11 @@ from clt_lightning import compat
 from clt_lightning.callbacks.base import fast_dev_run, run_folder
 from clt_lightning.callbacks.reconstruction import Reconstruction
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import disk_errors
 from clt_lightning.runs.checkpoint_io import remove_temporaries
 from clt_lightning.runs.finite import FiniteWatch, not_finite
 from clt_lightning.runs.folder import LAST
+from clt_lightning.runs.lock import Lock
 from clt_lightning.runs.stopping import Stops
 
 
@@ -75,6 +77,7 @@ class Checkpoints(compat.CheckpointFiles):
         self._validated_at = -1
         self._validation_due = False
         self.validate_again = False
+        self._lock: Lock | None = None
         self._stops = Stops([])
         self._stopped: list[dict[str, Any]] = []
 
@@ -89,10 +92,43 @@ class Checkpoints(compat.CheckpointFiles):
         self._stops = Stops(trainer.callbacks)  # type: ignore[attr-defined]
         if self.save_top_k != 0:
             self._check_monitor(trainer)
+        self._lock_shared(trainer, folder)
         if trainer.is_global_zero and not fast_dev_run(trainer) and self.dirpath:
             left = remove_temporaries(Path(self.dirpath))
             if left:
                 rank_zero_info(f"removed what a killed run left half-written: {', '.join(left)}")
+
+    def _lock_shared(self, trainer: pl.Trainer, folder: Path | None) -> None:
+        """Keeps another run out of a folder for checkpoints that does not lie in this one's own."""
+        place = Path(self.dirpath or "")
+        if self.dirpath is None or "://" in str(self.dirpath) or fast_dev_run(trainer):
+            return
+        if folder is not None and place.resolve().is_relative_to(folder.resolve()):
+            return
+        error = None
+        if trainer.is_global_zero:
+            try:
+                with disk_errors(place):
+                    place.mkdir(parents=True, exist_ok=True)
+                self._lock = Lock(place)
+                self._lock.acquire()
+            except UserError as refused:
+                error = str(refused)
+        error = trainer.strategy.broadcast(error)
+        if error is not None:
+            raise UserError(error)
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._unlock()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        self._unlock()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._stops.still_stop(self._stopped):

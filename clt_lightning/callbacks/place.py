@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from clt_lightning.callbacks.save_config import SaveConfig
 from clt_lightning.core.errors import UserError
 from clt_lightning.runs.claim import Claim
 from clt_lightning.runs.folder import RunFolder
@@ -77,21 +77,17 @@ class Place(pl.Callback):
         root: `<runs_dir>/<name>`.
         folder: a version that is to be taken; None takes the next free one.
         logger: gets the folder.
-        occupied: what is wrong with a folder where a run lies already; None where that is as it should be.
-        on_begin: called on every process once the run has begun to write; gets the trainer, and whether the folder was
-            empty.
+        new: whether it is a run of its own, which does not write over another one.
+        trains: whether the config is that of the run's training; an evaluation leaves one that is there.
+
+    Attributes:
+        folder: the run's folder; None while it is not claimed and any is as good.
+        logger: as given.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        folder: RunFolder | None,
-        logger: RunLogger,
-        occupied: Callable[[RunFolder], str | None],
-        on_begin: Callable[[pl.Trainer, bool], None],
-    ) -> None:
-        self.folder = folder
-        self._root, self.logger, self._occupied, self._on_begin = root, logger, occupied, on_begin
+    def __init__(self, root: Path, folder: RunFolder | None, logger: RunLogger, new: bool, trains: bool) -> None:
+        self.folder, self.logger = folder, logger
+        self._root, self._new, self._trains = root, new, trains
         self._claim: Claim | None = None
         self._claimed = self._fresh = self._begun = False
 
@@ -111,13 +107,24 @@ class Place(pl.Callback):
     def _take(self) -> tuple[str | None, str, bool]:
         try:
             self._claim = claim = Claim.next(self._root) if self.folder is None else Claim.of(self.folder)
-            if reason := self._occupied(claim.folder):
-                self.release()
-                return reason, "", False
+            self.check(claim.folder)
             claim.folder.clear()
         except UserError as error:
+            self.release()
             return str(error), "", False
         return None, str(claim.folder.path), claim.fresh
+
+    def check(self, folder: RunFolder) -> None:
+        """Whether this run may be written to a folder.
+
+        Raises:
+            UserError: another run lies there.
+        """
+        if self._new and folder.has_run:
+            raise UserError(
+                f"{folder.shown} holds a run already, which this one would overwrite: --ckpt_path last goes on with "
+                "that run; without --version, this one gets a folder of its own"
+            )
 
     def release(self) -> None:
         """Lets others write to the folder; one that nothing was written to is gone."""
@@ -136,7 +143,10 @@ class Place(pl.Callback):
         self._begun = True
         if self._claim is not None:
             self._claim.begin()
-        self._on_begin(trainer, self._fresh)
+        for callback in trainer.callbacks if trainer.is_global_zero else []:  # type: ignore[attr-defined]
+            if isinstance(callback, SaveConfig) and (self._fresh or self._trains):
+                assert self.folder is not None
+                callback.write(self.folder.path)
         self.logger.open()
         self.logger.save()
 

@@ -150,7 +150,7 @@ class Requeue(pl.Callback):
         children = compat.children(trainer)
         interrupt.children = list(children)
         children.clear()  # they end now, and nobody is to be alarmed
-        last = None if checkpoints is None else Path(checkpoints.last_model_path)
+        last = None if checkpoints is None or not checkpoints.last_model_path else Path(checkpoints.last_model_path)
         raise Stopped(asked, trainer.global_step, last)
 
 

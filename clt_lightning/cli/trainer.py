@@ -3,6 +3,7 @@ errors."""
 
 from __future__ import annotations
 
+import errno
 import re
 import shlex
 import subprocess
@@ -23,10 +24,11 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from clt_lightning import compat
 from clt_lightning.callbacks import Checkpoints, ProgressLine, Summary
 from clt_lightning.callbacks.place import Place, RunLogger
+from clt_lightning.callbacks.save_config import SaveConfig
 from clt_lightning.cli.config_cli import ConfigCLI, read_words
 from clt_lightning.cli.quiet import quieten
-from clt_lightning.cli.save_config import SaveConfig
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import disk_errors
 from clt_lightning.data import modules
 from clt_lightning.parallel.strategy import FeatureParallel
 from clt_lightning.runs import resume
@@ -52,24 +54,9 @@ class CLTCLI(ConfigCLI):
         self._ended, self._stopped = False, None  # whether the checkpoint has no step left, and early stopping's reason
         self._place: Place | None = None
         if config.trainer.logger in (None, True) and not config.trainer.fast_dev_run:
-            root = Path(config.runs_dir) / config.name
-            folder = self._find_start(config, root)
-            callbacks = _listed(self.config_init[self.subcommand].trainer.callbacks)
-            logger = RunLogger(root, None if folder is None else folder.path)
-            if folder is not None and self.subcommand == "fit":
-                compat.purge_from(logger, 0)
-            if self._start is not None:
-                self._stopped = Stops(callbacks).still_stop(self._start.stopped)
-                limits = config.trainer.max_steps, config.trainer.max_epochs
-                self._ended = self._start.finished(*limits) or self._stopped is not None
-                compat.purge_from(logger, self._start.purge_step(self._ended))
-            self._place = Place(root, folder, logger, self._occupied, self._begin)
-            kwargs["logger"] = logger
-            kwargs["callbacks"] = [self._place, *callbacks]
+            kwargs |= self._take_place(config)
         if config.trainer.enable_checkpointing is False:
-            rank_zero_info(
-                "trainer.enable_checkpointing=false: no checkpoint is written, the run cannot be gone on with"
-            )
+            rank_zero_info("trainer.enable_checkpointing=false: no checkpoint is written, this run cannot be resumed")
             self.config_init[self.subcommand]["checkpoints"] = lightning.Callback()
         feature = config.model.parallel.feature
         if feature > 1:
@@ -100,11 +87,35 @@ class CLTCLI(ConfigCLI):
             speakers.append(ProgressLine())
         return speakers
 
+    def _take_place(self, config: Any) -> dict[str, Any]:
+        """Where the run lives and where it goes on; what the trainer needs for that.
+
+        Raises:
+            UserError: it cannot be there, or cannot go on.
+        """
+        root, fits = Path(config.runs_dir) / config.name, self.subcommand == "fit"
+        callbacks = _listed(self.config_init[self.subcommand].trainer.callbacks)
+        folder = self._find_start(config, root)
+        logger = RunLogger(root, None if folder is None else folder.path)
+        here = False
+        if self._start is not None:
+            here = folder is not None and self._start.path.resolve().parent == folder.checkpoints.resolve()
+            self._stopped = Stops(callbacks).still_stop(self._start.stopped)
+            limits = config.trainer.max_steps, config.trainer.max_epochs
+            self._ended = self._start.finished(*limits) or self._stopped is not None
+            compat.purge_from(logger, self._start.purge_step(self._ended))
+        elif fits and folder is not None:
+            compat.purge_from(logger, 0)  # what a start has logged that was killed before its first checkpoint
+        self._place = Place(root, folder, logger, new=fits and config.ckpt_path != "last" and not here, trains=fits)
+        if folder is not None:
+            self._place.check(folder)
+        return {"logger": logger, "callbacks": [self._place, *callbacks]}
+
     def _find_start(self, config: Any, root: Path) -> RunFolder | None:
         """Decides which version of the run this is (None: the next free one), and for fit where it goes on.
 
         Raises:
-            UserError: another process writes there, another run is in the place, or no checkpoint is whole.
+            UserError: another process writes there, or no checkpoint is whole.
         """
         folder = None if config.version is None else RunFolder(root / f"version_{config.version}")
         if self.subcommand != "fit":
@@ -121,28 +132,7 @@ class CLTCLI(ConfigCLI):
         if last and self._start is None:
             where = shown(root) if folder is None else folder.shown
             rank_zero_info(f"--ckpt_path last: no checkpoint in {where} yet, the run starts from step 0")
-        if folder is not None and (reason := self._occupied(folder)):
-            raise UserError(reason)
         return folder
-
-    def _occupied(self, folder: RunFolder) -> str | None:
-        """Why a fit must not write to a folder: another run lies there; None where that is as it should be."""
-        asked = self.config[self.subcommand].ckpt_path
-        here = self._start is not None and self._start.path.resolve().parent == folder.checkpoints.resolve()
-        if self.subcommand != "fit" or asked == "last" or here or not folder.has_run:
-            return None
-        return (
-            f"{folder.shown} holds a run already, which this one would overwrite: --ckpt_path last goes on with that "
-            "run; without --version, this one gets a folder of its own"
-        )
-
-    def _begin(self, trainer: lightning.Trainer, fresh: bool) -> None:
-        """Writes the config, when a run has begun; an evaluation leaves that of the training alone."""
-        if not trainer.is_global_zero or self._place is None or self._place.folder is None:
-            return
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, SaveConfig) and (fresh or self.subcommand == "fit"):
-                callback.write(self._place.folder.path)
 
     def _plugins(self) -> list[Any]:
         """The user's plugins, with whole checkpoint files and without Lightning's own requeueing under Slurm."""
@@ -156,16 +146,21 @@ class CLTCLI(ConfigCLI):
 
     @contextmanager
     def _folder_held(self) -> Iterator[None]:
-        """Gives the run's folder back at the end."""
+        """Gives the run's folder back at the end; a disk that refuses something is one message."""
         try:
             yield
+        except Exception as error:
+            folder = None if self._place is None else self._place.folder
+            with disk_errors(Path(self.config[self.subcommand].runs_dir) if folder is None else folder.path):
+                raise _full_disk(error) or error  # noqa: B904  (it is the error's own cause)
         finally:
             if self._place is not None:
                 self._place.release()
 
     def _say_next(self, command: str) -> None:
-        if self._place is not None and self._place.folder is not None:
-            rank_zero_info(f"next: python -m clt_lightning {command} --run {shlex.quote(self._place.folder.shown)}")
+        folder = None if self._place is None else self._place.folder
+        if folder is not None and folder.has_checkpoint:
+            rank_zero_info(f"next: python -m clt_lightning {command} --run {shlex.quote(folder.shown)}")
 
     def fit(self, ckpt_path: Any = None, **kwargs: Any) -> None:
         """`Trainer.fit`, from the checkpoint that was found; a run that is finished and complete is left as it is."""
@@ -247,6 +242,16 @@ class CLTCLI(ConfigCLI):
             and not trainer.checkpoint_callbacks
         ):
             trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+
+
+def _full_disk(error: BaseException) -> OSError | None:
+    """What the disk refused, where a library (TensorBoard's logger) has made another error of it."""
+    cause = error.__cause__ or error.__context__
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def _listed(given: Any) -> list[Any]:

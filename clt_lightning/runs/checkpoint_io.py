@@ -22,6 +22,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from clt_lightning.core import kinds
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import disk_reason
 from clt_lightning.runs.folder import LAST, PREVIOUS
 
 log = logging.getLogger(__name__)
@@ -173,13 +174,14 @@ class SafeCheckpointIO(TorchCheckpointIO):
                 _keep(path, path.with_name(PREVIOUS))
             os.replace(unfinished, path)
             _sync_folder(path.parent)
-        except (OSError, RuntimeError) as error:
+        except Exception as error:
             unfinished.unlink(missing_ok=True)
-            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
-                raise  # torch wraps a full disk so; anything else is not about the file
+            reason = disk_reason(error) or (str(error) if isinstance(error, OSError) else None)
+            if reason is None:
+                raise
             kept = f"; {path} still holds the state before" if path.exists() else ""
             raise UserError(
-                f"the checkpoint {path} cannot be written ({error}){kept}. Make room, or write elsewhere"
+                f"the checkpoint {path} cannot be written: {reason}{kept}. Make room, or write elsewhere"
             ) from error
 
     def load_checkpoint(

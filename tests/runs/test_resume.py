@@ -19,7 +19,7 @@ from clt_lightning.runs.claim import require_writable
 from clt_lightning.runs.folder import LAST, PREVIOUS, newest_to_go_on
 from clt_lightning.runs.resume import find
 
-from .kill_many import stress
+from .kill_many import Plan, stress
 from .starts import finish, kill, start
 from .world import STEPS, differences, scalars, state, write_config
 
@@ -104,12 +104,23 @@ def test_from_every_moment(kind: str, tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.slow
 def test_two_kills(tmp_path: Path) -> None:
     """Real processes with data workers, killed in the middle of whatever they are doing."""
-    assert stress(tmp_path, kills=2, workers=2, steps=25, seed=1) == []
+    assert stress(tmp_path, Plan(kills=2, steps=25, seed=1)) == []
 
 
 @pytest.mark.slow
-def test_many_kills(tmp_path: Path) -> None:
-    assert stress(tmp_path, kills=20, workers=2, steps=150, seed=2) == []
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan(seed=2),
+        Plan(seed=3, steps=80, accumulate=2, every=3, interval=5),
+        Plan(seed=4, steps=60, accumulate=3, every=2, interval=7),
+        Plan(steps=60, accumulate=2, every=3, interval=5, moment="first"),
+        Plan(steps=60, accumulate=3, every=2, interval=7, moment="first"),
+    ],
+    ids=lambda plan: f"{plan.accumulate}-{plan.moment}",
+)
+def test_many_kills(tmp_path: Path, plan: Plan) -> None:
+    assert stress(tmp_path, plan) == []
 
 
 @pytest.mark.slow
