@@ -104,7 +104,7 @@ def test_validate_and_test_give_the_numbers_of_fit(run: Path, demo_tars: Path, t
         events = EventAccumulator(str(tmp_path / command / "version_0")).Reload()
         assert [event.step for event in events.Scalars(f"{stage}/fvu/all")] == [12]
         record = json.loads((tmp_path / command / "version_0" / "results.json").read_text())["run"]["data"]
-        assert record["description"]["splits"] == {stage: {"split": stage, "shards": 1, "samples": 75}}
+        assert record["description"]["splits"][stage] == {"split": stage, "shards": 1, "samples": 75}
 
 
 def test_test_reads_other_images_than_validation(run: Path, demo_tars: Path, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_test_reads_other_images_than_validation(run: Path, demo_tars: Path, tmp
     found = results(tmp_path / "quickstart" / "version_0", "test")
     assert found["fvu/all"] != results(run, "val")["fvu/all"]
     record = json.loads((tmp_path / "quickstart" / "version_0" / "results.json").read_text())["run"]["data"]
-    assert record["description"]["splits"] == {"test": {"split": "test", "shards": 1, "samples": 75}}
+    assert record["description"]["splits"]["test"] == {"split": "test", "shards": 1, "samples": 75}
 
 
 @pytest.mark.parametrize("name", ["last", "best"])
