@@ -23,7 +23,6 @@ M = TypeVar("M", bound=nn.Module)
 def save(arguments: dict[str, Any], state: dict[str, Tensor], folder: str | Path, metadata: dict[str, Any]) -> Path:
     """Writes arguments and folded state; each file under a temporary name first, so that none is ever half-written."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     config = {"format": FORMAT, **arguments, "metadata": metadata}
     with whole_file(folder / WEIGHTS) as path:
