@@ -153,7 +153,7 @@ class Progress:
     def rate(self) -> float:
         """How many a second, over the later half of what was done: work that gets slower is not told as it was."""
         now, half = time.monotonic(), (self._begun_at + self.done) / 2
-        since, done = next(mark for mark in reversed(self._marks) if mark[1] <= half)
+        since, done = next((mark for mark in reversed(self._marks) if mark[1] <= half), self._marks[0])
         return (self.done - done) / (now - since) if self.done > done and now > since else 0.0
 
     def left(self) -> float | None:
@@ -192,7 +192,8 @@ class Progress:
         if self.total and room >= 10:
             full = round(room * min(1.0, self.done / self.total))
             line += f" [{'#' * full}{'.' * (room - full)}]"
-        live_line.show(line)
+        with suppress(OSError, ValueError):  # the terminal is gone
+            live_line.show(line)
 
 
 def track(

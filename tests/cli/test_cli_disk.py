@@ -5,6 +5,7 @@ The disks are real ones: small file systems in memory, which only root may mount
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -71,6 +72,10 @@ def run(demo_tars: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     cheap = ["--evaluate.population.images=16", "--evaluate.cascade.firsts=[0]", "--evaluate.cascade.singles=false"]
     off = [f"--evaluate.{part}.enabled=false" for part in ("faithfulness", "effects")]
     main(["test", "--run", str(folder), "--evaluate.bootstrap=10", *cheap, *off])
+    results = json.loads((folder / "results.json").read_text())
+    # figures take time, and are files like others
+    results["evaluation"]["test"] |= {"zero_shot": None, "contributions": {}, "population": None}
+    (folder / "results.json").write_text(json.dumps(results))
     return folder
 
 
