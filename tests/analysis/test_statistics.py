@@ -13,6 +13,7 @@ from clt_lightning.analysis.crossmodal import retrieval_result
 from clt_lightning.analysis.intervals import Interval, mean_intervals, recall_interval, share_interval
 from clt_lightning.analysis.multilabel import average_precision, multilabel_result
 from clt_lightning.analysis.population import PopulationCheck, TrainSums, mean_check, resample_counts
+from clt_lightning.analysis.statistics import Measured, zero_shot
 
 ARM = Arm("original")
 
@@ -175,3 +176,38 @@ def test_population_json() -> None:
     assert len(found["resampled"]) == 200
     assert (found["resampled"][0], found["resampled"][-1]) == (0.0, 1.0)
     assert found["quantiles"]["0.5"] == pytest.approx(0.5)
+
+
+def test_zero_shot_from_ranks() -> None:
+    """Seven classes, of which one has no image; images without a label count for the divergence alone."""
+    labels = np.array([0, 0, 1, 2, 3, 4, 5, -1])
+    ranks = np.array([[0, 1, 0, 4, 5, 6, 0, -1], [0, 0, 1, 5, 4, 0, 3, -1]])
+    kl = np.arange(16, dtype=float).reshape(2, 8)
+    columns = {"rank": ranks.T, "kl": kl.T, "labels": labels}
+    keys = np.array([f"{i}" for i in range(8)])
+    arms = [ARM, Arm("replaced", 0, 1, "all")]
+    original, changed = zero_shot(
+        Measured(arms, [f"c{i}" for i in range(7)], keys, columns, (np.array([]), {})), draws=50, seed=0
+    )
+    assert [r.arm for r in (original, changed)] == arms
+    assert (original.n, changed.n) == (7, 7)
+    assert (original.top1.value, changed.top1.value) == (pytest.approx(3 / 7), pytest.approx(3 / 7))
+    assert (original.top5.value, changed.top5.value) == (pytest.approx(5 / 7), pytest.approx(6 / 7))
+    assert (original.drop.value, changed.drop.value) == (0, pytest.approx(0))
+    assert (original.kl.value, changed.kl.value) == (pytest.approx(3.5), pytest.approx(11.5))
+    assert np.allclose(original.recall, [0.5, 1, 0, 0, 0, 1, np.nan], equal_nan=True)
+    assert np.allclose(changed.recall, [1, 0, 0, 0, 1, 0, np.nan], equal_nan=True)
+    assert original.per_class_recall.value == pytest.approx(2.5 / 6)
+    # the images are drawn alike for both: where one is right and the other wrong, the drop is uncertain
+    assert original.drop.low == original.drop.high == 0
+    assert changed.drop.low < 0 < changed.drop.high
+
+
+def test_zero_shot_of_images_without_labels() -> None:
+    columns = {"rank": np.full((4, 1), -1), "kl": np.ones((4, 1)), "labels": np.full(4, -1)}
+    (found,) = zero_shot(Measured([ARM], ["a", "b"], np.arange(4), columns, (np.array([]), {})), draws=20, seed=0)
+    assert found.n == 0
+    assert np.isnan([found.top1.value, found.top5.value, found.per_class_recall.value, found.drop.value]).all()
+    assert np.isnan(found.recall).all()
+    assert found.kl.value == 1
+    assert zero_shot(Measured([ARM], [], np.arange(4), {"labels": np.full(4, -1)}, (np.array([]), {})), 20, 0) == []

@@ -14,7 +14,7 @@ from clt_lightning.analysis.steering import columns
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
 from clt_lightning.replacement import replaced
-from clt_lightning.transcoder import CrossLayerTranscoder
+from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 from .world import CLASSES, FEATURES, LAYERS, POSITIONS, TEMPLATES, Made, make_clt
 
@@ -123,6 +123,8 @@ def test_columns_are_those_of_the_dense_codes(clip: FrozenCLIP, clt: CrossLayerT
     features = [0, 5, firing(clip, clt, batches()[0]["image"], 1)]
     assert torch.equal(columns(codes, features), codes.dense_layer(0)[:, features])
     assert codes.n_tokens == 8 * POSITIONS
+    held_densely = Codes([None], [codes.dense_layer(0)])
+    assert torch.equal(columns(held_densely, features), codes.dense_layer(0)[:, features])
 
 
 @pytest.mark.parametrize(

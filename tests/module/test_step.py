@@ -14,6 +14,7 @@ from clt_lightning.cascade import cascade_parts
 from clt_lightning.core.errors import UserError
 from clt_lightning.schedule import lr_factor
 from clt_lightning.settings import LossConfig, ScheduleConfig, TranscoderConfig, from_plain, to_plain
+from clt_lightning.transcoder.clt import Topology
 from clt_lightning.transcoder.losses import CascadeConfig
 from tests.gradients import gradient
 
@@ -126,6 +127,17 @@ def test_replacement_is_cascaded_and_in_its_window_only(clip: cl.FrozenCLIP, ima
     torch.testing.assert_close(acts.x[:2], untouched.x[:2])
     assert not torch.allclose(acts.x[2], untouched.x[2])
     torch.testing.assert_close(ours, acts.embeddings)
+
+
+@pytest.mark.parametrize(("topology", "read"), [("cross_layer", [0, 1, 2]), ("per_layer", [2]), ("sae", [2])])
+def test_only_layers_that_write_into_the_window_are_read(
+    clip: cl.FrozenCLIP, images: torch.Tensor, topology: Topology, read: list[int]
+) -> None:
+    clt = cl.CrossLayerTranscoder(clip.n_layers, clip.d_model, 64, cl.TopK(8), topology, seed=1)
+    with cl.replaced(clip, clt, layers=[2]) as trace:
+        clip.encode_image(images)
+    assert sorted(trace.codes) == read
+    assert sorted(trace.y_hat) == [2]
 
 
 def test_token_sets_leave_the_other_tokens_alone(clip: cl.FrozenCLIP, images: torch.Tensor) -> None:

@@ -56,14 +56,16 @@ TESTS: dict[str, list[str]] = {
     "clt_lightning/transcoder/clt.py": _transcoder("clt", "circuit_tracer"),
     "clt_lightning/transcoder/encoders.py": _transcoder("precision", "buffers"),
     "clt_lightning/transcoder/codes.py": _transcoder("codes", "feature_chunks"),
-    "clt_lightning/transcoder/sparse.py": _transcoder("buffers"),
+    "clt_lightning/transcoder/sparse.py": [*_transcoder("buffers"), "tests/transcoder/test_triton.py"],
     "clt_lightning/transcoder/activations.py": _transcoder("activations"),
     "clt_lightning/transcoder/losses.py": _transcoder("losses"),
     "clt_lightning/transcoder/normalization.py": _transcoder(),
     "clt_lightning/transcoder/chunked.py": [*_STEP, *_LEARNS],
     "clt_lightning/transcoder/reference.py": _transcoder(),
-    "clt_lightning/transcoder/feature_chunks.py": ["tests/transcoder/test_feature_chunks.py"],
-    "clt_lightning/module.py": [*_STEP, *_LEARNS, "tests/module/test_training.py"],
+    "clt_lightning/transcoder/feature_chunks.py": [
+        *("tests/transcoder/test_feature_chunks.py", "tests/transcoder/test_triton.py"),
+    ],
+    "clt_lightning/module.py": [*_STEP, *_LEARNS, "tests/module/test_training.py", "tests/parallel/test_fit.py"],
     "clt_lightning/cascade.py": _STEP[1:],
     "clt_lightning/replacement.py": [*_STEP[1:], *_analysis("tower", "steering", "faithfulness")],
     **{
@@ -86,6 +88,8 @@ TESTS: dict[str, list[str]] = {
     "clt_lightning/analysis/steering.py": _analysis("steering"),
 }
 _MOST_MEMORY = 8 << 30
+_NO_TESTS = 70  # exit code where pytest could not even be started
+_FROM_OUTSIDE = (-signal.SIGTERM, -signal.SIGKILL, -signal.SIGHUP, _NO_TESTS)
 #: imported once, before the first fork: half of a run's time otherwise
 PRELOADED: tuple[str, ...] = (
     "torch",
@@ -157,13 +161,19 @@ class Runner:
             code = self._run(tests, limit)
         finally:
             path.write_text(source, encoding="utf-8")
+        if code is not None and code in _FROM_OUTSIDE:
+            raise RuntimeError("the tests were ended from outside: start again with the same --out")
         return {0: "survived", None: "timeout"}.get(code, "killed")
 
     def _run(self, tests: tuple[str, ...], limit: float) -> int | None:
         """Exit code of pytest; None past the limit."""
         pid = os.fork()
         if pid == 0:
-            os._exit(self._child(tests))
+            code = _NO_TESTS
+            try:
+                code = self._child(tests)
+            finally:  # never back into the parent's loop
+                os._exit(code)
         end = time.monotonic() + limit
         done = False
         try:
@@ -180,6 +190,7 @@ class Runner:
 
     def _child(self, tests: tuple[str, ...]) -> int:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_DATA, (_MOST_MEMORY, _MOST_MEMORY))  # a wrong size may ask for all there is
         log = os.open(self.log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(log, 1)

@@ -13,6 +13,7 @@ from clt_lightning.transcoder.losses import (
     LossConfig,
     PreActivationConfig,
     TanhConfig,
+    auxiliary_tokens,
     auxk_loss,
     l1_penalty,
     loss_parts,
@@ -86,6 +87,28 @@ def test_auxk_perfect_dead_features_give_zero(make_clt: MakeCLT) -> None:
         clt.W_dec[0][1] = 0
     parts = loss_parts(config, clt, y, clt(x, auxiliary=request), step=0, auxiliary_tokens=request.tokens)
     assert float(parts["auxk"]) == pytest.approx(0.5 * 1.0)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "k", "dead", "live", "expected"),
+    [
+        (0.3, 5, 100, 64, 30),  # as it is said
+        (None, 32, 100, 8, 12),  # 0.5 x 8 live codes / 32 dead ones at work = 1 / 8, of 100 tokens
+        (None, 32, 16, 4, 12),  # no more dead ones than there are: 0.5 x 4 / 16
+        (None, 4, 100, 64, 25),  # at most a quarter of the tokens
+        (0.001, 4, 100, 64, 1),  # at least one
+    ],
+)
+def test_tokens_that_auxk_is_computed_on(fraction: float | None, k: int, dead: int, live: int, expected: int) -> None:
+    assert auxiliary_tokens(AuxKConfig(token_fraction=fraction), 100, k, dead, live) == expected
+
+
+def test_weights_that_cannot_be_are_named() -> None:
+    y = torch.ones(2, 3, 1)
+    for weights in ([1.0], [1.0, 2.0, 3.0], [0.0, 0.0], [1.0, -1.0], [-1.0, -2.0]):
+        with pytest.raises(UserError, match="needs 2 weights with a positive sum"):
+            reconstruction_loss(y, y, torch.ones(2), weights)
+    assert float(reconstruction_loss(y, 0 * y, torch.ones(2), [0.0, 5.0])) == pytest.approx(1.0)
 
 
 def test_warm_up_and_the_sum_of_parts(make_clt: MakeCLT) -> None:

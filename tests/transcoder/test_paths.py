@@ -19,6 +19,8 @@ from clt_lightning.transcoder import (
     TopK,
 )
 from clt_lightning.transcoder.clt import Topology
+from clt_lightning.transcoder.reference import decode_dense
+from tests.gradients import gradient
 from tests.transcoder.conftest import MakeCLT
 
 ACTIVATIONS = [ReLU(), TopK(4), TopK(50), AbsTopK(4), BatchTopK(4), JumpReLU(0.3, 0.4)]
@@ -153,6 +155,39 @@ def test_auto_takes_the_dense_path_for_dense_codes(make_clt: MakeCLT) -> None:
     x = torch.randn(3, 10, 8, dtype=torch.float64)
     assert make_clt(activation=ReLU(), backend="auto").encode(x).is_dense(0)
     assert not make_clt(activation=TopK(2), backend="auto").encode(x).is_dense(0)
+
+
+@pytest.mark.parametrize("activation", [ReLU(), BatchTopK(15), JumpReLU(0.01)], ids=lambda a: type(a).__name__)
+def test_a_backend_that_is_forced_is_taken(make_clt: MakeCLT, activation: Activation) -> None:
+    """Whatever the density."""
+    x = torch.randn(3, 10, 8, dtype=torch.float64)
+    assert make_clt(activation=activation, backend="dense").encode(x).is_dense(2)
+    assert not make_clt(activation=activation, backend="sparse").encode(x).is_dense(2)
+
+
+def test_where_nothing_fires_gradients_are_zero(make_clt: MakeCLT) -> None:
+    """Also in memory that still holds the gradients of the step before."""
+    clt = make_clt(activation=JumpReLU(0.5, 0.1), backend="sparse")
+    x = torch.randn(3, 30, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weights = (*clt.W_enc, *clt.W_dec)
+    clt(x).y_hat.sin().sum().backward()
+    assert all(gradient(W).abs().sum() > 0 for W in weights)
+    clt.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        clt.b_enc.fill_(-1000)
+    out = clt(x)
+    assert out.codes.layer(0)[0].features.numel() == 0
+    out.y_hat.sin().sum().backward()
+    assert all(gradient(W).abs().sum() == 0 for W in weights)
+    assert gradient(clt.b_enc).abs().sum() == 0
+    assert gradient(clt.b_dec).abs().sum() > 0
+
+
+def test_a_layer_that_nobody_writes_to_is_zero() -> None:
+    generator = torch.Generator().manual_seed(0)
+    z, W = torch.randn(4, 5, generator=generator), torch.randn(5, 2, 3, generator=generator)
+    y = decode_dense([z], [W], 3)
+    torch.testing.assert_close(y, torch.stack([z @ W[:, 0], z @ W[:, 1], torch.zeros(4, 3)]))
 
 
 def test_without_mkl(make_clt: MakeCLT, monkeypatch: pytest.MonkeyPatch) -> None:
