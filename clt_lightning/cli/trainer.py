@@ -51,7 +51,8 @@ class CLTCLI(ConfigCLI):
                 "measures Lightning's own overhead)"
             )
         self._start: resume.Progress | None = None
-        self._ended, self._stopped = False, None  # whether the checkpoint has no step left, and early stopping's reason
+        self._ended = False  # whether the checkpoint has no step left
+        self._stopped: str | None = None  # early stopping's reason
         self._place: Place | None = None
         if config.trainer.logger in (None, True) and not config.trainer.fast_dev_run:
             kwargs |= self._take_place(config)

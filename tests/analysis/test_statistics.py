@@ -191,10 +191,10 @@ def test_zero_shot_from_ranks() -> None:
     )
     assert [r.arm for r in (original, changed)] == arms
     assert (original.n, changed.n) == (7, 7)
-    assert (original.top1.value, changed.top1.value) == (pytest.approx(3 / 7), pytest.approx(3 / 7))
-    assert (original.top5.value, changed.top5.value) == (pytest.approx(5 / 7), pytest.approx(6 / 7))
-    assert (original.drop.value, changed.drop.value) == (0, pytest.approx(0))
-    assert (original.kl.value, changed.kl.value) == (pytest.approx(3.5), pytest.approx(11.5))
+    assert (original.top1.value, changed.top1.value) == (pytest.approx(3 / 7), pytest.approx(3 / 7))  # type: ignore[comparison-overlap]
+    assert (original.top5.value, changed.top5.value) == (pytest.approx(5 / 7), pytest.approx(6 / 7))  # type: ignore[comparison-overlap]
+    assert (original.drop.value, changed.drop.value) == (0, pytest.approx(0))  # type: ignore[comparison-overlap]
+    assert (original.kl.value, changed.kl.value) == (pytest.approx(3.5), pytest.approx(11.5))  # type: ignore[comparison-overlap]
     assert np.allclose(original.recall, [0.5, 1, 0, 0, 0, 1, np.nan], equal_nan=True)
     assert np.allclose(changed.recall, [1, 0, 0, 0, 1, 0, np.nan], equal_nan=True)
     assert original.per_class_recall.value == pytest.approx(2.5 / 6)
