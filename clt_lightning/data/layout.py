@@ -19,14 +19,12 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import disk_reason
 from clt_lightning.data.addresses import as_local, check_allowed, is_http, is_local
 from clt_lightning.data.limits import MAX_SHARDS
-from clt_lightning.data.record import RECORD, read_record
+from clt_lightning.data.record import RECORD, UNFINISHED, read_record
 from clt_lightning.data.texts import beside, read_text
 
 log = logging.getLogger(__name__)
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-UNFINISHED = ".shards.partial.json"
-"""What the `shard` command keeps in a folder until its last tar is written."""
 _STAND_INS = {"train": ("train",), "val": ("val", "validation", "test"), "test": ("test", "val", "validation")}
 
 

@@ -11,6 +11,8 @@ from clt_lightning.core.files import parse_json
 from clt_lightning.data.texts import beside, read_text
 
 RECORD = "shards.json"
+UNFINISHED = ".shards.partial.json"
+"""What the `shard` command keeps in a folder until its last tar is written."""
 _OTHERS = ("index.json",)
 
 

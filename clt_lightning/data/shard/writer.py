@@ -18,9 +18,8 @@ from typing import IO, Any
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import disk_errors, read_errors, whole_file, write_json, write_text
 from clt_lightning.core.progress import Progress
+from clt_lightning.data.record import RECORD, UNFINISHED
 
-RECORD = "shards.json"
-_PARTIAL = ".shards.partial.json"
 _TAR_BLOCK = 512
 GO_ON = "Finished shards are kept: make room and run the same command again, it goes on from there"
 
@@ -116,7 +115,7 @@ def write_split(
         }
         write_json(folder / RECORD, record, advice=GO_ON)
         write_text(folder / "nshards.txt", f"{len(shards)}\n", GO_ON)
-        (folder / _PARTIAL).unlink(missing_ok=True)
+        (folder / UNFINISHED).unlink(missing_ok=True)
     return record
 
 
@@ -126,7 +125,7 @@ def check_free(folder: Path) -> None:
     Raises:
         UserError: the folder holds other files; one is named.
     """
-    if not folder.is_dir() or any(_read_record(folder / name) for name in (RECORD, _PARTIAL)):
+    if not folder.is_dir() or any(_read_record(folder / name) for name in (RECORD, UNFINISHED)):
         return
     with read_errors(folder):
         strange = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
@@ -138,7 +137,7 @@ def check_free(folder: Path) -> None:
 
 def _record_progress(folder: Path, fingerprint: str, shards: Sequence[Mapping[str, Any]]) -> None:
     writer = f"process {os.getpid()} on {socket.gethostname()}"
-    write_json(folder / _PARTIAL, {"fingerprint": fingerprint, "writer": writer, "shards": shards}, advice=GO_ON)
+    write_json(folder / UNFINISHED, {"fingerprint": fingerprint, "writer": writer, "shards": shards}, advice=GO_ON)
 
 
 @contextmanager
@@ -149,7 +148,7 @@ def _claimed(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            other = _read_record(folder / _PARTIAL).get("writer", "another process")
+            other = _read_record(folder / UNFINISHED).get("writer", "another process")
             raise UserError(f"{folder} is being written by {other}: wait for it, or use another --output") from None
         except OSError:
             pass
@@ -177,7 +176,7 @@ def _fingerprint(items: Sequence[Item], limits: Limits, settings: Mapping[str, A
 
 def _finished(folder: Path, fingerprint: str) -> list[dict[str, Any]]:
     """The shards that an earlier run recorded, if it was the same run."""
-    for name in (RECORD, _PARTIAL):
+    for name in (RECORD, UNFINISHED):
         record = _read_record(folder / name)
         if record.get("fingerprint") == fingerprint:
             return list(record["shards"])
