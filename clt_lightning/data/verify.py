@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import sha256
+from clt_lightning.core.progress import track
 from clt_lightning.data.layout import ShardFile
 from clt_lightning.data.record import RECORD, Entry, read_record
-
-log = logging.getLogger(__name__)
-
-_PROGRESS_S = 10.0
 
 
 def verify(shards: Sequence[ShardFile], part: int = 0, parts: int = 1) -> None:
@@ -43,21 +38,15 @@ def verify(shards: Sequence[ShardFile], part: int = 0, parts: int = 1) -> None:
                 "writes it; for tars from elsewhere set verify=false"
             )
         todo.append((shard, digest))
-    if not todo:
-        return
-    begin = shown = time.monotonic()
-    with ThreadPoolExecutor(min(4, len(todo))) as pool:
-        for done, (shard, digest, found) in enumerate(pool.map(_hashed, todo), 1):
+    with ThreadPoolExecutor(4) as pool:
+        hashed = pool.map(_hashed, todo)
+        for shard, digest, found in track(hashed, "verifying tars", len(todo), "tars"):
             if found != digest.lower():
                 pool.shutdown(cancel_futures=True)
                 raise UserError(
                     f"shard {shard.url} is not the file that was written: its SHA-256 is {found[:16]}…, shards.json "
                     f"says {digest[:16]}…. Copy it again, or make it again"
                 )
-            if time.monotonic() - shown > _PROGRESS_S:
-                shown = time.monotonic()
-                log.warning("verifying tars: %d of %d", done, len(todo))
-    log.info("verified the SHA-256 of %d tars in %.1f s", len(todo), time.monotonic() - begin)
 
 
 def _hashed(what: tuple[ShardFile, str]) -> tuple[ShardFile, str, str]:
