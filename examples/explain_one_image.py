@@ -75,12 +75,12 @@ def main() -> None:
 
 def newest_quickstart() -> Run | None:
     """The newest run of the quickstart that has finished; None without."""
-    folders = [folder.parent for folder in Path("runs/quickstart").glob("version_*/transcoder")]
-    if not folders:
+    try:
+        run = open_run("runs/quickstart")
+    except cl.UserError:
         return None
-    newest = max(folders, key=lambda folder: int(folder.name.removeprefix("version_")))
-    print(f"run: {newest}")
-    return open_run(newest)
+    print(f"run: {run.folder}")
+    return run
 
 
 def brief_training(root: str, steps: int) -> Run:

@@ -23,11 +23,16 @@ ALLOWED = {
     "schedule": {"settings"},
     "buffer": set(),
     "optim": {"optim"},
-    "run": {"run"},
-    "parallel": {"parallel", "run", "transcoder"},
+    "compat": set(),
+    "runs": {"compat", "runs"},
+    "parallel": {"compat", "parallel", "runs", "transcoder"},
     "cascade": {"clip", "replacement", "transcoder"},
-    "module": {"buffer", "cascade", "clip", "optim", "parallel", "run", "schedule", "settings", "transcoder"},
-    "analysis": {"analysis", "clip", "data", "metrics", "module", "replacement", "settings", "transcoder"},
+    "batches": set(),
+    "module": {
+        *("batches", "buffer", "cascade", "clip", "compat", "optim", "parallel"),
+        *("replacement", "runs", "schedule", "settings", "transcoder"),
+    },
+    "analysis": {"analysis", "clip", "data", "metrics", "module", "replacement", "runs", "settings", "transcoder"},
 }
 # the script that trains the demo's CLIP draws the demo's renders; loading that CLIP does not
 EXCEPTIONS = {("clip/demo/train.py", "data"), ("clip/demo/evaluate.py", "data")}

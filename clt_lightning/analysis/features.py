@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +20,9 @@ from clt_lightning.analysis.names import N_NAMES, embed_words, known_words, labe
 from clt_lightning.analysis.neighbours import Neighbours, load_neighbours
 from clt_lightning.analysis.table import gather_rows
 from clt_lightning.clip import FrozenCLIP
+from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
-from clt_lightning.core.files import read_json
+from clt_lightning.core.files import read_json, whole_folder, write_json
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 SCHEMA = 1
@@ -44,10 +45,12 @@ class FeatureOptions:
     enabled: bool = True
     k: int = 16
     samples: int = 8
-    words: str | None = None
+    words: str | Path | None = None
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        check_fields(self, "features")
+        self.words = str(self.words) if isinstance(self.words, Path) else self.words
         if self.k < 1 or self.samples < 0:
             raise UserError(f"features.k must be >= 1 and features.samples >= 0, got {self.k}, {self.samples}")
         if self.device not in ("cpu", "auto"):
@@ -76,10 +79,23 @@ class Features:
     effects: Effects | None = field(default=None, repr=False)
     neighbours: Neighbours | None = field(default=None, repr=False)
 
+    def at(self, step: int | None) -> Features:
+        """The same, of the weights at this step."""
+        return dataclasses.replace(self, info=self.info | {"step": step})
+
     def save(self, run: str | Path) -> Path:
-        """Write `<run>/features/`."""
+        """Write `<run>/features/`, whole or not at all."""
         folder = Path(run) / "features"
-        folder.mkdir(parents=True, exist_ok=True)
+        with whole_folder(folder) as temporary:
+            self._write(temporary)
+        return folder
+
+    def write(self, folder: Path) -> None:
+        """Write the files into a folder that is not there yet."""
+        folder.mkdir()
+        self._write(folder)
+
+    def _write(self, folder: Path) -> None:
         np.savez_compressed(folder / "stats.npz", **self.stats)  # type: ignore[arg-type]
         for index, arrays in enumerate(self.layers):
             np.savez_compressed(folder / f"layer_{index:02d}.npz", **arrays)  # type: ignore[arg-type]
@@ -87,10 +103,8 @@ class Features:
             self.effects.save(folder)
         if self.neighbours is not None:
             self.neighbours.save(folder)
-        images = {"keys": self.keys, "labels": self.labels.tolist()}
-        (folder / "images.json").write_text(json.dumps(images), encoding="utf-8")
-        (folder / "features.json").write_text(json.dumps(self.info, indent=1), encoding="utf-8")
-        return folder
+        write_json(folder / "images.json", {"keys": self.keys, "labels": self.labels.tolist()}, indent=None)
+        write_json(folder / "features.json", self.info)
 
 
 class _LayerFiles(Sequence[dict[str, np.ndarray]]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.resources import files
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.clip.tokenizer import unknown_words
 from clt_lightning.core.errors import UserError
-from clt_lightning.core.files import read_text
+from clt_lightning.core.files import lines_of, read_text
 from clt_lightning.core.paths import expand
 from clt_lightning.core.say import doubt
 
@@ -112,7 +113,7 @@ def nearest_texts(direction: Tensor, texts: Tensor | None) -> tuple[Tensor, Tens
     return index, score
 
 
-def read_words(path: str | None) -> list[str]:
+def read_words(path: str | Path | None) -> list[str]:
     """Words to name features by: a file's lines, or the package's own list.
 
     Raises:
@@ -122,13 +123,13 @@ def read_words(path: str | None) -> list[str]:
         text = (files("clt_lightning.analysis") / "words.txt").read_text(encoding="utf-8")
     else:
         text = read_text(expand(path, "features.words"))
-    words = list(dict.fromkeys(line.strip() for line in text.split("\n") if line.strip()))
+    words = list(dict.fromkeys(lines_of(text, path or "words.txt", gaps=True)))
     if not words:
         raise UserError(f"features.words: {path!r} holds no word")
     return words
 
 
-def known_words(clip: FrozenCLIP, words: Sequence[str], path: str | None = None) -> list[str]:
+def known_words(clip: FrozenCLIP, words: Sequence[str], path: str | Path | None = None) -> list[str]:
     """The words that the text tower can read: a small vocabulary (the demo's) does not have them all.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clt_lightning.analysis import notebook
 from clt_lightning.analysis.arms import Arm
 from clt_lightning.analysis.contributions import ContributionScores
 from clt_lightning.analysis.crossmodal import RetrievalResult
 from clt_lightning.analysis.effects import EffectCheck
 from clt_lightning.analysis.faithfulness import FaithfulnessResult
+from clt_lightning.analysis.features import Features
 from clt_lightning.analysis.intervals import Interval, none_if_nan
 from clt_lightning.analysis.multilabel import MultilabelResult, arm_json
 from clt_lightning.analysis.population import PopulationCheck
+from clt_lightning.analysis.retrieval import Retrieval
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import read_json, write_json
+from clt_lightning.runs.together import together
 
 SCHEMA = 1
 
@@ -78,7 +83,8 @@ class Evaluation:
         rank: `(arms, n)` place of the right class; empty where `arms` is empty, as are the next two.
         kl: `(arms, n)` KL from the original.
         predicted: `(arms, n)` top class.
-        info: further plain entries: `seconds`, `step`, `transcoder`, `options`.
+        info: further plain entries: `seconds`, `options`, and of a run `step`, `checkpoint`, `run` (the command's
+            record).
     """
 
     split: str
@@ -163,6 +169,23 @@ class Evaluation:
             else None,
         }
 
+    def _repr_html_(self) -> str:
+        fvu, l0 = self.reconstruction["fvu"], self.reconstruction["l0"]
+        sets = list(fvu)
+        head = ["layer", *(f"FVU, {name}" for name in sets), *(f"L0, {name}" for name in sets)]
+        rows = [
+            [f"{layer}", *(f"{fvu[s][layer]:.4f}" for s in sets), *(f"{l0[s][layer]:.1f}" for s in sets)]
+            for layer in range(self.n_layers)
+        ]
+        parts = [notebook.table(head, rows, f"{self.split}: {self.images:,} images")]
+        if self.arms:
+            arms = [
+                [a.arm.name, f"{100 * a.top1.value:.2f} %", f"{100 * a.drop.value:.2f}", f"{a.kl.value:.4f}"]
+                for a in self.arms
+            ]
+            parts.append(notebook.table(["arm", "top-1", "points lost", "KL"], arms))
+        return "".join(parts)
+
     def arrays(self) -> dict[str, np.ndarray]:
         """What `evaluation/<split>.npz` holds."""
         by_class = {
@@ -181,16 +204,30 @@ class Evaluation:
             **({} if self.effect_check is None else self.effect_check.arrays()),
         }
 
-    def save(self, run: str | Path) -> None:
-        """Write `results.json` (this split's entry; others stay) and `evaluation/<split>.npz` into a run's folder."""
+    def save(self, run: str | Path, features: Features | None = None, retrieval: Retrieval | None = None) -> None:
+        """Write it into a run's folder, with what else was collected: all together, or nothing.
+
+        `results.json` (this split's entry; others stay), `evaluation/<split>.npz`, `features/`, `retrieval/`. Features
+        and codes are given the step of this evaluation.
+
+        Raises:
+            UserError: the disk is full, or the folder cannot be written; what was there before is untouched.
+        """
         folder = Path(run)
-        (folder / "evaluation").mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(folder / "evaluation" / f"{self.split}.npz", **self.arrays())  # type: ignore[arg-type]
+        folder.mkdir(parents=True, exist_ok=True)
+        step = self.info.get("step")
         path = folder / "results.json"
         content = read_json(path) if path.exists() else {}
         content.setdefault("schema", SCHEMA)
         content.setdefault("evaluation", {})[self.split] = self.to_json()
-        write_json(path, content)
+        with together(folder) as parts:
+            arrays = self.arrays() | ({} if step is None else {"step": np.array(step, dtype=np.int64)})
+            np.savez_compressed(parts.place(f"evaluation/{self.split}.npz"), **arrays)  # type: ignore[arg-type]
+            if features is not None:
+                features.at(step).write(parts.place("features"))
+            if retrieval is not None:
+                dataclasses.replace(retrieval, step=step).write(parts.place("retrieval"))
+            write_json(parts.place("results.json"), content)
 
 
 def load_evaluation(run: str | Path, split: str = "test") -> dict[str, Any]:
@@ -224,6 +261,12 @@ def load_arrays(run: str | Path, split: str = "test") -> dict[str, np.ndarray]:
         raise UserError(f"{path} does not exist: run `python -m clt_lightning test --run {run}`")
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
+
+
+def load_step(run: str | Path, split: str = "test") -> int | None:
+    """The step of the weights behind `evaluation/<split>.npz`; None where that is not known."""
+    with np.load(Path(run) / "evaluation" / f"{split}.npz", allow_pickle=False) as file:
+        return int(file["step"]) if "step" in file.files else None
 
 
 def _contribution_json(scores: ContributionScores) -> dict[str, Any]:

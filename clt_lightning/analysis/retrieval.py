@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from clt_lightning.analysis.table import ImageTable
 from clt_lightning.core.errors import UserError
-from clt_lightning.core.files import read_json
+from clt_lightning.core.files import read_json, whole_folder, write_json
 from clt_lightning.transcoder import Codes
 
 _CHUNK = 1 << 24
@@ -55,6 +54,7 @@ class Retrieval:
         n_features: F.
         indices: `(L, n, m)` int32.
         values: `(L, n, m)` float32, unit norm.
+        step: of the weights; None where it is not known.
     """
 
     keys: list[str] = field(repr=False)
@@ -62,6 +62,7 @@ class Retrieval:
     n_features: int
     indices: np.ndarray = field(repr=False)
     values: np.ndarray = field(repr=False)
+    step: int | None = None
 
     @property
     def n_layers(self) -> int:
@@ -103,13 +104,21 @@ class Retrieval:
         return found
 
     def save(self, run: str | Path) -> Path:
-        """Write `<run>/retrieval/`."""
+        """Write `<run>/retrieval/`, whole or not at all."""
         folder = Path(run) / "retrieval"
-        folder.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(folder / "index.npz", indices=self.indices, values=self.values)
-        info = {"schema": 1, "features": self.n_features, "keys": self.keys, "labels": self.labels.tolist()}
-        (folder / "images.json").write_text(json.dumps(info), encoding="utf-8")
+        with whole_folder(folder) as temporary:
+            self._write(temporary)
         return folder
+
+    def write(self, folder: Path) -> None:
+        """Write the files into a folder that is not there yet."""
+        folder.mkdir()
+        self._write(folder)
+
+    def _write(self, folder: Path) -> None:
+        np.savez_compressed(folder / "index.npz", indices=self.indices, values=self.values)
+        info = {"schema": 1, "step": self.step, "features": self.n_features, "keys": self.keys}
+        write_json(folder / "images.json", info | {"labels": self.labels.tolist()}, indent=None)
 
     @classmethod
     def load(cls, run: str | Path) -> Retrieval:
@@ -124,7 +133,8 @@ class Retrieval:
         info = read_json(folder / "images.json")
         with np.load(folder / "index.npz", allow_pickle=False) as file:
             indices, values = file["indices"], file["values"]
-        return cls(info["keys"], np.array(info["labels"], dtype=np.int64), info["features"], indices, values)
+        labels = np.array(info["labels"], dtype=np.int64)
+        return cls(info["keys"], labels, info["features"], indices, values, info.get("step"))
 
 
 class RetrievalCollector:

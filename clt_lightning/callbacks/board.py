@@ -18,7 +18,16 @@ class Board(pl.Callback):
     zero-shot accuracy; HPARAMS compares runs by their last validation.
     """
 
+    def __init__(self) -> None:
+        self._arranged = False
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._arranged = False
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        if self._arranged:
+            return
+        self._arranged = True  # not sooner: a start that fails writes nothing
         logger = tensorboard(trainer)
         if logger is None or not trainer.is_global_zero:
             return

@@ -7,37 +7,47 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 
+from clt_lightning import compat
 from clt_lightning.callbacks.base import fast_dev_run, run_folder
 from clt_lightning.callbacks.reconstruction import Reconstruction
 from clt_lightning.core.errors import UserError
-from clt_lightning.run.checkpoint_io import remove_temporaries
-from clt_lightning.run.finite import FiniteWatch, not_finite
+from clt_lightning.core.files import disk_errors
+from clt_lightning.runs.checkpoint_io import remove_temporaries
+from clt_lightning.runs.finite import FiniteWatch, not_finite
+from clt_lightning.runs.folder import LAST
+from clt_lightning.runs.lock import Lock
+from clt_lightning.runs.stopping import Stops
 
 
-class Checkpoints(ModelCheckpoint):
+class Checkpoints(compat.CheckpointFiles):
     """Keeps `best-step<n>.ckpt` and `last.ckpt` in `<run>/checkpoints/`.
 
-    Other than plain `ModelCheckpoint`, `last.ckpt` is always the newest state: it is written after every validation,
-    every `last_every_n_steps` steps and at the end of training, whether the monitored number improved or not. The final
-    weights are always validated, and so compete for the best. Weights that hold NaN or infinity are never written. A
-    checkpoint that was written before a validation that was due at its step remembers it, and the resumed run validates
-    first.
+    Other than plain `ModelCheckpoint`, `last.ckpt` is always the newest state: it is written before and after every
+    validation, every `last_every_n_steps` steps and at the end of training, whether the monitored number improved or
+    not. The final weights are always validated, and so compete for the best. Weights that hold NaN or infinity are
+    never written.
+
+    Files are written between optimizer steps only, and validations come between them, too: with
+    `accumulate_grad_batches`, one that `val_check_interval` puts into the middle of a step comes at its end. A
+    checkpoint that was written before a validation remembers it, and the resumed run validates first. A run that early
+    stopping has ended stays ended.
 
     Args:
         monitor: logged number that decides which checkpoint is best.
         mode: `min` if smaller is better, else `max`.
         keep: how many of the best checkpoints are kept; 0 for none, -1 for all.
-        last_every_n_steps: also write `last.ckpt` every so many optimizer steps; null: after validations only.
+        last_every_n_steps: also write `last.ckpt` every so many optimizer steps; null: around validations only.
         dirpath: folder for the checkpoints; null: `checkpoints/` in the run's folder.
 
     Raises:
         UserError: if `last_every_n_steps` is not positive, `monitor` is logged by no callback, or weights are not
             finite when they should be written.
+
+    Attributes:
+        validate_again: whether a checkpoint's word that its step was validated is not to be taken.
     """
 
     def __init__(
@@ -46,7 +56,7 @@ class Checkpoints(ModelCheckpoint):
         mode: str = "min",
         keep: int = 1,
         last_every_n_steps: int | None = None,
-        dirpath: str | None = None,
+        dirpath: str | Path | None = None,
     ) -> None:
         if last_every_n_steps is not None and last_every_n_steps < 1:
             raise UserError(f"checkpoints.last_every_n_steps must be positive or null, got {last_every_n_steps}")
@@ -66,31 +76,86 @@ class Checkpoints(ModelCheckpoint):
         self._last_written_at = -1
         self._validated_at = -1
         self._validation_due = False
+        self.validate_again = False
+        self._lock: Lock | None = None
+        self._stops = Stops([])
+        self._stopped: list[dict[str, Any]] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         folder = run_folder(trainer)
         if self.dirpath is None and folder is not None:
             self.dirpath = str(folder / "checkpoints")
         super().setup(trainer, pl_module, stage)
-        if stage == "fit" and self.save_top_k != 0:
+        if stage != "fit":
+            return
+        compat.whole_steps(trainer)
+        self._stops = Stops(trainer.callbacks)  # type: ignore[attr-defined]
+        if self.save_top_k != 0:
             self._check_monitor(trainer)
-        if stage == "fit" and trainer.is_global_zero and not fast_dev_run(trainer) and self.dirpath:
+        self._lock_shared(trainer, folder)
+        if trainer.is_global_zero and not fast_dev_run(trainer) and self.dirpath:
             left = remove_temporaries(Path(self.dirpath))
             if left:
                 rank_zero_info(f"removed what a killed run left half-written: {', '.join(left)}")
 
+    def _lock_shared(self, trainer: pl.Trainer, folder: Path | None) -> None:
+        """Keeps another run out of a folder for checkpoints that does not lie in this one's own."""
+        place = Path(self.dirpath or "")
+        if self.dirpath is None or "://" in str(self.dirpath) or fast_dev_run(trainer):
+            return
+        if folder is not None and place.resolve().is_relative_to(folder.resolve()):
+            return
+        error = None
+        if trainer.is_global_zero:
+            try:
+                with disk_errors(place):
+                    place.mkdir(parents=True, exist_ok=True)
+                self._lock = Lock(place)
+                self._lock.acquire()
+            except UserError as refused:
+                error = str(refused)
+        error = trainer.strategy.broadcast(error)
+        if error is not None:
+            raise UserError(error)
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._unlock()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        self._unlock()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._stops.still_stop(self._stopped):
+            trainer.should_stop = True
+        else:
+            self._stops.go_on()
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        # what was loaded from last.ckpt is in it
+        loaded = Path(str(trainer.ckpt_path or "")).resolve()
+        here = self.dirpath is not None and loaded == (Path(self.dirpath) / LAST).resolve()
+        self._last_written_at = trainer.global_step if here else -1
         if self._validation_due and trainer.enable_validation:
-            # The checkpoint was written between its step and the validation of that step.
-            _validate(trainer)
+            # the checkpoint was written between its step and the validation of that step
+            compat.validate(trainer)
         self._validation_due = False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self.last_every_n_steps and trainer.global_step % self.last_every_n_steps == 0:
+        if not compat.whole_step(trainer):
+            return
+        every = self.last_every_n_steps
+        validates = trainer.enable_validation and (compat.validation_follows(trainer) or _was_last_step(trainer))
+        if validates or (every and trainer.global_step % every == 0):
             self.write_last_after_step(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -111,29 +176,27 @@ class Checkpoints(ModelCheckpoint):
         self._write_last(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._writes(trainer) and trainer.enable_validation and self._validated_at != trainer.global_step:
-            _validate(trainer)
+        if self._stops.asked(trainer) != self._stopped:
+            self._last_written_at = -1  # asked after the last validation
         self._write_last(trainer)
+        if self._writes(trainer) and trainer.enable_validation and self._validated_at != trainer.global_step:
+            compat.validate(trainer)
 
-    def write_last_after_step(self, trainer: pl.Trainer) -> bool:
-        """Write `last.ckpt`; to be called from `on_train_batch_end`, on every process, after a whole optimizer step.
+    def holds_now(self, trainer: pl.Trainer) -> bool:
+        """Whether `last.ckpt` holds the state of the last whole step."""
+        return self._last_written_at == trainer.global_step
 
-        Returns:
-            False after a run's last step, which a validation follows: it is written after that one, since a resumed
-            run that has no step left would not validate.
-        """
-        loop = trainer.fit_loop.epoch_loop
-        fetcher = trainer.fit_loop._data_fetcher
-        self._validation_due = fetcher is not None and loop._should_check_val_fx(fetcher)
-        written = not (trainer.enable_validation and _was_last_step(trainer))
-        if written:
-            self._write_last(trainer)
+    def write_last_after_step(self, trainer: pl.Trainer) -> None:
+        """Writes `last.ckpt`; to be called from `on_train_batch_end`, on every process, after a whole step."""
+        self._validation_due = trainer.enable_validation and compat.validation_follows(trainer)
+        self._write_last(trainer)
         self._validation_due = False
-        return written
 
     def state_dict(self) -> dict[str, Any]:
-        """The base class's state, which step was validated, and whether the validation of this one is still to come."""
-        return super().state_dict() | {"validated_at": self._validated_at, "validation_due": self._validation_due}
+        """The base class's state, which step was validated, whether the validation of this one is still to come, and
+        what early stopping said."""
+        own = {"validated_at": self._validated_at, "validation_due": self._validation_due, "stopped": self._stopped}
+        return super().state_dict() | own
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes the state back, also that of a run whose folder was moved."""
@@ -141,8 +204,9 @@ class Checkpoints(ModelCheckpoint):
         if before and self.dirpath and before != self.dirpath:
             state_dict = _moved(state_dict, str(before), str(self.dirpath))
         super().load_state_dict(state_dict)
-        self._validated_at = int(state_dict.get("validated_at", -1))
+        self._validated_at = -1 if self.validate_again else int(state_dict.get("validated_at", -1))
         self._validation_due = bool(state_dict.get("validation_due", False))
+        self._stopped = list(state_dict.get("stopped", []))
 
     def _check_monitor(self, trainer: pl.Trainer) -> None:
         """A token set that is not reported is said before the first step."""
@@ -158,18 +222,14 @@ class Checkpoints(ModelCheckpoint):
         return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not fast_dev_run(trainer)
 
     def _write_last(self, trainer: pl.Trainer) -> None:
-        if not self._writes(trainer) or trainer.global_step in (0, self._last_written_at):
-            return
-        # The base class takes a checkpoint at this step as a reason not to look for a best one: keep its mark.
-        mark = self._last_global_step_saved
-        self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
-        self._last_global_step_saved = mark
+        if self._writes(trainer) and trainer.global_step not in (0, self._last_written_at):
+            self.write_last_now(trainer)
 
-    def _save_last_checkpoint(self, trainer: pl.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
-        super()._save_last_checkpoint(trainer, monitor_candidates)
+    def after_last(self, trainer: pl.Trainer) -> None:
         self._last_written_at = trainer.global_step
 
-    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+    def before_file(self, trainer: pl.Trainer, filepath: str) -> None:
+        self._stopped = self._stops.asked(trainer)
         watch = getattr(trainer.lightning_module, "finite", None)
         told = watch.settle() if isinstance(watch, FiniteWatch) else None
         bad = not_finite(trainer.lightning_module.named_parameters())
@@ -186,20 +246,10 @@ class Checkpoints(ModelCheckpoint):
             flush = getattr(getattr(logger, "experiment", None), "flush", None)
             if callable(flush):
                 flush()
-        super()._save_checkpoint(trainer, filepath)
-
-
-def _validate(trainer: pl.Trainer) -> None:
-    """Runs a validation within a fit."""
-    loop = trainer.fit_loop.epoch_loop.val_loop
-    loop.restarting = False
-    trainer.validating = True
-    loop.run()
-    trainer.training = True
 
 
 def _was_last_step(trainer: pl.Trainer) -> bool:
-    epoch_ends = trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+    epoch_ends = compat.was_last_batch(trainer)
     last_epoch = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch + 1
     return 0 <= trainer.max_steps <= trainer.global_step or (epoch_ends and last_epoch)
 

@@ -64,9 +64,9 @@ def git_state(source: Path | None = None) -> dict[str, Any] | None:
 
     def git(*args: str) -> str | None:
         try:
-            done = subprocess.run(
-                ["git", "-C", str(source.parent), *args], capture_output=True, text=True, timeout=30, check=False
-            )
+            # without the index's lock, which a `status` that is stopped would leave behind
+            command = ["git", "--no-optional-locks", "-C", str(source.parent), *args]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
@@ -106,15 +106,27 @@ def describe_data(datamodule: Any) -> dict[str, Any] | None:
 
 
 class RunRecord(pl.Callback):
-    """Keeps `<run>/results.json`: the run's record and the numbers of its last validation and test.
+    """Keeps `<run>/results.json`: the training's record and the numbers of its last validation and test.
 
-    Schema 1: `schema` (1), `run` (time in UTC, command, seed, versions, git, hardware, clip, transcoder, data) and
-    `metrics` with a table `val` and `test` each: `step`, `epoch` and `values` by tag, without the stage in front. NaN
-    and infinities are strings. Entries that others have written into the file are left as they are.
+    Schema 1: `schema` (1), `run` (the training: time in UTC, command, seed, versions, git, hardware, clip, transcoder,
+    data, and `finished`, the time when it ended or null) and `metrics` with a table `val` and `test` each: `step`,
+    `epoch` and `values` by tag, without the stage in front, and `run`, the record of the command, where that was not
+    the training. NaN and infinities are strings. Entries that others have written into the file are left as they are.
     """
 
     def __init__(self) -> None:
         self._run: dict[str, Any] | None = None
+        self._folder: Path | None = None
+        self._begun = False
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begun = False
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        if not self._begun:
+            self._begun = True
+            if run_folder(trainer) is not None:
+                self._write(trainer, pl_module, None)  # that it runs, and is not finished
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -126,19 +138,28 @@ class RunRecord(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._write(trainer, pl_module, None)  # a run without validation has a record, too
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._folder is not None and trainer.is_global_zero:
+            content = _read(self._folder / "results.json")
+            content["run"]["finished"] = _now()
+            write_json(self._folder / "results.json", content)
+
     def _write(self, trainer: pl.Trainer, pl_module: Any, stage: str | None) -> None:
-        folder = run_folder(trainer)
+        self._folder = folder = run_folder(trainer)
+        fitting = trainer.state.fn == TrainerFn.FITTING
         if folder is None:
-            if stage is None or trainer.state.fn != TrainerFn.FITTING:
+            if stage is None or not fitting:
                 say_not_written(trainer, "results.json")
             return
         if not trainer.is_global_zero:
             return
         path = folder / "results.json"
         content = _read(path)
+        content["schema"] = SCHEMA
         if self._run is None:
             self._run = describe_run(trainer, pl_module)
-        content |= {"schema": SCHEMA, "run": self._run}
+        if fitting:
+            content["run"] = self._run | {"step": trainer.global_step, "finished": None}
         metrics = content.setdefault("metrics", {})
         if stage is not None:
             prefix = f"{stage}/"
@@ -152,16 +173,22 @@ class RunRecord(pl.Callback):
                     if tag.startswith(prefix)
                 },
             }
+            if not fitting:
+                metrics[stage]["run"] = self._run
         write_json(path, content)
 
 
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def describe_run(trainer: pl.Trainer, pl_module: Any) -> dict[str, Any]:
-    """The record of a run: everything that its numbers depend on and that a reader would ask for."""
+    """The record of a command: everything that its numbers depend on and that a reader would ask for."""
     seed = os.environ.get("PL_GLOBAL_SEED")
     device = pl_module.device
     transcoder = pl_module.transcoder
     return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started": _now(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "seed": int(seed) if seed else None,
         "versions": versions(),

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import read_json
+from clt_lightning.core.paths import expand
+from clt_lightning.core.people import count, size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `export`."""
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", type=Path, help="run folder, e.g. runs/quickstart/version_0; its transcoder/ is read")
-    source.add_argument("--ckpt_path", type=Path, help="a Lightning checkpoint instead of a run folder")
+    source.add_argument(
+        "--run",
+        type=Path,
+        help="run, e.g. runs/quickstart (its newest finished version); its transcoder/ is read",
+    )
+    source.add_argument("--ckpt_path", help="a Lightning checkpoint instead of a run folder")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument(
         "--format",
@@ -31,30 +37,31 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: nothing to read, or an activation that the format cannot express.
     """
+    from clt_lightning.runs.folder import find_run
     from clt_lightning.transcoder import CrossLayerTranscoder
 
     metadata: dict = {}
     if args.ckpt_path is not None:
         from clt_lightning.module import CLTModule
-        from clt_lightning.run.checkpoint_io import damage
 
-        reason = damage(args.ckpt_path)
-        if reason is not None:
-            raise UserError(f"--ckpt_path {args.ckpt_path}: {reason}")
-        module = CLTModule.load_from_checkpoint(args.ckpt_path, map_location="cpu")
+        path = expand(args.ckpt_path, "--ckpt_path")
+        print(f"reading {path}", flush=True)
+        module = CLTModule.load_from_checkpoint(path, map_location="cpu")
         clt, metadata = module.transcoder, {"clip": module.clip.describe()}
     else:
-        folder = args.run / "transcoder"
+        folder = find_run(args.run).transcoder
         if not folder.is_dir():
             raise UserError(
                 f"--run {args.run}: holds no transcoder/ folder; did fit finish? (--ckpt_path takes a checkpoint)"
             )
+        print(f"reading {folder}", flush=True)
         clt = CrossLayerTranscoder.from_pretrained(folder)
-        metadata = json.loads((folder / "config.json").read_text()).get("metadata", {})
+        metadata = read_json(folder / "config.json").get("metadata", {})
+    print(f"writing {count(sum(p.numel() for p in clt.parameters()))} weights to {args.output}", flush=True)
     if args.format == "pretrained":
         clt.save_pretrained(args.output, metadata)
     else:
         from clt_lightning.transcoder.circuit_tracer import save_circuit_tracer
 
         save_circuit_tracer(clt, args.output, metadata)
-    print(f"wrote {args.output}")
+    print(f"wrote {args.output} ({size(sum(path.stat().st_size for path in args.output.iterdir()))})")

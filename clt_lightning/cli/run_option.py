@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-import torch
-
 from clt_lightning.core.errors import UserError
-from clt_lightning.run.resume import newest_version
+from clt_lightning.runs.checkpoint_io import read_checkpoint
+from clt_lightning.runs.folder import RunFolder, find_run, newest_to_go_on
 
 
 def expand_run(words: list[str]) -> tuple[list[str], bool]:
@@ -35,12 +33,13 @@ def expand_run(words: list[str]) -> tuple[list[str], bool]:
         folder, rest = Path(words[at + 1]), words[1:at] + words[at + 2 :]
     else:
         folder, rest = Path(words[at].partition("=")[2]), words[1:at] + words[at + 1 :]
-    number = re.fullmatch(r"version_(\d+)", folder.resolve().name)
-    if number is None or not (folder / "config.yaml").is_file():
+    run = find_run(folder)
+    place = run.path.resolve()
+    number = RunFolder(place).version
+    if number is None or not run.config.is_file():
         raise UserError(f"--run {folder} is not a run's folder: it is named version_<n> and holds config.yaml")
-    place = folder.resolve()
     expanded = [words[0], "--config", str(place / "config.yaml")]
-    expanded += ["--runs_dir", str(place.parent.parent), "--name", place.parent.name, "--version", number[1]]
+    expanded += ["--runs_dir", str(place.parent.parent), "--name", place.parent.name, "--version", str(number)]
     if not any(word == "--ckpt_path" or word.startswith("--ckpt_path=") for word in rest):
         expanded += ["--ckpt_path", str(newest_checkpoint(place))]
     return expanded + rest, True
@@ -57,13 +56,12 @@ def named_checkpoint(name: str, root: Path, version: int | None = None) -> Path:
     Raises:
         UserError: there is no such run or checkpoint.
     """
-    version = newest_version(root) if version is None else version
-    if version is None:
+    run = newest_to_go_on(root) if version is None else RunFolder(root / f"version_{version}")
+    if run is None:
         raise UserError(
             f"--ckpt_path {name}: {root} holds no run with a checkpoint; name the run's folder with --run, or the file"
         )
-    folder = root / f"version_{version}"
-    return newest_checkpoint(folder) if name == "last" else best_checkpoint(folder)
+    return newest_checkpoint(run.path) if name == "last" else best_checkpoint(run.path)
 
 
 def best_checkpoint(folder: Path) -> Path:
@@ -75,7 +73,7 @@ def best_checkpoint(folder: Path) -> Path:
     checkpoints = folder / "checkpoints"
     found = sorted(checkpoints.glob("best-step*.ckpt"))
     if len(found) > 1:
-        content = torch.load(newest_checkpoint(folder), map_location="cpu", mmap=True, weights_only=True)
+        content = read_checkpoint(newest_checkpoint(folder))
         states = [s for s in content.get("callbacks", {}).values() if isinstance(s, dict)]
         names = {Path(s["best_model_path"]).name for s in states if s.get("best_model_path")}
         found = [path for path in found if path.name in names] or found

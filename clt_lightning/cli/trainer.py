@@ -3,135 +3,62 @@ errors."""
 
 from __future__ import annotations
 
-import importlib
+import errno
+import re
+import shlex
+import subprocess
 import sys
-import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.callbacks import Callback, ModelSummary, ProgressBar
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from clt_lightning.callbacks import (
-    Board,
-    Checkpoints,
-    Evaluate,
-    ExportTranscoder,
-    Figures,
-    Predictions,
-    RandomState,
-    Reconstruction,
-    Requeue,
-    RunRecord,
-    Table,
-    Throughput,
-    ZeroShot,
-)
+from clt_lightning import compat
+from clt_lightning.callbacks import Checkpoints, ProgressLine, Summary
+from clt_lightning.callbacks.place import Place, RunLogger
+from clt_lightning.callbacks.save_config import SaveConfig
+from clt_lightning.cli.config_cli import ConfigCLI, read_words
 from clt_lightning.cli.quiet import quieten
-from clt_lightning.cli.run_option import expand_run, named_checkpoint
-from clt_lightning.core import seeds
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import disk_errors
 from clt_lightning.data import modules
-from clt_lightning.module import CLTModule
 from clt_lightning.parallel.strategy import FeatureParallel
-from clt_lightning.run import resume
-from clt_lightning.run.checkpoint_io import SafeCheckpointIO, damage
-from clt_lightning.run.requeue import EXIT_STOPPED, EXIT_TERMINATED, Stopped
-from clt_lightning.transcoder.precision import cpu_multiplies
+from clt_lightning.runs import resume
+from clt_lightning.runs.checkpoint_io import SafeCheckpointIO, read_checkpoint
+from clt_lightning.runs.claim import require_writable
+from clt_lightning.runs.folder import PREVIOUS, RunFolder, newest_to_go_on, newest_without_checkpoint, shown
+from clt_lightning.runs.lock import busy, holder
+from clt_lightning.runs.signals import EXIT_INTERRUPTED, EXIT_TERMINATED, Stopped, interrupt
+from clt_lightning.runs.stopping import Stops
 
 
-class CLTCLI(LightningCLI):
-    """LightningCLI for this project.
-
-    Beside `model`, `data` and `trainer` a config holds `name`, `version` and `runs_dir`, which say where the run lives
-    (`<runs_dir>/<name>/version_<version>/`), and one block for each callback that every run has.
-    """
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--name", type=str, default="clt", help="name of the run: <runs_dir>/<name>/version_<n>/")
-        parser.add_argument(
-            "--version", type=int | None, default=None, help="version of the run; null takes the next free one"
-        )
-        parser.add_argument("--runs_dir", type=str, default="runs", help="folder of all runs")
-        parser.add_lightning_class_args(Reconstruction, "reconstruction")
-        parser.add_lightning_class_args(ZeroShot, "zero_shot")
-        parser.add_lightning_class_args(Evaluate, "evaluate")
-        parser.add_lightning_class_args(Checkpoints, "checkpoints")
-        parser.add_lightning_class_args(Throughput, "throughput")
-        parser.add_lightning_class_args(Figures, "figures")
-        parser.add_lightning_class_args(Board, "board")
-        for callback, key in ((Table, "table"), (ExportTranscoder, "export_transcoder"), (RunRecord, "run_record")):
-            parser.add_lightning_class_args(callback, key)
-        parser.add_lightning_class_args(Predictions, "predictions")
-        parser.add_lightning_class_args(RandomState, "random_state")
-        # after the others: where it stops a run, they have seen the step
-        parser.add_lightning_class_args(Requeue, "requeue")
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """LightningCLI's; `predict` writes files, and keeps nothing in memory."""
-        commands = LightningCLI.subcommands()
-        return commands | {"predict": commands["predict"] | {"return_predictions"}}
-
-    def _parse_ckpt_path(self) -> None:
-        # For fit the config is the truth; Lightning would silently put the checkpoint's values in its place
-        if self.config.get("subcommand") in (None, "fit"):
-            return
-        config = self.config[self.config.subcommand]
-        if config.ckpt_path in ("last", "best"):
-            root = Path(config.runs_dir) / config.name
-            config.ckpt_path = str(named_checkpoint(config.ckpt_path, root, config.version))
-        if config.ckpt_path and "://" not in config.ckpt_path and (reason := damage(Path(config.ckpt_path))):
-            raise UserError(f"--ckpt_path {config.ckpt_path}: {reason}")
-        super()._parse_ckpt_path()
-
-    def before_instantiate_classes(self) -> None:
-        # the backbone may be a large download: a missing data folder is said before it
-        data = self.config[self.subcommand].get("data")
-        module_name, _, name = ("" if data is None else data.class_path).rpartition(".")
-        cls = getattr(importlib.import_module(module_name), name) if module_name else None
-        if isinstance(cls, type) and issubclass(cls, modules.WebImages):
-            cls(**data.init_args).check_root()
-
-        # written out, so that the saved config.yaml says which seeds these were
-        model = self.config[self.subcommand].model
-        model.seed = seeds.resolve(model.seed)
-        if isinstance(cls, type) and issubclass(cls, modules.WebImages):
-            data.init_args.seed = seeds.resolve(data.init_args.seed)
-
-        clip = model.clip
-        on_cpu = self.config[self.subcommand].trainer.accelerator in ("cpu", "auto") and not torch.cuda.is_available()
-        if on_cpu and clip.precision == "bf16" and not cpu_multiplies(torch.bfloat16):
-            rank_zero_info(
-                "this CPU has no bf16 instructions, CLIP would be about 8 times slower in it: "
-                "model.clip.precision: fp32 is taken instead of bf16"
-            )
-            clip.precision = "fp32"
-
-        parallel = model.parallel
-        if self.subcommand in ("test", "predict") and parallel.feature > 1:
-            # their collectors read single features, of a transcoder that every process has whole
-            rank_zero_info(f"{self.subcommand} takes the whole transcoder on every process: model.parallel.feature = 1")
-            parallel.feature = 1
+class CLTCLI(ConfigCLI):
+    """The command line's fit, validate, test and predict."""
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
-        config = self.config[self.subcommand] if self.subcommand else self.config
+        config = self.config[self.subcommand]
+        if config.trainer.barebones:
+            raise UserError(
+                "trainer.barebones=true turns off the logging and the checkpoints that make a run: leave it out (it "
+                "measures Lightning's own overhead)"
+            )
         self._start: resume.Progress | None = None
-        self._folder: Path | None = None  # None: not known before the logger takes the next free version
-        self._nothing_to_do = False
-        version = config.version
+        self._ended = False  # whether the checkpoint has no step left
+        self._stopped: str | None = None  # early stopping's reason
+        self._place: Place | None = None
         if config.trainer.logger in (None, True) and not config.trainer.fast_dev_run:
-            version = self._find_start(config)
-        if config.trainer.logger in (None, True):
-            more: dict[str, Any] = {} if self._start is None else {"purge_step": self._start.purge_step}
-            kwargs["logger"] = TensorBoardLogger(config.runs_dir, config.name, version, default_hp_metric=False, **more)
+            kwargs |= self._take_place(config)
+        if config.trainer.enable_checkpointing is False:
+            rank_zero_info("trainer.enable_checkpointing=false: no checkpoint is written, this run cannot be resumed")
+            self.config_init[self.subcommand]["checkpoints"] = lightning.Callback()
         feature = config.model.parallel.feature
         if feature > 1:
             if config.trainer.strategy not in ("auto", "ddp"):
@@ -143,30 +70,74 @@ class CLTCLI(LightningCLI):
             # every parameter gets a gradient in every step, and no buffer needs broadcasting
             kwargs["strategy"] = DDPStrategy(gradient_as_bucket_view=True, broadcast_buffers=False)
         kwargs["plugins"] = self._plugins()
-        return super().instantiate_trainer(**kwargs)
+        self.trainer_defaults["callbacks"] = self._speakers(config.trainer)
+        trainer = super().instantiate_trainer(**kwargs)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, SaveConfig):
+                callback.waits = self._place is not None or config.trainer.logger is False
+        return trainer
 
-    def _find_start(self, config: Any) -> int | None:
-        """Decides which version of the run this is, and for fit which checkpoint it goes on from."""
-        root = Path(config.runs_dir) / config.name
-        version: int | None = config.version
+    def _speakers(self, trainer: Any) -> list[Callback]:
+        """What tells the user where the run is, in the place of Lightning's own; the user's callbacks come before."""
+        asked = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
+        asked = asked if isinstance(asked, list) else [asked]
+        speakers: list[Callback] = []
+        if trainer.enable_model_summary is not False and not any(isinstance(c, ModelSummary) for c in asked):
+            speakers.append(Summary())
+        if trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in asked):
+            speakers.append(ProgressLine())
+        return speakers
+
+    def _take_place(self, config: Any) -> dict[str, Any]:
+        """Where the run lives and where it goes on; what the trainer needs for that.
+
+        Raises:
+            UserError: it cannot be there, or cannot go on.
+        """
+        root, fits = Path(config.runs_dir) / config.name, self.subcommand == "fit"
+        callbacks = _listed(self.config_init[self.subcommand].trainer.callbacks)
+        folder = self._find_start(config, root)
+        logger = RunLogger(root, None if folder is None else folder.path)
+        here = False
+        if self._start is not None:
+            here = folder is not None and self._start.path.resolve().parent == folder.checkpoints.resolve()
+            self._stopped = Stops(callbacks).still_stop(self._start.stopped)
+            limits = config.trainer.max_steps, config.trainer.max_epochs
+            self._ended = self._start.finished(*limits) or self._stopped is not None
+            compat.purge_from(logger, self._start.purge_step(self._ended))
+        elif fits and folder is not None:
+            compat.purge_from(logger, 0)  # what a start has logged that was killed before its first checkpoint
+        self._place = Place(root, folder, logger, new=fits and config.ckpt_path != "last" and not here, trains=fits)
+        if folder is not None:
+            self._place.check(folder)
+        return {"logger": logger, "callbacks": [self._place, *callbacks]}
+
+    def _find_start(self, config: Any, root: Path) -> RunFolder | None:
+        """Decides which version of the run this is (None: the next free one), and for fit where it goes on.
+
+        Raises:
+            UserError: another process writes there, or no checkpoint is whole.
+        """
+        folder = None if config.version is None else RunFolder(root / f"version_{config.version}")
         if self.subcommand != "fit":
-            return version
+            return folder
         last = config.ckpt_path == "last"
-        if last and version is None:
-            version = resume.newest_version(root)
-        self._folder = None if version is None else root / f"version_{version}"
-        resume.require_writable(self._folder or root)
-        checkpoints = config.checkpoints.dirpath or (self._folder / "checkpoints" if self._folder else None)
+        if last and folder is None:
+            folder = newest_to_go_on(root) or newest_without_checkpoint(root)
+        require_writable(root if folder is None else folder.path)
+        if folder is not None and (other := holder(folder.path)) is not None:
+            raise busy(folder.path, other)
+        checkpoints = config.checkpoints.dirpath or (None if folder is None else folder.checkpoints)
         if config.ckpt_path is not None and (checkpoints is not None or not last):
             self._start = resume.find(config.ckpt_path, Path(checkpoints or ""))
         if last and self._start is None:
-            rank_zero_info(f"--ckpt_path last: no checkpoint in {self._folder or root} yet, the run starts from step 0")
-        return version
+            where = shown(root) if folder is None else folder.shown
+            rank_zero_info(f"--ckpt_path last: no checkpoint in {where} yet, the run starts from step 0")
+        return folder
 
     def _plugins(self) -> list[Any]:
         """The user's plugins, with whole checkpoint files and without Lightning's own requeueing under Slurm."""
-        asked = self._get(self.config_init, "trainer", default={}).get("plugins")
-        plugins = list(asked) if isinstance(asked, list | tuple) else [asked] if asked is not None else []
+        plugins = _listed(self.config_init[self.subcommand].trainer.plugins)
         if not any(isinstance(p, CheckpointIO) for p in plugins):
             plugins.append(SafeCheckpointIO())
         if SLURMEnvironment.detect() and not any(isinstance(p, ClusterEnvironment) for p in plugins):
@@ -174,101 +145,179 @@ class CLTCLI(LightningCLI):
             plugins.append(SLURMEnvironment(auto_requeue=False))
         return plugins
 
+    @contextmanager
+    def _folder_held(self) -> Iterator[None]:
+        """Gives the run's folder back at the end; a disk that refuses something is one message."""
+        try:
+            yield
+        except Exception as error:
+            folder = None if self._place is None else self._place.folder
+            with disk_errors(Path(self.config[self.subcommand].runs_dir) if folder is None else folder.path):
+                raise _full_disk(error) or error  # noqa: B904  (it is the error's own cause)
+        finally:
+            if self._place is not None:
+                self._place.release()
+
+    def _say_next(self, command: str) -> None:
+        folder = None if self._place is None else self._place.folder
+        if folder is not None and folder.has_checkpoint:
+            rank_zero_info(f"next: python -m clt_lightning {command} --run {shlex.quote(folder.shown)}")
+
     def fit(self, ckpt_path: Any = None, **kwargs: Any) -> None:
         """`Trainer.fit`, from the checkpoint that was found; a run that is finished and complete is left as it is."""
         start = self._start
         if start is not None:
-            limits = self.trainer.max_steps, self.trainer.max_epochs
-            if start.finished(*limits) and self._complete(start.step):
-                rank_zero_info(f"nothing to do: the run in {self._folder} is finished (step {start.step:,})")
-                self._nothing_to_do = True
+            if self._ended and self._complete(start):
+                assert self._place is not None
+                assert self._place.folder is not None
+                why = f"; early stopping: {self._stopped.strip()}" if self._stopped else ""
+                rank_zero_info(
+                    f"nothing to do: the run in {self._place.folder.shown} is finished (step {start.step:,}{why})"
+                )
+                self._say_next("test")
                 return
             # before anything is written into the run's folder
-            self.model.check_form(torch.load(start.path, map_location="cpu", mmap=True, weights_only=True))
+            self.model.check_form(read_checkpoint(start.path))
             ckpt_path = str(start.path)
-        elif ckpt_path == "last" and self._get(self.config, "trainer").logger in (None, True):
+        elif ckpt_path == "last" and self._place is not None:
             ckpt_path = None  # searched above; Lightning would warn
-        self.trainer.fit(ckpt_path=ckpt_path, **kwargs)
+        with self._folder_held():
+            self.trainer.fit(ckpt_path=ckpt_path, **kwargs)
+            self._validate_at_the_end()
+        self._say_next("test")
+
+    def validate(self, **kwargs: Any) -> None:
+        """`Trainer.validate`, in the run's folder, without Lightning's table of every number."""
+        with self._folder_held():
+            self.trainer.validate(verbose=False, **kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        """`Trainer.test`, in the run's folder, without Lightning's table of every number."""
+        with self._folder_held():
+            self.trainer.test(verbose=False, **kwargs)
+        self._say_next("report")
 
     def predict(self, **kwargs: Any) -> None:
         """`Trainer.predict`; `Predictions` writes what comes out."""
-        self.trainer.predict(return_predictions=False, **kwargs)
+        with self._folder_held():
+            self.trainer.predict(return_predictions=False, **kwargs)
 
     def before_validate(self) -> None:
         """Loggers get the step of the weights; Lightning would put their numbers at step 0."""
-        path = self._get(self.config, "ckpt_path")
+        path = self.config[self.subcommand].ckpt_path
         if path and Path(path).is_file():
-            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-            self.trainer.fit_loop.epoch_loop._batches_that_stepped = int(content.get("global_step", 0))
+            content = read_checkpoint(path)
+            compat.set_logged_step(self.trainer, int(content.get("global_step", 0)))
 
     before_test = before_validate
 
-    def _complete(self, step: int) -> bool:
+    def _complete(self, start: resume.Progress) -> bool:
         """Whether everything that follows the last step is there: transcoder/, and the validation of these weights."""
-        if self._folder is None or resume.exported_at(self._folder) != step:
+        assert self._place is not None
+        folder = self._place.folder
+        if folder is None:
             return False
-        return not self._validates() or resume.evaluated_at(self._folder) == step
+        validated = not self._validates() or folder.evaluated_at == start.step
+        if not validated:
+            for callback in self.trainer.checkpoint_callbacks:
+                if isinstance(callback, Checkpoints):
+                    callback.validate_again = True
+                    compat.purge_from(self._place.logger, start.purge_step(ended=False))
+        whole = start.path.name != PREVIOUS  # taken in the place of a damaged last.ckpt, which is to be written again
+        return whole and validated and folder.exported_at == start.step and folder.finished is not None
 
     def _validates(self) -> bool:
         """Whether there is anything to validate on; a set may have a training split alone."""
-        if not self.trainer.enable_validation or self.trainer.limit_val_batches == 0:
+        if self.trainer.limit_val_batches == 0:
             return False
         return not isinstance(self.datamodule, modules.WebImages) or self.datamodule.split("val") is not None
 
-    def after_fit(self) -> None:
-        """Ends every fit with an evaluation of the final weights, unless the last one was of these weights."""
-        trainer, start = self.trainer, self._start
-        if self._nothing_to_do or trainer.fast_dev_run or trainer.interrupted:  # type: ignore[attr-defined]
+    def _validate_at_the_end(self) -> None:
+        """Validates the final weights where `Checkpoints`, which does it otherwise, is turned off."""
+        trainer = self.trainer
+        if trainer.fast_dev_run or trainer.interrupted:  # type: ignore[attr-defined]
             return
-        step, validated_at = trainer.global_step, self.model.validated_at_step
-        if start is not None and start.step == step and self._folder is not None:
-            # killed between its last step and its end: Lightning trains no step, and does nothing that follows one
-            if resume.exported_at(self._folder) != step:
-                for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                    if isinstance(callback, ExportTranscoder):
-                        callback.on_train_end(trainer, self.model)
-            validated_at = resume.evaluated_at(self._folder)
-            # the last step's own count is raised after it, so not in its checkpoint: loggers take it for the step
-            trainer.fit_loop.epoch_loop._batches_that_stepped = step
-        if self._validates() and validated_at != step:
+        if (
+            self._validates()
+            and self.model.validated_at_step != trainer.global_step
+            and not trainer.checkpoint_callbacks
+        ):
             trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+
+
+def _full_disk(error: BaseException) -> OSError | None:
+    """What the disk refused, where a library (TensorBoard's logger) has made another error of it."""
+    cause = error.__cause__ or error.__context__
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _listed(given: Any) -> list[Any]:
+    """A setting that may be null, one thing or several."""
+    return list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
 
 
 def run_trainer(words: list[str]) -> None:
     """Runs one of LightningCLI's commands; `words` are the command and its options.
 
     Raises:
-        SystemExit: 75 after a signal that `requeue` waits for, 143 after SIGTERM.
+        SystemExit: 75 after a signal that `requeue` waits for, 130 after Ctrl-C, 143 after SIGTERM.
     """
+    interrupt.install()
     try:
         _run(words)
+        if interrupt.raised:  # it came when nothing was left to stop
+            raise KeyboardInterrupt
     except Stopped as stopped:
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            print(f"stopped: {stopped}", file=sys.stderr, flush=True)
-        raise SystemExit(EXIT_STOPPED) from None
+            print(f"{stopped}{_how_to_go_on(words, stopped)}", file=sys.stderr, flush=True)
+        _wait_for(interrupt.children)
+        raise SystemExit(stopped.exit_code) from None
     except SIGTERMException:
         # Lightning's would end with 0, and a scheduler would take the run for finished
         print("terminated (SIGTERM): --ckpt_path last goes on from the last checkpoint", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_TERMINATED) from None
+    except SystemExit:
+        if not interrupt.raised:
+            raise
+        print("interrupted", file=sys.stderr, flush=True)  # Lightning ends with 1
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    finally:
+        interrupt.restore()
+
+
+def _how_to_go_on(words: list[str], stopped: Stopped) -> str:
+    if stopped.checkpoint is None:
+        return ""
+    kept, skip = [], False
+    for word in words:
+        if not skip and not re.fullmatch(r"--(ckpt_path|version)(=.*)?", word):
+            kept.append(word)
+        skip = word in ("--ckpt_path", "--version")
+    version = RunFolder(stopped.checkpoint.parent.parent).version
+    kept += ["--ckpt_path", "last", *([] if version is None else ["--version", str(version)])]
+    return f". Go on with:\n  python -m clt_lightning {shlex.join(kept)}"
+
+
+def _wait_for(children: list[subprocess.Popen[bytes]]) -> None:
+    for child in children:
+        try:
+            child.wait(10)
+        except subprocess.TimeoutExpired:
+            child.kill()
 
 
 def _run(words: list[str]) -> None:
     quieten()
-    words, of_run = expand_run(words)
-    if of_run:
-        # given args beside its own command line, LightningCLI warns; here they say the same
-        warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")
+    words, saved, trusted = read_words(words)
     CLTCLI(
-        CLTModule,
-        lightning.LightningDataModule,
-        subclass_mode_data=True,
-        seed_everything_default=0,
+        words,
+        saved,
+        trusted,
         # --run writes into the run's folder, whose config.yaml says how it was trained
-        save_config_callback=None if of_run else SaveConfigCallback,
+        save_config_callback=None if saved is not None else SaveConfig,
         save_config_kwargs={"overwrite": True},
-        trainer_defaults={"log_every_n_steps": 50, "num_sanity_val_steps": 0},
-        auto_configure_optimizers=False,
-        parser_kwargs={"prog": "python -m clt_lightning", "allow_abbrev": False},
-        # given both, LightningCLI warns even where they are the same words
-        args=None if words == sys.argv[1:] else words,
     )

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import open_clip
+import PIL.Image
 import torch
 import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -25,6 +26,8 @@ from clt_lightning.core.progress import Progress
 from clt_lightning.core.say import doubt
 
 PRECISIONS = ("fp32", "bf16")
+Images = Tensor | PIL.Image.Image | Sequence[Tensor | PIL.Image.Image]
+"""Preprocessed `(images, 3, size, size)`, one `(3, size, size)`, a PIL image, or a list of single ones."""
 
 
 class FrozenCLIP(nn.Module):
@@ -143,15 +146,15 @@ class FrozenCLIP(nn.Module):
 
     # -- images ------------------------------------------------------------------------------------------------------
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Images) -> Tensor:
         """The same as `encode_image(images)`."""
         return self.encode_image(images)
 
-    def encode_image(self, images: Tensor, normalize: bool = True, grad: bool = False) -> Tensor:
+    def encode_image(self, images: Images, normalize: bool = True, grad: bool = False) -> Tensor:
         """Embed images: the numbers of open_clip's own `encode_image`.
 
         Args:
-            images: `(images, 3, image_size, image_size)`, preprocessed.
+            images: `(images, 3, image_size, image_size)`, preprocessed; or a PIL image, or a list of either.
             normalize: scale every embedding to length 1.
             grad: let gradients flow to what an override puts in (the weights stay frozen either way).
 
@@ -170,7 +173,7 @@ class FrozenCLIP(nn.Module):
 
     def capture(
         self,
-        images: Tensor,
+        images: Images,
         layers: Iterable[int] | None = None,
         embeddings: bool = False,
         stop: bool = True,
@@ -182,7 +185,7 @@ class FrozenCLIP(nn.Module):
         `mlp_override`, x is read from the modified stream and y is what was added in fact. No gradients.
 
         Args:
-            images: `(images, 3, image_size, image_size)`, preprocessed.
+            images: `(images, 3, image_size, image_size)`, preprocessed; or a PIL image, or a list of either.
             layers: layers to keep, in the order wanted; None for all.
             embeddings: also return the images' embeddings, from the same forward.
             stop: end the forward after the last layer needed, unless embeddings are asked for.
@@ -453,7 +456,14 @@ class FrozenCLIP(nn.Module):
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    def _check_images(self, images: Tensor) -> Tensor:
+    def _check_images(self, images: Images) -> Tensor:
+        if not isinstance(images, Tensor):
+            several = list(images) if isinstance(images, Sequence) else [images]
+            if not several:
+                raise UserError("no image was given")
+            images = torch.stack([i if isinstance(i, Tensor) else self.preprocess(i.convert("RGB")) for i in several])
+        elif images.ndim == 3:
+            images = images[None]
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, self.image_size, self.image_size):
             raise UserError(
                 f"'{self.name}' reads images of shape (images, 3, {self.image_size}, {self.image_size}), got "

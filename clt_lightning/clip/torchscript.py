@@ -176,7 +176,7 @@ def computes_quick_gelu(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             files = [archive.open(name) for name in archive.namelist() if name.endswith(".py")]
             code = [file.read(_MOST_CODE).decode("utf-8", "replace") for file in files]
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
         raise DamagedArchive(f"it is cut off or overwritten: {error}") from error
     sigmoid, gelu = (any(re.search(rf"\b{name}\(", text) for text in code) for name in ("sigmoid", "gelu"))
     return sigmoid or not gelu

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from clt_lightning.core.people import count, duration
-from clt_lightning.core.terminal import first_process, is_live, line_width, live_line
+from clt_lightning.core.terminal import first_process, is_live, line_width, live_line, spoken
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ class Progress:
         unit: of what, in the plural, e.g. `images`.
         done: how much of it is done already.
         show: False counts in silence.
-        stream: `stdout` or `stderr`, where lines go.
+        stream: `stdout` or `stderr`, where lines go; None: where the command speaks.
         sums_up: whether it ends with a line that says how long it took; None: if it took `shortest` seconds or more.
 
     Attributes:
@@ -52,7 +52,7 @@ class Progress:
         *,
         done: int = 0,
         show: bool = True,
-        stream: str = "stderr",
+        stream: str | None = None,
         sums_up: bool | None = None,
     ) -> None:
         self.what, self.total, self.unit, self.done = what, total, unit, done
@@ -153,7 +153,7 @@ class Progress:
     def rate(self) -> float:
         """How many a second, over the later half of what was done: work that gets slower is not told as it was."""
         now, half = time.monotonic(), (self._begun_at + self.done) / 2
-        since, done = next(mark for mark in reversed(self._marks) if mark[1] <= half)
+        since, done = next((mark for mark in reversed(self._marks) if mark[1] <= half), self._marks[0])
         return (self.done - done) / (now - since) if self.done > done and now > since else 0.0
 
     def left(self) -> float | None:
@@ -176,7 +176,7 @@ class Progress:
 
     def _print(self, text: str) -> None:
         with suppress(OSError, ValueError):  # the reader of the pipe is gone, the disk of the log full: work goes on
-            print(text, file=getattr(sys, self._stream), flush=True)
+            print(text, file=getattr(sys, self._stream or spoken()), flush=True)
 
     def _draw(self) -> None:
         if next((p for p in reversed(_under_way) if p.live), None) is not self:
@@ -192,7 +192,8 @@ class Progress:
         if self.total and room >= 10:
             full = round(room * min(1.0, self.done / self.total))
             line += f" [{'#' * full}{'.' * (room - full)}]"
-        live_line.show(line)
+        with suppress(OSError, ValueError):  # the terminal is gone
+            live_line.show(line)
 
 
 def track(
@@ -202,7 +203,7 @@ def track(
     unit: str = "",
     *,
     show: bool = True,
-    stream: str = "stderr",
+    stream: str | None = None,
     sums_up: bool | None = None,
 ) -> Iterator[T]:
     """Goes through items and says how far it is, as `Progress`.
@@ -213,7 +214,7 @@ def track(
         total: how many there are; None takes their length, if they have one.
         unit: what they are, in the plural.
         show: False says nothing.
-        stream: `stdout` or `stderr`.
+        stream: as of `Progress`.
         sums_up: as of `Progress`.
     """
     if total is None:

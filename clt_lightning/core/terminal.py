@@ -9,12 +9,14 @@ import shutil
 import sys
 import time
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 _CLEAR = "\r\033[K"  # to the first column, then erase to the end of the line
 _CONTROL = re.compile(r"\033\[[0-9;?]*[A-Za-z]")
 _PATIENCE = 5.0
+_spoken = "stderr"
 
 
 def first_process() -> bool:
@@ -29,6 +31,34 @@ def process_number() -> int:
         return int(dist.get_rank())
     numbers = (os.environ.get(name, "") for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"))
     return next((int(number) for number in numbers if number.isdigit() and int(number)), 0)
+
+
+@contextmanager
+def speaking_on(stream: str) -> Iterator[None]:
+    """While active, what is said of the work goes to `stdout` or `stderr` (the default); warnings always to the latter.
+
+    Commands whose result is files say all of it on standard output: in a pipe it is one text, in its order.
+    """
+    global _spoken
+    before, _spoken = _spoken, stream
+    try:
+        yield
+    finally:
+        _spoken = before
+
+
+def spoken() -> str:
+    """Which stream that is."""
+    return _spoken
+
+
+class Speaker(logging.Handler):
+    """Prints log records where the command speaks, on whatever that stream is at the moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stream = "stderr" if record.levelno >= logging.WARNING else _spoken
+        with suppress(OSError, ValueError):  # the reader is gone: no reason to end the work
+            print(self.format(record), file=getattr(sys, stream), flush=True)
 
 
 def is_live() -> bool:

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.optimizer import _optimizer_to_device
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from clt_lightning import compat
 from clt_lightning.core.errors import UserError
 from clt_lightning.parallel import state
 from clt_lightning.parallel.shards import Shards
 from clt_lightning.parallel.transcoder import ShardedTranscoder
-from clt_lightning.run.checkpoint_io import damage
+from clt_lightning.runs.checkpoint_io import damage
 
 #: The transcoder's name in the LightningModule, and with it in checkpoints
 PREFIX = "transcoder."
@@ -70,7 +70,7 @@ class FeatureParallel(DDPStrategy):
         if self.mesh is None:
             shape = (self.world_size // self.feature, self.feature)
             self.mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=("data", "feature"))
-            self._ddp_kwargs["process_group"] = self.mesh.get_group("data")
+            compat.set_process_group(self, self.mesh.get_group("data"))
 
     @property
     def shards(self) -> Shards:
@@ -108,7 +108,7 @@ class FeatureParallel(DDPStrategy):
     def teardown(self) -> None:
         module = self.lightning_module
         if module is not None and any(p.is_meta for p in module.parameters()):
-            self._lightning_module = None  # a start that failed: there is nothing yet that could be moved to the CPU
+            compat.forget_module(self)  # a start that failed: there is nothing yet that could be moved to the CPU
         super().teardown()
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
@@ -128,11 +128,12 @@ class FeatureParallel(DDPStrategy):
             UserError: the file is damaged.
         """
         if not os.path.isfile(checkpoint_path):
-            return super().load_checkpoint(checkpoint_path, weights_only)
+            return super().load_checkpoint(checkpoint_path, weights_only=True)
         reason = damage(Path(checkpoint_path))
         if reason is not None:
             raise UserError(f"the checkpoint {checkpoint_path} is damaged: {reason}")
-        return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=weights_only is not False)
+        content: dict[str, Any] = torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=True)
+        return content
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         own = state.cut_module(self.clt, checkpoint["state_dict"], PREFIX)
@@ -141,4 +142,4 @@ class FeatureParallel(DDPStrategy):
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, content in zip(self.optimizers, checkpoint["optimizer_states"]):
             optimizer.load_state_dict(state.cut_optimizer(self.clt, optimizer, content))
-            _optimizer_to_device(optimizer, self.root_device)
+            compat.optimizer_to_device(optimizer, self.root_device)

@@ -6,7 +6,7 @@ from typing import Any
 
 Rows = list[tuple[str, str]]
 _SECTIONS = (
-    ("Run", ("started", "command", "seed", "precision", "git", "hardware")),
+    ("Run", ("started", "finished", "step", "command", "seed", "precision", "git", "hardware")),
     ("Transcoder", ("transcoder",)),
     ("Backbone", ("clip",)),
     ("Data", ("data",)),
@@ -15,12 +15,19 @@ _SECTIONS = (
 _LONGEST = 600
 
 
-def record_sections(run: dict[str, Any]) -> list[tuple[str, Rows]]:
-    """The `run` part of results.json as titled rows; what no section names comes under "More"."""
+def record_sections(run: dict[str, Any], evaluation: dict[str, Any] | None = None) -> list[tuple[str, Rows]]:
+    """The `run` part of results.json as titled rows; what no section names comes under "More".
+
+    Args:
+        run: the record of the training.
+        evaluation: the record of the command that evaluated it; where it is another one, its own section.
+    """
     named = {key for _, keys in _SECTIONS for key in keys}
     # a section of one table shows that table's own keys
     sections = [(title, _rows(run, keys, named=len(keys) > 1)) for title, keys in _SECTIONS]
     sections.append(("More", _rows(run, tuple(key for key in run if key not in named), named=True)))
+    if evaluation and evaluation != run:
+        sections.append(("Evaluation", _rows(evaluation, ("started", "command", "git", "hardware"), named=True)))
     return [(title, rows) for title, rows in sections if rows]
 
 

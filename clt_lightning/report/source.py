@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from clt_lightning.analysis.features import Features, load_features
-from clt_lightning.analysis.results import load_evaluation
+from clt_lightning.analysis.results import load_evaluation, load_step
 from clt_lightning.analysis.retrieval import Retrieval
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import read_json
+from clt_lightning.runs.folder import RunFolder, find_run
+from clt_lightning.runs.together import settle_to_read
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Source:
     Attributes:
         run: the run's folder.
         split: the split that is shown.
-        record: the `run` part of results.json.
+        record: the training's record; where the folder holds an evaluation alone, that of the evaluation.
         evaluation: `evaluation.<split>` of results.json.
         features: what every feature responds to.
         retrieval: sparse codes of every image.
@@ -58,19 +60,20 @@ class Source:
         return [] if self.features is None else list(self.features.info["classnames"])
 
 
-def read_source(run: Path, split: str) -> Source:
+def read_source(run: Path, split: str, with_model: bool = False) -> Source:
     """Reads a run's folder.
 
     Args:
-        run: e.g. `runs/quickstart/version_0`.
+        run: e.g. `runs/quickstart/version_0`, or `runs/quickstart` for its newest finished version.
         split: `test`, `val` or `train`.
+        with_model: whether `transcoder/` is to be shown at work beside the numbers.
 
     Raises:
         UserError: no such folder, no results.json, nothing evaluated and nothing collected, or files that do not
             belong together.
     """
-    if not run.is_dir():
-        raise UserError(f"--run {run}: there is no such folder; name a run such as runs/quickstart/version_0")
+    run = find_run(run).path
+    settle_to_read(run)
     if not (run / "results.json").is_file():
         raise UserError(f"--run {run}: holds no results.json; is it a run's folder, and did fit or test finish?")
     results = read_json(run / "results.json")
@@ -87,7 +90,9 @@ def read_source(run: Path, split: str) -> Source:
             f"--run {run}: nothing to show for the split '{split}'{'' if not found else others}; "
             f"run `python -m clt_lightning test --run {run}` first"
         )
-    return Source(run, split, results.get("run", {}), evaluation, features, retrieval, notes)
+    _same_step(run, split, evaluation, features, retrieval, RunFolder(run).exported_at if with_model else None)
+    record = results.get("run") or (evaluation or {}).get("run") or {}
+    return Source(run, split, record, evaluation, features, retrieval, notes)
 
 
 def _features(run: Path, split: str, notes: list[str]) -> Features | None:
@@ -112,6 +117,33 @@ def _retrieval(run: Path, features: Features | None, notes: list[str]) -> Retrie
             f"`python -m clt_lightning test --run {run}` again"
         )
     return retrieval
+
+
+def _same_step(
+    run: Path,
+    split: str,
+    evaluation: dict[str, Any] | None,
+    features: Features | None,
+    retrieval: Retrieval | None,
+    transcoder: int | None,
+) -> None:
+    """The parts are shown side by side as one: they must be of the same weights."""
+    arrays = run / "evaluation" / f"{split}.npz"
+    steps = {
+        f"evaluation.{split} of results.json": None if evaluation is None else evaluation.get("step"),
+        f"evaluation/{split}.npz": load_step(run, split) if evaluation is not None and arrays.is_file() else None,
+        "features/": None if features is None else features.info.get("step"),
+        "retrieval/": None if retrieval is None else retrieval.step,
+        "transcoder/": transcoder,
+    }
+    known = {name: step for name, step in steps.items() if step is not None}
+    if len(set(known.values())) > 1:
+        told = ", ".join(f"{name} of step {step:,}" for name, step in known.items())
+        alone = known.pop("transcoder/", None) is not None and len(set(known.values())) == 1
+        raise UserError(
+            f"{run}: the parts are of different weights ({told}): run `python -m clt_lightning test --run {run}` "
+            f"again{', or leave out the pictures (--no_pictures)' if alone else ''}"
+        )
 
 
 def read_config(run: Path) -> str | None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clt_lightning.core.arguments import whole
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import pretrained
 from clt_lightning.transcoder.activations import Activation, TopK
@@ -81,9 +82,8 @@ class CrossLayerTranscoder(SparseEncoders):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        for name, number in (("n_layers", n_layers), ("d_model", d_model), ("n_features", n_features)):
-            if number < 1:
-                raise UserError(f"{name} must be at least 1, got {number}")
+        n_layers = whole("n_layers", n_layers, 1)
+        d_model, n_features = whole("d_model", d_model, 1), whole("n_features", n_features, 1)
         if topology not in ("cross_layer", "per_layer", "sae"):
             raise UserError(f"topology must be cross_layer, per_layer or sae, got {topology!r}")
         if backend not in ("auto", "sparse", "dense"):
@@ -92,7 +92,7 @@ class CrossLayerTranscoder(SparseEncoders):
             raise UserError(
                 "skip=True makes no sense for topology 'sae': a linear path from y to y rebuilds it exactly"
             )
-        self.n_layers, self.d_model, self.n_features = int(n_layers), int(d_model), int(n_features)
+        self.n_layers, self.d_model, self.n_features = n_layers, d_model, n_features
         self.topology, self.skip, self.backend = topology, bool(skip), backend
         # The transcoder owns the activation's parameters: one activation object may build several transcoders
         self.activation = copy.deepcopy(activation) if activation is not None else TopK(64)
@@ -309,7 +309,8 @@ class CrossLayerTranscoder(SparseEncoders):
     @torch.no_grad()
     def rows(self, source: int, features: Tensor, target: int) -> Tensor:
         """What code 1 of some features adds to a target layer: `(len(features), d_model)`, in the backbone's units."""
-        return self.W_dec[source][features, target - source] * self.y_scale[target]
+        rows: Tensor = self.W_dec[source][features, target - source]
+        return rows * self.y_scale[target]
 
     def decoder_blocks(self, source: int) -> tuple[Tensor, ...]:
         """The decoders of a source layer, `(F, 1, d_model)` for each of its targets.
@@ -373,6 +374,16 @@ class CrossLayerTranscoder(SparseEncoders):
     def fired(self, codes: Codes) -> Tensor:
         """`(layers, n_features)` bool: the features that this process has seen firing."""
         return codes.fired()
+
+    @torch.no_grad()
+    def raise_biases(self, features: Tensor, amount: float) -> None:
+        """Adds to the encoder biases of some features, in place.
+
+        Args:
+            features: `(layers, n_features)` bool, of all features.
+            amount: in units of the pre-activation.
+        """
+        self.b_enc.add_(features, alpha=amount)
 
     def gather_codes(self, codes: Codes) -> Codes:
         """The codes of all features, from what the forward gives."""

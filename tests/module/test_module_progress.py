@@ -30,8 +30,8 @@ def test_the_normalisation_pass_shows_how_far_it_is(
         enable_progress_bar=False,
         default_root_dir=tmp_path,
     )
-    trainer.fit(module, DataLoader(images, batch_size=4))
+    trainer.fit(module, DataLoader(images, batch_size=4))  # type: ignore[arg-type]
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("normalisation")]
-    assert lines[0] == "normalisation: 100 tokens of the training data set the transcoder's scales, once"
+    assert lines[0] == "normalisation: 100 training tokens set the transcoder's scales, once"
     assert any("60 of 100 tokens" in line for line in lines)
     assert any("100 tokens" in line for line in lines[-1:])

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from clt_lightning.run.resume import find
-from tests.run.world import differences, scalars, state, write_config
+from clt_lightning.runs.resume import find
+from tests.runs.world import differences, scalars, state, write_config
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("start_slurm.sh")

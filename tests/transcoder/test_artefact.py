@@ -10,6 +10,7 @@ import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ Damage = Callable[[Path, np.random.Generator], None]
 
 
 def make(seed: int, **options: object) -> CrossLayerTranscoder:
-    arguments: dict = {"n_layers": 3, "d_model": 8, "n_features": 20, "activation": TopK(4), **options}
+    arguments: dict[str, Any] = {"n_layers": 3, "d_model": 8, "n_features": 20, "activation": TopK(4), **options}
     clt = CrossLayerTranscoder(**arguments, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     for W in clt.W_dec:
@@ -90,7 +91,7 @@ def rewrite(change: Callable[[dict[str, torch.Tensor], np.random.Generator], dic
 
 
 def swap(tensors: dict[str, torch.Tensor], rng: np.random.Generator) -> dict[str, torch.Tensor]:
-    by_shape: dict[tuple, list[str]] = {}
+    by_shape: dict[tuple[int, ...], list[str]] = {}
     for name, tensor in tensors.items():
         by_shape.setdefault(tuple(tensor.shape), []).append(name)
     pairs = [names for names in by_shape.values() if len(names) > 1]
@@ -135,6 +136,10 @@ def other_runs(name: str) -> Damage:
     return damage
 
 
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
 DAMAGES: dict[str, Damage] = {
     **{change.__name__: _bytes(change) for change in (flip, overwrite, cut, zero, insert)},
     "swap": rewrite(swap),
@@ -142,7 +147,7 @@ DAMAGES: dict[str, Damage] = {
     "edit config": edit_config,
     "other run's weights": other_runs("model.safetensors"),
     "other run's config": other_runs("config.json"),
-    "empty": lambda folder, rng: (folder / "model.safetensors").write_bytes(b"") and None,
+    "empty": lambda folder, rng: _empty(folder / "model.safetensors"),
     "lost": lambda folder, rng: (folder / str(rng.choice(["config.json", "model.safetensors"]))).unlink(),
 }
 
@@ -272,7 +277,7 @@ def test_unknown_arguments_are_refused(folders: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.parametrize("option", [{"revision": "v1"}, {"token": "x"}, {"cache_dir": "y"}, {"force_download": True}])
-def test_options_of_the_hub_are_refused_for_a_folder(folders: tuple[Path, Path], option: dict) -> None:
+def test_options_of_the_hub_are_refused_for_a_folder(folders: tuple[Path, Path], option: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"{next(iter(option))}: of use for a Hugging Face repository alone"):
         CrossLayerTranscoder.from_pretrained(folders[0], **option)
 
