@@ -52,20 +52,41 @@ def build_model(source: Source, precision: str, seed: int) -> nn.Module:
         raise UserError(
             f"{setting('name')}: '{source.name}' has a text tower of the package transformers: pip install transformers"
         )
-    cached = source.tag is not None and _fetch(source)
-    weights = None if source.place is None else _read(source, source.place)
-    with _quiet_open_clip(), torch.random.fork_rng(devices=[]), hub.offline(cached):
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if weights is None:
-            model = open_clip.create_model(
-                source.name, pretrained=source.tag, precision=precision, pretrained_text=False
-            )
-        else:
-            model = _construct(source, precision)
-    if weights is not None:
-        _load(model, weights, source)
+        model = (
+            _with_open_clips_weights(source, precision) if source.place is None else _with_weights(source, precision)
+        )
     if precision == "bf16":
         _cast_layer_scales(model)
+    return model
+
+
+def _with_open_clips_weights(source: Source, precision: str) -> nn.Module:
+    """A model with the weights of a tag, or with random ones."""
+    cached = source.tag is not None and _fetch(source)
+    with _quiet_open_clip(), hub.offline(cached):
+        return open_clip.create_model(source.name, pretrained=source.tag, precision=precision, pretrained_text=False)
+
+
+def _with_weights(source: Source, precision: str) -> nn.Module:
+    """A model with the weights of a file, a folder or a repository: all of them, each where it belongs."""
+    assert source.place is not None
+    weights = _read(source, source.place)
+    with torch.device("meta"):  # what does not fit is known before any memory is taken
+        skeleton = _construct(source, precision)
+    with about(source.given_by):
+        state = _converted(weights, skeleton)
+        _check_fit(state, skeleton, weights, source)
+    for name, tensor in weights.state.items():
+        if name in state and name.endswith("positional_embedding") and len(tensor) != len(state[name]):
+            doubt(
+                f"{name} of the weights is for {len(tensor)} positions, the architecture has {len(state[name])}: it "
+                "was interpolated, and the model is not the one that was trained. Name the weights' own architecture "
+                "to have that one"
+            )
+    model = _construct(source, precision)
+    model.load_state_dict(state)
     return model
 
 
@@ -85,7 +106,8 @@ def _construct(source: Source, precision: str) -> nn.Module:
         if _HF_TOWER in cfg["text_cfg"]:
             custom, cfg["text_cfg"]["hf_model_pretrained"] = True, False
         kind = (CoCa if "multimodal_cfg" in cfg else open_clip.CustomTextCLIP) if custom else open_clip.CLIP
-        model = kind(**cfg, cast_dtype=open_clip.get_cast_dtype(precision))
+        with _quiet_open_clip():
+            model = kind(**cfg, cast_dtype=open_clip.get_cast_dtype(precision))
         if precision == "bf16":
             open_clip.convert_weights_to_lp(model, dtype=torch.bfloat16)
         preprocess = merge_preprocess_dict(asdict(PreprocessCfg()), source.config.get("preprocess_cfg", {}))
@@ -116,23 +138,9 @@ def _check_preprocess(cfg: Mapping[str, Any]) -> None:
             raise ValueError(f"preprocess_cfg.{key} must be one of {', '.join(known)}, got {cfg[key]!r}")
 
 
-def _load(model: nn.Module, weights: Weights, source: Source) -> None:
-    """Puts a file's tensors into a model: all of them, each where it belongs."""
-    state = _converted(weights.state, model)
-    with about(source.given_by):
-        _check_fit(state, model, weights, source)
-    for name, tensor in weights.state.items():
-        if name in state and name.endswith("positional_embedding") and len(tensor) != len(state[name]):
-            doubt(
-                f"{name} of the weights is for {len(tensor)} positions, the architecture has {len(state[name])}: it "
-                "was interpolated, and the model is not the one that was trained. Name the weights' own architecture "
-                "to have that one"
-            )
-    model.load_state_dict(state)
-
-
-def _converted(state: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
-    """Small differences between versions of open_clip's layout evened out, as its own loader does."""
+def _converted(weights: Weights, model: Any) -> dict[str, Tensor]:
+    """The tensors, small differences between versions of open_clip's layout evened out, as its own loader does."""
+    state = weights.state
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
     wanted = model.state_dict()
@@ -141,7 +149,7 @@ def _converted(state: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
         if name in state and name in wanted and state[name].numel() == wanted[name].numel():
             state[name] = state[name].reshape(wanted[name].shape)
     if "logit_bias" in wanted and "logit_bias" not in state:
-        state["logit_bias"] = torch.zeros_like(wanted["logit_bias"])
+        state["logit_bias"] = torch.zeros(wanted["logit_bias"].shape)
     # buffers that a model makes by itself; TorchScript and older versions write them down
     for name in {name for name, _ in model.named_buffers()} - set(wanted):
         state.pop(name, None)
@@ -151,8 +159,14 @@ def _converted(state: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
         for name, tensor in state.items()
         if name.endswith("positional_embedding")
     ):
-        resize_pos_embed(state, model)
-        resize_text_pos_embed(state, model)
+        try:
+            resize_pos_embed(state, model)
+            resize_text_pos_embed(state, model)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise UserError(
+                f"the weights in '{weights.path}' have positional embeddings that cannot be brought to the "
+                f"architecture's size: {first_line(error)}"
+            ) from error
     return state
 
 

@@ -2,14 +2,16 @@
 
 `torch.jit.load` is no way to read a file that a stranger wrote: it compiles the archive's code and calls each
 `__setstate__` in it, and TorchScript has operators that write files. An archive is a zip: `data.pkl` describes the
-objects, and the tensors' bytes lie beside it as they are. The pickle is read with an unpickler that knows seven names;
-objects of the archive's own classes become dicts of their attributes, and any other name ends the reading.
+objects, and the tensors' bytes lie beside it as they are. The pickle is read with an unpickler that knows a handful of
+names and instructions; objects of the archive's own classes become dicts of their attributes, and anything else ends
+the reading.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 import re
 import sys
 import zipfile
@@ -22,6 +24,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from clt_lightning.core.kinds import first_line
 
 _DTYPES = {
     "HalfStorage": torch.float16,
@@ -44,6 +48,24 @@ _LISTS = ("build_intlist", "build_tensorlist", "build_doublelist", "build_boolli
 
 class DamagedArchive(Exception):  # noqa: N818  (its reader makes a UserError of it, which names the file)
     """The archive is cut off, overwritten, or not what TorchScript writes."""
+
+
+#: What TorchScript writes
+_INSTRUCTIONS = """
+    PROTO STOP GLOBAL NEWOBJ REDUCE BUILD MARK BINPUT LONG_BINPUT BINGET LONG_BINGET BINPERSID NONE NEWTRUE NEWFALSE
+    BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS
+    EMPTY_DICT SETITEM SETITEMS
+"""
+
+
+def _check_instructions(data: bytes) -> None:
+    """Refuses a pickle with instructions that no archive has, or with numbers for which memory would be taken."""
+    known = set(_INSTRUCTIONS.split())
+    for instruction, argument, _ in pickletools.genops(data):
+        if instruction.name not in known:
+            raise pickle.UnpicklingError(f"it has the instruction {instruction.name}, which no archive has")
+        if instruction.name == "LONG_BINPUT" and int(argument or 0) > len(data):
+            raise pickle.UnpicklingError(f"it has a place {argument} in {len(data)} bytes")
 
 
 class _Object:
@@ -72,7 +94,9 @@ class _Function:
 
 class _Unpickler(pickle.Unpickler):
     def __init__(self, archive: zipfile.ZipFile, root: str, meta: bool) -> None:
-        super().__init__(io.BytesIO(archive.read(f"{root}data.pkl")))  # whole: its checksum is looked at
+        data = archive.read(f"{root}data.pkl")  # whole: its checksum is looked at
+        _check_instructions(data)
+        super().__init__(io.BytesIO(data))
         self._archive, self._root, self._meta = archive, root, meta
         self._storages: dict[str, Tensor] = {}
 
@@ -136,8 +160,10 @@ def read_tensors(path: Path, meta: bool = False) -> dict[str, Tensor]:
             return dict(_walk(top))
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise DamagedArchive(f"it is cut off or overwritten: {error}") from error
-    except (pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
-        raise DamagedArchive(f"its description cannot be read: {error}") from error
+    except DamagedArchive:
+        raise
+    except Exception as error:  # a damaged pickle can end in any of them
+        raise DamagedArchive(f"its description cannot be read: {first_line(error)}") from error
 
 
 def computes_quick_gelu(path: Path) -> bool:

@@ -149,6 +149,10 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     if not state:
         found = ", ".join(repr(str(name)) for name in list(content)[:5]) or "nothing"
         raise UserError(f"'{path}' holds no tensors (it holds {found}): save model.state_dict()")
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_meta:
+            kind = "has no contents (device meta)" if tensor.is_meta else f"is {tensor.layout}, not a dense tensor"
+            raise UserError(f"'{path}': {name} {kind}: save the weights as they are computed with")
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}

@@ -84,7 +84,7 @@ def kind_of(path: str | os.PathLike[str]) -> Kind:
     if head[:1] == b"\x08" and re.search(rb"pytorch|onnx", head[:64]):
         return Kind("other", "is an ONNX model", _OTHER_FRAMEWORK)
     if not head.strip(b"\0"):
-        return Kind("other", f"begins with {len(head):,} bytes of zeros: its download or copy never ended", _AGAIN)
+        return Kind("other", "begins with zeros (a download or copy that never ended)", _AGAIN)
     return _text(head) or Kind("other", f"holds no weights that torch can read ({size:,} bytes)", _OTHER_FRAMEWORK)
 
 
@@ -135,6 +135,8 @@ def refused_objects(path: str | os.PathLike[str], error: BaseException) -> str:
     """
     # in the layout before torch 1.6 the first one is known, which torch has named
     names = foreign_objects(path) or re.findall(r"GLOBAL ([\w.]+)", str(error))
+    if not names and "Unsupported operand 149" in str(error):
+        return "was saved with pickle_protocol=4 or 5, which cannot be read without running code (torch.save takes 2)"
     if not names:
         return f"is a damaged pickle, or one of other objects than tensors ({_torch_says(error)})"
     return in_words(names)

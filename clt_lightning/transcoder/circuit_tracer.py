@@ -8,12 +8,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import safetensors.torch
 import torch
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import sha256, whole_folder
 from clt_lightning.transcoder.activations import BatchTopK, JumpReLU, ReLU
-from clt_lightning.transcoder.pretrained import write_tensors
 
 if TYPE_CHECKING:
     from clt_lightning.transcoder.clt import CrossLayerTranscoder
@@ -74,8 +74,9 @@ def _write_layer(folded: CrossLayerTranscoder, layer: int, folder: Path) -> None
     if isinstance(folded.activation, (JumpReLU, BatchTopK)):
         threshold = folded.activation.threshold[layer].clamp(min=0).expand(folded.n_features)
         tensors[f"threshold_{layer}"] = threshold.contiguous()
-    write_tensors(folder / f"W_enc_{layer}.safetensors", tensors)
-    write_tensors(folder / f"W_dec_{layer}.safetensors", {f"W_dec_{layer}": folded.W_dec[layer].contiguous()})
+    safetensors.torch.save_file(tensors, folder / f"W_enc_{layer}.safetensors")
+    decoder = {f"W_dec_{layer}": folded.W_dec[layer].contiguous()}
+    safetensors.torch.save_file(decoder, folder / f"W_dec_{layer}.safetensors")
 
 
 def _is_export(folder: Path) -> bool:

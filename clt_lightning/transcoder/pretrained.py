@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,7 +40,7 @@ def save(arguments: dict[str, Any], state: dict[str, Tensor], folder: str | Path
     config = plain({"format": FORMAT, **arguments, "metadata": metadata})
     with whole_file(folder / CONFIG) as config_file:
         with whole_file(folder / WEIGHTS) as weights_file:
-            write_tensors(weights_file, tensors, {"format": FORMAT})
+            safetensors.torch.save_file(tensors, weights_file, {"format": FORMAT})
             text = _sealed(config, weights_file)
         config_file.write_text(text, encoding="utf-8")
     return folder
@@ -161,17 +160,6 @@ def _check_fit(wanted: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
                 f"the weights do not fit their {CONFIG}: {name} is {tuple(tensor.shape)}, expected "
                 f"{tuple(wanted[name].shape)}"
             )
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """`safetensors.torch.save_file`, whose errors of the disk become the `OSError` that they were."""
-    try:
-        safetensors.torch.save_file(tensors, path, metadata)
-    except safetensors.SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), str(error)) from error
 
 
 def plain(content: dict[str, Any]) -> dict[str, Any]:
