@@ -31,10 +31,10 @@ def lr_factor(config: ScheduleConfig, max_steps: int) -> Callable[[int], float]:
         )
     warmup = config.warmup_steps
     if 0 < max_steps < warmup:
-        # once, though a run by epochs asks for the factor at every step
-        doubt(
+        text = (
             f"model.schedule.warmup_steps ({warmup}) exceeds trainer.max_steps ({max_steps}): its rate is never reached"
         )
+        doubt(text, stacklevel=1)  # of this line, so once: a run by epochs asks for the factor at every step
     start = max(warmup, round(max_steps * (1 - config.decay_fraction)))
 
     def factor(step: int) -> float:
