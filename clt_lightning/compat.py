@@ -13,7 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.fabric.utilities.optimizer import _optimizer_to_device
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
@@ -158,6 +158,10 @@ class CommandLine(LightningCLI):
     def parse_ckpt_path(self) -> None:
         """Takes the model's settings out of the checkpoint that `--ckpt_path` names."""
         super()._parse_ckpt_path()
+
+    def parser_of(self, command: str) -> LightningArgumentParser:
+        """The parser of one command's options."""
+        return self._parser(command)
 
     def _parse_ckpt_path(self) -> None:
         self.parse_ckpt_path()

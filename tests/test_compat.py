@@ -20,6 +20,7 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from clt_lightning import compat
 
@@ -213,7 +214,10 @@ def test_parse_ckpt_path() -> None:
 def test_kwargs_of_the_tensorboard_logger(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path)
     compat.purge_from(logger, 17)
-    assert logger.experiment.purge_step == 17
+    logger.log_metrics({"loss": 1.0}, 20)
+    logger.finalize("success")
+    events = [e for path in Path(logger.log_dir).glob("events*") for e in EventFileLoader(str(path)).Load()]
+    assert [e.step for e in events if e.HasField("session_log")] == [17]
     logger.finalize("success")
 
 

@@ -189,7 +189,7 @@ class ConfigCLI(compat.CommandLine):
             UserError: a key, value, class or file that cannot be; or a saved config that names code of its own.
         """
         words = list(args)
-        self.keys = table_of(self._parser(self.command))
+        self.keys = table_of(self.parser_of(self.command))
         if not {"-h", "--help"} & set(words):
             self.layers = layers_of(words[1:])
         if self.saved is not None:
@@ -255,7 +255,7 @@ class ConfigCLI(compat.CommandLine):
             self.saved.check_data(config, self.layers)
         check_data(config)
         if self.command == "fit":
-            check_readable(self._parser(self.command), config)
+            check_readable(self.parser_of(self.command), config)
 
         # written out, so that the saved config.yaml says which seeds these were
         model, data = config.model, config.data
