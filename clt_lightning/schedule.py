@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.say import doubt
 from clt_lightning.settings import ScheduleConfig
-
-log = logging.getLogger(__name__)
 
 
 def lr_factor(config: ScheduleConfig, max_steps: int) -> Callable[[int], float]:
@@ -33,11 +31,10 @@ def lr_factor(config: ScheduleConfig, max_steps: int) -> Callable[[int], float]:
         )
     warmup = config.warmup_steps
     if 0 < max_steps < warmup:
-        log.warning(
-            "model.schedule.warmup_steps (%d) exceeds trainer.max_steps (%d): its rate is never reached",
-            warmup,
-            max_steps,
+        text = (
+            f"model.schedule.warmup_steps ({warmup}) exceeds trainer.max_steps ({max_steps}): its rate is never reached"
         )
+        doubt(text, stacklevel=1)  # of this line, so once: a run by epochs asks for the factor at every step
     start = max(warmup, round(max_steps * (1 - config.decay_fraction)))
 
     def factor(step: int) -> float:

@@ -168,7 +168,8 @@ class Progress:
         gap = time.monotonic() - self._said
         if self.live:
             return gap >= self._redraw or self.done == self.total
-        if gap < self.shortest:
+        ends = self.done == self.total and self._sums_up is not False  # that is said when it is closed
+        if gap < self.shortest or ends:
             return False
         step = self.share * (self.total or 0)  # at 5, 10, 15 per cent, whatever was said between them
         moved = bool(step) and int(self.done / step + 1e-9) > int(self._said_done / step + 1e-9)

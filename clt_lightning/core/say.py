@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 import warnings
 
-from clt_lightning.core.terminal import first_process
+from clt_lightning.core.terminal import first_process, spoken
 
 
 def say(text: str) -> None:
-    """A line on stderr: what is about to take long, what was chosen in the user's place."""
+    """A line where the command speaks: what is about to take long, what was chosen in the user's place."""
     if first_process():
-        print(text, file=sys.stderr, flush=True)
+        print(text, file=getattr(sys, spoken()), flush=True)
 
 
 def doubt(text: str, stacklevel: int = 2) -> None:

@@ -30,6 +30,7 @@ NOISE = (
     "The number of training batches",
     "Test metric",
     "DataLoader 0",
+    "You have overridden",
     "site-packages",
     "it/s",
 )

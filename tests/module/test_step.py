@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -35,6 +37,17 @@ def test_schedule_mistakes_are_named() -> None:
         lr_factor(ScheduleConfig(), -1)
     assert lr_factor(ScheduleConfig(warmup_steps=1000), 5)(4) == pytest.approx(5 / 1000)  # a trial of a long recipe
     assert lr_factor(ScheduleConfig(decay="none"), -1)(10**6) == 1.0
+
+
+def test_a_warm_up_longer_than_the_run_is_said_once() -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("default")
+        for step in range(3):  # as a run by epochs does
+            lr_factor(ScheduleConfig(warmup_steps=70), 7)(step)
+        lr_factor(ScheduleConfig(warmup_steps=70), 7)
+    assert [str(warning.message) for warning in told] == [
+        "model.schedule.warmup_steps (70) exceeds trainer.max_steps (7): its rate is never reached"
+    ]
 
 
 @settings(max_examples=30, deadline=None)
