@@ -3,11 +3,8 @@ errors."""
 
 from __future__ import annotations
 
-import errno
 import importlib
-import re
 import shlex
-import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -21,8 +18,7 @@ from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvir
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities import rank_zero_info
 
 from clt_lightning import compat
 from clt_lightning.callbacks import (
@@ -42,6 +38,7 @@ from clt_lightning.callbacks import (
 )
 from clt_lightning.callbacks.place import Place, RunLogger
 from clt_lightning.callbacks.save_config import SaveConfig
+from clt_lightning.cli.exits import exit_codes, full_disk
 from clt_lightning.cli.quiet import quieten
 from clt_lightning.cli.run_option import expand_run, named_checkpoint
 from clt_lightning.core import seeds
@@ -55,7 +52,6 @@ from clt_lightning.runs.checkpoint_io import SafeCheckpointIO, damage
 from clt_lightning.runs.claim import require_writable
 from clt_lightning.runs.folder import PREVIOUS, RunFolder, newest_to_go_on, newest_without_checkpoint, shown
 from clt_lightning.runs.lock import busy, holder
-from clt_lightning.runs.signals import EXIT_INTERRUPTED, EXIT_TERMINATED, Stopped, interrupt
 from clt_lightning.runs.stopping import Stops
 from clt_lightning.transcoder.precision import cpu_multiplies
 
@@ -228,7 +224,7 @@ class CLTCLI(compat.CommandLine):
         except Exception as error:
             folder = None if self._place is None else self._place.folder
             with disk_errors(Path(self.config[self.subcommand].runs_dir) if folder is None else folder.path):
-                raise _full_disk(error) or error  # noqa: B904  (it is the error's own cause)
+                raise full_disk(error) or error from error.__cause__
         finally:
             if self._place is not None:
                 self._place.release()
@@ -320,16 +316,6 @@ class CLTCLI(compat.CommandLine):
             trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
 
 
-def _full_disk(error: BaseException) -> OSError | None:
-    """What the disk refused, where a library (TensorBoard's logger) has made another error of it."""
-    cause = error.__cause__ or error.__context__
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            return cause
-        cause = cause.__cause__ or cause.__context__
-    return None
-
-
 def _listed(given: Any) -> list[Any]:
     """A setting that may be null, one thing or several."""
     return list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
@@ -341,48 +327,8 @@ def run_trainer(words: list[str]) -> None:
     Raises:
         SystemExit: 75 after a signal that `requeue` waits for, 130 after Ctrl-C, 143 after SIGTERM.
     """
-    interrupt.install()
-    try:
+    with exit_codes(words):
         _run(words)
-        if interrupt.raised:  # it came when nothing was left to stop
-            raise KeyboardInterrupt
-    except Stopped as stopped:
-        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            print(f"{stopped}{_how_to_go_on(words, stopped)}", file=sys.stderr, flush=True)
-        _wait_for(interrupt.children)
-        raise SystemExit(stopped.exit_code) from None
-    except SIGTERMException:
-        # Lightning's would end with 0, and a scheduler would take the run for finished
-        print("terminated (SIGTERM): --ckpt_path last goes on from the last checkpoint", file=sys.stderr, flush=True)
-        raise SystemExit(EXIT_TERMINATED) from None
-    except SystemExit:
-        if not interrupt.raised:
-            raise
-        print("interrupted", file=sys.stderr, flush=True)  # Lightning ends with 1
-        raise SystemExit(EXIT_INTERRUPTED) from None
-    finally:
-        interrupt.restore()
-
-
-def _how_to_go_on(words: list[str], stopped: Stopped) -> str:
-    if stopped.checkpoint is None:
-        return ""
-    kept, skip = [], False
-    for word in words:
-        if not skip and not re.fullmatch(r"--(ckpt_path|version)(=.*)?", word):
-            kept.append(word)
-        skip = word in ("--ckpt_path", "--version")
-    version = RunFolder(stopped.checkpoint.parent.parent).version
-    kept += ["--ckpt_path", "last", *([] if version is None else ["--version", str(version)])]
-    return f". Go on with:\n  python -m clt_lightning {shlex.join(kept)}"
-
-
-def _wait_for(children: list[subprocess.Popen[bytes]]) -> None:
-    for child in children:
-        try:
-            child.wait(10)
-        except subprocess.TimeoutExpired:
-            child.kill()
 
 
 def _run(words: list[str]) -> None:
