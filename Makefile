@@ -5,6 +5,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# programs that came with the environment are found by tests
+export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: quickstart test test-all lint format setup clean
 quickstart: setup

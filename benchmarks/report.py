@@ -11,7 +11,6 @@ thumbnail's size: reading and decoding the real data come on top.
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
@@ -57,7 +56,7 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
     pictures = MadePictures(load_features(run), size=128)
     built = build_report(run, pictures=pictures)
     print(f"report: {built.seconds:.0f} s, {built.bytes / 1e6:,.0f} MB, {built.files:,} files")
-    print(f"memory: {before / 1e6:.0f} MB before, {peak() / 1e6:.0f} MB at the peak")
+    print(f"memory: {before} before, {peak()} at the peak")
     report = built.index.parent
     for part in ("data/cards", "data/layers", "thumbs", "figures", "tables"):
         files = [path for path in (report / part).rglob("*") if path.is_file()]
@@ -71,9 +70,12 @@ def disk(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def peak() -> int:
-    """Largest resident memory of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak() -> str:
+    """Largest resident memory of this process so far, for people."""
+    from clt_lightning.core.memory import peak_resident
+
+    found = peak_resident()
+    return "n/a" if found is None else f"{found / 1e6:.0f} MB"
 
 
 if __name__ == "__main__":

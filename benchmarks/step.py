@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from benchmarks.common import machine, medians, rates, seconds, write
+from clt_lightning.core.memory import peak_resident, resident
 from clt_lightning.optim import AdamW
 from clt_lightning.transcoder import AuxiliaryRequest, CrossLayerTranscoder, TopK
 from clt_lightning.transcoder.activations import top_indices
@@ -137,15 +137,10 @@ def parts(step: Step, rounds: int, device: str) -> dict[str, float]:
     return {name: sorted(v)[len(v) // 2] for name, v in times.items()}
 
 
-def resident(what: str) -> int:
-    """Bytes of this process in main memory (Linux): `VmRSS` now, `VmHWM` at the peak.
-
-    Not `getrusage`, whose peak a process inherits from the one that started it.
-    """
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(what):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"no {what} in /proc/self/status")
+def _known(size: int | None) -> int:
+    if size is None:
+        raise OSError("this system does not say how much memory a process takes")
+    return size
 
 
 def _memory(variant: str, args: argparse.Namespace, queue: Any) -> None:
@@ -155,10 +150,10 @@ def _memory(variant: str, args: argparse.Namespace, queue: Any) -> None:
         torch.cuda.reset_peak_memory_stats()
         base = torch.cuda.memory_allocated()
     else:
-        base = resident("VmRSS")
+        base = _known(resident())
     for _ in range(2):
         step()
-    peak = torch.cuda.max_memory_allocated() if args.device == "cuda" else resident("VmHWM")
+    peak = torch.cuda.max_memory_allocated() if args.device == "cuda" else _known(peak_resident())
     # base holds weights and data; gradients and two moments come on top of it in any case
     queue.put({"peak": peak, "beyond_weights_gradients_state": peak - base - 3 * weights})
 

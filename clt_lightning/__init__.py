@@ -8,11 +8,22 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from clt_lightning import data
+    from clt_lightning import analysis, callbacks, data, metrics
+    from clt_lightning.analysis import Edit, evaluate, explain_image, open_run, steer
+    from clt_lightning.analysis.target import Target
     from clt_lightning.clip import FrozenCLIP
     from clt_lightning.core.errors import UserError
     from clt_lightning.module import CLTModule
     from clt_lightning.replacement import replaced
+    from clt_lightning.settings import (
+        ClipConfig,
+        LossConfig,
+        ParallelConfig,
+        ReviveConfig,
+        ScheduleConfig,
+        TokensConfig,
+        TranscoderConfig,
+    )
     from clt_lightning.transcoder import AbsTopK, BatchTopK, Codes, CrossLayerTranscoder, JumpReLU, ReLU, TopK
 
 _HOME = {
@@ -26,23 +37,52 @@ _HOME = {
     "JumpReLU": "transcoder",
     "CLTModule": "module",
     "replaced": "replacement",
+    "ClipConfig": "settings",
+    "LossConfig": "settings",
+    "ParallelConfig": "settings",
+    "ReviveConfig": "settings",
+    "ScheduleConfig": "settings",
+    "TokensConfig": "settings",
+    "TranscoderConfig": "settings",
+    "Edit": "analysis",
+    "Target": "analysis.target",
+    "evaluate": "analysis",
+    "explain_image": "analysis",
+    "open_run": "analysis",
+    "steer": "analysis",
     "UserError": "core.errors",
 }
-_MODULES = ("data", "clip", "transcoder", "metrics", "analysis")
+_MODULES = ("analysis", "callbacks", "clip", "data", "metrics", "optim", "transcoder")
 
 __all__ = [
     "AbsTopK",
     "BatchTopK",
     "CLTModule",
+    "ClipConfig",
     "Codes",
     "CrossLayerTranscoder",
+    "Edit",
     "FrozenCLIP",
     "JumpReLU",
+    "LossConfig",
+    "ParallelConfig",
     "ReLU",
+    "ReviveConfig",
+    "ScheduleConfig",
+    "Target",
+    "TokensConfig",
     "TopK",
+    "TranscoderConfig",
     "UserError",
+    "analysis",
+    "callbacks",
     "data",
+    "evaluate",
+    "explain_image",
+    "metrics",
+    "open_run",
     "replaced",
+    "steer",
 ]
 
 
@@ -53,3 +93,7 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"clt_lightning.{name}")
     raise AttributeError(f"module 'clt_lightning' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_MODULES, "__version__"})

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import math
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,18 +16,24 @@ import lightning
 import torch
 import torch.distributed as dist
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from clt_lightning import compat
+from clt_lightning.batches import as_batch
 from clt_lightning.buffer import ActivationBuffer
 from clt_lightning.cascade import cascade_parts
 from clt_lightning.clip import Activations, FrozenCLIP
 from clt_lightning.clip.activations import random_positions
 from clt_lightning.core import seeds
-from clt_lightning.core.errors import UserError
+from clt_lightning.core.errors import UserError, within
+from clt_lightning.core.progress import Progress
+from clt_lightning.core.say import say
 from clt_lightning.optim import AdamW
 from clt_lightning.parallel import ShardedTranscoder
+from clt_lightning.replacement import check_fit
+from clt_lightning.runs.checkpoint_io import read_checkpoint
 from clt_lightning.runs.finite import FiniteWatch
 from clt_lightning.runs.timing import StepClock
 from clt_lightning.schedule import lr_factor
@@ -31,6 +41,7 @@ from clt_lightning.settings import (
     ClipConfig,
     LossConfig,
     ParallelConfig,
+    ReviveConfig,
     ScheduleConfig,
     TokensConfig,
     TranscoderConfig,
@@ -40,6 +51,26 @@ from clt_lightning.settings import (
 from clt_lightning.transcoder import AuxiliaryRequest, CrossLayerTranscoder, StatisticsAccumulator
 from clt_lightning.transcoder.chunked import add_up, split_request
 from clt_lightning.transcoder.losses import auxiliary_tokens, loss_parts
+
+# the module's own hook serves every loader, a data module's too
+warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in `LightningModule`")
+
+MYPY = False  # type checkers take it for true; jsonargparse would read a TYPE_CHECKING block
+if MYPY:
+    Backbone = ClipConfig | FrozenCLIP
+    Transcoder = TranscoderConfig | CrossLayerTranscoder
+else:  # what the command line reads: settings alone
+    Backbone, Transcoder = ClipConfig, TranscoderConfig
+
+
+def describe_clip(clip: FrozenCLIP) -> ClipConfig:
+    """The settings that make a backbone like this one."""
+    return ClipConfig(clip.name, clip.pretrained, "bf16" if clip.precision == "bf16" else "fp32")
+
+
+def describe_transcoder(clt: CrossLayerTranscoder) -> TranscoderConfig:
+    """The settings that make a transcoder like this one, untrained."""
+    return TranscoderConfig(clt.n_features, clt.activation, clt.topology, clt.skip, clt.backend)
 
 
 def default_optimizer(params: Iterable[Any]) -> torch.optim.Optimizer:
@@ -60,14 +91,17 @@ class StepPart:
 class CLTModule(lightning.LightningModule):
     """Trains a cross-layer transcoder on the activations of a frozen CLIP.
 
+    Batches are dicts with `image` (docs/design.md), tuples `(image, label)`, or images alone, from any loader.
+
     Args:
-        clip: the frozen backbone.
-        transcoder: the transcoder.
+        clip: the frozen backbone: settings, or a `FrozenCLIP`.
+        transcoder: the transcoder: settings, or a `CrossLayerTranscoder`, which is trained in place.
         loss: coefficients and warm-up of each part of the loss.
         optimizer: optimizer class and arguments, e.g. `{class_path: torch.optim.AdamW, init_args: {lr: 4.0e-4}}`;
             default: `clt_lightning.optim.AdamW`.
         schedule: learning rate over the run.
         tokens: which tokens a step learns from.
+        revive: how features that have stopped firing come back.
         parallel: features over several processes; not in checkpoints, which fit any number of them.
         seed: seed of the transcoder's initial weights and of the token draws; null takes that of `seed_everything`.
     """
@@ -77,21 +111,26 @@ class CLTModule(lightning.LightningModule):
     def __init__(
         self,
         # defaults are never changed; no `| None`, since the types carry the command line's help
-        clip: ClipConfig = ClipConfig(),  # noqa: B008
-        transcoder: TranscoderConfig = TranscoderConfig(),  # noqa: B008
+        clip: Backbone = ClipConfig(),  # noqa: B008
+        transcoder: Transcoder = TranscoderConfig(),  # noqa: B008
         loss: LossConfig = LossConfig(),  # noqa: B008
         optimizer: OptimizerCallable = default_optimizer,
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
         tokens: TokensConfig = TokensConfig(),  # noqa: B008
+        revive: ReviveConfig = ReviveConfig(),  # noqa: B008
         parallel: ParallelConfig = ParallelConfig(),  # noqa: B008
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        self.clip_config = from_plain(ClipConfig, clip)
-        self.transcoder_config = from_plain(TranscoderConfig, transcoder)
+        self.clip_config = describe_clip(clip) if isinstance(clip, FrozenCLIP) else from_plain(ClipConfig, clip)
+        if isinstance(transcoder, CrossLayerTranscoder):
+            self.transcoder_config = describe_transcoder(transcoder)
+        else:
+            self.transcoder_config = from_plain(TranscoderConfig, transcoder)
         self.loss_config = from_plain(LossConfig, loss)
         self.schedule_config = from_plain(ScheduleConfig, schedule)
         self.tokens_config = from_plain(TokensConfig, tokens)
+        self.revive_config = from_plain(ReviveConfig, revive)
         self.parallel_config = from_plain(ParallelConfig, parallel)
         self.optimizer_factory = optimizer
         self.seed = seed = seeds.resolve(seed)
@@ -103,16 +142,29 @@ class CLTModule(lightning.LightningModule):
                 "loss": to_plain(self.loss_config),
                 "schedule": to_plain(self.schedule_config),
                 "tokens": to_plain(self.tokens_config),
+                "revive": to_plain(self.revive_config),
                 "seed": seed,
             }
         )
 
-        self.clip = FrozenCLIP(**to_plain(self.clip_config), seed=seed)
+        if isinstance(clip, FrozenCLIP):
+            self.clip = clip
+        else:
+            with within("model.clip"):
+                self.clip = FrozenCLIP(**to_plain(self.clip_config), seed=seed)
         t = self.transcoder_config
         sharded = self.parallel_config.feature > 1
-        # a transcoder that is to be divided is made in configure_model: here it might not fit the main memory
-        with torch.device("meta") if sharded else nullcontext():
-            self.transcoder = CrossLayerTranscoder(**self._form(), seed=None if sharded else seed)
+        if isinstance(transcoder, CrossLayerTranscoder):
+            if sharded:
+                raise UserError(
+                    "model.parallel.feature > 1 divides a transcoder that it makes: give settings, no object"
+                )
+            check_fit(self.clip, transcoder)
+            self.transcoder = transcoder.train()
+        else:
+            # one that is to be divided is made in configure_model: here it might not fit the main memory
+            with torch.device("meta") if sharded else nullcontext():
+                self.transcoder = CrossLayerTranscoder(**self._form(), seed=None if sharded else seed)
         self.register_buffer(
             "tokens_since_fired", torch.zeros(self.clip.n_layers, t.n_features, dtype=torch.int64), persistent=True
         )
@@ -120,6 +172,7 @@ class CLTModule(lightning.LightningModule):
         self.finite = FiniteWatch()
         self.clock = StepClock()
         self.batches_seen = 0
+        self.total_steps = -1  # optimizer steps of the whole run; known when training starts
         self.validated_at_step: int | None = None
 
     def _form(self) -> dict[str, Any]:
@@ -153,12 +206,40 @@ class CLTModule(lightning.LightningModule):
         self.transcoder = ShardedTranscoder(shards, **self._form(), seed=self.seed)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optimizer_factory(self.transcoder.parameters())
-        factor = lr_factor(self.schedule_config, self.trainer.max_steps)
+        try:
+            optimizer = self.optimizer_factory(self.transcoder.parameters())
+        except (ValueError, TypeError) as error:  # a rate below 0, an argument or a shape that it does not take
+            raise UserError(f"model.optimizer: {error}") from error
+        for unreached in self.loss_config.never_reached(self.trainer.max_steps):
+            rank_zero_warn(unreached)
+        if self.trainer.max_steps > 0 or self.schedule_config.decay == "none":
+            factor = lr_factor(self.schedule_config, self.trainer.max_steps)
+        else:
+            factor = self._factor_by_epochs
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def _factor_by_epochs(self, step: int) -> float:
+        """The learning rate's factor in a run of so many epochs, whose steps are known when training starts."""
+        known = self.total_steps > 0
+        config = self.schedule_config if known else dataclasses.replace(self.schedule_config, decay="none")
+        return lr_factor(config, self.total_steps)(step)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> dict[str, Any]:
+        return as_batch(batch)
+
     def on_train_start(self) -> None:
+        trainer = self.trainer
+        batches, epochs = trainer.num_training_batches, trainer.max_epochs
+        self.total_steps = trainer.max_steps
+        if self.total_steps <= 0 and epochs is not None and epochs > 0 and math.isfinite(batches):
+            self.total_steps = epochs * -(-int(batches) // trainer.accumulate_grad_batches)
+        if self.schedule_config.decay != "none" and self.schedule_config.decay_fraction > 0:
+            lr_factor(self.schedule_config, self.total_steps)  # a decay without an end is said before the first step
+        # a loader that was given to the trainer without its data module does not know the trainer's limits yet
+        follow = getattr(trainer.train_dataloader, "follow", None)
+        if follow is not None:
+            follow(trainer)
         if not bool(self.transcoder.normalized):
             self._estimate_normalization()
 
@@ -169,12 +250,16 @@ class CLTModule(lightning.LightningModule):
         loader: Any = self.trainer.train_dataloader if datamodule is None else datamodule.train_dataloader()
         sums = StatisticsAccumulator(self.clip.n_layers, self.clip.d_model, self.device)
         wanted = -(-self.tokens_config.statistics // self._data_place()[1])
-        for index, batch in enumerate(loader):
-            sums.update(
-                *self._sites(self._capture(batch, self._positions(len(batch["image"]), self._generator(index))))
-            )
-            if int(sums.n) >= wanted:
-                break
+        say(f"normalisation: {wanted:,} training tokens set the transcoder's scales, once")
+        with Progress("normalisation", wanted, "tokens") as bar:
+            for index, raw in enumerate(loader):
+                batch = as_batch(raw)
+                sums.update(
+                    *self._sites(self._capture(batch, self._positions(len(batch["image"]), self._generator(index))))
+                )
+                bar.to(min(int(sums.n), wanted))
+                if int(sums.n) >= wanted:
+                    break
         if self.trainer.world_size > 1:
             for total in sums.sums():
                 dist.all_reduce(total)
@@ -221,7 +306,9 @@ class CLTModule(lightning.LightningModule):
             part = split_request(request, start, stop)
             out = self.transcoder(x[:, start:stop], want_pre=want_pre, auxiliary=part)
             tokens = None if part is None else part.tokens
-            parts = loss_parts(self.loss_config, self.transcoder, y[:, start:stop], out, self.global_step, tokens)
+            parts = loss_parts(
+                self.loss_config, self.transcoder, y[:, start:stop], out, self.global_step, tokens, self._max_steps
+            )
             for name in parts:
                 share = (stop - start) / n_tokens
                 if name == "auxk" and part is not None and request is not None:
@@ -233,9 +320,11 @@ class CLTModule(lightning.LightningModule):
 
     def _cascade(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         config = self.loss_config.cascade
-        if not config.is_on or self.global_step < config.start * max(self.trainer.max_steps, 0):
+        strength = config.strength(self.global_step, self.total_steps)
+        if not strength:
             return {}
-        return cascade_parts(self.clip, self.transcoder, batch["image"][: config.images], config)
+        parts = cascade_parts(self.clip, self.transcoder, batch["image"][: config.images], config)
+        return {name: strength * value for name, value in parts.items()}
 
     def _log_step(self, loss: Tensor, parts: dict[str, Tensor], l0: Tensor) -> None:
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -248,6 +337,10 @@ class CLTModule(lightning.LightningModule):
 
     def _capture(self, batch: dict[str, Any], positions: Tensor | None) -> Activations:
         return self.clip.capture(batch["image"], positions=positions)
+
+    @property
+    def _max_steps(self) -> int:
+        return 0 if self._trainer is None else self._trainer.max_steps
 
     def _sites(self, acts: Activations) -> tuple[Tensor, Tensor]:
         """What the encoders read and what the decoders rebuild."""
@@ -308,6 +401,10 @@ class CLTModule(lightning.LightningModule):
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         if isinstance(self.transcoder, ShardedTranscoder):
             self.transcoder.average_replicas()
+        # after the backward pass, which needs the biases as they were, and before any checkpoint of this step
+        if self.revive_config.speed:
+            silent = self.tokens_since_fired >= self.revive_config.after_tokens
+            self.transcoder.raise_biases(silent, self.revive_config.speed * float(optimizer.param_groups[0]["lr"]))
 
     def configure_gradient_clipping(
         self,
@@ -363,6 +460,32 @@ class CLTModule(lightning.LightningModule):
             "values": codes.values,
             "indices": codes.indices,
         }
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: Any = None, strict: bool = True, **arguments: Any
+    ) -> CLTModule:
+        """The module of a checkpoint file, with the CLIP that it was trained on.
+
+        Unlike Lightning's, it takes files alone and runs nothing that a file names.
+
+        Args:
+            checkpoint_path: a checkpoint of fit.
+            map_location: as in `torch.load`.
+            strict: whether the weights must be those of such a module, name by name.
+            **arguments: of the module, in the place of the checkpoint's.
+
+        Raises:
+            UserError: no such file, a damaged one, or one of another kind.
+        """
+        content = read_checkpoint(checkpoint_path, map_location=map_location or "cpu", mmap=False)
+        stored = content.get("hyper_parameters")
+        if not isinstance(stored, dict) or "state_dict" not in content:
+            raise UserError(f"{checkpoint_path} is no checkpoint of fit: it has no hyper_parameters and state_dict")
+        known = inspect.signature(cls.__init__).parameters
+        module = cls(**{key: value for key, value in (stored | arguments).items() if key in known})
+        module.load_state_dict(content["state_dict"], strict=strict)
+        return module
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -28,7 +28,8 @@ def lr_factor(config: ScheduleConfig, max_steps: int) -> Callable[[int], float]:
     decays = config.decay != "none" and config.decay_fraction > 0
     if decays and max_steps <= 0:
         raise UserError(
-            "model.schedule.decay needs the length of the run: set trainer.max_steps, or model.schedule.decay: none"
+            "model.schedule.decay needs the length of the run: set trainer.max_steps (or trainer.max_epochs, with a "
+            "loader of known length), or model.schedule.decay: none"
         )
     warmup = config.warmup_steps
     if 0 < max_steps < warmup:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
+from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
-from clt_lightning.transcoder import Activation, TopK
+from clt_lightning.transcoder import Activation, BatchTopK
 from clt_lightning.transcoder.activations import from_config
 from clt_lightning.transcoder.clt import Topology
 from clt_lightning.transcoder.encoders import Backend
@@ -20,15 +22,20 @@ class ClipConfig:
 
     Args:
         name: open_clip's name of the architecture. OpenAI's weights were trained with QuickGELU: take
-            `ViT-B-32-quickgelu`, not `ViT-B-32`.
-        pretrained: open_clip tag (downloaded on first use), path of a checkpoint file, `demo` for the small CLIP that
-            comes with this package, or null for random weights.
+            `ViT-B-32-quickgelu`, not `ViT-B-32`. Or `hf-hub:ORG/NAME` or `local-dir:FOLDER`, which bring weights along.
+        pretrained: open_clip tag (downloaded on first use), path of a file of weights, folder with
+            `open_clip_config.json` and weights, `hf-hub:ORG/NAME`, `demo` for the small CLIP that comes with this
+            package, or null for random weights. Folders, repositories and `demo` bring their architecture along.
         precision: `fp32` or `bf16`, the backbone's own, whatever the trainer's is.
     """
 
     name: str = "ViT-B-32-quickgelu"
-    pretrained: str | None = "openai"
+    pretrained: str | Path | None = "openai"
     precision: Literal["fp32", "bf16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        check_fields(self, "clip")
+        self.pretrained = str(self.pretrained) if isinstance(self.pretrained, Path) else self.pretrained
 
 
 @dataclass
@@ -45,10 +52,13 @@ class TranscoderConfig:
     """
 
     n_features: int = 6144
-    activation: Activation = field(default_factory=lambda: TopK(64))
+    activation: Activation = field(default_factory=lambda: BatchTopK(64))
     topology: Topology = "cross_layer"
     skip: bool = False
     backend: Backend = "auto"
+
+    def __post_init__(self) -> None:
+        check_fields(self, "transcoder")
 
 
 @dataclass
@@ -69,10 +79,9 @@ class ScheduleConfig:
     final_factor: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self, "schedule")
         if self.warmup_steps < 0:
             raise UserError(f"schedule.warmup_steps must not be negative, got {self.warmup_steps}")
-        if self.decay not in ("linear", "cosine", "none"):
-            raise UserError(f"schedule.decay must be linear, cosine or none, got {self.decay!r}")
         for name in ("decay_fraction", "final_factor"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"schedule.{name} must lie in [0, 1], got {getattr(self, name)}")
@@ -99,6 +108,7 @@ class TokensConfig:
     max_tokens_per_chunk: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, "tokens")
         if self.per_image is not None and self.per_image < 1:
             raise UserError(f"tokens.per_image must be at least 1 or null, got {self.per_image}")
         if self.max_tokens_per_chunk is not None and self.max_tokens_per_chunk < 1:
@@ -107,6 +117,28 @@ class TokensConfig:
             raise UserError(
                 f"tokens.buffer must be >= 0 and tokens.statistics >= 1, got {self.buffer}, {self.statistics}"
             )
+
+
+@dataclass
+class ReviveConfig:
+    """Features that have stopped firing come back: the encoder bias of each rises in every step until it fires again,
+    and the loss then decides what it is good for. A feature below BatchTopK's cut gets no gradient and would never
+    return by itself (docs/training.md).
+
+    Args:
+        speed: rise of the bias in an optimizer step, in learning rates (Adam moves a weight by about one); the rise
+            therefore falls with the schedule. 0 turns it off.
+        after_tokens: a feature's bias begins to rise when it has not fired on that many tokens (of all processes
+            together).
+    """
+
+    speed: float = 6.0
+    after_tokens: int = 50_000
+
+    def __post_init__(self) -> None:
+        check_fields(self, "revive")
+        if self.speed < 0 or self.after_tokens < 1:
+            raise UserError(f"revive: speed must not be negative and after_tokens at least 1, got {self}")
 
 
 @dataclass
@@ -122,6 +154,7 @@ class ParallelConfig:
     feature: int = 1
 
     def __post_init__(self) -> None:
+        check_fields(self, "parallel")
         if self.feature < 1:
             raise UserError(f"parallel.feature must be at least 1, got {self.feature}")
 
@@ -139,7 +172,8 @@ def from_plain(cls: type[T], value: T | dict[str, Any] | None) -> T:
         return cls()
     if isinstance(value, cls):
         return value
-    assert isinstance(value, dict), f"expected {cls.__name__} or a dict, got {type(value).__name__}"
+    if not isinstance(value, dict):
+        raise UserError(f"{cls.__name__}: expected a table of settings, got {value!r}")
     hints = get_type_hints(cls)
     unknown = sorted(set(value) - set(hints))
     if unknown:
@@ -167,6 +201,7 @@ __all__ = [
     "ClipConfig",
     "LossConfig",
     "ParallelConfig",
+    "ReviveConfig",
     "ScheduleConfig",
     "TokensConfig",
     "TranscoderConfig",

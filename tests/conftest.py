@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 import torch
+
+IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
+HARDWARE = ("gpu", "slurm")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI a test that is skipped has failed: everything that tests need is installed there, but for hardware."""
+    report = yield
+    if IN_CI and report.skipped and not any(item.get_closest_marker(name) for name in HARDWARE):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome, report.longrepr = "failed", f"{item.nodeid}: not to be skipped in CI. {reason}"
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -16,15 +31,26 @@ def _two_cores() -> None:
     torch.set_num_threads(1)
 
 
-# a range of its own for each xdist worker: two launches that meet on one port would join each other and hang
-_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
-_ports = itertools.count(20_000 + 1_500 * _worker)
+# Two launches that meet on one port would join each other and hang: each process of tests, an xdist worker or another
+# run on this machine, begins elsewhere, below the ephemeral range, where nothing else takes a port in between.
+_PORTS = range(12_000, 32_000)
+_numbers = itertools.count(97 * os.getpid())
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
 
 
 @pytest.fixture(autouse=True)
 def _own_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A port below the ephemeral range for processes that a test starts: nothing else takes it in between."""
-    monkeypatch.setenv("MASTER_PORT", str(next(_ports)))
+    """A port for processes that a test starts."""
+    ports = (_PORTS[number % len(_PORTS)] for number in _numbers)
+    monkeypatch.setenv("MASTER_PORT", str(next(port for port in ports if _is_free(port))))
 
 
 @pytest.fixture(scope="session")

@@ -30,10 +30,10 @@ class Model(BoringModel):
     """64 random vectors, one a batch."""
 
     def train_dataloader(self) -> Any:
-        return torch.utils.data.DataLoader(torch.randn(6, 32))
+        return torch.utils.data.DataLoader(torch.randn(6, 32))  # type: ignore[arg-type]
 
     def val_dataloader(self) -> Any:
-        return torch.utils.data.DataLoader(torch.randn(2, 32))
+        return torch.utils.data.DataLoader(torch.randn(2, 32))  # type: ignore[arg-type]
 
 
 class Looks(pl.Callback):

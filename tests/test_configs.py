@@ -20,8 +20,8 @@ def _no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-BASES = sorted(CONFIGS.glob("*.yaml"))
-OVERLAYS = sorted(CONFIGS.glob("*/*.yaml"))
+OVERLAYS = [*sorted(CONFIGS.glob("*/*.yaml")), CONFIGS / "skip.yaml"]
+BASES = sorted(set(CONFIGS.glob("*.yaml")) - set(OVERLAYS))
 
 
 def parsed(capsys: pytest.CaptureFixture[str], *paths: Path) -> dict[str, Any]:
@@ -53,9 +53,18 @@ def test_overlays_parse_over_a_base(path: Path, capsys: pytest.CaptureFixture[st
     if "data" in chosen:
         assert config["data"]["class_path"].endswith(chosen["data"]["class_path"])
         assert config["data"]["init_args"]["batch_size"] == 64  # what the base says of batches stays
+    elif path.stem == "skip":
+        assert config["model"]["transcoder"]["skip"] is True
     else:
         wanted = chosen["model"]["transcoder"]["activation"]["class_path"]
         assert config["model"]["transcoder"]["activation"]["class_path"].endswith(wanted)
+
+
+@pytest.mark.parametrize("path", BASES, ids=lambda p: p.stem)
+def test_the_features_explain_everything_unless_asked(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = parsed(capsys, path)["model"]
+    assert model["transcoder"]["skip"] is False
+    assert model["revive"]["speed"] > 0
 
 
 @pytest.mark.parametrize("path", BASES, ids=lambda p: p.stem)

@@ -27,8 +27,10 @@ ALLOWED = {
     "runs": {"compat", "runs"},
     "parallel": {"compat", "parallel", "runs", "transcoder"},
     "cascade": {"clip", "replacement", "transcoder"},
+    "batches": set(),
     "module": {
-        *("buffer", "cascade", "clip", "compat", "optim", "parallel", "runs", "schedule", "settings", "transcoder")
+        *("batches", "buffer", "cascade", "clip", "compat", "optim", "parallel"),
+        *("replacement", "runs", "schedule", "settings", "transcoder"),
     },
     "analysis": {"analysis", "clip", "data", "metrics", "module", "replacement", "runs", "settings", "transcoder"},
 }

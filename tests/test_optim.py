@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,7 +116,7 @@ def test_lazy_formula() -> None:
 
 
 @pytest.mark.parametrize("catch_up", ["exact", "lazy"])
-def test_state_dict_round_trip(catch_up: Any, tmp_path) -> None:
+def test_state_dict_round_trip(catch_up: Any, tmp_path: Path) -> None:
     ours, whole = parameters(torch.float32), parameters(torch.float32)
     options: dict[str, Any] = {"betas": FAST, "weight_decay": 0.1, "catch_up": catch_up, "dense_above": 0.5}
     optimizer = RowSparseAdam(ours, **options)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clt_lightning.analysis.tower import Observation, finish
 from clt_lightning.clip import FrozenCLIP
+from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
 from clt_lightning.metrics import TOKEN_SETS, check_token_sets
 from clt_lightning.replacement import replaced
@@ -73,6 +74,7 @@ class CascadeOptions:
     control_token_sets: list[str] = field(default_factory=lambda: ["all"])
 
     def __post_init__(self) -> None:
+        check_fields(self, "cascade")
         for name in ("token_sets", "single_token_sets", "control_token_sets"):
             check_token_sets(getattr(self, name), option=f"cascade.{name}")
         unknown = sorted(set(self.controls) - set(CONTROLS))

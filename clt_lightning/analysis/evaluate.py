@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from clt_lightning.analysis import statistics
 from clt_lightning.analysis.arms import OF_SKIP, ArmRunner, CascadeOptions, plan_arms
@@ -30,7 +29,9 @@ from clt_lightning.analysis.shares import LogitShares, measurable
 from clt_lightning.analysis.table import ImageTable, divergences, ranks_of
 from clt_lightning.analysis.tower import Observation, observe
 from clt_lightning.clip import FrozenCLIP
+from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.progress import track
 from clt_lightning.metrics import TOKEN_SETS, check_token_sets, metric_device
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
@@ -88,6 +89,7 @@ class EvaluateOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self, "evaluate")
         check_token_sets(self.token_sets, option="evaluate.token_sets")
         if self.retrieval < 0 or self.bootstrap < 1:
             raise UserError(
@@ -402,16 +404,16 @@ def evaluate(
         train_batches: training images for the population check, term means and dataset rankings.
         options: what to measure.
         split: the split's name.
-        progress: show progress bars.
+        progress: say on standard error how far it is.
 
     Returns:
         the evaluation, the features and the images' sparse codes (None where not asked for).
     """
     evaluator = Evaluator(clip, clt, classnames, templates, options)
-    for batch in tqdm(train_batches or (), desc="training images", unit="batch", disable=not progress, leave=False):
+    for batch in track(train_batches or (), "training images", unit="batches", show=progress):
         evaluator.reference(batch)
     evaluator.start()
-    for batch in tqdm(batches, desc=split, unit="batch", disable=not progress, leave=False):
+    for batch in track(batches, split, unit="batches", show=progress):
         evaluator.take(batch)
     result = evaluator.result(split)
     assert result is not None, "evaluate() runs in one process; under DDP use an Evaluator on every process"

@@ -13,6 +13,7 @@ from clt_lightning.analysis.intervals import NOTHING, Interval, interval, none_i
 from clt_lightning.analysis.table import divergences, ranks_of
 from clt_lightning.analysis.tower import Observation, finish, reads_cls_only
 from clt_lightning.clip import FrozenCLIP
+from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
 from clt_lightning.metrics import check_token_sets, metric_device
 from clt_lightning.metrics.base import ExactMetric
@@ -48,6 +49,7 @@ class FaithfulnessOptions:
     draws: int = 20
 
     def __post_init__(self) -> None:
+        check_fields(self, "faithfulness")
         check_token_sets(self.token_sets, option="faithfulness.token_sets")
         for name, allowed in (("rankings", ("image", "dataset")), ("ablations", ("zero", "mean"))):
             wrong = [value for value in getattr(self, name) if value not in allowed]

@@ -20,6 +20,7 @@ from clt_lightning.analysis.names import N_NAMES, embed_words, known_words, labe
 from clt_lightning.analysis.neighbours import Neighbours, load_neighbours
 from clt_lightning.analysis.table import gather_rows
 from clt_lightning.clip import FrozenCLIP
+from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import read_json, whole_folder, write_json
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
@@ -44,10 +45,12 @@ class FeatureOptions:
     enabled: bool = True
     k: int = 16
     samples: int = 8
-    words: str | None = None
+    words: str | Path | None = None
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        check_fields(self, "features")
+        self.words = str(self.words) if isinstance(self.words, Path) else self.words
         if self.k < 1 or self.samples < 0:
             raise UserError(f"features.k must be >= 1 and features.samples >= 0, got {self.k}, {self.samples}")
         if self.device not in ("cpu", "auto"):
@@ -158,7 +161,7 @@ class FeatureCollector:
         self, clip: FrozenCLIP, clt: CrossLayerTranscoder, classnames: Sequence[str], options: FeatureOptions
     ) -> None:
         self.clip, self.clt, self.classnames, self.options = clip, clt, list(classnames), options
-        self.words = known_words(clip, read_words(options.words))
+        self.words = known_words(clip, read_words(options.words), options.words)
         device = clip.device if options.device == "auto" else torch.device("cpu")
         self.layers = [
             LayerCollector(

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from clt_lightning.analysis import notebook
 from clt_lightning.analysis.decomposition import Decomposition, decompose
 from clt_lightning.analysis.tower import observe
 from clt_lightning.clip import FrozenCLIP
+from clt_lightning.clip.images import to_pixels
 from clt_lightning.core.errors import UserError
 from clt_lightning.replacement import replaced
 from clt_lightning.transcoder import CrossLayerTranscoder
@@ -73,6 +76,7 @@ class ImageExplanation:
         original: decomposition of the untouched model's logit (with the error terms).
         replaced: decomposition of the logit with all MLPs replaced, cascaded.
         grid: patches as (rows, columns).
+        pixels: `(size, size, 3)` uint8, the image as the backbone sees it.
     """
 
     class_index: int
@@ -82,6 +86,33 @@ class ImageExplanation:
     original: Decomposition = field(repr=False)
     replaced: Decomposition = field(repr=False)
     grid: tuple[int, int]
+    pixels: np.ndarray = field(repr=False)
+
+    def _repr_html_(self) -> str:
+        classes = [
+            [
+                c.name,
+                *(f"{v:.2f}" for v in (c.original, c.replaced)),
+                *(f"{v:.1%}" for v in (c.p_original, c.p_replaced)),
+            ]
+            for c in self.classes
+        ]
+        d = self.original
+        sums = {name: float(getattr(d, name).sum()) for name in ("attention", "features", "skip", "bias", "error")}
+        kinds = {"embedding": d.embedding, **sums, "norm bias": d.norm_bias}
+        adds = [[name, f"{value:+.2f}"] for name, value in kinds.items()]
+        shown = [notebook.picture(self.pixels, None, self.grid, self.classname)]
+        for layer, features in enumerate(self.top_features):
+            shown += [
+                notebook.picture(self.pixels, f.map, self.grid, f"layer {layer}, {f.feature}: {f.value:.2f}", 96)
+                for f in features[:4]
+            ]
+        head = ["class", "logit", "replaced", "probability", "replaced"]
+        return (
+            notebook.table(head, classes)
+            + notebook.table(["part", "adds"], adds, f"logit of {self.classname}")
+            + f"<div>{''.join(shown)}</div>"
+        )
 
     def to_json(self, key: str | None = None, label: int | None = None) -> dict[str, Any]:
         """As in docs/results-schema.md."""
@@ -161,6 +192,7 @@ def explain_image(
         decompose(clip, clt, seen, codes, true_y, text, replaced=False),
         decompose(clip, clt, cascade, cascade_codes, added.to(clip.dtype), text, replaced=True),
         clip.grid,
+        to_pixels(images[0], clip.mean, clip.std),
     )
 
 

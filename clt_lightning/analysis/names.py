@@ -11,8 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clt_lightning.clip import FrozenCLIP
-from clt_lightning.clip.words import WordTokenizer, split_words
+from clt_lightning.clip.tokenizer import unknown_words
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import lines_of, read_text
+from clt_lightning.core.paths import expand
+from clt_lightning.core.say import doubt
 
 N_NAMES = 5
 WORD_TEMPLATES = ("{c}", "a photo of {c}")
@@ -110,40 +113,43 @@ def nearest_texts(direction: Tensor, texts: Tensor | None) -> tuple[Tensor, Tens
     return index, score
 
 
-def read_words(path: str | None) -> list[str]:
+def read_words(path: str | Path | None) -> list[str]:
     """Words to name features by: a file's lines, or the package's own list.
 
     Raises:
-        UserError: no such file, or an empty one.
+        UserError: no such file, one that is not UTF-8, or an empty one.
     """
     if path is None:
         text = (files("clt_lightning.analysis") / "words.txt").read_text(encoding="utf-8")
     else:
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"features.words: {path!r} cannot be read ({error.strerror})") from error
-    words = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+        text = read_text(expand(path, "features.words"))
+    words = list(dict.fromkeys(lines_of(text, path or "words.txt", gaps=True)))
     if not words:
         raise UserError(f"features.words: {path!r} holds no word")
     return words
 
 
-def known_words(clip: FrozenCLIP, words: Sequence[str]) -> list[str]:
-    """The words that the text tower can read: a small vocabulary (the demo's) does not have them all."""
-    tokenizer = clip.tokenizer
-    if not isinstance(tokenizer, WordTokenizer):
-        return list(words)
-    vocabulary = set(tokenizer.words)
-    return [word for word in words if split_words(word) and set(split_words(word)) <= vocabulary]
+def known_words(clip: FrozenCLIP, words: Sequence[str], path: str | Path | None = None) -> list[str]:
+    """The words that the text tower can read: a small vocabulary (the demo's) does not have them all.
+
+    Args:
+        clip: whose text tower.
+        words: from `read_words`.
+        path: the user's own file that they came from: what is left out of it is said.
+    """
+    unknown = dict.fromkeys(unknown_words(words, clip.tokenizer))
+    if unknown and path is not None:
+        shown = ", ".join(list(unknown)[:5]) + (", ..." if len(unknown) > 5 else "")
+        doubt(
+            f"features.words: {len(unknown)} of the {len(words)} in {path} are left out, since the vocabulary of this "
+            f"CLIP's text tower does not have them: {shown}"
+        )
+    return [word for word in words if word not in unknown]
 
 
 def embed_words(clip: FrozenCLIP, words: Sequence[str]) -> Tensor | None:
     """`(words, embed_dim)` unit embeddings; None without words."""
     if not words:
         return None
-    tokenizer = clip.tokenizer
-    templates: tuple[str, ...] = WORD_TEMPLATES
-    if isinstance(tokenizer, WordTokenizer):
-        templates = tuple(t for t in templates if set(split_words(t.replace("{c}", ""))) <= set(tokenizer.words))
-    return clip.zero_shot_head(list(words), list(templates), progress=False).T
+    templates = [t for t in WORD_TEMPLATES if t == "{c}" or not unknown_words([t.replace("{c}", "")], clip.tokenizer)]
+    return clip.embed_names(list(words), templates, what="words to name features by", unit="words")

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from clt_lightning.analysis.retrieval import Retrieval
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.core.files import whole_file
+from clt_lightning.core.progress import track
 from clt_lightning.transcoder import CrossLayerTranscoder
 
 FILE = "neighbours.npz"
@@ -165,7 +165,7 @@ def _virtual(clip: FrozenCLIP, clt: CrossLayerTranscoder, alive: Tensor, n: int)
     pairs = [(i, j) for j in range(1, L) for i in range(j)]
     everyone = torch.arange(n_features, device=clt.b_dec.device)
     written: list[Tensor] = []  # by source: what its features have written into the stream that layer j reads
-    for i, j in tqdm(pairs, desc="virtual weights", unit="layer pair", disable=len(pairs) * n_features < 50_000):
+    for i, j in track(pairs, "virtual weights", unit="pairs of layers"):
         if i == 0:
             for source in range(j):
                 new = clt.rows(source, everyone, j - 1) if clt.writes(source, j - 1) else 0.0

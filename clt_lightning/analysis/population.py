@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from clt_lightning.analysis.intervals import none_if_nan
+from clt_lightning.core.arguments import check_fields
+from clt_lightning.core.errors import UserError
 
 _CHUNK = 64
 
@@ -31,6 +33,13 @@ class PopulationOptions:
 
     images: int = 2000
     resamples: int = 1000
+
+    def __post_init__(self) -> None:
+        check_fields(self, "population")
+        if self.images < 0 or self.resamples < 1:
+            raise UserError(
+                f"population.images must be >= 0 and population.resamples >= 1, got {self.images}, {self.resamples}"
+            )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clt_lightning.analysis import notebook
 from clt_lightning.analysis.arms import Arm
 from clt_lightning.analysis.contributions import ContributionScores
 from clt_lightning.analysis.crossmodal import RetrievalResult
@@ -167,6 +168,23 @@ class Evaluation:
             if checks
             else None,
         }
+
+    def _repr_html_(self) -> str:
+        fvu, l0 = self.reconstruction["fvu"], self.reconstruction["l0"]
+        sets = list(fvu)
+        head = ["layer", *(f"FVU, {name}" for name in sets), *(f"L0, {name}" for name in sets)]
+        rows = [
+            [f"{layer}", *(f"{fvu[s][layer]:.4f}" for s in sets), *(f"{l0[s][layer]:.1f}" for s in sets)]
+            for layer in range(self.n_layers)
+        ]
+        parts = [notebook.table(head, rows, f"{self.split}: {self.images:,} images")]
+        if self.arms:
+            arms = [
+                [a.arm.name, f"{100 * a.top1.value:.2f} %", f"{100 * a.drop.value:.2f}", f"{a.kl.value:.4f}"]
+                for a in self.arms
+            ]
+            parts.append(notebook.table(["arm", "top-1", "points lost", "KL"], arms))
+        return "".join(parts)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What `evaluation/<split>.npz` holds."""

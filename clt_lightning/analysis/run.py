@@ -9,12 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from lightning import LightningDataModule
 from torch import Tensor
 
 from clt_lightning.clip import FrozenCLIP
-from clt_lightning.core.errors import UserError
+from clt_lightning.clip.images import to_pixels
+from clt_lightning.core import seeds
+from clt_lightning.core.classes import load_class
+from clt_lightning.core.config_file import ConfigFile, read_config
+from clt_lightning.core.errors import UserError, within
+from clt_lightning.core.paths import expand
+from clt_lightning.data.modules import WebImages
 from clt_lightning.runs.folder import find_run
+from clt_lightning.settings import ClipConfig, from_plain, to_plain
 from clt_lightning.transcoder import CrossLayerTranscoder
 
 
@@ -74,46 +81,82 @@ class Run:
 
     def pixels(self, image: Tensor) -> Tensor:
         """A preprocessed image back as `(3, size, size)` uint8, for showing."""
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.clip.mean, self.clip.std))
-        return ((image.float().cpu() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+        return torch.from_numpy(to_pixels(image, self.clip.mean, self.clip.std)).permute(2, 0, 1)
 
 
-def open_run(folder: str | Path, device: torch.device | str = "cpu") -> Run:
+def open_run(
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    *,
+    data_root: str | Path | None = None,
+    allow_pipe: bool = False,
+    trust_config: bool = False,
+) -> Run:
     """Open a finished run.
+
+    Its config.yaml may come from anybody: only data sets of this package are made from it, and it cannot allow what
+    the caller does not.
 
     Args:
         folder: `runs/<name>/version_<n>`, with `config.yaml` and `transcoder/`; or `runs/<name>`, which is its newest
             finished version.
         device: where backbone and transcoder go.
+        data_root: where the data are, if not where the config says.
+        allow_pipe: whether addresses of the data that run a shell command may do so.
+        trust_config: whether the config may name a data set of another package, whose code is then run.
 
     Raises:
-        UserError: a part is missing.
+        UserError: a part is missing, the data are not where they were, or the config names what it may not.
     """
     path = find_run(folder).path
-    config_file = path / "config.yaml"
-    if not config_file.is_file():
+    if not (path / "config.yaml").is_file():
         raise UserError(f"--run {path}: holds no config.yaml; give a run's folder, such as runs/quickstart/version_0")
     if not (path / "transcoder").is_dir():
         raise UserError(f"--run {path}: holds no transcoder/ folder; did fit finish?")
-    config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-    clip = FrozenCLIP(**config["model"]["clip"], seed=config["model"].get("seed", 0)).to(device)
+    file = read_config(path / "config.yaml")
+    model, data = _section(file, "model"), _section(file, "data")
+    datamodule = _datamodule(file, data, data_root, allow_pipe, trust_config)
+    clip_config = from_plain(ClipConfig, model.get("clip"))
+    with within("model.clip"):
+        clip = FrozenCLIP(**to_plain(clip_config), seed=seeds.resolve(model.get("seed"))).to(device)
     transcoder = CrossLayerTranscoder.from_pretrained(path / "transcoder", device=device)
     if (transcoder.n_layers, transcoder.d_model) != (clip.n_layers, clip.d_model):
         raise UserError(
             f"{path}: the transcoder has {transcoder.n_layers} layers of width {transcoder.d_model}, the backbone "
             f"{clip.n_layers} of {clip.d_model}"
         )
-    return Run(path, clip, transcoder, _datamodule(config["data"], clip), config)
+    datamodule.transform = clip.preprocess
+    return Run(path, clip, transcoder, datamodule, file.content)
 
 
-def _datamodule(config: dict[str, Any], clip: FrozenCLIP) -> Any:
-    import importlib
+def _section(file: ConfigFile, key: str) -> dict[str, Any]:
+    found = file.content.get(key)
+    if not isinstance(found, dict):
+        raise UserError(f"{file.where((key,))}: a run's config has a table {key}; is this one of fit?")
+    return found
 
-    from clt_lightning.data import modules
 
-    name = config["class_path"]
-    module, _, cls = name.rpartition(".")
-    holder = importlib.import_module(module) if module else modules
-    made = getattr(holder, cls)(**(config.get("init_args") or {}), **(config.get("dict_kwargs") or {}))
-    made.transform = clip.preprocess
+def _datamodule(
+    file: ConfigFile, data: dict[str, Any], root: str | Path | None, allow_pipe: bool, trusted: bool
+) -> WebImages:
+    where = f"{file.where(('data', 'class_path'))}: data.class_path"
+    cls = load_class(data.get("class_path", ""), LightningDataModule, where, "data set", trusted=trusted)
+    arguments: dict[str, Any] = {}
+    for key in ("init_args", "dict_kwargs"):
+        given = data.get(key) or {}
+        if not isinstance(given, dict):
+            raise UserError(f"{file.where(('data', key))}: data.{key} is no table of arguments")
+        arguments |= given
+    if issubclass(cls, WebImages):
+        arguments["allow_pipe"] = allow_pipe  # whoever runs the command allows it, never the config
+    if root is not None:
+        arguments["root"] = expand(root, "--data.init_args.root")
+    try:
+        made: Any = cls(**arguments)
+    except TypeError as error:
+        if "unexpected keyword" not in str(error):
+            raise
+        raise UserError(f"{file.where(('data', 'init_args'))}: data: {error}") from error
+    if root is None and isinstance(made, WebImages):
+        made.require_root()
     return made

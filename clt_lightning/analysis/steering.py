@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from clt_lightning.analysis import notebook
 from clt_lightning.analysis.arms import POSITIONS
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
@@ -203,6 +204,15 @@ class SteeringResult:
             return None
         hits = [(p.argmax(1) == self.labels)[known].double().mean().item() for p in (self.before, self.after)]
         return hits[0], hits[1]
+
+    def _repr_html_(self) -> str:
+        change, before = self.mean_change, self.before.mean(0)
+        rows = [
+            [self.classnames[c], f"{before[c]:.2%}", f"{before[c] + change[c]:.2%}", f"{100 * change[c]:+.2f}"]
+            for c in change.abs().argsort(descending=True)[:10].tolist()
+        ]
+        title = f"{len(self.keys)} images, {self.changed} named otherwise"
+        return notebook.table(["class", "before", "after", "points"], rows, title)
 
     def to_json(self, edits: Sequence[Edit] = ()) -> dict[str, Any]:
         """As in docs/results-schema.md."""

@@ -56,7 +56,7 @@ class Checkpoints(compat.CheckpointFiles):
         mode: str = "min",
         keep: int = 1,
         last_every_n_steps: int | None = None,
-        dirpath: str | None = None,
+        dirpath: str | Path | None = None,
     ) -> None:
         if last_every_n_steps is not None and last_every_n_steps < 1:
             raise UserError(f"checkpoints.last_every_n_steps must be positive or null, got {last_every_n_steps}")

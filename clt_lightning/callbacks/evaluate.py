@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
-from tqdm.auto import tqdm
 
 from clt_lightning.analysis import Evaluation, Evaluator
 from clt_lightning.analysis.arms import CascadeOptions, plan_arms
@@ -17,6 +17,9 @@ from clt_lightning.analysis.features import FeatureOptions
 from clt_lightning.analysis.population import PopulationOptions
 from clt_lightning.callbacks.base import fast_dev_run, run_folder, say_not_written, weights_at
 from clt_lightning.callbacks.record import describe_run
+from clt_lightning.core.progress import track
+from clt_lightning.core.table import Column, lay_out
+from clt_lightning.core.terminal import line_width
 from clt_lightning.metrics import TOKEN_SETS
 
 
@@ -39,6 +42,8 @@ class Evaluate(pl.Callback):
         retrieval: entries kept of each image's sparse code in a layer, for its neighbours; 0 keeps none.
         bootstrap: resamples behind the intervals.
         seed: seed of resamples and random orders.
+        classnames: class names, in the order of the labels; null takes the data's own.
+        templates: prompt templates; null takes the data's own.
 
     Raises:
         UserError: on unknown token sets, layers or controls.
@@ -56,7 +61,10 @@ class Evaluate(pl.Callback):
         retrieval: int = 64,
         bootstrap: int = 1000,
         seed: int = 0,
+        classnames: list[str] | None = None,
+        templates: list[str] | None = None,
     ) -> None:
+        self.classnames, self.templates = classnames, templates
         self.enabled = enabled
         self.options = EvaluateOptions(
             list(token_sets), cascade, faithfulness, population, features, effects, retrieval, bootstrap, seed
@@ -75,7 +83,8 @@ class Evaluate(pl.Callback):
         if not self.enabled:
             return
         data = getattr(trainer, "datamodule", None)
-        names, templates = (getattr(data, name, None) for name in ("classnames", "templates"))
+        names = self.classnames or getattr(data, "classnames", None)
+        templates = self.templates or getattr(data, "templates", None)
         self._evaluator = Evaluator(pl_module.clip, pl_module.transcoder, names, templates, self.options)
         self._training_images(trainer, pl_module, data, self._evaluator)
         self._evaluator.start()
@@ -91,8 +100,7 @@ class Evaluate(pl.Callback):
             rank_zero_info("the data has no training split: no population check, mean ablation or dataset ranking")
             return
         batches = loader("train", limit=wanted)
-        hidden = not trainer.is_global_zero or trainer.progress_bar_callback is None
-        for batch in tqdm(batches, desc="Training images", unit="batch", disable=hidden, leave=False):
+        for batch in track(batches, "training images", unit="batches", show=_shows(trainer)):
             evaluator.reference(trainer.strategy.batch_to_device(batch))
 
     def on_test_batch_end(
@@ -104,6 +112,7 @@ class Evaluate(pl.Callback):
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self._evaluator is None:
             return
+        rank_zero_info("computing intervals, features and neighbours from what was seen ...")
         found, folder = self._evaluator.result("test"), run_folder(trainer)
         self._evaluator = None
         if folder is None:
@@ -113,26 +122,33 @@ class Evaluate(pl.Callback):
         self.result, features, retrieval = found
         step, checkpoint = weights_at(trainer)[0], str(trainer.ckpt_path or "")
         self.result.info.update(step=step, checkpoint=checkpoint, run=describe_run(trainer, pl_module))
-        for line in summary(self.result):
-            rank_zero_info(line)
+        width = line_width()
+        told = [textwrap.fill(line, width, subsequent_indent="  ") for line in summary(self.result, width)]
+        trainer.print("\n".join(["", *told, ""]), flush=True)
         if folder is None:
             return
+        rank_zero_info("writing the evaluation ...")
         self.result.save(folder, features, retrieval)
         rank_zero_info(f"evaluation written to {folder / 'results.json'}")
 
 
-def summary(evaluation: Evaluation) -> list[str]:
-    """A few lines for the terminal: reconstruction, the arms, the population check."""
+def _shows(trainer: Any) -> bool:
+    return trainer.is_global_zero and trainer.progress_bar_callback is not None
+
+
+def summary(evaluation: Evaluation, width: int | None = None) -> list[str]:
+    """A few lines for the terminal: reconstruction, the arms, the population check.
+
+    Args:
+        evaluation: what was measured.
+        width: characters that a line of a table may have; None: any number.
+    """
     fvu = {name: float(values.mean()) for name, values in evaluation.reconstruction["fvu"].items()}
     lines = [f"FVU, mean over layers: {', '.join(f'{name} {value:.4f}' for name, value in fvu.items())}"]
-    for arm in evaluation.arms:
-        top1, kl = arm.top1, arm.kl
-        lines.append(
-            f"{arm.arm.name:<24} top-1 {100 * top1.value:6.2f} [{100 * top1.low:6.2f}, {100 * top1.high:6.2f}]"
-            f"   KL {kl.value:.4f}"
-        )
+    if evaluation.arms:
+        lines += ["", *_arms(evaluation, width), ""]
     if evaluation.effect_check is not None:
-        lines += effect_lines(evaluation.effect_check)
+        lines += [*effect_lines(evaluation.effect_check, width), ""]
     for check in evaluation.population:
         lines.append(
             f"population check, {check.discrepancy}: held out {check.held_out:.4g}, training {check.train:.4g}, "
@@ -141,19 +157,35 @@ def summary(evaluation: Evaluation) -> list[str]:
     return lines
 
 
-def effect_lines(check: EffectCheck) -> list[str]:
+def _arms(evaluation: Evaluation, width: int | None) -> list[str]:
+    arms = evaluation.arms
+    columns = [
+        Column("top-1 %", [f"{100 * arm.top1.value:.2f}" for arm in arms], 10),
+        Column("95 % interval", [f"{100 * arm.top1.low:.2f} .. {100 * arm.top1.high:.2f}" for arm in arms], 18),
+        Column("KL", [f"{arm.kl.value:.4f}" for arm in arms], 10),
+    ]
+    return lay_out(Column("zero-shot", [arm.arm.name for arm in arms], left=True), columns, width)
+
+
+def effect_lines(check: EffectCheck, width: int | None = None) -> list[str]:
     """How predicted effects of features go with real ablation, for the terminal."""
     names = {"gradient": "one gradient", "integrated": "integrated"}
-    targets = {"class": "predicted class - mean", "margin": "predicted class - runner-up"}
-    lines = []
-    for target, methods in check.agreements.items():
-        for method, parts in methods.items():
-            a = parts.get("all")
-            if a is not None:
-                r = a.correlation
-                lines.append(
-                    f"effects, {targets[target]}, {names[method]}: correlation with ablation {r.value:.3f} "
-                    f"[{r.low:.3f}, {r.high:.3f}], slope {a.slope:.2f}, equal signs {100 * a.signs:.1f} % "
-                    f"(n {a.n}, {a.images} images)"
-                )
-    return lines
+    targets = {"class": "class - mean", "margin": "class - runner-up"}
+    found = {
+        f"{targets[target]}, {names[method]}": parts["all"]
+        for target, methods in check.agreements.items()
+        for method, parts in methods.items()
+        if parts.get("all") is not None
+    }
+    if not found:
+        return []
+    all_of = list(found.values())
+    columns = [
+        Column("correlation", [f"{a.correlation.value:.3f}" for a in all_of], 13),
+        Column("95 % interval", [f"{a.correlation.low:.3f} .. {a.correlation.high:.3f}" for a in all_of], 17),
+        Column("slope", [f"{a.slope:.2f}" for a in all_of], 8),
+        Column("equal signs", [f"{100 * a.signs:.1f} %" for a in all_of], 13),
+        Column("n", [f"{a.n}" for a in all_of], 8),
+        Column("images", [f"{a.images}" for a in all_of], 8),
+    ]
+    return lay_out(Column("effects against ablation", list(found), left=True), columns, width)

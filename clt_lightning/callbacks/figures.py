@@ -106,7 +106,7 @@ class Figures(pl.Callback):
         assert self._contributions is not None
         self._contributions.update(codes, acts.n_positions, x=acts.x)
         if self.features and trainer.is_global_zero:
-            from clt_lightning.report.sprites import to_pixels
+            from clt_lightning.clip.images import to_pixels
 
             if self._chosen is None:
                 self._chosen = [_spread(fired, self.features) for fired in codes.fired()]

@@ -64,9 +64,9 @@ def git_state(source: Path | None = None) -> dict[str, Any] | None:
 
     def git(*args: str) -> str | None:
         try:
-            done = subprocess.run(
-                ["git", "-C", str(source.parent), *args], capture_output=True, text=True, timeout=30, check=False
-            )
+            # without the index's lock, which a `status` that is stopped would leave behind
+            command = ["git", "--no-optional-locks", "-C", str(source.parent), *args]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping
+from typing import Any
 
 import lightning.pytorch as pl
 
 from clt_lightning.callbacks.base import weights_at
+from clt_lightning.callbacks.zero_shot import ZeroShot
+from clt_lightning.core.table import Column, lay_out
+from clt_lightning.core.terminal import line_width
 from clt_lightning.metrics import TOKEN_SETS
 
-_COLUMNS = {"fvu": ("FVU", 8), "cosine": ("cosine", 8), "l0": ("L0", 8), "dead": ("dead", 7)}  # title, width
+#: title, characters with the space in front
+_COLUMNS = {"fvu": ("FVU", 8), "cosine": ("cosine", 8), "l0": ("L0", 8), "dead": ("dead", 7)}
+
+#: Under the first table
+LEGEND = (
+    "FVU: share of the variance that is not explained, 0 is perfect. L0: active",
+    "features per token. dead: features that never fired in this pass. gap: points",
+    "of accuracy. KL: of the class probabilities from the original's.",
+)
 
 
 def _cell(kind: str, value: float | None) -> str:
@@ -23,11 +36,12 @@ def _cell(kind: str, value: float | None) -> str:
     return f"{value:.4f}" if abs(value) < 100 else f"{value:.1e}"
 
 
-def reconstruction_lines(metrics: Mapping[str, float]) -> list[str]:
+def reconstruction_lines(metrics: Mapping[str, float], width: int | None = None) -> list[str]:
     """Lines of the reconstruction table.
 
     Args:
         metrics: numbers by tag without the stage: `fvu/all`, `fvu/all/layer_00`, ...
+        width: characters that a line may have; None: any number.
 
     Returns:
         One line a layer and one for the mean; empty if there is nothing to show.
@@ -36,26 +50,23 @@ def reconstruction_lines(metrics: Mapping[str, float]) -> list[str]:
     layers = sorted({int(m[1]) for tag in metrics if (m := re.search(r"/layer_(\d+)$", tag))})
     if not sets or not layers:
         return []
-    width = sum(cell for _, cell in _COLUMNS.values())
-    lines = [
-        " " * 5 + "".join(f" {f' {name} tokens ':-^{width - 2}} " for name in sets),
-        "layer" + "".join(f"{title:>{cell}}" for _ in sets for title, cell in _COLUMNS.values()),
-    ]
-    for label, suffix in [*((f"{layer:02d}", f"/layer_{layer:02d}") for layer in layers), ("mean", "")]:
-        cells = (
-            f"{_cell(kind, metrics.get(f'{kind}/{name}{suffix}')):>{cell}}"
-            for name in sets
-            for kind, (_, cell) in _COLUMNS.items()
+    rows = {**{f"{layer:02d}": f"/layer_{layer:02d}" for layer in layers}, "mean": ""}
+    columns = [
+        Column(
+            title, [_cell(kind, metrics.get(f"{kind}/{name}{row}")) for row in rows.values()], least, f"{name} tokens"
         )
-        lines.append(f"{label:>5}" + "".join(cells))
-    return [line.rstrip() for line in lines]
+        for name in sets
+        for kind, (title, least) in _COLUMNS.items()
+    ]
+    return lay_out(Column("layer", list(rows)), columns, width)
 
 
-def zero_shot_lines(metrics: Mapping[str, float]) -> list[str]:
+def zero_shot_lines(metrics: Mapping[str, float], width: int | None = None) -> list[str]:
     """Lines of the zero-shot table: accuracies in percent, and the gap to the original in points.
 
     Args:
         metrics: numbers by tag without the stage: `zero_shot/original`, `zero_shot/replaced/0-3/all`, ...
+        width: characters that a line may have; None: any number.
 
     Returns:
         One line a model; empty without `zero_shot/original`.
@@ -69,17 +80,31 @@ def zero_shot_lines(metrics: Mapping[str, float]) -> list[str]:
             rows.append((f"layers {m[1]} replaced at {m[2]} tokens", value, metrics.get(f"zero_shot/kl/{m[1]}/{m[2]}")))
     if "zero_shot/mean_ablated" in metrics:
         rows.append(("all MLPs at their mean output", metrics["zero_shot/mean_ablated"], None))
-    width = 2 + max(len(row[0]) for row in rows)
-    lines = [f"{'zero-shot':<{width}}{'top-1':>9}{'gap':>15}{'KL':>10}"]
-    for index, (label, value, kl) in enumerate(rows):
-        gap = f"{100 * (value - original):+.2f} points" if index else ""
-        lines.append(f"{label:<{width}}{100 * value:>7.2f} %{gap:>15}{'' if kl is None else f'{kl:.4f}':>10}".rstrip())
-    return lines
+    gaps = ["", *(f"{100 * (value - original):+.2f} points" for _, value, _ in rows[1:])]
+    return lay_out(
+        Column("zero-shot", [f"{label}  " for label, _, _ in rows], left=True),
+        [
+            Column("top-1", [f"{100 * value:.2f} %" for _, value, _ in rows], 9),
+            Column("gap", gaps, 15),
+            Column("KL", ["" if kl is None else f"{kl:.4f}" for _, _, kl in rows], 10),
+        ],
+        width,
+    )
+
+
+def doubt_lines(trainer: pl.Trainer) -> list[str]:
+    """Why the zero-shot accuracies say little, as lines under their table; empty where nothing speaks against them."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    texts = [text for callback in callbacks if isinstance(callback, ZeroShot) for text in callback.doubts]
+    return [line for text in texts for line in textwrap.wrap(f"note: {text}", 79, subsequent_indent="  ")]
 
 
 class Table(pl.Callback):
-    """Prints the numbers of `Reconstruction` and `ZeroShot` as a table, at most 98 columns wide, at the end of every
-    validation and test. Plain text: it reads the same in a log file."""
+    """Prints the numbers of `Reconstruction` and `ZeroShot` as a table at the end of every validation and test: plain
+    text, as wide as the terminal at most (80 characters in a log; `COLUMNS` sets another width)."""
+
+    def __init__(self) -> None:
+        self._explained = False
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -97,11 +122,17 @@ class Table(pl.Callback):
             for tag, value in trainer.callback_metrics.items()
             if tag.startswith(prefix)
         }
-        parts = [part for part in (reconstruction_lines(metrics), zero_shot_lines(metrics)) if part]
+        width = line_width()
+        parts = [part for part in (reconstruction_lines(metrics, width), zero_shot_lines(metrics, width)) if part]
         if not parts:
             return
         title = f"{'validation' if stage == 'val' else 'test'}, step {weights_at(trainer)[0]:,}"
         lines = ["", title, *parts[0]]
         for part in parts[1:]:
             lines += ["", *part]
+        if zero_shot_lines(metrics):
+            lines += doubt_lines(trainer)
+        if not self._explained:
+            self._explained = True
+            lines += ["", *LEGEND]
         trainer.print("\n".join([*lines, ""]), flush=True)

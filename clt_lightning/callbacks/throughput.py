@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,20 +14,17 @@ from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities import rank_zero_warn
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.memory import peak_resident
+from clt_lightning.core.people import count, duration
 from clt_lightning.runs.timing import PARTS, DataWait, StepClock
 
 _GIB = 2**30
 
 
-def peak_rss() -> int:
-    """Largest resident memory of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def memory(device: torch.device) -> dict[str, float]:
-    """Peak memory in GiB: `rss` of this process and, on a GPU, `cuda` as its tensors took it."""
-    peaks = {"rss": peak_rss() / _GIB}
+    """Peak memory in GiB: `rss` of this process, where the system says it, and on a GPU `cuda` of its tensors."""
+    peak = peak_resident()
+    peaks = {} if peak is None else {"rss": peak / _GIB}
     if device.type == "cuda":
         peaks["cuda"] = torch.cuda.max_memory_allocated(device) / _GIB
     return peaks
@@ -55,26 +50,6 @@ class _Count:
         return self.tokens / self.seconds if self.seconds > 0 else 0.0
 
 
-def duration(seconds: float) -> str:
-    """For people: `45 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if minutes < 90:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
-
-
-def count(number: float) -> str:
-    """For people: `950`, `12.3 k`, `4.56 M`, `7.89 G`."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g} {letter}"
-    return f"{number:.0f}"
-
-
 def _batches_a_step(trainer: Any) -> int:
     """Different batches that a step has: processes that share a transcoder's features share the batch as well."""
     told = getattr(trainer.strategy, "distributed_sampler_kwargs", None)
@@ -94,20 +69,22 @@ class Throughput(pl.Callback):
     Warns once, with what to do, when steps wait for data for more than `starving_share` of their time.
 
     Args:
-        progress_every_seconds: time between two lines with step, tokens, tokens/s, and time left; null: none.
+        progress_every_seconds: longest time between two lines with step, tokens/s and time left in a log, which has one
+            every few per cent as well; null: only those. Without a progress bar: the time between two; null: none.
         starving_share: share of the time, 0..1, from which on the loader counts as the bottleneck.
 
     Raises:
         UserError: a share outside 0..1, or a time that is not positive.
     """
 
-    def __init__(self, progress_every_seconds: float | None = 60.0, starving_share: float = 0.25) -> None:
+    def __init__(self, progress_every_seconds: float | None = 600.0, starving_share: float = 0.25) -> None:
         if progress_every_seconds is not None and progress_every_seconds <= 0:
             raise UserError(f"throughput.progress_every_seconds must be positive or null, got {progress_every_seconds}")
         if not 0 < starving_share <= 1:
             raise UserError(f"throughput.starving_share must lie in 0..1, got {starving_share}")
         self.progress_every_seconds = progress_every_seconds
         self.starving_share = starving_share
+        self.speaks = True  # a progress bar that says the same takes over
         self._tokens = 0
         self._clock = StepClock()
         self._profiler: Profiler | None = None
@@ -129,6 +106,11 @@ class Throughput(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on counting."""
         self._tokens = int(state_dict.get("tokens", 0))
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all processes, lately; 0 as long as nothing is known."""
+        return (self._window if self._window.steps else self._total).tokens_per_second
 
     def on_train_start(self, trainer: Any, pl_module: pl.LightningModule) -> None:
         self._start_anew(trainer.global_step)
@@ -184,7 +166,7 @@ class Throughput(pl.Callback):
         taken = self._total if self._total.steps else self._first
         if taken is None or not taken.steps or not trainer.is_global_zero:
             return
-        peaks = ", ".join(f"{kind} {gib:.2f} GiB" for kind, gib in memory(pl_module.device).items())
+        peaks = ", ".join(f"{kind} {gib:.2f} GiB" for kind, gib in memory(pl_module.device).items()) or "n/a"
         speed = f"{taken.tokens_per_second:,.0f} tokens/s, " if taken.tokens else ""
         which = "" if trainer.world_size == 1 else f" (process 0 of {trainer.world_size})"
         trainer.print(f"training: {taken.step_time:.4g} s a step, {speed}peak memory{which}: {peaks}", flush=True)
@@ -234,7 +216,13 @@ class Throughput(pl.Callback):
 
     def _say_how_far(self, trainer: Any) -> None:
         every, now = self.progress_every_seconds, time.monotonic()
-        if every is None or self._begin is None or now - self._said < every or not trainer.is_global_zero:
+        if (
+            not self.speaks
+            or every is None
+            or self._begin is None
+            or now - self._said < every
+            or not trainer.is_global_zero
+        ):
             return
         self._said = now
         step, limit = trainer.global_step, trainer.max_steps
@@ -242,8 +230,7 @@ class Throughput(pl.Callback):
         words = [f"step {step:,}" + (f" of {limit:,} ({step / limit:.1%})" if limit > 0 else "")]
         if self._tokens:
             words.append(f"{count(self._tokens)} tokens")
-            recent = self._window if self._window.steps else self._total
-            words.append(f"{count(recent.tokens_per_second)} tokens/s")
+            words.append(f"{count(self.tokens_per_second)} tokens/s")
         if limit > 0 and step > first:  # with validations and checkpoints, as they were so far
             words.append(f"about {duration((now - since) / (step - first) * (limit - step))} left")
         trainer.print(", ".join(words), flush=True)

@@ -55,10 +55,15 @@ class ZeroShot(Evaluation):
     on request `<stage>/zero_shot/mean_ablated`; accuracies in 0..1. Every window and token set costs one forward of the
     CLIP. Images without a label do not count; sets without class names are passed over with a line in the log.
 
+    Attributes:
+        doubts: why the accuracies say little, in sentences (`FrozenCLIP.zero_shot_doubts`); the table shows them.
+
     Args:
         windows: windows of layers to replace together, such as `["0-11", "3-11", "7-", "5"]`; every later layer reads
             the stream that the replaced ones have written (cascaded). Default: all layers.
         token_sets: at which tokens MLP outputs are replaced: `cls`, `patch`, `all`; the other tokens keep their MLPs.
+        classnames: class names, in the order of the labels; null takes the data's own.
+        templates: prompt templates; null takes the data's own.
         include_mean_ablation: also put every MLP output to its mean over the training data: what is left when the MLPs
             say nothing about the image.
 
@@ -71,14 +76,18 @@ class ZeroShot(Evaluation):
         windows: Sequence[str] | None = None,
         token_sets: Sequence[str] = ("all",),
         include_mean_ablation: bool = False,
+        classnames: list[str] | None = None,
+        templates: list[str] | None = None,
     ) -> None:
         if isinstance(windows, str):
             raise UserError(f"zero_shot.windows must be a list, such as ['{windows}'], got the string {windows!r}")
         self.windows = None if windows is None else list(windows)
         self.token_sets = check_token_sets(token_sets, option="zero_shot.token_sets")
         self.include_mean_ablation = include_mean_ablation
+        self.classnames, self.templates = classnames, templates
         self._head: Tensor | None = None
         self._head_of: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+        self.doubts: list[str] = []
         self._ready = False
         self._said: set[str] = set()
         self._plan: list[tuple[int, int, str]] = []
@@ -102,8 +111,8 @@ class ZeroShot(Evaluation):
 
     def begin(self, trainer: pl.Trainer, pl_module: Any) -> None:
         datamodule = getattr(trainer, "datamodule", None)
-        names: list[str] | None = getattr(datamodule, "classnames", None)
-        templates: list[str] | None = getattr(datamodule, "templates", None)
+        names: list[str] | None = self.classnames or getattr(datamodule, "classnames", None)
+        templates: list[str] | None = self.templates or getattr(datamodule, "templates", None)
         self._ready = bool(names) and bool(templates)
         if not names or not templates:
             missing = "class names" if not names else "templates"
@@ -112,6 +121,7 @@ class ZeroShot(Evaluation):
         wanted = tuple(names), tuple(templates)
         if self._head_of != wanted:
             self._head, self._head_of = pl_module.clip.zero_shot_head(list(names), list(templates)), wanted
+            self.doubts = pl_module.clip.zero_shot_doubts(list(names), list(templates))
         assert self._head is not None
         self._head = self._head.to(pl_module.device)
         device = metric_device(pl_module.device)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import read_json
+from clt_lightning.core.paths import expand
+from clt_lightning.core.people import count, size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="run, e.g. runs/quickstart (its newest finished version); its transcoder/ is read",
     )
-    source.add_argument("--ckpt_path", type=Path, help="a Lightning checkpoint instead of a run folder")
+    source.add_argument("--ckpt_path", help="a Lightning checkpoint instead of a run folder")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument(
         "--format",
@@ -42,9 +44,9 @@ def run(args: argparse.Namespace) -> None:
     if args.ckpt_path is not None:
         from clt_lightning.module import CLTModule
 
-        if not args.ckpt_path.is_file():
-            raise UserError(f"--ckpt_path {args.ckpt_path}: no such file")
-        module = CLTModule.load_from_checkpoint(args.ckpt_path, map_location="cpu")
+        path = expand(args.ckpt_path, "--ckpt_path")
+        print(f"reading {path}", flush=True)
+        module = CLTModule.load_from_checkpoint(path, map_location="cpu")
         clt, metadata = module.transcoder, {"clip": module.clip.describe()}
     else:
         folder = find_run(args.run).transcoder
@@ -52,12 +54,14 @@ def run(args: argparse.Namespace) -> None:
             raise UserError(
                 f"--run {args.run}: holds no transcoder/ folder; did fit finish? (--ckpt_path takes a checkpoint)"
             )
+        print(f"reading {folder}", flush=True)
         clt = CrossLayerTranscoder.from_pretrained(folder)
-        metadata = json.loads((folder / "config.json").read_text()).get("metadata", {})
+        metadata = read_json(folder / "config.json").get("metadata", {})
+    print(f"writing {count(sum(p.numel() for p in clt.parameters()))} weights to {args.output}", flush=True)
     if args.format == "pretrained":
         clt.save_pretrained(args.output, metadata)
     else:
         from clt_lightning.transcoder.circuit_tracer import save_circuit_tracer
 
         save_circuit_tracer(clt, args.output, metadata)
-    print(f"wrote {args.output}")
+    print(f"wrote {args.output} ({size(sum(path.stat().st_size for path in args.output.iterdir()))})")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
+import select
 import sys
 from collections.abc import Sequence
 
 from clt_lightning import __version__
+from clt_lightning.core.classes import nearest
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import disk_reason
+from clt_lightning.core.terminal import Speaker, first_process, give_way, process_number, speaking_on
 
 #: Commands of LightningCLI, which read a config
 TRAINER_COMMANDS = {
@@ -57,6 +62,34 @@ def main(args: Sequence[str] | None = None) -> None:
         args: the words after `python -m clt_lightning`; None takes them from the command line.
     """
     words = list(sys.argv[1:] if args is None else args)
+    try:
+        _run(words)
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+    except OSError as error:  # the last net: those who write name the file themselves
+        reason = disk_reason(error)
+        if reason is None:
+            raise
+        place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):  # no other errors of reading
+            told = f"{place or f'a file of `{words[0]}`'} cannot be written: {reason}. Make room, or write elsewhere"
+        else:
+            told = f"{place or words[0]}: {error.strerror or error}"
+        print(f"error: {told}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _run(words: list[str]) -> None:
     if not words or words[0] in ("-h", "--help"):
         print(_help(), end="")
         return
@@ -64,48 +97,54 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"clt_lightning {__version__}")
         return
     _show_log()
-    try:
-        if words[0] in TRAINER_COMMANDS:
-            importlib.import_module("clt_lightning.core.environment")
-            from clt_lightning.cli.trainer import run_trainer
+    if words[0] in TRAINER_COMMANDS:
+        importlib.import_module("clt_lightning.core.environment")
+        from clt_lightning.cli.trainer import run_trainer
 
+        with speaking_on("stdout"):
             run_trainer(words)
-        elif words[0] in COMMANDS:
-            _run_command(words[0], words[1:])
-        else:
-            known = ", ".join([*TRAINER_COMMANDS, *COMMANDS])
-            raise UserError(f"unknown command {words[0]!r}; there are: {known}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+    elif words[0] in COMMANDS:
+        _run_command(words[0], words[1:])
+    else:
+        if words[0].startswith("-"):
+            raise UserError(f"the command comes first, as in: python -m clt_lightning fit {' '.join(words[:2])}")
+        known = [*TRAINER_COMMANDS, *COMMANDS]
+        close = nearest(words[0], known, n=1)
+        raise UserError(
+            f"unknown command {words[0]!r}{f', did you mean {close[0]}?' if close else ''}; there are: "
+            f"{', '.join(known)}"
+        )
 
 
-class _Stderr(logging.Handler):
-    """Writes to whatever standard error is at that moment; tests and notebooks exchange it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+def _reader_is_gone() -> bool:
+    """Whether nobody reads standard output any more, as after `... | head`; other pipes break for other reasons."""
+    look = select.poll()
+    look.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in look.poll(0))
 
 
 def _show_log() -> None:
-    """What our own modules say at level INFO is for the user: on standard error, from the first process only."""
+    """What our own modules say at level INFO is for the user, from the first process only.
+
+    The others name the samples that they left out, which are theirs alone.
+    """
+    first = first_process()
     logger = logging.getLogger("clt_lightning")
     if not logger.handlers:
-        handler = _Stderr()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler = Speaker()
+        handler.setFormatter(logging.Formatter("%(message)s" if first else f"process {process_number()}: %(message)s"))
         logger.addHandler(handler)
-    first = all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "SLURM_PROCID", "RANK"))
-    logger.setLevel(logging.INFO if first else logging.WARNING)
+    logger.setLevel(logging.INFO if first else logging.ERROR)
+    if not first:
+        logging.getLogger("clt_lightning.data.loader").setLevel(logging.WARNING)
+        give_way()
 
 
 def _run_command(name: str, words: list[str]) -> None:
-    import argparse
+    from clt_lightning.cli.arguments import ArgumentParser
 
     module_name, text = COMMANDS[name]
     module = importlib.import_module(module_name)
-    parser = argparse.ArgumentParser(prog=f"python -m clt_lightning {name}", description=text)
+    parser = ArgumentParser(prog=f"python -m clt_lightning {name}", description=text)
     module.add_arguments(parser)
     module.run(parser.parse_args(words))

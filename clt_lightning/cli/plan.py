@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clt_lightning.core.config_file import read_config
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.paths import expand
+from clt_lightning.core.people import size
+from clt_lightning.core.terminal import line_width
 
 
 def _bytes(text: str) -> float:
@@ -51,9 +56,7 @@ def run(args: argparse.Namespace) -> None:
         return
     if not args.config:
         raise UserError("plan needs a config of fit: --config configs/vitb32.yaml (or --tables)")
-    config: dict[str, Any] = {}
-    for path in args.config:
-        config = _merged(config, _read(path))
+    config = _read(args.config)
     shape = _shape(config, args.n_features, args.k)
     gpus = args.gpus or _gpus(config)
     if gpus < 1:
@@ -67,16 +70,15 @@ def run(args: argparse.Namespace) -> None:
     chosen = plan.best(plans, machine)
     print(
         f"{shape.n_layers} layers of width {shape.d_model}, F = {shape.n_features:,}, k = {shape.k}: "
-        f"{shape.divided / 1e6:,.0f} M weights; {gpus} GPUs of {plan.size(machine.memory)}, {tokens:,} tokens a step\n"
+        f"{shape.divided / 1e6:,.0f} M weights; {gpus} GPUs of {size(machine.memory)}, {tokens:,} tokens a step\n"
     )
-    print(plan.plan_table(plans, chosen, machine))
+    print(plan.plan_table(plans, chosen, machine, line_width()))
     print("\nper GPU and step, on paper, nothing overlapped; 'groups x R': R GPUs share the features of each layer")
-    if any(_at(config, f"model.loss.cascade.{term}", 0) for term in ("stream", "embedding", "reconstruction")):
-        print("loss.cascade comes on top: it runs some images through the replaced CLIP, forward and backward")
+    _say_cascade(config, shape, machine, chosen or plans[0])
     if chosen is None:
         smallest = min(plans, key=lambda p: p.memory)
         print(
-            f"none fits: the smallest takes {plan.size(smallest.memory)} a GPU. Take more GPUs, fewer tokens a "
+            f"none fits: the smallest takes {size(smallest.memory)} a GPU. Take more GPUs, fewer tokens a "
             "step, or model.tokens.max_tokens_per_chunk"
         )
         return
@@ -85,19 +87,43 @@ def run(args: argparse.Namespace) -> None:
     else:
         print(f"take feature sharding: model.parallel: {{feature: {chosen.feature}}}, data.init_args.batch_size counts")
         print(f"for a group of {chosen.feature} GPUs: {chosen.tokens:,} tokens, for the tokens a step stated above")
-    print(f"a checkpoint takes {plan.size(chosen.checkpoint_bytes)} of disk, and of main memory on the first machine")
+    print(f"a checkpoint takes {size(chosen.checkpoint_bytes)} of disk, and of main memory on the first machine")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    import yaml
+def _say_cascade(config: dict[str, Any], shape: Any, machine: Any, step: Any) -> None:
+    """What the cascade's terms, which the table leaves out, add to a step."""
+    from clt_lightning.parallel import plan
+    from clt_lightning.transcoder.losses import CascadeConfig
 
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"--config {path} is no config: it holds no table")
-    return content
+    keys = ("stream", "embedding", "reconstruction", "images", "start")
+    cascade = CascadeConfig(
+        **{key: _at(config, f"model.loss.cascade.{key}", getattr(CascadeConfig, key)) for key in keys}
+    )
+    if not cascade.is_on:
+        return
+    images = min(cascade.images, -(-step.tokens // (shape.used or shape.positions)))
+    more = plan.cascade_seconds(shape, machine, step.feature, images)
+    print(
+        f"loss.cascade comes on top from {cascade.start:.0%} of the run on: {images} images of a batch through the "
+        f"clean and the replaced CLIP, {1e3 * more:.1f} ms a step ({more / step.seconds:.0%} of {step.name}'s); "
+        "model.loss.cascade.stream=0 leaves it out"
+    )
+
+
+def _read(paths: Sequence[Path]) -> dict[str, Any]:
+    """The configs over each other, their keys and values checked as fit does it."""
+    from clt_lightning.cli.config_cli import config_keys
+    from clt_lightning.cli.explain import complaint
+    from clt_lightning.cli.layers import Layer
+
+    files = [read_config(path, "--config") for path in paths]
+    said = complaint([Layer(file.content, file) for file in files], config_keys())
+    if said is not None:
+        raise UserError(said)
+    config: dict[str, Any] = {}
+    for file in files:
+        config = _merged(config, file.content)
+    return config
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +152,9 @@ def _shape(config: dict[str, Any], n_features: int | None, k: int | None) -> Any
 
     name = _at(config, "model.clip.name", "ViT-B-32-quickgelu")
     clip = config.get("model", {}).get("clip", {})
-    tower = find_source(name, clip.get("pretrained", "openai")).model_cfg["vision_cfg"]
+    pretrained = clip.get("pretrained", "openai")
+    pretrained = None if pretrained is None else expand(pretrained, "model.clip.pretrained")
+    tower = find_source(name, pretrained).model_cfg["vision_cfg"]
     patch = tower["patch_size"]
     positions = (tower["image_size"] // patch) ** 2 + 1
     per_image = _at(config, "model.tokens.per_image", None)

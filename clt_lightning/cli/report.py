@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable
 from pathlib import Path
+
+from clt_lightning.cli.arguments import add_run_options, run_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `report`."""
-    parser.add_argument(
-        "--run",
-        type=Path,
-        required=True,
-        help="run, e.g. runs/quickstart (its newest finished version), evaluated by `test` before",
-    )
+    add_run_options(parser, "evaluated by `test` before")
     parser.add_argument("--split", default="test", help="split whose evaluation is shown (default: test)")
     parser.add_argument(
         "--output", type=Path, help="folder to write (default: <run>/report); an older report is replaced"
@@ -61,26 +56,9 @@ def run(args: argparse.Namespace) -> None:
         neighbours=args.neighbours,
         thumbnail=args.thumbnail,
         pictures=not args.no_pictures,
+        opening=run_options(args),
     )
-    built = build_report(args.run, options, args.output, progress=_progress())
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
+    built = build_report(args.run, options, args.output, progress=True)
     for note in built.notes:
         print(f"note: {note}")
     print(f"{built.files} files, {built.bytes / 1e6:.1f} MB in {built.seconds:.0f} s; open {built.index}")
-
-
-def _progress() -> Callable[[str], None]:
-    """A line that rewrites itself on a terminal; elsewhere one line a kind of work, so that logs stay short."""
-    before = [""]
-
-    def rewrite(text: str) -> None:
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-
-    def log(text: str) -> None:
-        kind = text.split(":")[0].split(" ")[0]
-        if kind != before[0]:
-            print(text, file=sys.stderr, flush=True)
-        before[0] = kind
-
-    return rewrite if sys.stderr.isatty() else log

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from clt_lightning.core.errors import UserError
+from clt_lightning.runs.checkpoint_io import read_checkpoint
 from clt_lightning.runs.folder import RunFolder, find_run, newest_to_go_on
 
 
@@ -74,7 +73,7 @@ def best_checkpoint(folder: Path) -> Path:
     checkpoints = folder / "checkpoints"
     found = sorted(checkpoints.glob("best-step*.ckpt"))
     if len(found) > 1:
-        content = torch.load(newest_checkpoint(folder), map_location="cpu", mmap=True, weights_only=True)
+        content = read_checkpoint(newest_checkpoint(folder))
         states = [s for s in content.get("callbacks", {}).values() if isinstance(s, dict)]
         names = {Path(s["best_model_path"]).name for s in states if s.get("best_model_path")}
         found = [path for path in found if path.name in names] or found

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clt_lightning.cli.arguments import add_run_options, run_options
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import write_json
+from clt_lightning.core.progress import Progress
+from clt_lightning.core.table import Column, lay_out
+from clt_lightning.core.terminal import line_width
 
 if TYPE_CHECKING:
     from clt_lightning.analysis import Run, SteeringResult
@@ -19,9 +23,7 @@ _BATCH = 32
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `steer`."""
-    parser.add_argument(
-        "--run", type=Path, required=True, help="run folder, e.g. runs/quickstart (the newest finished version)"
-    )
+    add_run_options(parser)
     for kind, what in (
         ("set", "make the code of a feature VALUE"),
         ("scale", "multiply the code by VALUE; 0 takes the feature away"),
@@ -61,13 +63,13 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("nothing to do: give at least one of --set, --scale, --add LAYER/FEATURE=VALUE")
     if args.images < 1:
         raise UserError(f"--images must be at least 1, got {args.images}")
-    opened = open_run(args.run)
+    opened = open_run(args.run, **run_options(args))
     if opened.head is None:
         raise UserError(f"--run {args.run}: its data have no class names, so there is nothing to compare")
     found = steer(
         opened.clip,
         opened.transcoder,
-        _batches(opened, args.split, args.images, args.image),
+        _counted(_batches(opened, args.split, args.images, args.image), len(args.image) or args.images),
         edits,
         opened.head,
         opened.datamodule.classnames,
@@ -77,7 +79,6 @@ def run(args: argparse.Namespace) -> None:
     print(f"{'; '.join(str(edit) for edit in edits)} at {args.tokens} tokens of the {args.base} model")
     show(found, args.classes)
     if args.output is not None:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
         record = {
             "run": str(args.run),
             "split": args.split,
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
             "base": args.base,
             **found.to_json(edits),
         }
-        args.output.write_text(json.dumps(record), encoding="utf-8")
+        write_json(args.output, record, indent=None)
         print(f"wrote {args.output}")
 
 
@@ -102,6 +103,13 @@ def _batches(opened: Run, split: str, limit: int, keys: Sequence[str]) -> Iterat
         yield {"image": torch.stack(images), "label": torch.tensor(labels), "key": part}
 
 
+def _counted(batches: Iterator[dict[str, Any]], images: int) -> Iterator[dict[str, Any]]:
+    with Progress("steering", images, "images") as progress:
+        for batch in batches:
+            yield batch
+            progress.update(len(batch["image"]))
+
+
 def show(found: SteeringResult, n: int) -> None:
     """Prints what changed."""
     top1 = found.top1()
@@ -112,9 +120,14 @@ def show(found: SteeringResult, n: int) -> None:
     n = min(n, len(order))
     gain = [c for c in order[:n] if change[c] > 0]
     loss = [c for c in order[::-1][:n] if change[c] < 0]
-    print(f"{'mean probability of':<24} {'before':>8} {'after':>8} {'change':>9}")
-    for c in gain + loss[::-1]:
-        print(f"{found.classnames[c]:<24} {before[c]:8.2%} {after[c]:8.2%} {100 * change[c]:+8.2f}p")
+    classes = gain + loss[::-1]
+    columns = [
+        Column("before", [f"{before[c]:.2%}" for c in classes], 9),
+        Column("after", [f"{after[c]:.2%}" for c in classes], 9),
+        Column("change", [f"{100 * change[c]:+.2f}p" for c in classes], 10),
+    ]
+    names = Column("mean probability of", [found.classnames[c] for c in classes], 24, left=True)
+    print("\n".join(lay_out(names, columns, line_width())))
     if len(found.keys) > 8:
         return
     print()

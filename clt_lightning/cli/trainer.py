@@ -3,139 +3,51 @@ errors."""
 
 from __future__ import annotations
 
-import importlib
 import shlex
-import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.callbacks import Callback, ModelSummary, ProgressBar
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 
 from clt_lightning import compat
-from clt_lightning.callbacks import (
-    Board,
-    Checkpoints,
-    Evaluate,
-    ExportTranscoder,
-    Figures,
-    Predictions,
-    RandomState,
-    Reconstruction,
-    Requeue,
-    RunRecord,
-    Table,
-    Throughput,
-    ZeroShot,
-)
+from clt_lightning.callbacks import Checkpoints, ProgressLine, Summary
 from clt_lightning.callbacks.place import Place, RunLogger
 from clt_lightning.callbacks.save_config import SaveConfig
+from clt_lightning.cli.config_cli import ConfigCLI, read_words
 from clt_lightning.cli.exits import exit_codes, full_disk
 from clt_lightning.cli.quiet import quieten
-from clt_lightning.cli.run_option import expand_run, named_checkpoint
-from clt_lightning.core import seeds
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import disk_errors
 from clt_lightning.data import modules
-from clt_lightning.module import CLTModule
 from clt_lightning.parallel.strategy import FeatureParallel
 from clt_lightning.runs import resume
-from clt_lightning.runs.checkpoint_io import SafeCheckpointIO, damage
+from clt_lightning.runs.checkpoint_io import SafeCheckpointIO, read_checkpoint
 from clt_lightning.runs.claim import require_writable
 from clt_lightning.runs.folder import PREVIOUS, RunFolder, newest_to_go_on, newest_without_checkpoint, shown
 from clt_lightning.runs.lock import busy, holder
 from clt_lightning.runs.stopping import Stops
-from clt_lightning.transcoder.precision import cpu_multiplies
 
 
-class CLTCLI(compat.CommandLine):
-    """LightningCLI for this project.
-
-    Beside `model`, `data` and `trainer` a config holds `name`, `version` and `runs_dir`, which say where the run lives
-    (`<runs_dir>/<name>/version_<version>/`), and one block for each callback that every run has.
-    """
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--name", type=str, default="clt", help="name of the run: <runs_dir>/<name>/version_<n>/")
-        parser.add_argument(
-            "--version", type=int | None, default=None, help="version of the run; null takes the next free one"
-        )
-        parser.add_argument("--runs_dir", type=str, default="runs", help="folder of all runs")
-        parser.add_lightning_class_args(Reconstruction, "reconstruction")
-        parser.add_lightning_class_args(ZeroShot, "zero_shot")
-        parser.add_lightning_class_args(Evaluate, "evaluate")
-        parser.add_lightning_class_args(Checkpoints, "checkpoints")
-        parser.add_lightning_class_args(Throughput, "throughput")
-        parser.add_lightning_class_args(Figures, "figures")
-        parser.add_lightning_class_args(Board, "board")
-        for callback, key in ((Table, "table"), (ExportTranscoder, "export_transcoder"), (RunRecord, "run_record")):
-            parser.add_lightning_class_args(callback, key)
-        parser.add_lightning_class_args(Predictions, "predictions")
-        parser.add_lightning_class_args(RandomState, "random_state")
-        # after the others: where it stops a run, they have seen the step
-        parser.add_lightning_class_args(Requeue, "requeue")
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """LightningCLI's; `predict` writes files, and keeps nothing in memory."""
-        commands = LightningCLI.subcommands()
-        return commands | {"predict": commands["predict"] | {"return_predictions"}}
-
-    def parse_ckpt_path(self) -> None:
-        # For fit the config is the truth; Lightning would silently put the checkpoint's values in its place
-        if self.config.get("subcommand") in (None, "fit"):
-            return
-        config = self.config[self.config.subcommand]
-        if config.ckpt_path in ("last", "best"):
-            root = Path(config.runs_dir) / config.name
-            found = named_checkpoint(config.ckpt_path, root, config.version)
-            # what is measured belongs to the run whose weights these are
-            config.ckpt_path, config.version = str(found), RunFolder(found.parent.parent).version
-        if config.ckpt_path and "://" not in config.ckpt_path and (reason := damage(Path(config.ckpt_path))):
-            raise UserError(f"--ckpt_path {config.ckpt_path}: {reason}")
-        super().parse_ckpt_path()
-
-    def before_instantiate_classes(self) -> None:
-        # the backbone may be a large download: a missing data folder is said before it
-        data = self.config[self.subcommand].get("data")
-        module_name, _, name = ("" if data is None else data.class_path).rpartition(".")
-        cls = getattr(importlib.import_module(module_name), name) if module_name else None
-        if isinstance(cls, type) and issubclass(cls, modules.WebImages):
-            cls(**data.init_args).check_root()
-
-        # written out, so that the saved config.yaml says which seeds these were
-        model = self.config[self.subcommand].model
-        model.seed = seeds.resolve(model.seed)
-        if isinstance(cls, type) and issubclass(cls, modules.WebImages):
-            data.init_args.seed = seeds.resolve(data.init_args.seed)
-
-        clip = model.clip
-        on_cpu = self.config[self.subcommand].trainer.accelerator in ("cpu", "auto") and not torch.cuda.is_available()
-        if on_cpu and clip.precision == "bf16" and not cpu_multiplies(torch.bfloat16):
-            rank_zero_info(
-                "this CPU has no bf16 instructions, CLIP would be about 8 times slower in it: "
-                "model.clip.precision: fp32 is taken instead of bf16"
-            )
-            clip.precision = "fp32"
-
-        parallel = model.parallel
-        if self.subcommand in ("test", "predict") and parallel.feature > 1:
-            # their collectors read single features, of a transcoder that every process has whole
-            rank_zero_info(f"{self.subcommand} takes the whole transcoder on every process: model.parallel.feature = 1")
-            parallel.feature = 1
+class CLTCLI(ConfigCLI):
+    """The command line's fit, validate, test and predict."""
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         config = self.config[self.subcommand]
+        if config.trainer.barebones:
+            raise UserError(
+                "trainer.barebones=true turns off the logging and the checkpoints that make a run: leave it out (it "
+                "measures Lightning's own overhead)"
+            )
         self._start: resume.Progress | None = None
-        self._ended, self._stopped = False, None  # whether the checkpoint has no step left, and early stopping's reason
+        self._ended = False  # whether the checkpoint has no step left
+        self._stopped: str | None = None  # early stopping's reason
         self._place: Place | None = None
         if config.trainer.logger in (None, True) and not config.trainer.fast_dev_run:
             kwargs |= self._take_place(config)
@@ -153,11 +65,23 @@ class CLTCLI(compat.CommandLine):
             # every parameter gets a gradient in every step, and no buffer needs broadcasting
             kwargs["strategy"] = DDPStrategy(gradient_as_bucket_view=True, broadcast_buffers=False)
         kwargs["plugins"] = self._plugins()
+        self.trainer_defaults["callbacks"] = self._speakers(config.trainer)
         trainer = super().instantiate_trainer(**kwargs)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, SaveConfig):
                 callback.waits = self._place is not None or config.trainer.logger is False
         return trainer
+
+    def _speakers(self, trainer: Any) -> list[Callback]:
+        """What tells the user where the run is, in the place of Lightning's own; the user's callbacks come before."""
+        asked = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
+        asked = asked if isinstance(asked, list) else [asked]
+        speakers: list[Callback] = []
+        if trainer.enable_model_summary is not False and not any(isinstance(c, ModelSummary) for c in asked):
+            speakers.append(Summary())
+        if trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in asked):
+            speakers.append(ProgressLine())
+        return speakers
 
     def _take_place(self, config: Any) -> dict[str, Any]:
         """Where the run lives and where it goes on; what the trainer needs for that.
@@ -248,7 +172,7 @@ class CLTCLI(compat.CommandLine):
                 self._say_next("test")
                 return
             # before anything is written into the run's folder
-            self.model.check_form(torch.load(start.path, map_location="cpu", mmap=True, weights_only=True))
+            self.model.check_form(read_checkpoint(start.path))
             ckpt_path = str(start.path)
         elif ckpt_path == "last" and self._place is not None:
             ckpt_path = None  # searched above; Lightning would warn
@@ -258,14 +182,14 @@ class CLTCLI(compat.CommandLine):
         self._say_next("test")
 
     def validate(self, **kwargs: Any) -> None:
-        """`Trainer.validate`, in the run's folder."""
+        """`Trainer.validate`, in the run's folder, without Lightning's table of every number."""
         with self._folder_held():
-            self.trainer.validate(**kwargs)
+            self.trainer.validate(verbose=False, **kwargs)
 
     def test(self, **kwargs: Any) -> None:
-        """`Trainer.test`, in the run's folder."""
+        """`Trainer.test`, in the run's folder, without Lightning's table of every number."""
         with self._folder_held():
-            self.trainer.test(**kwargs)
+            self.trainer.test(verbose=False, **kwargs)
         self._say_next("report")
 
     def predict(self, **kwargs: Any) -> None:
@@ -277,7 +201,7 @@ class CLTCLI(compat.CommandLine):
         """Loggers get the step of the weights; Lightning would put their numbers at step 0."""
         path = self.config[self.subcommand].ckpt_path
         if path and Path(path).is_file():
-            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            content = read_checkpoint(path)
             compat.set_logged_step(self.trainer, int(content.get("global_step", 0)))
 
     before_test = before_validate
@@ -333,21 +257,12 @@ def run_trainer(words: list[str]) -> None:
 
 def _run(words: list[str]) -> None:
     quieten()
-    words, of_run = expand_run(words)
-    if of_run:
-        # given args beside its own command line, LightningCLI warns; here they say the same
-        warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")
+    words, saved, trusted = read_words(words)
     CLTCLI(
-        CLTModule,
-        lightning.LightningDataModule,
-        subclass_mode_data=True,
-        seed_everything_default=0,
+        words,
+        saved,
+        trusted,
         # --run writes into the run's folder, whose config.yaml says how it was trained
-        save_config_callback=None if of_run else SaveConfig,
+        save_config_callback=None if saved is not None else SaveConfig,
         save_config_kwargs={"overwrite": True},
-        trainer_defaults={"log_every_n_steps": 50, "num_sanity_val_steps": 0},
-        auto_configure_optimizers=False,
-        parser_kwargs={"prog": "python -m clt_lightning", "allow_abbrev": False},
-        # given both, LightningCLI warns even where they are the same words
-        args=None if words == sys.argv[1:] else words,
     )

@@ -8,18 +8,26 @@ from contextlib import contextmanager
 from typing import Any
 
 import open_clip
+import PIL.Image
 import torch
 import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 
 from clt_lightning.clip.activations import Activations
+from clt_lightning.clip.build import build_model
 from clt_lightning.clip.overrides import BranchFn, BranchOverrides
 from clt_lightning.clip.prompts import Template, check_prompts, fill
-from clt_lightning.clip.source import build_model, find_source
-from clt_lightning.core.errors import UserError
+from clt_lightning.clip.source import find_source
+from clt_lightning.clip.supported import check_config, check_tower
+from clt_lightning.clip.tokenizer import Tokenizer, doubts, make_tokenizer
+from clt_lightning.core.errors import UserError, setting
+from clt_lightning.core.progress import Progress
+from clt_lightning.core.say import doubt
 
 PRECISIONS = ("fp32", "bf16")
+Images = Tensor | PIL.Image.Image | Sequence[Tensor | PIL.Image.Image]
+"""Preprocessed `(images, 3, size, size)`, one `(3, size, size)`, a PIL image, or a list of single ones."""
 
 
 class FrozenCLIP(nn.Module):
@@ -30,11 +38,13 @@ class FrozenCLIP(nn.Module):
     do.
 
     Args:
-        name: architecture as open_clip names it (`open_clip.list_models()`), e.g. `ViT-B-32-quickgelu`.
-        pretrained: where the weights come from: a tag of open_clip's (`openai`), the path of a checkpoint file
-            (.pt, .bin, .safetensors; with open_clip's `open_clip_config.json` beside it the architecture is read from
-            there when `name` is not one of open_clip's), null for random weights, or `demo` for the small CLIP that
-            comes with the package (`name` is then ignored).
+        name: architecture as open_clip names it (`open_clip.list_models()`), e.g. `ViT-B-32-quickgelu`; or
+            `hf-hub:ORG/NAME` or `local-dir:FOLDER`, which bring weights along (`pretrained` is then left out).
+        pretrained: where the weights come from: a tag of open_clip's (`openai`); the path of a file (safetensors, a
+            state dict of `torch.save`, or OpenAI's own TorchScript archive); a folder with `open_clip_config.json` and
+            weights, such as a snapshot of the Hugging Face Hub; `hf-hub:ORG/NAME[@REVISION]` or `local-dir:FOLDER`;
+            `demo` for the small CLIP that comes with the package; null for random weights. A folder, a repository and
+            `demo` bring their architecture along, and `name` is not used; a file does if `name` is none of open_clip's.
         precision: `fp32`, or `bf16`: weights in bfloat16, LayerNorms and returned embeddings in fp32.
         seed: seed of the random weights when `pretrained` is null.
 
@@ -53,8 +63,9 @@ class FrozenCLIP(nn.Module):
         logit_scale: the factor on cosine similarities in `logits`, 100 as in CLIP's zero-shot protocol.
 
     Raises:
-        UserError: unknown name or tag, weights trained with the other GELU, weights that cannot be had, or an
-            architecture without residual blocks of `ln_2`, `mlp`, `ls_2` (ResNets, timm towers).
+        UserError: unknown name or tag, weights trained with the other GELU, weights that cannot be had, a file that
+            holds none (the message says what it is), or an architecture without residual blocks of `ln_2`, `mlp`,
+            `ls_2` (ResNets, timm towers).
     """
 
     def __init__(
@@ -66,16 +77,17 @@ class FrozenCLIP(nn.Module):
     ) -> None:
         super().__init__()
         if precision not in PRECISIONS:
-            raise UserError(f"precision '{precision}' of the CLIP is not known: choose one of {', '.join(PRECISIONS)}")
+            known = ", ".join(PRECISIONS)
+            raise UserError(f"{setting('precision')}: '{precision}' is not known for the CLIP: choose one of {known}")
         source = find_source(name, pretrained)
-        _check_config(source.name, source.model_cfg)
+        check_config(source.name, source.model_cfg)
         model = build_model(source, precision, seed).requires_grad_(False).eval()
-        visual = _check_tower(source.name, model)
+        visual = check_tower(source.name, model)
 
         # not through nn.Module's attribute setting: a registered child would appear in parameters() and state_dict()
         object.__setattr__(self, "_model", model)
         self.name = source.name
-        self.pretrained = pretrained
+        self.pretrained = source.pretrained
         self.precision = precision
         self.seed = seed
         self.quick_gelu = source.quick_gelu
@@ -94,8 +106,8 @@ class FrozenCLIP(nn.Module):
         self.batch_first = bool(getattr(visual.transformer, "batch_first", False))
         self._depth = 0  # forwards under way: more than one when an override's function runs the model itself
         self._overrides = BranchOverrides(self.blocks, self.batch_first)
-        self._vocabulary = source.own_config.get("tokenizer")
-        self._tokenizer: Callable[[list[str]], Tensor] | None = None
+        self._source = source
+        self._tokenizer: Tokenizer | None = None
         self._sha256: str | None = None
 
     # -- frozen for ever ---------------------------------------------------------------------------------------------
@@ -134,15 +146,15 @@ class FrozenCLIP(nn.Module):
 
     # -- images ------------------------------------------------------------------------------------------------------
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Images) -> Tensor:
         """The same as `encode_image(images)`."""
         return self.encode_image(images)
 
-    def encode_image(self, images: Tensor, normalize: bool = True, grad: bool = False) -> Tensor:
+    def encode_image(self, images: Images, normalize: bool = True, grad: bool = False) -> Tensor:
         """Embed images: the numbers of open_clip's own `encode_image`.
 
         Args:
-            images: `(images, 3, image_size, image_size)`, preprocessed.
+            images: `(images, 3, image_size, image_size)`, preprocessed; or a PIL image, or a list of either.
             normalize: scale every embedding to length 1.
             grad: let gradients flow to what an override puts in (the weights stay frozen either way).
 
@@ -161,7 +173,7 @@ class FrozenCLIP(nn.Module):
 
     def capture(
         self,
-        images: Tensor,
+        images: Images,
         layers: Iterable[int] | None = None,
         embeddings: bool = False,
         stop: bool = True,
@@ -173,7 +185,7 @@ class FrozenCLIP(nn.Module):
         `mlp_override`, x is read from the modified stream and y is what was added in fact. No gradients.
 
         Args:
-            images: `(images, 3, image_size, image_size)`, preprocessed.
+            images: `(images, 3, image_size, image_size)`, preprocessed; or a PIL image, or a list of either.
             layers: layers to keep, in the order wanted; None for all.
             embeddings: also return the images' embeddings, from the same forward.
             stop: end the forward after the last layer needed, unless embeddings are asked for.
@@ -279,15 +291,14 @@ class FrozenCLIP(nn.Module):
     # -- texts -------------------------------------------------------------------------------------------------------
 
     @property
-    def tokenizer(self) -> Callable[[list[str]], Tensor]:
-        """Texts -> int64 tokens `(texts, context_length)`, as this model's text tower reads them."""
-        if self._tokenizer is None:
-            if self._vocabulary is not None:
-                from clt_lightning.clip.words import WordTokenizer
+    def tokenizer(self) -> Tokenizer:
+        """Texts -> int64 tokens `(texts, context_length)`, as this model's text tower reads them.
 
-                self._tokenizer = WordTokenizer(**self._vocabulary)
-            else:
-                self._tokenizer = open_clip.get_tokenizer(self.name)
+        Raises:
+            UserError: it needs the package transformers, which is not installed.
+        """
+        if self._tokenizer is None:
+            self._tokenizer = make_tokenizer(self._source)
         return self._tokenizer
 
     def encode_text(self, texts: Sequence[str] | Tensor) -> Tensor:
@@ -298,8 +309,18 @@ class FrozenCLIP(nn.Module):
 
         Returns:
             Unit-norm `(texts, embed_dim)` in fp32.
+
+        Raises:
+            UserError: tokens that the text tower does not have.
         """
         tokens = texts if isinstance(texts, Tensor) else self.tokenizer(list(texts))
+        text_tower = getattr(self.model, "text", self.model)
+        size = getattr(text_tower, "vocab_size", None)
+        if size is not None and tokens.numel() and int(tokens.max()) >= size:
+            raise UserError(
+                f"the text tower of '{self.name}' has {size:,} tokens, its tokenizer gives number "
+                f"{int(tokens.max()):,}: its config names another tokenizer than it was trained with"
+            )
         with self.running(grad=False):
             embeddings = self.model.encode_text(tokens.to(self.device), normalize=False)
             return F.normalize(embeddings.float(), dim=-1)
@@ -309,15 +330,17 @@ class FrozenCLIP(nn.Module):
         classnames: Sequence[str],
         templates: Sequence[Template],
         batch_size: int = 512,
-        progress: bool | None = None,
+        progress: bool = True,
     ) -> Tensor:
         """The zero-shot classifier: for every class, the mean of its prompts' unit embeddings, scaled to length 1.
+
+        Warns where such a classifier says little (`zero_shot_doubts`).
 
         Args:
             classnames: one name a class.
             templates: sentences with `{c}`, `{}` or `{class}` where the name goes, or functions of the name.
             batch_size: about how many prompts to encode at once.
-            progress: show a progress bar; None shows one from 1,000 prompts on.
+            progress: say how far it is, where it takes long.
 
         Returns:
             `(embed_dim, classes)` in fp32, unit columns.
@@ -325,20 +348,66 @@ class FrozenCLIP(nn.Module):
         Raises:
             UserError: no class names or templates, or a template without a place for the name.
         """
-        from tqdm.auto import tqdm
+        for text in self.zero_shot_doubts(classnames, templates):
+            doubt(text, stacklevel=3)
+        return self.embed_names(classnames, templates, batch_size, progress).T.contiguous()
 
+    def zero_shot_doubts(self, classnames: Sequence[str], templates: Sequence[Template]) -> list[str]:
+        """Why zero-shot predictions with these names say little, in sentences; empty where nothing speaks against them.
+
+        Random weights, class names that the tokenizer reads as one and the same text, or that it does not know.
+
+        Args:
+            classnames: as `zero_shot_head` takes them.
+            templates: as well.
+        """
         check_prompts(classnames, templates)
-        show = len(classnames) * len(templates) >= 1000 if progress is None else progress
+        found = doubts(classnames, templates, self.tokenizer)
+        if self.has_random_weights:
+            found.insert(0, "this CLIP has random weights (pretrained is null): its zero-shot predictions are guesses")
+        return found
+
+    @property
+    def has_random_weights(self) -> bool:
+        """Whether no weights were loaded."""
+        return self.pretrained is None
+
+    def embed_names(
+        self,
+        names: Sequence[str],
+        templates: Sequence[Template],
+        batch_size: int = 512,
+        progress: bool = True,
+        what: str = "zero-shot head",
+        unit: str = "classes",
+    ) -> Tensor:
+        """The mean of each name's prompts' unit embeddings, scaled to length 1.
+
+        Args:
+            names: what goes into the templates.
+            templates: as `zero_shot_head` takes them.
+            batch_size: about how many prompts to encode at once.
+            progress: say how far it is, where it takes long.
+            what: what the names are for, in the lines that say how far it is.
+            unit: what they are, in the plural.
+
+        Returns:
+            Unit-norm `(names, embed_dim)` in fp32.
+
+        Raises:
+            UserError: no names or templates, or a template without a place for the name.
+        """
+        check_prompts(names, templates)
         step = max(1, batch_size // len(templates))
-        columns = []
-        with tqdm(total=len(classnames), desc="zero-shot head", unit="class", disable=not show, leave=False) as bar:
-            for start in range(0, len(classnames), step):
-                batch = classnames[start : start + step]
+        rows = []
+        with Progress(what, len(names), unit, show=progress) as bar:
+            for start in range(0, len(names), step):
+                batch = names[start : start + step]
                 prompts = [fill(template, name) for name in batch for template in templates]
-                per_class = self.encode_text(prompts).unflatten(0, (len(batch), len(templates))).mean(dim=1)
-                columns.append(F.normalize(per_class, dim=-1))
+                of_each = self.encode_text(prompts).unflatten(0, (len(batch), len(templates))).mean(dim=1)
+                rows.append(F.normalize(of_each, dim=-1))
                 bar.update(len(batch))
-        return torch.cat(columns).T.contiguous()
+        return torch.cat(rows)
 
     def logits(self, embeddings: Tensor, head: Tensor) -> Tensor:
         """Class logits `(images, classes)`: cosine similarities times `logit_scale`, in fp32."""
@@ -387,7 +456,14 @@ class FrozenCLIP(nn.Module):
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    def _check_images(self, images: Tensor) -> Tensor:
+    def _check_images(self, images: Images) -> Tensor:
+        if not isinstance(images, Tensor):
+            several = list(images) if isinstance(images, Sequence) else [images]
+            if not several:
+                raise UserError("no image was given")
+            images = torch.stack([i if isinstance(i, Tensor) else self.preprocess(i.convert("RGB")) for i in several])
+        elif images.ndim == 3:
+            images = images[None]
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, self.image_size, self.image_size):
             raise UserError(
                 f"'{self.name}' reads images of shape (images, 3, {self.image_size}, {self.image_size}), got "
@@ -425,24 +501,6 @@ class FrozenCLIP(nn.Module):
 
 class _ForwardDone(Exception):  # noqa: N818  (a signal, not an error)
     """Raised by the last hook of a capture: nothing that comes after in the forward is needed."""
-
-
-def _check_config(name: str, cfg: dict[str, Any]) -> None:
-    """Refuse what cannot work before anything large is built or downloaded."""
-    vision = cfg.get("vision_cfg", {})
-    if vision.get("timm_model_name") or isinstance(vision.get("layers"), (list, tuple)):
-        kind = "a timm tower" if vision.get("timm_model_name") else "a ResNet"
-        raise UserError(f"'{name}' has {kind} for images: a Vision Transformer of open_clip's own is needed")
-
-
-def _check_tower(name: str, model: Any) -> Any:
-    visual = getattr(model, "visual", None)
-    blocks = getattr(getattr(visual, "transformer", None), "resblocks", ())
-    if visual is None or not blocks or not all(hasattr(b, part) for b in blocks for part in ("ln_2", "mlp", "ls_2")):
-        raise UserError(f"'{name}' has no image tower of residual blocks with `ln_2`, `mlp` and `ls_2`")
-    if visual.image_size[0] != visual.image_size[1]:
-        raise UserError(f"'{name}' reads images of {visual.image_size} pixels: only square ones are supported")
-    return visual
 
 
 def _hash_weights(model: nn.Module) -> str:

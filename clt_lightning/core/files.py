@@ -19,26 +19,32 @@ from clt_lightning.core.errors import UserError
 
 Place = str | os.PathLike[str]
 
+_ADVICE = "Make room, or write elsewhere"
+
 
 # -- writing ---------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def whole_file(path: Place) -> Iterator[Path]:
+def whole_file(path: Place, advice: str = _ADVICE) -> Iterator[Path]:
     """Gives a name to write to; the file gets its own name when the block ends well, forced to the disk.
 
     A reader, and a run that is started after a crash, sees the old file or the new one. After an error nothing is left.
+    The file can be read by whom the umask allows, whatever mode its writer gave it (safetensors: the owner alone).
+
+    Args:
+        path: the file to write.
+        advice: what the message says to do when the disk refuses.
 
     Raises:
         UserError: the disk is full, or the place cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with disk_errors(path), _folders_above(path):
+    with disk_errors(path, advice), _folders_above(path):
         try:
             yield temporary
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            _settle(temporary)
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -70,8 +76,7 @@ def whole_folder(path: Place, replaceable: Callable[[Path], bool] | None = None)
             yield temporary
             for file in sorted(temporary.rglob("*")):
                 if file.is_file():
-                    with file.open("rb") as stream:
-                        os.fsync(stream.fileno())
+                    _settle(file)
             if path.exists():
                 os.replace(path, old)
             os.replace(temporary, path)
@@ -82,6 +87,12 @@ def whole_folder(path: Place, replaceable: Callable[[Path], bool] | None = None)
             raise
         shutil.rmtree(old, ignore_errors=True)
         sync_folder(path.parent)
+
+
+def _settle(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    readable_by_the_group(path)
 
 
 @contextmanager
@@ -118,15 +129,15 @@ def sync_folder(folder: Place) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Place, text: str) -> None:
+def write_text(path: Place, text: str, advice: str = _ADVICE) -> None:
     """Writes a text, whole or not at all."""
-    with whole_file(path) as temporary:
+    with whole_file(path, advice) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Place, content: Any, indent: int | None = 1) -> None:
+def write_json(path: Place, content: Any, indent: int | None = 1, advice: str = _ADVICE) -> None:
     """Writes JSON, whole or not at all; numbers that JSON does not know (NaN, infinity) become null."""
-    write_text(path, json.dumps(finite(content), indent=indent, allow_nan=False) + "\n")
+    write_text(path, json.dumps(finite(content), indent=indent, allow_nan=False) + "\n", advice)
 
 
 def finite(content: Any) -> Any:
@@ -156,8 +167,12 @@ _REASONS = {
 
 
 @contextmanager
-def disk_errors(path: Place) -> Iterator[None]:
+def disk_errors(path: Place, advice: str = _ADVICE) -> Iterator[None]:
     """Turns what the file system refuses while `path` is written into one message.
+
+    Args:
+        path: what is written.
+        advice: what to do then.
 
     Raises:
         UserError: the disk is full, the place is not writable or not a place for a file.
@@ -170,7 +185,7 @@ def disk_errors(path: Place) -> Iterator[None]:
         reason = disk_reason(error)
         if reason is None or _is_elsewhere(error, Path(path)):
             raise
-        raise UserError(f"{path} cannot be written: {reason}. Make room, or write elsewhere") from error
+        raise UserError(f"{path} cannot be written: {reason}. {advice}") from error
 
 
 def disk_reason(error: BaseException) -> str | None:
@@ -190,15 +205,6 @@ def disk_reason(error: BaseException) -> str | None:
     ):
         return (error.__context__ and disk_reason(error.__context__)) or "the disk took less than was written (full?)"
     return None
-
-
-def _is_elsewhere(error: BaseException, path: Path) -> bool:
-    """Whether it is about a file that is not being written: what is read meanwhile, and may not be."""
-    name = getattr(error, "filename", None)
-    if not isinstance(name, str | bytes):
-        return False
-    place, path = Path(os.fsdecode(name)).absolute(), path.absolute()
-    return place not in (path, *path.parents) and path.parent not in place.parents
 
 
 def remove_leftovers(folder: Place) -> list[str]:
@@ -236,7 +242,29 @@ def _is_running(pid: int) -> bool:
     return pid != os.getpid()
 
 
+def _is_elsewhere(error: BaseException, path: Path) -> bool:
+    """Whether it is about a file that is not being written: what is read meanwhile, and may not be."""
+    name = getattr(error, "filename", None)
+    if not isinstance(name, str | bytes):
+        return False
+    place, path = Path(os.fsdecode(name)).absolute(), path.absolute()
+    return place not in (path, *path.parents) and path.parent not in place.parents
+
+
 # -- reading ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def read_errors(path: Place) -> Iterator[None]:
+    """Turns what the file system refuses while `path`, or something below it, is read into one message.
+
+    Raises:
+        UserError: it is not there, or cannot be read.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
 
 
 def read_text(path: Place) -> str:
@@ -245,51 +273,66 @@ def read_text(path: Place) -> str:
     Raises:
         UserError: it is not there, cannot be read, or is not UTF-8; the message names the line.
     """
-    try:
+    with read_errors(path):
         data = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     return decode_text(data, path)
 
 
 def decode_text(data: bytes, name: Place) -> str:
-    """The bytes of a user's text file as a string, without a byte-order mark.
+    """The bytes of a user's text file as a string, without byte-order marks, with `\\n` at every line's end.
 
     Raises:
         UserError: it is not UTF-8; the message names file and line.
     """
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(f"{name} is UTF-16, not UTF-8: save it as UTF-8")
+    if b"\0" in data:
+        line = _line(data, data.index(b"\0"))
+        raise UserError(f"{name}, line {line}: a zero byte (a file in UTF-16, or no text?): save it as UTF-8")
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = _line(data, error.start)
         raise UserError(
             f"{name}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8 (a file in Latin-1?): save it as UTF-8"
         ) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    # joining files leaves marks in the middle, too
+    return text.replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_lines(path: Place) -> list[str]:
+def _line(data: bytes, at: int) -> int:
+    return len((data[:at] + b".").splitlines())
+
+
+def read_lines(path: Place, *, gaps: bool = False) -> list[str]:
     """The lines of a user's list, one entry per line; blank lines at the end do not count.
+
+    Args:
+        path: the file.
+        gaps: whether blank lines are allowed and left out: for lists in which an entry's place means nothing.
 
     Raises:
         UserError: as `read_text`; or a blank line between entries, which would shift all that follow.
     """
-    return lines_of(read_text(path), path)
+    return lines_of(read_text(path), path, gaps=gaps)
 
 
-def lines_of(text: str, name: Place) -> list[str]:
+def lines_of(text: str, name: Place, *, gaps: bool = False) -> list[str]:
     """The entries of a list, one per line, stripped; as `read_lines`, for a text that was read already."""
-    lines = [line.strip() for line in text.split("\n")]
-    while lines and not lines[-1]:
-        lines.pop()
-    for number, line in enumerate(lines, 1):
-        if not line:
+    return [entry for _, entry in numbered_lines(text, name, gaps=gaps)]
+
+
+def numbered_lines(text: str, name: Place, *, gaps: bool = False) -> list[tuple[int, str]]:
+    """As `lines_of`, each entry with the number of its line, for messages."""
+    entries = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1)]
+    while entries and not entries[-1][1]:
+        entries.pop()
+    for number, entry in entries:
+        if not entry and not gaps:
             raise UserError(
                 f"{name}, line {number}: a blank line inside a list would shift the entries after it: take it out"
             )
-    return lines
+    return [(number, entry) for number, entry in entries if entry]
 
 
 def read_json(path: Place) -> dict[str, Any]:
@@ -298,13 +341,19 @@ def read_json(path: Place) -> dict[str, Any]:
     Raises:
         UserError: no such file, not JSON, or not a table.
     """
-    text = read_text(path)
+    return parse_json(read_text(path), path)
+
+
+def parse_json(text: str, name: Place) -> dict[str, Any]:
+    """As `read_json`, for a text that was read already."""
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
+        raise UserError(f"{name}, line {error.lineno}: not JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets without end
+        raise UserError(f"{name}: not JSON ({error})") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no table, but a {type(content).__name__}")
+        raise UserError(f"{name} holds no table, but a {type(content).__name__}")
     return content
 
 
@@ -315,7 +364,20 @@ def sha256(path: Place) -> str:
 
 
 def readable_by_the_group(path: Place) -> None:
-    """Gives a file the mode that the process's umask leaves; temporary files have 0600."""
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(path, 0o666 & ~mask | stat.S_IRUSR | stat.S_IWUSR)
+    """Gives a file at least the mode that the umask leaves; libraries make some that only their owner can read."""
+    mode = stat.S_IMODE(os.stat(path).st_mode)
+    wanted = mode | (0o666 & ~_umask())
+    if wanted != mode:
+        with suppress(PermissionError):  # another's file, or a file system without modes
+            os.chmod(path, wanted)
+
+
+def _umask() -> int:
+    try:
+        # os.umask tells by setting: for a moment other threads would make files of another mode
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return int(status.split("\nUmask:", 1)[1].split(None, 1)[0], 8)
+    except (OSError, IndexError, ValueError):
+        mask = os.umask(0o077)
+        os.umask(mask)
+        return mask

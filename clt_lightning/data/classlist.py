@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import numbered_lines, read_text
 from clt_lightning.data.lists import imagenet1k, lines
 
 SHIPPED = {"cmc": "imagenet100_cmc"}
@@ -38,7 +39,9 @@ class ClassList:
 
 
 def load_class_list(name_or_path: str) -> ClassList:
-    """Loads a shipped list by name, or a file with one WordNet id a line (what follows a blank is ignored).
+    """Loads a shipped list by name, or a file with one WordNet id a line.
+
+    What follows a blank is ignored, and so are blank lines and lines that begin with `#`: labels follow the sorted ids.
 
     Args:
         name_or_path: `cmc` (the 100 classes of "Contrastive Multiview Coding", Tian et al. 2020) or a path.
@@ -47,20 +50,23 @@ def load_class_list(name_or_path: str) -> ClassList:
         UserError: no such list or file, an id that is not one of ImageNet-1k's, or one that is there twice.
     """
     if name_or_path in SHIPPED:
-        text = lines(SHIPPED[name_or_path])
+        text = "\n".join(lines(SHIPPED[name_or_path]))
     elif Path(name_or_path).is_file():
-        text = Path(name_or_path).read_text(encoding="utf-8").splitlines()
+        text = read_text(name_or_path)
     else:
         raise UserError(f"class list {name_or_path!r} is neither a file nor one of: {', '.join(SHIPPED)}")
-    wnids = [line.split()[0] for line in text if line.strip() and not line.startswith("#")]
     known = imagenet1k()
-    strange = [w for w in wnids if w not in known]
-    if strange:
-        raise UserError(
-            f"class list {name_or_path!r}: {strange[0]!r} is not a WordNet id of ImageNet-1k (as n01440764)"
-        )
-    if len(set(wnids)) < len(wnids):
-        raise UserError(f"class list {name_or_path!r} has an id twice: {max(wnids, key=wnids.count)!r}")
-    if not wnids:
+    found: dict[str, int] = {}
+    for number, line in numbered_lines(text, name_or_path, gaps=True):
+        if line.startswith("#"):
+            continue
+        wnid = line.split()[0]
+        where = f"class list {name_or_path!r}, line {number}"
+        if wnid not in known:
+            raise UserError(f"{where}: {wnid!r} is not a WordNet id of ImageNet-1k (as n01440764)")
+        if wnid in found:
+            raise UserError(f"{where} has {wnid!r} twice: it is on line {found[wnid]}, too")
+        found[wnid] = number
+    if not found:
         raise UserError(f"class list {name_or_path!r} is empty")
-    return ClassList(name_or_path, tuple(sorted(wnids)), tuple(known[w] for w in sorted(wnids)))
+    return ClassList(name_or_path, tuple(sorted(found)), tuple(known[w] for w in sorted(found)))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,11 +14,17 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from clt_lightning.data.reader import IMAGE_SUFFIXES, RawSample
+from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import decode_text
+from clt_lightning.data.grouping import IMAGE_SUFFIXES
+from clt_lightning.data.image import TooManyPixelsError, open_image
+from clt_lightning.data.labels import NO_LABEL, parse_label
+from clt_lightning.data.limits import MAX_PIXELS
+from clt_lightning.data.reader import RawSample
+from clt_lightning.data.seen import Transform, transformed
 
-Transform = Callable[[Image.Image], Tensor]
 Augment = Literal["none", "flip", "crop"]
-NO_LABEL = -1
+_MAX_LABEL = 2**63
 
 
 class DecodeError(Exception):
@@ -40,6 +47,7 @@ class Decoder:
         augment: `none`, `flip` (half of the images mirrored) or `crop` (a random part of 50 to 100 % of the area, then
             `flip`), drawn from (seed, epoch, sample key).
         seed, epoch: of the augmentation.
+        max_pixels: width x height of an image at most.
     """
 
     transform: Transform
@@ -49,12 +57,14 @@ class Decoder:
     augment: Augment = "none"
     seed: int = 0
     epoch: int = 0
+    max_pixels: int = MAX_PIXELS
 
     def __call__(self, raw: RawSample) -> dict[str, Any]:
         """Returns `image`, `key` and the split's fields.
 
         Raises:
-            DecodeError: no image, an image that does not decode, or a label that is missing or does not fit.
+            DecodeError: no image, an image that does not decode or is too large, a label that is missing or does not
+                fit, captions that are no text.
         """
         sample: dict[str, Any] = {"key": raw.key}
         if "label" in self.fields:
@@ -62,37 +72,39 @@ class Decoder:
         if "multi_hot" in self.fields:
             sample["multi_hot"] = self._multi_hot(raw.parts)
         if "captions" in self.fields:
-            sample["captions"] = [c.strip() for c in raw.parts.get("txt", b"").decode("utf-8", "replace").splitlines()]
-            sample["captions"] = [c for c in sample["captions"] if c]
-        image = _open_image(raw.parts)
+            sample["captions"] = _captions(raw.parts)
+        image = _open_image(raw.parts, self.max_pixels)
         if self.augment != "none":
             image = augmented(image, self.augment, random.Random(f"{self.seed}-{self.epoch}-{raw.key}"))
-        sample["image"] = self.transform(image)
+        try:
+            sample["image"] = transformed(image, self.transform)
+        except Exception as error:  # of one image, perhaps: a side that is rounded to 0
+            reason = f"{image.width} x {image.height} ({type(error).__name__}: {error})"
+            raise DecodeError("image that the transform refuses", f"the transform fails on its {reason}") from error
         return sample
 
     def _label(self, parts: Mapping[str, bytes]) -> int:
         if "cls" not in parts:
             raise DecodeError("missing label", "there is no `cls` member, but other samples of the split have one")
-        text = parts["cls"].decode("ascii", "replace").strip()
-        try:
-            label = int(text)
-        except ValueError:
-            raise DecodeError("bad label", f"`cls` must hold one integer, but holds {text[:40]!r}") from None
+        label = stated = parse_label(parts["cls"])
+        if label is None or stated is None:
+            text = parts["cls"].decode("utf-8", "replace").strip()
+            raise DecodeError("bad label", f"`cls` must hold one integer, but holds {text[:40]!r}")
         if self.label_map is not None and label != NO_LABEL:
             label = self.label_map.get(label, NO_LABEL - 1)
-        if label < NO_LABEL or (self.n_classes is not None and label >= self.n_classes):
-            n = self.n_classes
-            allowed = "0 or more" if n is None else f"0..{n - 1} ({n} class names)"
-            raise DecodeError("label out of range", f"`cls` is {text}, but must be {allowed}, or -1 for none")
+        n = self.n_classes
+        if label < NO_LABEL or label >= (_MAX_LABEL if n is None else n):
+            allowed = "0 or more, of 64 bits" if n is None else f"0..{n - 1} ({n} class names)"
+            raise DecodeError("label out of range", f"`cls` is {stated}, but must be {allowed}, or -1 for none")
         return label
 
     def _multi_hot(self, parts: Mapping[str, bytes]) -> Tensor:
         if "npy" not in parts:
             raise DecodeError("missing label", "there is no `npy` member, but other samples of the split have one")
         try:
-            vector = np.load(io.BytesIO(parts["npy"]), allow_pickle=False)
+            vector = _array(parts["npy"])
             tensor = torch.from_numpy(np.ascontiguousarray(vector, dtype=np.float32))
-        except (ValueError, EOFError, OSError, TypeError) as error:
+        except Exception as error:  # NumPy's header is parsed as Python
             raise DecodeError("bad label", f"`npy` is not a numeric NumPy array ({error})") from error
         if tensor.ndim != 1 or (self.n_classes is not None and len(tensor) != self.n_classes):
             n = self.n_classes
@@ -101,41 +113,40 @@ class Decoder:
         return tensor
 
 
-def _open_image(parts: Mapping[str, bytes]) -> Image.Image:
+def _array(data: bytes) -> np.ndarray:
+    """A `.npy` file, with no more memory taken than it has bytes, whatever its header claims."""
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read_header(stream)
+    if dtype.kind not in "biuf":
+        raise ValueError(f"its type is {dtype}")
+    content = stream.read()
+    if math.prod(shape) * dtype.itemsize != len(content):
+        raise ValueError(f"shape {shape} of {dtype} does not fit its {len(content)} bytes")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _captions(parts: Mapping[str, bytes]) -> list[str]:
+    try:
+        text = decode_text(parts.get("txt", b""), "`txt`")
+    except UserError as error:
+        raise DecodeError("bad captions", str(error)) from error
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def _open_image(parts: Mapping[str, bytes], max_pixels: int) -> Image.Image:
     suffix = next((s for s in IMAGE_SUFFIXES if s in parts), None)
     if suffix is None:
         has = ", ".join(sorted(parts)) or "nothing that we read"
         raise DecodeError("no image", f"it has {has}, but no {' | '.join(IMAGE_SUFFIXES[:4])}")
     try:
-        image = Image.open(io.BytesIO(parts[suffix]))
-        image.load()
-        return to_rgb(image)
+        return open_image(parts[suffix], max_pixels)
+    except TooManyPixelsError as error:
+        raise DecodeError("image too large", f"its `{suffix}` is too large: {error}") from error
     except Exception as error:  # Pillow's plugins raise nearly anything on broken bytes
         reason = f"{type(error).__name__}: {error}"
         raise DecodeError("undecodable image", f"its `{suffix}` does not decode ({reason})") from error
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode to 8-bit RGB, turned upright by its EXIF tag.
-
-    Transparency is laid on white; 16-bit and 32-bit greys are scaled by 1/257; float greys are taken as 0..1 where no
-    value is above 1, else as 0..255; CMYK, YCbCr, LAB and palettes go through Pillow's own conversion.
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):
-        values = np.clip(np.rint(np.asarray(image, dtype=np.float64) / 257), 0, 255)
-        return Image.fromarray(values.astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        floats = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        scale = 255.0 if floats.max(initial=0.0) <= 1 else 1.0
-        return Image.fromarray(np.clip(np.rint(floats * scale), 0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
 
 
 def augmented(image: Image.Image, how: Augment, rng: random.Random) -> Image.Image:

@@ -7,21 +7,26 @@ import json
 import logging
 import os
 import tempfile
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 
 from clt_lightning.core.errors import UserError
-from clt_lightning.data.layout import ShardFile, is_http, read_text
+from clt_lightning.core.files import readable_by_the_group
+from clt_lightning.core.progress import track
+from clt_lightning.data.addresses import is_http
+from clt_lightning.data.grouping import Extra, Fault, is_regular
+from clt_lightning.data.layout import ShardFile
+from clt_lightning.data.record import RECORD, Entry, read_record
 from clt_lightning.data.scan import ShardIndex, scan
 
 log = logging.getLogger(__name__)
 
 CACHE_NAME = ".clt-index.npz"
-_VERSION = 1
+_VERSION = 2
 
 
 def build_index(
@@ -32,13 +37,16 @@ def build_index(
     Args:
         shards: the tars.
         counts: samples of each tar, for remote ones.
-        on_error: `raise` refuses a damaged tar; `skip` keeps its sound samples and says so in the log.
+        on_error: `raise` refuses a damaged tar, and names that do not tell samples apart; `skip` keeps a damaged tar's
+            sound samples and says so in the log, and leaves the others to the reader, which counts them.
 
     Raises:
-        UserError: a tar is damaged, has another size than `shards.json` says, or `counts` has the wrong length.
+        UserError: as said, or `counts` does not fit, or `shards.json` is damaged.
     """
     if counts is not None and len(counts) != len(shards):
         raise UserError(f"shard_counts lists {len(counts)} numbers for {len(shards)} shards: give one a shard")
+    if counts is not None and any(count < 0 for count in counts):
+        raise UserError(f"shard_counts holds a number below 0: {min(counts)}")
     by_folder: dict[str, list[ShardFile]] = {}
     for shard in shards:
         if shard.local:
@@ -53,7 +61,33 @@ def build_index(
             found[shard] = ShardIndex(shard, None if count is None else int(count))
         elif found[shard].damage:
             _report_damage(found[shard], on_error)
-    return [found[shard] for shard in shards]
+    indexes = judged_by_split([found[shard] for shard in shards])
+    _report_faults(indexes, on_error)
+    return indexes
+
+
+def judged_by_split(indexes: Sequence[ShardIndex]) -> list[ShardIndex]:
+    """Decides for all tars together which suffixes of several parts are suffixes; the others become faults."""
+    having: Counter[str] = Counter()
+    for index in indexes:
+        having.update({extra.suffix: len(extra.positions) for extra in index.extras})
+    samples = sum(index.samples or 0 for index in indexes)
+    regular = {suffix for suffix, count in having.items() if is_regular(count, samples)}
+    if regular:
+        unread = ", ".join(f"{suffix} ({having[suffix]:,} samples)" for suffix in sorted(regular))
+        log.warning("%s …: members with these suffixes are not read: %s", indexes[0].file.url, unread)
+    return [_judged(index, [e for e in index.extras if e.suffix not in regular]) for index in indexes]
+
+
+def _judged(index: ShardIndex, irregular: Sequence[Extra]) -> ShardIndex:
+    index = replace(index, extras=())
+    if not irregular:
+        return index
+    faults = {fault.position: fault for fault in index.faults}
+    for extra in irregular:
+        for i, position in enumerate(extra.positions):
+            faults.setdefault(position, Fault(position, "" if i else extra.key, "dotted", extra.suffix))
+    return replace(index, faults=tuple(faults[position] for position in sorted(faults)))
 
 
 def _report_damage(index: ShardIndex, on_error: str) -> None:
@@ -65,13 +99,24 @@ def _report_damage(index: ShardIndex, on_error: str) -> None:
     log.warning("shard %s is truncated or damaged: %s; its sound samples are used", index.file.url, index.damage)
 
 
+def _report_faults(indexes: Sequence[ShardIndex], on_error: str) -> None:
+    faulty = [index for index in indexes if index.faults]
+    if not faulty:
+        return
+    first, total = faulty[0].faults[0], sum(len(index.faults) for index in faulty)
+    more = f" {total} samples of {len(faulty)} tars are affected." if total > 1 else ""
+    message = f"shard {faulty[0].file.url}, sample {first.key!r}: {first.reason}.{more}"
+    if on_error != "skip":
+        raise UserError(f"{message} data.init_args.on_error=skip leaves such samples out and counts them.")
+    log.warning("%s They are left out", message)
+
+
 # -- local folders: the cache -------------------------------------------------------------------------------------
 
 
 def _index_folder(folder: str, shards: Sequence[ShardFile]) -> dict[ShardFile, ShardIndex]:
-    _check_sizes(folder, shards)
     known = _load_cache(folder)
-    stats = {s: os.stat(s.url) for s in shards}
+    stats = {s: _stat(s) for s in shards}
     found, todo = {}, []
     for shard in shards:
         name, stat = os.path.basename(shard.url), stats[shard]
@@ -87,32 +132,35 @@ def _index_folder(folder: str, shards: Sequence[ShardFile]) -> dict[ShardFile, S
             stat = stats[shard]
             known[os.path.basename(shard.url)] = ((stat.st_size, stat.st_mtime_ns), index)
         _save_cache(folder, known)
+    _compare_with_record(folder, found, {s: stat.st_size for s, stat in stats.items()})
     return found
+
+
+def _stat(shard: ShardFile) -> os.stat_result:
+    try:
+        return os.stat(shard.url)
+    except OSError as error:
+        raise UserError(f"shard {shard.url} cannot be read: {error.strerror or error}") from error
 
 
 def _scan_all(folder: str, shards: Sequence[ShardFile]) -> Iterator[ShardIndex]:
     """Scans with progress; threads overlap the waiting on slow disks."""
     with ThreadPoolExecutor(min(8, len(shards))) as pool:
-        for n, index in enumerate(pool.map(scan, shards), 1):
-            if len(shards) > 50 and (n % 50 == 0 or n == len(shards)):
-                log.warning("counting samples in %s: %d of %d shards", folder or ".", n, len(shards))
-            yield index
+        yield from track(pool.map(scan, shards), f"counting samples in {folder or '.'}", len(shards), "shards")
 
 
-def _check_sizes(folder: str, shards: Sequence[ShardFile]) -> None:
-    """A shard that our `shard` command wrote must still have the size that it recorded."""
-    text = read_text(folder or ".", "shards.json")
-    try:
-        recorded = {s["name"]: s["bytes"] for s in json.loads(text)["shards"]} if text else {}
-    except (ValueError, KeyError, TypeError):
-        log.warning("%s cannot be read: shard sizes are not checked", os.path.join(folder, "shards.json"))
-        return
-    for shard in shards:
-        name = os.path.basename(shard.url)
-        actual = os.path.getsize(shard.url)
-        stated = recorded.get(name, actual)
-        if stated != actual:
-            log.warning("%s has %d bytes, shards.json says %d: it was changed or cut", shard.url, actual, stated)
+def _compare_with_record(folder: str, found: Mapping[ShardFile, ShardIndex], sizes: Mapping[ShardFile, int]) -> None:
+    """A shard that our `shard` command wrote must still be as it recorded."""
+    recorded = read_record(folder or ".", (RECORD,))
+    for shard, index in found.items():
+        entry = recorded.get(os.path.basename(shard.url), Entry())
+        for what, actual, stated in (
+            ("bytes", sizes[shard], entry.bytes),
+            ("samples", index.samples, entry.samples),
+        ):
+            if stated is not None and stated != actual:
+                log.warning("%s has %s %s, %s says %d: it was changed or cut", shard.url, actual, what, RECORD, stated)
+                break
 
 
 Stamped = tuple[tuple[int, int], ShardIndex]
@@ -131,8 +179,8 @@ def _load_cache(folder: str) -> dict[str, Stamped]:
                 return _unpack(data)
         except FileNotFoundError:
             continue
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            log.info("%s is not a readable index: scanning again", path)
+        except Exception as error:  # NumPy and zipfile raise nearly anything on broken bytes
+            log.info("%s is not a readable index (%s): scanning again", path, error)
     return {}
 
 
@@ -140,11 +188,17 @@ def _unpack(data: np.lib.npyio.NpzFile) -> dict[str, Stamped]:
     meta = json.loads(str(data["meta"]))
     if meta["version"] != _VERSION:
         return {}
-    spans, labels = data["spans"], data["labels"]
+    spans, labels, places = data["spans"], data["labels"], data["extras"].tolist()
+    if spans.dtype != np.int64 or labels.dtype != np.int64 or spans.shape != (len(labels), 2):
+        raise ValueError(f"spans {spans.dtype} {spans.shape}, labels {labels.dtype} {labels.shape}")
+    if (spans[:, 0] < 0).any() or (spans[:, 1] < spans[:, 0]).any():
+        raise ValueError("spans that no tar has")
     known: dict[str, Stamped] = {}
     at = 0
     for row in meta["shards"]:
         stop = at + row["samples"]
+        if not at <= stop <= len(labels):
+            raise ValueError(f"{row['name']}: samples {row['samples']}")
         index = ShardIndex(
             ShardFile(row["name"], row["name"]),
             row["samples"],
@@ -152,6 +206,8 @@ def _unpack(data: np.lib.npyio.NpzFile) -> dict[str, Stamped]:
             labels[at:stop],
             tuple((s, n) for s, n in row["suffixes"]),
             row["damage"],
+            tuple(Fault(*fault) for fault in row["faults"]),
+            tuple(Extra(suffix, key, tuple(places[start:end])) for suffix, key, start, end in row["extras"]),
         )
         known[row["name"]] = ((row["size"], row["mtime_ns"]), index)
         at = stop
@@ -160,11 +216,18 @@ def _unpack(data: np.lib.npyio.NpzFile) -> dict[str, Stamped]:
 
 def _save_cache(folder: str, known: dict[str, Stamped]) -> None:
     rows, spans, labels = [], [], []
+    places: list[int] = []
     for name, ((size, mtime_ns), index) in sorted(known.items()):
         assert index.samples is not None
         assert index.labels is not None
         row = {"name": name, "size": size, "mtime_ns": mtime_ns, "samples": index.samples}
-        rows.append(row | {"seekable": index.spans is not None, "suffixes": index.suffixes, "damage": index.damage})
+        row |= {"seekable": index.spans is not None, "suffixes": index.suffixes, "damage": index.damage}
+        extras = []
+        for extra in index.extras:
+            extras.append((extra.suffix, extra.key, len(places), len(places) + len(extra.positions)))
+            places += extra.positions
+        faults = [(f.position, f.key, f.rule, f.what) for f in index.faults]
+        rows.append(row | {"faults": faults, "extras": extras})
         spans.append(index.spans if index.spans is not None else np.zeros((index.samples, 2), np.int64))
         labels.append(index.labels)
     meta = np.asarray(json.dumps({"version": _VERSION, "shards": rows}))
@@ -173,8 +236,15 @@ def _save_cache(folder: str, known: dict[str, Stamped]) -> None:
             os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=os.path.dirname(path) or ".", suffix=".tmp", delete=False) as f:
                 try:
-                    np.savez(f, meta=meta, spans=np.concatenate(spans), labels=np.concatenate(labels))
+                    np.savez(
+                        f,
+                        meta=meta,
+                        spans=np.concatenate(spans),
+                        labels=np.concatenate(labels),
+                        extras=np.asarray(places, np.int64),
+                    )
                     f.close()
+                    readable_by_the_group(f.name)
                     os.replace(f.name, path)
                 except BaseException:
                     os.unlink(f.name)
@@ -184,36 +254,16 @@ def _save_cache(folder: str, known: dict[str, Stamped]) -> None:
             log.info("the index cannot be kept at %s: %s", path, error)
 
 
-# -- remote shards: counts that somebody else wrote -----------------------------------------------------------------
-
-
 def _remote_counts(shards: Sequence[ShardFile]) -> dict[ShardFile, int]:
-    """Counts from `shards.json` (ours) or `index.json` (WebDataset's) at the shards' base address."""
+    """Counts that somebody else wrote, at the shards' base address."""
     counts: dict[ShardFile, int] = {}
-    tables: dict[str, dict[str, int]] = {}
+    tables: dict[str, dict[str, Entry]] = {}
     for shard in shards:
         base, _, name = shard.url.split("?")[0].rpartition("/")
         if is_http(shard.url):
             if base not in tables:
-                tables[base] = _count_table(base)
-            if name in tables[base]:
-                counts[shard] = tables[base][name]
+                tables[base] = read_record(base)
+            count = tables[base].get(name, Entry()).samples
+            if count is not None:
+                counts[shard] = count
     return counts
-
-
-def _count_table(base: str) -> dict[str, int]:
-    for name in ("shards.json", "index.json"):
-        text = read_text(base, name)
-        if text is None:
-            continue
-        try:
-            data = json.loads(text)
-            if "shardlist" in data:
-                return {s["url"].rpartition("/")[2]: int(s["nsamples"]) for s in data["shardlist"]}
-            return {s["name"]: int(s["samples"]) for s in data["shards"]}
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f'{base}/{name} must be {{"shards": [{{"name": "0.tar", "samples": 2500}}, …]}} or WebDataset\'s '
-                f"own index ({type(error).__name__}: {error})"
-            ) from error
-    return {}

@@ -9,20 +9,25 @@ import glob
 import logging
 import os
 import re
-import urllib.error
-import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from braceexpand import braceexpand
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import disk_reason
+from clt_lightning.data.addresses import as_local, check_allowed, is_http, is_local
+from clt_lightning.data.limits import MAX_SHARDS
+from clt_lightning.data.record import RECORD, read_record
+from clt_lightning.data.texts import beside, read_text
 
 log = logging.getLogger(__name__)
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+UNFINISHED = ".shards.partial.json"
+"""What the `shard` command keeps in a folder until its last tar is written."""
 _STAND_INS = {"train": ("train",), "val": ("val", "validation", "test"), "test": ("test", "val", "validation")}
-_HTTP_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True)
@@ -52,15 +57,6 @@ class SplitFiles:
     shards: tuple[ShardFile, ...]
 
 
-def is_local(url: str) -> bool:
-    """True for a plain path, False for `http://…`, `pipe:…` and every other address."""
-    return not (url.startswith("pipe:") or re.match(r"^[a-zA-Z][a-zA-Z0-9+.-]+://", url))
-
-
-def is_http(url: str) -> bool:
-    return url.startswith(("http://", "https://"))
-
-
 def find_split(root: str, split: str, *, hint: str = "") -> SplitFiles | None:
     """Finds the tars of `split` under `root`.
 
@@ -81,9 +77,10 @@ def find_split(root: str, split: str, *, hint: str = "") -> SplitFiles | None:
     if not os.path.isdir(root):
         raise UserError(f"data root {root!r} is not a folder.{_sentence(hint)}")
     for name in _STAND_INS[split]:
-        shards = _folder_shards(os.path.join(root, name), hint) or _flat_shards(root, name)
+        shards = _folder_shards(os.path.join(root, name), hint)
+        if not shards and (shards := _flat_shards(root, name)):
+            _warn_of_others(root)
         if shards:
-            _log_stand_in(root, split, name)
             return SplitFiles(split, name, name_shards(shards))
     loose = _tars_in(root)
     if split == "train" and loose and not any(_flat_shards(root, n) for n in ("val", "validation", "test")):
@@ -106,14 +103,15 @@ def expand(patterns: str | Sequence[str], split: str, *, allow_pipe: bool = Fals
     """
     urls: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        for url in braceexpand(pattern):
+        for url in _braces(pattern, split):
             if not is_local(url):
                 check_allowed(url, allow_pipe)
                 urls.append(url)
             elif os.path.isdir(url):
                 urls.extend(_folder_shards(url, hint))
             elif glob.has_magic(url) and not os.path.exists(url):
-                matches = sorted(glob.glob(url, recursive=True), key=_natural)
+                # a file may be called `pipe:…`: what was found on disk is never taken for an address
+                matches = sorted((as_local(found) for found in glob.glob(url, recursive=True)), key=_natural)
                 if not matches:
                     raise UserError(f"{split}: no file matches {url!r}.{_sentence(hint)}")
                 urls.extend(matches)
@@ -121,44 +119,11 @@ def expand(patterns: str | Sequence[str], split: str, *, allow_pipe: bool = Fals
                 urls.append(url)
             else:
                 raise UserError(f"{split}: there is no file {url!r} (from pattern {pattern!r}).{_sentence(hint)}")
+            if len(urls) > MAX_SHARDS:
+                raise UserError(f"{split}: pattern {pattern!r} makes more than {MAX_SHARDS:,} shards")
     if not urls:
         raise UserError(f"{split}: the list of shards is empty.{_sentence(hint)}")
     return SplitFiles(split, split, name_shards(urls))
-
-
-def check_allowed(url: str, allow_pipe: bool) -> None:
-    """Refuses addresses that run a shell command unless the config allows them."""
-    if not is_local(url) and not is_http(url) and not allow_pipe:
-        raise UserError(
-            f"{url!r} runs a shell command on this machine. If you trust it, set data.init_args.allow_pipe=true; "
-            "otherwise give a path or an http(s) address."
-        )
-
-
-def read_text(root: str, name: str) -> str | None:
-    """The text of `<root>/<name>` (a path or an http(s) address), or None where there is none."""
-    if is_local(root):
-        path = os.path.join(root, name)
-        if not os.path.isfile(path):
-            return None
-        with open(path, encoding="utf-8") as f:
-            return f.read()
-    url = f"{root.rstrip('/')}/{name}"
-    try:
-        with urllib.request.urlopen(url, timeout=_HTTP_TIMEOUT_S) as response:
-            return response.read().decode("utf-8")
-    except urllib.error.HTTPError as error:
-        if error.code in (403, 404, 410):  # S3-like stores answer 403 for what is not there
-            return None
-        raise UserError(f"{url} answers {error.code} {error.reason}") from error
-    except OSError as error:
-        raise UserError(f"{url} cannot be read: {error}") from error
-
-
-def read_lines(root: str, name: str) -> list[str] | None:
-    """The non-empty lines of `<root>/<name>`, or None where there is no such file."""
-    text = read_text(root, name)
-    return None if text is None else [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def name_shards(urls: Sequence[str]) -> tuple[ShardFile, ...]:
@@ -167,27 +132,47 @@ def name_shards(urls: Sequence[str]) -> tuple[ShardFile, ...]:
     Raises:
         UserError: an address is listed twice.
     """
-    repeated = sorted({u for u in urls if urls.count(u) > 1}) if len(set(urls)) < len(urls) else []
-    if repeated:
-        raise UserError(f"shard {repeated[0]!r} is listed twice: every sample must be read once")
+    seen: dict[str, str] = {}
+    for url in urls:
+        place = os.path.abspath(url) if is_local(url) else url
+        if place in seen:
+            also = f", once as {seen[place]!r}" if seen[place] != url else ""
+            raise UserError(f"shard {url!r} is listed twice{also}: every sample must be read once")
+        seen[place] = url
     names = [_stem(url, i) for i, url in enumerate(urls)]
     depth = 2
-    while len(set(names)) < len(names) and depth < 64:
+    while not _distinct(names) and depth < 64:
         names = [_stem(url, i, depth) for i, url in enumerate(urls)]
         depth += 1
-    if len(set(names)) < len(names):
+    if not _distinct(names):
         names = [f"{name}#{i}" for i, name in enumerate(names)]
     return tuple(ShardFile(url, name) for url, name in zip(urls, names))
+
+
+def _distinct(names: Sequence[str]) -> bool:
+    """Whether `<name>/<sample key>` can be the same for no two of them."""
+    known = set(names)
+    above = (name[:at] for name in names for at in range(len(name)) if name[at] == "/")
+    return len(known) == len(names) and not any(part in known for part in above)
+
+
+def _braces(pattern: str, split: str) -> Iterator[str]:
+    for first, last, step in re.findall(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?\}", pattern):
+        if abs(int(last) - int(first)) // (int(step or 1) or 1) >= MAX_SHARDS:  # braceexpand would list them all
+            raise UserError(f"{split}: pattern {pattern!r} makes more than {MAX_SHARDS:,} shards")
+    try:
+        yield from braceexpand(pattern)
+    except ValueError as error:
+        raise UserError(f"{split}: the braces of {pattern!r} do not match ({error})") from error
 
 
 def _find_remote(root: str, split: str, hint: str) -> SplitFiles | None:
     if not is_http(root):
         raise UserError(f"data root {root!r}: only folders and http(s) addresses can be a root; give patterns instead")
     for name in _STAND_INS[split]:
-        text = read_text(f"{root}/{name}", "nshards.txt")
+        text = read_text(f"{root}/{name}/nshards.txt")
         if text is not None:
             count = _parse_nshards(text, f"{root}/{name}/nshards.txt", hint)
-            _log_stand_in(root, split, name)
             return SplitFiles(split, name, name_shards([f"{root}/{name}/{i}.tar" for i in range(count)]))
     return None
 
@@ -196,26 +181,39 @@ def _folder_shards(folder: str, hint: str) -> list[str]:
     if not os.path.isdir(folder):
         return []
     tars = _tars_in(folder)
-    stated = os.path.join(folder, "nshards.txt")
-    if not os.path.isfile(stated):
-        if not tars:
-            raise UserError(f"{folder} holds no tar.{_sentence(hint)}")
-        log.info("%s has no nshards.txt: reading the %d tars that are there", folder, len(tars))
-        return tars
-    with open(stated, encoding="utf-8") as f:
-        count = _parse_nshards(f.read(), stated, hint)
-    numbered = [os.path.join(folder, f"{i}.tar") for i in range(count)]
-    if set(numbered) == set(tars):
-        return numbered
-    if len(tars) == count and not any(os.path.exists(p) for p in numbered):
+    stated = read_text(beside(folder, "nshards.txt"))
+    if stated is None:
+        return _uncounted(folder, tars, hint)
+    there = {os.path.basename(tar) for tar in tars}
+    count = _parse_nshards(stated, beside(folder, "nshards.txt"), hint)
+    expected = {name for name in there if re.fullmatch(r"(0|[1-9]\d{0,8})\.tar", name) and int(name[:-4]) < count}
+    if len(expected) == len(there) == count:
+        return [os.path.join(folder, f"{i}.tar") for i in range(count)]
+    if len(there) == count and not expected:
         log.info("%s: the tars are not called 0.tar, 1.tar, …; reading them in the order of their numbers", folder)
         return tars
-    missing = [os.path.basename(p) for p in numbered if p not in tars]
-    what = f"{_some(missing)} missing" if missing else f"{_some([os.path.basename(t) for t in tars[count:]])} extra"
+    missing = list(islice((f"{i}.tar" for i in range(count) if f"{i}.tar" not in there), 3))
+    extra = sorted(there - expected, key=_natural)
+    what = f"{_some(missing, count - len(expected))} missing" if missing else f"{_some(extra, len(extra))} extra"
     raise UserError(
-        f"{stated} says {count} shards, but the folder holds {len(tars)} ({what}). Copy the folder again or mend "
-        f"nshards.txt.{_sentence(hint)}"
+        f"{folder}/nshards.txt says {count} shards, but the folder holds {len(tars)} ({what}). Copy the folder again "
+        f"or mend nshards.txt.{_sentence(hint)}"
     )
+
+
+def _uncounted(folder: str, tars: list[str], hint: str) -> list[str]:
+    """The tars of a folder without `nshards.txt`."""
+    if os.path.exists(os.path.join(folder, UNFINISHED)):
+        raise UserError(f"{folder} is not complete: `shard` was interrupted. Call it again with the same options")
+    if not tars:
+        raise UserError(f"{folder} holds no tar.{_sentence(hint)}")
+    there = {os.path.basename(tar) for tar in tars}
+    missing = [name for name in read_record(folder, (RECORD,)) if name not in there]
+    if missing:
+        what = _some(missing, len(missing))
+        raise UserError(f"{folder}/{RECORD} lists {what}, which the folder lacks. Copy it again.{_sentence(hint)}")
+    log.info("%s has no nshards.txt: reading the %d tars that are there", folder, len(tars))
+    return tars
 
 
 def _flat_shards(root: str, split: str) -> list[str]:
@@ -225,24 +223,32 @@ def _flat_shards(root: str, split: str) -> list[str]:
     return found
 
 
+def _warn_of_others(root: str) -> None:
+    """Says which tars of a flat folder belong to no split."""
+    named = {tar for name in _STAND_INS for stand_in in _STAND_INS[name] for tar in _flat_shards(root, stand_in)}
+    others = [os.path.basename(tar) for tar in _tars_in(root) if tar not in named]
+    if named and others:
+        log.warning("%s: %s have no split in their names and are not read", root, _some(others, len(others)))
+
+
 def _tars_in(folder: str) -> list[str]:
-    names = [e.name for e in os.scandir(folder) if e.name.endswith(TAR_SUFFIXES) and not e.name.startswith(".")]
+    try:
+        names = [e.name for e in os.scandir(folder) if e.name.endswith(TAR_SUFFIXES) and not e.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {disk_reason(error) or error.strerror}") from error
     return [os.path.join(folder, n) for n in sorted(names, key=_natural)]
 
 
 def _parse_nshards(text: str, where: str, hint: str) -> int:
-    try:
-        count = int(text.strip())
-    except ValueError:
-        raise UserError(f"{where} must hold one integer, but holds {text.strip()[:40]!r}") from None
+    stated = text.strip()
+    if not re.fullmatch(r"[+-]?[0-9]{1,40}", stated):
+        raise UserError(f"{where} must hold one integer, but holds {stated[:40]!r}")
+    count = int(stated)
     if count < 1:
         raise UserError(f"{where} says {count} shards: the split is empty.{_sentence(hint)}")
+    if count > MAX_SHARDS:
+        raise UserError(f"{where} says {count} shards, but at most {MAX_SHARDS:,} are read: mend it.{_sentence(hint)}")
     return count
-
-
-def _log_stand_in(root: str, asked: str, found: str) -> None:
-    if asked != found:
-        log.info("%s has no split %r: %r is read in its place", root, asked, found)
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:
@@ -258,8 +264,8 @@ def _stem(url: str, position: int, depth: int = 1) -> str:
     return re.sub(r"\.(tar\.gz|tgz|tar)$", "", name)
 
 
-def _some(names: Sequence[str], limit: int = 3) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+def _some(names: Sequence[str], total: int, limit: int = 3) -> str:
+    return ", ".join(names[:limit]) + (f" and {total - limit} more" if total > limit else "")
 
 
 def _sentence(hint: str) -> str:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.data.batches import Batches, EvalBatches, Source, TrainBatches
+from clt_lightning.data.place import epoch_limit, repeats
 from clt_lightning.data.plan import EvalPlan, TrainPlan
 
 log = logging.getLogger(__name__)
@@ -129,6 +130,9 @@ class TrainLoader(_Loader):
         shuffle: raw samples in each worker's shuffle buffer.
         epoch_batches: batches after which the consumer ends its epochs, where that is before the end (Lightning's
             `limit_train_batches`): the position saved after them is the start of the next epoch.
+        repeat: every epoch is the first one: the same `epoch_batches` batches, order and augmentation included, and
+            no others (Lightning's `overfit_batches`). The length stays the whole epoch's, since Lightning takes its
+            share of that.
     """
 
     def __init__(
@@ -139,11 +143,13 @@ class TrainLoader(_Loader):
         shuffle: int = 1000,
         workers: Workers | None = None,
         epoch_batches: int | None = None,
+        repeat: bool = False,
     ) -> None:
         super().__init__("train", workers or Workers())
         assert plan.workers == max(1, self.workers.number)
         self.source, self.plan, self.shuffle = source, plan, shuffle
         self.epoch_batches = min(epoch_batches or plan.batches, plan.batches)
+        self.repeat = repeat
         self._epoch, self._batch = plan.epoch, 0  # the next batch to hand out
         self._resuming = True  # whether an `iter()` begins at that batch, or with an epoch of its own
 
@@ -155,8 +161,9 @@ class TrainLoader(_Loader):
             self._epoch, self._batch = self._epoch + 1, 0
         epoch, first = self._epoch, self._batch
         self._resuming = True
-        source = replace(self.source, decoder=replace(self.source.decoder, epoch=epoch))
-        batches = TrainBatches(source, replace(self.plan, epoch=epoch), self.shuffle, first)
+        drawn = 0 if self.repeat else epoch
+        source = replace(self.source, decoder=replace(self.source.decoder, epoch=drawn))
+        batches = TrainBatches(source, replace(self.plan, epoch=drawn), self.shuffle, first)
         for number, batch in enumerate(self._packets(batches), first + 1):
             last = number == self.epoch_batches
             if last or number == len(self):
@@ -165,6 +172,14 @@ class TrainLoader(_Loader):
             self._epoch, self._batch = (epoch + 1, 0) if number >= self.epoch_batches else (epoch, number)
             self._resuming = False
             yield batch
+            if last and self.repeat:
+                return
+
+    def follow(self, trainer: Any) -> None:
+        """Takes over how much of an epoch a trainer reads, and whether it reads the same batches again and again; for
+        a loader that was made without the trainer (`trainer.fit(module, loader)`), before its first batch."""
+        self.epoch_batches = epoch_limit(trainer, self.plan.batches) or self.plan.batches
+        self.repeat = repeats(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and the settings under which it means anything."""

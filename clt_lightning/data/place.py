@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch.distributed as dist
@@ -35,9 +36,25 @@ def find_place(trainer: Any | None, rank: int | None = None, world: int | None =
     return 0, 1
 
 
+def find_local_place(trainer: Any | None) -> tuple[int, int]:
+    """This process's number among those of its machine, and how many these are.
+
+    Args:
+        trainer: the Lightning trainer, if there is one.
+    """
+    if trainer is not None:
+        return int(trainer.local_rank), max(1, int(trainer.num_devices))
+    return int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 def epoch_limit(trainer: Any | None, batches: int) -> int | None:
     """Batches after which Lightning ends its training epochs (`limit_train_batches`: a number or a share)."""
     limit = None if trainer is None else trainer.limit_train_batches
     if limit is None:
         return None
     return max(1, int(batches * limit)) if isinstance(limit, float) else max(1, min(batches, limit))
+
+
+def repeats(trainer: Any | None) -> bool:
+    """Whether Lightning wants the same batches in every epoch (`overfit_batches`)."""
+    return trainer is not None and bool(trainer.overfit_batches)

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import gzip
-import http.client
+import io
 import tarfile
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
 
 from clt_lightning.core.errors import UserError
-from clt_lightning.data.layout import check_allowed, is_http
+from clt_lightning.data.grouping import WANTED, Fault, Grouping, split_name
+from clt_lightning.data.limits import MAX_MEMBER_BYTES
+from clt_lightning.data.opening import open_stream
 from clt_lightning.data.plan import Run
-from clt_lightning.data.scan import ShardIndex, next_member, split_name
-from clt_lightning.data.tarheader import members
-
-IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg", "bmp", "tif", "tiff", "ppm", "gif")
-_WANTED = frozenset((*IMAGE_SUFFIXES, "cls", "npy", "txt"))
-_OPEN_TRIES = 3
-_READ_ERRORS = (tarfile.TarError, OSError, EOFError, http.client.HTTPException, gzip.BadGzipFile)
+from clt_lightning.data.scan import ShardIndex
+from clt_lightning.data.tarheader import plain_members
+from clt_lightning.data.tarstream import (
+    READ_ERRORS,
+    TooLargeError,
+    check_end,
+    content,
+    next_member,
+    open_plain,
+    open_tar,
+)
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,9 @@ class ShardReader:
         self._allow_pipe = allow_pipe
         self._open: IO[bytes] | None = None
         self._shard = -1
-        self._stream: Iterator[RawSample] | None = None
+        self._stream: Iterator[RawSample | BadSample] | None = None
         self._at = 0
+        self._faults: dict[int, dict[int, Fault]] = {}
 
     def read(self, run: Run) -> Iterator[RawSample | BadSample]:
         """Yields the run's samples in order.
@@ -86,31 +89,30 @@ class ShardReader:
         self._open, self._shard, self._stream = None, -1, None
 
     def _read_spans(self, run: Run) -> Iterator[RawSample | BadSample]:
-        index = self._shards[run.shard]
+        index, faults = self._shards[run.shard], self._faults_of(run.shard)
         assert index.spans is not None
         assert run.stop is not None
         for i in range(run.start, run.stop, run.step):
+            if i in faults and faults[i].key:
+                yield _ambiguous(index, faults[i])
+                continue
             first, end = (int(b) for b in index.spans[i])
             file = self._file(run.shard)  # inside the loop: another run may have taken the reader in the meantime
             try:
                 file.seek(first)
-                data = file.read(end - first)
-                if len(data) < end - first:
-                    raise tarfile.ReadError(
-                        f"the file ends at byte {first + len(data)}: was it cut since it was counted?"
-                    )
-                yield _sample(index, data)
-            except _READ_ERRORS as error:
+                sample = _sample(index, _members(file, first, end))
+                yield _ambiguous(index, faults[i], sample) if i in faults else sample
+            except READ_ERRORS as error:
                 yield _unreadable(index, f"sample number {i}", error)
 
     def _read_stream(self, run: Run) -> Iterator[RawSample | BadSample]:
-        index = self._shards[run.shard]
+        index, faults = self._shards[run.shard], self._faults_of(run.shard)
         stop = index.samples if run.stop is None else run.stop
         i, expected = run.start, f"of {index.samples}" if index.samples is not None else "(samples not counted)"
         try:
             if self._stream is None or self._shard != run.shard or self._at > run.start:
                 self.close()
-                self._stream, self._at = _groups(index, self._file(run.shard)), 0
+                self._stream, self._at = _samples(index, self._file(run.shard)), 0
             stream = self._stream
             while stop is None or i < stop:
                 sample = next(stream, None)
@@ -120,13 +122,22 @@ class ShardReader:
                     raise tarfile.ReadError(f"the tar ends after {self._at} samples")
                 self._at += 1
                 if self._at > i:
+                    yield _ambiguous(index, faults[i], sample) if i in faults else sample
                     i += run.step
-                    yield sample
-        except _READ_ERRORS as error:
+            if i == index.samples and self._at == i and next(stream, None) is not None:
+                raise UserError(
+                    f"shard {index.file.url} holds more than the {index.samples} samples that were counted: mend the "
+                    "counts (data.init_args.shard_counts, shards.json or index.json beside it)"
+                )
+        except READ_ERRORS as error:
             self.close()
-            yield _unreadable(index, f"sample number {i} {expected}", error)
-            for missing in range(i + run.step, stop or 0, run.step):
+            for missing in range(i, stop if stop is not None else i + 1, run.step):
                 yield _unreadable(index, f"sample number {missing} {expected}", error)
+
+    def _faults_of(self, shard: int) -> dict[int, Fault]:
+        if shard not in self._faults:
+            self._faults[shard] = {fault.position: fault for fault in self._shards[shard].faults}
+        return self._faults[shard]
 
     def _file(self, shard: int) -> IO[bytes]:
         if self._open is None or self._shard != shard:
@@ -136,84 +147,93 @@ class ShardReader:
         return self._open
 
 
-def open_stream(url: str, allow_pipe: bool = False) -> IO[bytes]:
-    """Opens a path, an http(s) address, or (with leave) an address that WebDataset opens by a shell command.
+def _members(file: IO[bytes], first: int, end: int) -> Iterable[tuple[str, bytes]]:
+    """Name and content of the members between two bytes of a tar; empty in the place of what is not read."""
+    if end - first > MAX_MEMBER_BYTES:
+        return _any_members(file, end)
+    data = file.read(end - first)
+    if len(data) < end - first:
+        raise tarfile.ReadError(f"the file ends at byte {first + len(data)}: was it cut since it was counted?")
+    plain = plain_members(data)
+    return _any_members(io.BytesIO(data), len(data)) if plain is None else plain
 
-    Raises:
-        UserError: it cannot be opened; the address and the reason are named.
-    """
-    check_allowed(url, allow_pipe)
-    if is_http(url):
-        return _open_http(url)
-    if url.startswith("pipe:") or "://" in url:
-        from webdataset.gopen import gopen
 
-        return gopen(url, "rb")
+def _any_members(file: IO[bytes], end: int) -> Iterator[tuple[str, bytes]]:
+    tar = open_plain(file)
+    while (member := next_member(tar)) is not None and member.offset < end:
+        if member.isfile():
+            yield member.name, content(tar, member) if split_name(member.name)[1] in WANTED else b""
+        if tar.offset >= end:
+            return
+
+
+def _sample(index: ShardIndex, members: Iterable[tuple[str, bytes]]) -> RawSample | BadSample:
+    """The one sample that the members make."""
+    key: str | None = None
+    parts: dict[str, bytes] = {}
     try:
-        return open(url, "rb", buffering=1 << 20)
-    except OSError as error:
-        raise UserError(f"shard {url} cannot be opened: {error.strerror}") from error
-
-
-def _open_http(url: str) -> IO[bytes]:
-    for attempt in range(1, _OPEN_TRIES + 1):
-        try:
-            return urllib.request.urlopen(url, timeout=60)
-        except urllib.error.HTTPError as error:
-            if error.code < 500 or attempt == _OPEN_TRIES:
-                raise UserError(f"shard {url} answers {error.code} {error.reason}") from error
-        except OSError as error:
-            if attempt == _OPEN_TRIES:
-                raise UserError(f"shard {url} cannot be reached: {error}") from error
-        time.sleep(attempt)
-    raise AssertionError("unreachable")
-
-
-def _sample(index: ShardIndex, data: bytes) -> RawSample:
-    """The one sample in its span of a tar."""
-    key, parts = None, {}
-    for name, content in members(data):
-        found, suffix = split_name(name)
-        if found is None:
-            continue
-        if key is not None and found != key:
-            raise tarfile.ReadError("another sample than was counted: was the file changed?")
-        key = found
-        if suffix in _WANTED:
-            parts[suffix] = content
+        for name, data in members:
+            found, suffix = split_name(name)
+            if found is None:
+                continue
+            if key is not None and found != key:
+                raise tarfile.ReadError("another sample than was counted: was the file changed?")
+            key = found
+            if suffix in WANTED:
+                parts[suffix] = data
+    except TooLargeError as error:
+        return _bad(index, "sample too large", split_name(error.member.name)[0] or "", str(error))
     if key is None:
         raise tarfile.ReadError("no sample where one was counted: was the file changed?")
     return RawSample(f"{index.file.name}/{key}", index.file.url, parts)
 
 
-def _groups(index: ShardIndex, stream: IO[bytes]) -> Iterator[RawSample]:
-    """All samples of a streamed tar: neighbouring members with the same key."""
+def _samples(index: ShardIndex, stream: IO[bytes]) -> Iterator[RawSample | BadSample]:
+    """All samples of a streamed tar, each judged once its members are known."""
     try:
-        tar = tarfile.open(fileobj=stream, mode="r|*")  # noqa: SIM115 (closes no file of ours)
-    except tarfile.TarError as error:
+        tar = open_tar(stream)
+    except READ_ERRORS as error:
         raise UserError(f"shard {index.file.url} is not a tar file: {error}") from error
-    key: str | None = None
+    grouping = Grouping()
     parts: dict[str, bytes] = {}
+    large: TooLargeError | None = None
+
+    def done() -> RawSample | BadSample:
+        key, fault = grouping.key or "", grouping.end()
+        if fault is not None:
+            return _ambiguous(index, fault)
+        if large is not None:
+            return _bad(index, "sample too large", key, str(large))
+        return RawSample(f"{index.file.name}/{key}", index.file.url, parts)
+
     while (member := next_member(tar)) is not None:
-        found, suffix = split_name(member.name)
-        if not member.isfile() or found is None:
+        key, suffix = (None, "") if member.isdir() else split_name(member.name)
+        if key is None:
             continue
-        if key is not None and found != key:
-            yield RawSample(f"{index.file.name}/{key}", index.file.url, parts)
-            parts = {}
-        key = found
-        if suffix in _WANTED:
-            parts[suffix] = _content(tar, member)
-    if key is not None:
-        yield RawSample(f"{index.file.name}/{key}", index.file.url, parts)
+        if key != grouping.key and grouping.key is not None:
+            yield done()
+            parts, large = {}, None
+        grouping.add(key, suffix, link=not member.isfile())
+        if suffix in WANTED and member.isfile():
+            try:
+                parts[suffix] = content(tar, member)
+            except TooLargeError as error:
+                large = error
+    check_end(tar, index.file.url)
+    if grouping.key is not None:
+        yield done()
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    stream = tar.extractfile(member)
-    data = stream.read() if stream else b""
-    if len(data) != member.size:
-        raise tarfile.ReadError(f"member {member.name!r} is cut: {len(data)} of {member.size} bytes")
-    return data
+def _bad(index: ShardIndex, kind: str, key: str, reason: str) -> BadSample:
+    where = f"{index.file.name}/{key}"
+    return BadSample(kind, where, f"shard {index.file.url}, sample {where!r}: {reason}")
+
+
+def _ambiguous(index: ShardIndex, fault: Fault, sample: RawSample | BadSample | None = None) -> BadSample:
+    if isinstance(sample, BadSample):
+        return sample
+    key = fault.key or (sample.key.removeprefix(f"{index.file.name}/") if sample else "")
+    return _bad(index, "ambiguous sample", key, fault.reason)
 
 
 def _unreadable(index: ShardIndex, where: str, error: Exception) -> BadSample:

@@ -1,23 +1,29 @@
-"""One pass over a tar's headers: how many samples it holds, where each begins, whether the file is whole."""
+"""One pass over a tar's headers: how many samples it holds, where each begins, whether file and names are sound."""
 
 from __future__ import annotations
 
-import logging
 import os
-import tarfile
-import zlib
-from collections import Counter
 from dataclasses import dataclass, replace
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
-from webdataset.tariterators import base_plus_ext
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.data.grouping import Extra, Fault, Grouping, split_name
+from clt_lightning.data.labels import MISSING, UNREADABLE, indexed_label
 from clt_lightning.data.layout import ShardFile
-from clt_lightning.data.tarheader import BLOCK, padded, plain_header
+from clt_lightning.data.tarheader import BLOCK, extended_size, padded, plain_header, says_nothing
+from clt_lightning.data.tarstream import (
+    READ_ERRORS,
+    check_end,
+    check_rest,
+    compression,
+    next_member,
+    open_plain,
+    open_tar,
+)
 
-log = logging.getLogger(__name__)
+_MAX_LABEL_BYTES = 1024
 
 
 @dataclass(frozen=True)
@@ -28,9 +34,11 @@ class ShardIndex:
         file: the tar.
         samples: its number of samples; None for a remote tar that nobody has counted.
         spans: `(samples, 2)` int64, first byte and end of each sample; None where the tar can only be streamed.
-        labels: `(samples,)` int32, the integer in `cls`; -1 where there is none.
+        labels: `(samples,)` int64, the integer in `cls`; `labels.MISSING` and `labels.UNREADABLE` where there is none.
         suffixes: how many samples have each suffix.
         damage: why the scan stopped before the end of the file; empty for a sound tar.
+        faults: samples whose members cannot be told apart, in the order of their positions.
+        extras: suffixes of several parts, on which the whole split decides.
     """
 
     file: ShardFile
@@ -39,27 +47,17 @@ class ShardIndex:
     labels: np.ndarray | None = None
     suffixes: tuple[tuple[str, int], ...] = ()
     damage: str = ""
+    faults: tuple[Fault, ...] = ()
+    extras: tuple[Extra, ...] = ()
 
     def take(self, which: np.ndarray) -> ShardIndex:
-        """Only the samples at the given positions, in order."""
+        """Only the samples at the given positions, in rising order."""
         assert self.spans is not None
         assert self.labels is not None
-        return replace(self, samples=len(which), spans=self.spans[which], labels=self.labels[which])
-
-
-def split_name(member: str) -> tuple[str | None, str]:
-    """WebDataset's rule: `a/b.seg.png` is sample `a/b`, suffix `seg.png`; (None, "") for members that are no sample."""
-    if member.startswith("__") and member.endswith("__"):
-        return None, ""
-    key, suffix = base_plus_ext(member)
-    return (key.removeprefix("./"), suffix.lower()) if key else (None, "")
-
-
-def next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
-    """The tar's next member; unlike `tar.next()` alone it does not keep every one in memory."""
-    member = tar.next()
-    tar.members = []  # type: ignore[attr-defined]
-    return member
+        places = {int(old): new for new, old in enumerate(which)} if self.faults else {}
+        faults = tuple(replace(f, position=places[f.position]) for f in self.faults if f.position in places)
+        found = replace(self, samples=len(which), spans=self.spans[which], labels=self.labels[which], faults=faults)
+        return replace(found, extras=())
 
 
 def scan(file: ShardFile) -> ShardIndex:
@@ -70,15 +68,15 @@ def scan(file: ShardFile) -> ShardIndex:
     """
     try:
         with open(file.url, "rb") as stream:
-            packed = stream.read(2) == b"\x1f\x8b"
+            packed = bool(compression(stream.read(6)))
             stream.seek(0)
             quick = None if packed else _scan_plain(file, stream)
             if quick is None:
                 stream.seek(0)
-                return _scan_stream(file, stream, packed)
+                return _scan_any(file, stream, packed)
             return quick
     except OSError as error:
-        raise UserError(f"shard {file.url} cannot be read: {error}") from error
+        raise UserError(f"shard {file.url} cannot be read: {error.strerror or error}") from error
 
 
 def _scan_plain(file: ShardFile, stream: BinaryIO) -> ShardIndex | None:
@@ -87,19 +85,30 @@ def _scan_plain(file: ShardFile, stream: BinaryIO) -> ShardIndex | None:
     found = _Found()
     at = 0
     while True:
-        block = stream.read(BLOCK)
+        start, block = at, stream.read(BLOCK)
+        extended = extended_size(block)
+        if extended:
+            if not says_nothing(stream.read(padded(extended))[:extended]):
+                return None
+            at, block = at + BLOCK + padded(extended), stream.read(BLOCK)
         head = plain_header(block)
         if head is None:
-            return found.index(file) if at and len(block) == BLOCK and not block.strip(b"\0") else None
+            if not at or extended or len(block) < BLOCK or block.strip(b"\0"):
+                return None
+            try:
+                check_rest(stream, file.url)
+            except READ_ERRORS as error:
+                return found.index(file, damage=str(error))
+            return found.index(file)
         name, length = head
         end = at + BLOCK + padded(length)
         if end > size:
             return None
         key, suffix = split_name(name)
         if key is not None:
-            found.add(key, suffix, at, end)
-            if suffix == "cls" and length <= 32:
-                found.labels[-1] = _integer(stream.read(length))
+            found.add(key, suffix, start, end)
+            if suffix == "cls":
+                found.labels[-1] = _label(stream, length)
         stream.seek(end)
         at = end
 
@@ -108,73 +117,65 @@ class _Found:
     """What a scan has gathered so far."""
 
     def __init__(self) -> None:
-        self.key: str | None = None
+        self.grouping = Grouping()
         self.spans: list[tuple[int, int]] = []
         self.labels: list[int] = []
-        self.suffixes: Counter[str] = Counter()
 
-    def add(self, key: str, suffix: str, start: int, end: int) -> None:
-        if key != self.key:
-            self.key = key
+    def add(self, key: str, suffix: str, start: int, end: int, *, link: bool = False) -> None:
+        if self.grouping.add(key, suffix, link=link):
             self.spans.append((start, end))
-            self.labels.append(-1)
-        self.spans[-1] = (self.spans[-1][0], end)
-        self.suffixes[suffix] += 1
+            self.labels.append(MISSING)
+        else:
+            self.spans[-1] = (self.spans[-1][0], end)
+
+    def drop(self) -> None:
+        """Forgets the sample under way."""
+        self.grouping.drop()
+        self.spans.pop()
+        self.labels.pop()
 
     def index(self, file: ShardFile, *, seekable: bool = True, damage: str = "") -> ShardIndex:
-        count = len(self.spans)
+        count, last = len(self.spans), self.grouping.key
+        faults = self.grouping.finish()
         return ShardIndex(
             file,
             count,
             np.asarray(self.spans, np.int64).reshape(-1, 2) if seekable else None,
-            np.asarray(self.labels, np.int32),
-            tuple(sorted(self.suffixes.items())),
-            f"{damage} (sound up to sample {self.key!r}, {count} samples)" if damage else "",
+            np.asarray(self.labels, np.int64),
+            tuple(sorted(self.grouping.suffixes().items())),
+            f"{damage} (sound up to sample {last!r}, {count} samples)" if damage else "",
+            faults,
+            self.grouping.extras(),
         )
 
 
-def _scan_stream(file: ShardFile, stream: BinaryIO, packed: bool) -> ShardIndex:
+def _scan_any(file: ShardFile, stream: BinaryIO, packed: bool) -> ShardIndex:
     """The scan of any tar, damaged ones included."""
     size = os.fstat(stream.fileno()).st_size
+    if not size:
+        return _Found().index(file, seekable=not packed, damage="the file is empty")
     found = _Found()
-    damage = "" if size else "the file is empty"
+    damage = ""
     try:
-        tar = tarfile.open(fileobj=stream, mode="r|gz" if packed else "r:")  # noqa: SIM115 (closes no file of ours)
+        tar = open_tar(stream) if packed else open_plain(stream)
         while (member := next_member(tar)) is not None:
-            key, suffix = split_name(member.name) if member.isfile() else (None, "")
-            if not packed and member.offset_data + member.size > size:
+            key, suffix = (None, "") if member.isdir() else split_name(member.name)
+            if not packed and member.isfile() and member.sparse is None and member.offset_data + member.size > size:
                 damage = f"it ends inside member {member.name!r}"
-                if key is not None and key == found.key:  # the sample that was cut has sound members before the cut
-                    found.spans.pop()
-                    found.labels.pop()
+                if key is not None and key == found.grouping.key:  # it has sound members before the cut
+                    found.drop()
                 break
             if key is None:
                 continue
-            found.add(key, suffix, member.offset, member.offset_data + padded(member.size))
-            if suffix == "cls" and member.size <= 32 and (content := tar.extractfile(member)) is not None:
-                found.labels[-1] = _integer(content.read())
+            found.add(key, suffix, member.offset, tar.offset, link=not member.isfile())
+            if suffix == "cls" and member.isfile() and (content := tar.extractfile(member)) is not None:
+                found.labels[-1] = _label(content, member.size)
         else:
-            damage = damage or ("" if packed else _bad_ending(file, stream, tar.offset, size))
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        damage = f"{type(error).__name__}: {error}"
+            check_end(tar, file.url)
+    except READ_ERRORS as error:
+        damage = str(error) or type(error).__name__
     return found.index(file, seekable=not packed, damage=damage)
 
 
-def _integer(text: bytes) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        return -1  # decoding the sample will name it
-
-
-def _bad_ending(file: ShardFile, stream: BinaryIO, end: int, size: int) -> str:
-    """tarfile takes a broken header for the end of the archive: look at what is really there."""
-    stream.seek(min(end, size))
-    block = stream.read(BLOCK)
-    if not block:
-        if end <= size:
-            log.warning("%s has no end-of-archive mark: was it copied in full?", file.url)
-        return "" if end <= size else "it ends too early"
-    if len(block) < BLOCK:
-        return "it ends inside a header"
-    return "" if not block.strip(b"\0") else f"no tar header at byte {end}"
+def _label(stream: IO[bytes], size: int) -> int:
+    return indexed_label(stream.read(size)) if size <= _MAX_LABEL_BYTES else UNREADABLE

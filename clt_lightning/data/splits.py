@@ -9,10 +9,13 @@ import numpy as np
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.data.index import build_index
+from clt_lightning.data.labels import NO_LABEL, UNREADABLE
 from clt_lightning.data.layout import SplitFiles
 from clt_lightning.data.plan import Run
-from clt_lightning.data.reader import BadSample, ShardReader
+from clt_lightning.data.reader import BadSample, RawSample, ShardReader
 from clt_lightning.data.scan import ShardIndex
+
+_LOOK = 8
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,21 @@ class Split:
         return {"split": self.files.found, "shards": len(self.shards), "samples": self.samples}
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Some classes of a larger set.
+
+    Attributes:
+        labels: stored label to label.
+        stored_classes: classes of the larger set.
+        names_from: what says so, for messages.
+    """
+
+    labels: Mapping[int, int]
+    stored_classes: int
+    names_from: str
+
+
 def open_split(
     files: SplitFiles,
     *,
@@ -51,7 +69,7 @@ def open_split(
     counts: Sequence[int] | None = None,
     on_error: str = "raise",
     allow_pipe: bool = False,
-    labels: Mapping[int, int] | None = None,
+    selection: Selection | None = None,
 ) -> Split:
     """Indexes the tars and finds out what the samples have.
 
@@ -61,39 +79,38 @@ def open_split(
         counts: samples of each tar, for remote ones.
         on_error: `raise` | `skip`, for damaged tars.
         allow_pipe: whether addresses that run a shell command are allowed.
-        labels: keep only the samples with these stored labels.
+        selection: which classes are kept; None: all.
 
     Raises:
-        UserError: a damaged tar, an empty split, or a selection that needs labels and finds none.
+        UserError: a damaged tar, an empty split, or a selection that needs labels and finds none, or wrong ones.
     """
     shards = tuple(build_index(files.shards, counts=counts, on_error=on_error))
-    if labels is not None:
-        shards = tuple(_select(shard, labels) for shard in shards)
+    if selection is not None:
+        if on_error == "raise":
+            check_labels(shards, selection.stored_classes, selection.names_from)
+        shards = tuple(_select(shard, selection) for shard in shards)
     if all(s.samples == 0 for s in shards):
-        chosen = " with a label of the class list" if labels is not None else ""
+        chosen = " with a label of the class list" if selection is not None else ""
         where = shards[0].file.url + (" …" if len(shards) > 1 else "")
         raise UserError(f"split {files.found!r} is empty: its shards ({where}) hold no sample{chosen}")
     return Split(files, shards, _fields(shards, dataset_type, allow_pipe))
 
 
-def _select(shard: ShardIndex, labels: Mapping[int, int]) -> ShardIndex:
+def _select(shard: ShardIndex, selection: Selection) -> ShardIndex:
+    """The samples with a wanted label, and those that are bad: reading names and counts them."""
     if shard.labels is None or shard.spans is None:
         raise UserError(
             f"{shard.file.url}: picking classes by label works on local, uncompressed tars only: copy it first"
         )
-    return shard.take(np.flatnonzero(np.isin(shard.labels, list(labels))))
+    bad = (shard.labels < NO_LABEL) | (shard.labels >= selection.stored_classes)
+    chosen = np.isin(shard.labels, list(selection.labels)) | bad
+    chosen[[fault.position for fault in shard.faults]] = True
+    return shard.take(np.flatnonzero(chosen))
 
 
 def _fields(shards: Sequence[ShardIndex], dataset_type: str | None, allow_pipe: bool) -> frozenset[str]:
     suffixes = {suffix for shard in shards for suffix, _ in shard.suffixes}
-    if not suffixes:  # nothing was scanned: look at the first sample
-        reader = ShardReader(shards, allow_pipe=allow_pipe)
-        first = next(iter(reader.read(Run(0, 0, 1))), None)
-        reader.close()
-        if first is None or isinstance(first, BadSample):
-            why = first.message if first else "it holds no sample"
-            raise UserError(f"the first sample of {shards[0].file.url} cannot be read: {why}")
-        suffixes = set(first.parts)
+    suffixes = suffixes or _first_suffixes(shards, allow_pipe)
     fields = {"label"} if "cls" in suffixes else set()
     if "npy" in suffixes and (dataset_type == "multilabel" or "cls" not in suffixes):
         fields.add("multi_hot")
@@ -102,23 +119,39 @@ def _fields(shards: Sequence[ShardIndex], dataset_type: str | None, allow_pipe: 
     return frozenset(fields)
 
 
-def check_labels(split: Split, n_classes: int | None, names_from: str) -> None:
+def _first_suffixes(shards: Sequence[ShardIndex], allow_pipe: bool) -> set[str]:
+    """What the first samples have, where nothing was scanned."""
+    number = next(i for i, shard in enumerate(shards) if shard.samples != 0)
+    count = shards[number].samples
+    reader = ShardReader(shards, allow_pipe=allow_pipe)
+    seen = list(reader.read(Run(number, 0, _LOOK if count is None else min(_LOOK, count))))
+    reader.close()
+    found = {suffix for sample in seen if isinstance(sample, RawSample) for suffix in sample.parts}
+    if not found:
+        why = next((sample.message for sample in seen if isinstance(sample, BadSample)), "they have no member we read")
+        raise UserError(f"the first samples of {shards[number].file.url} cannot be read: {why}")
+    return found
+
+
+def check_labels(shards: Sequence[ShardIndex], n_classes: int | None, names_from: str) -> None:
     """Refuses a split whose labels do not fit the class names, before anything is trained.
 
     Raises:
         UserError: a label is out of range; shard, sample and label are named.
     """
-    for shard in split.shards:
+    for shard in shards:
         if n_classes is None or shard.labels is None:
             continue
-        wrong = np.flatnonzero((shard.labels >= n_classes) | (shard.labels < -1))
+        known = shard.labels[shard.labels > UNREADABLE]  # reading names the others
+        wrong = np.flatnonzero((shard.labels >= n_classes) | ((shard.labels < NO_LABEL) & (shard.labels > UNREADABLE)))
         if len(wrong):
             i = int(wrong[0])
-            key = _key(shard, i)
+            shifted = known.max() == n_classes and known.min() == 1
+            hint = " They seem to be counted from 1: labels begin at 0." if shifted else ""
             raise UserError(
-                f"shard {shard.file.url}, sample {key!r}: label {int(shard.labels[i])} is out of range, since "
-                f"{names_from} has {n_classes} class names; {len(wrong)} samples of this shard are affected. "
-                "Mend the class names or the labels, or set data.init_args.on_error=skip."
+                f"shard {shard.file.url}, sample {_key(shard, i)!r}: label {int(shard.labels[i])} is out of range, "
+                f"since {names_from} has {n_classes} class names; {len(wrong)} samples of this shard are "
+                f"affected.{hint} Mend the class names or the labels, or set data.init_args.on_error=skip."
             )
 
 

@@ -37,7 +37,8 @@ class ExactMetric(Metric):
         @functools.wraps(compute)
         def one_number_a_layer(*args: Any, **kwargs: Any) -> Tensor:
             # torchmetrics squeezes results of one element: a model of one layer must not change the shape
-            return wrapped(*args, **kwargs).reshape(-1)
+            found: Tensor = wrapped(*args, **kwargs)
+            return found.reshape(-1)
 
         return one_number_a_layer
 

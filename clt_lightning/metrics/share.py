@@ -48,5 +48,5 @@ class FeaturesShare(ExactMetric):
 
     def compute(self) -> Tensor:
         """`(L,)` float64; NaN where the reconstruction never varies."""
-        features, whole, rest = self.moments[..., 1]
+        features, whole, rest = self.moments[..., 1].unbind()
         return (features + whole - rest) / (2 * whole)

@@ -56,7 +56,7 @@ def select(tensor: Tensor, token_set: str, n_positions: int) -> Tensor:
             f"token set {token_set!r}: a tensor of shape {tuple(tensor.shape)} does not hold whole images of "
             f"{n_positions} positions along its second dimension"
         )
-    images = tensor.unflatten(1, (tensor.shape[1] // n_positions, n_positions))
+    images: Tensor = tensor.unflatten(1, (tensor.shape[1] // n_positions, n_positions))
     if token_set == "cls":
         return images[:, :, :1]
     return images[:, :, 1:] if token_set == "patch" else images

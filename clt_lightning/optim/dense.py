@@ -45,7 +45,7 @@ class AdamW(torch.optim.AdamW):
             for name in ("exp_avg", "exp_avg_sq"):  # a checkpoint may bring them in another layout
                 if name in state:
                     state[name] = _laid_out_as(p, state[name])
-        has_complex = super()._init_group(group, params, *lists)
+        has_complex: bool = super()._init_group(group, params, *lists)  # type: ignore[no-untyped-call]
         orders = [memory_order(p) for p in params]
         lists[0][:] = [_laid_out_as(p, grad) for p, grad in zip(params, lists[0])]
         for tensors in (params, *lists[:3]):  # weights, gradients and both moments; not amsgrad's maxima, nor the steps

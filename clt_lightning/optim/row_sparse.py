@@ -251,7 +251,7 @@ def _row_counters(p: Tensor, value: int) -> Tensor:
 
 def _touched(p: Tensor) -> Tensor:
     """`(rows,)` bool: rows with a gradient that is not exactly zero (NaN counts as one)."""
-    given = getattr(p, "touched_rows", None)
+    given: Tensor | None = getattr(p, "touched_rows", None)
     rows = p.shape[0] if p.dim() else 1
     if given is not None:
         if given.shape != (rows,) or given.dtype != torch.bool:
@@ -267,7 +267,8 @@ def _nonzero_rows(t: Tensor) -> Tensor:
     """`(rows,)` bool, without a temporary of the tensor's size."""
     dim = list(range(1, t.dim()))
     if t.is_cuda:
-        return torch.linalg.vector_norm(t, ord=math.inf, dim=dim) != 0
+        largest: Tensor = torch.linalg.vector_norm(t, ord=math.inf, dim=dim)
+        return largest != 0
     # on CPU that norm takes as long as the whole update; two plain reductions take a seventh of it
     return (t.amax(dim) != 0) | (t.amin(dim) != 0)
 

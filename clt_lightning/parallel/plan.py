@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.people import size
+from clt_lightning.core.table import Column, lay_out
 
 FP32, GB = 4, 1e9
 
@@ -185,6 +187,30 @@ def make_plan(shape: Shape, machine: Machine, gpus: int, feature: int, tokens: i
     )
 
 
+def cascade_seconds(shape: Shape, machine: Machine, feature: int, images: int) -> float:
+    """What the cascade's terms add to a step: some images through the untouched and through the replaced CLIP.
+
+    Args:
+        shape: transcoder and backbone.
+        machine: rates.
+        feature: R, processes that share the features.
+        images: images of a group's batch that the terms are computed on.
+    """
+    L, d, P, F = shape.n_layers, shape.d_model, shape.positions, shape.n_features // feature
+    n = images * P  # all positions, whatever a step learns from
+    attention = 8 * d * d + 4 * P * d
+    # the clean forward with its MLPs; attention alone in the replaced one, forward and backward to its inputs
+    clip = n * L * (attention + 16 * d * d + 2 * attention)
+    rows = n * shape.k * shape.blocks * d * FP32 / feature
+    site = L * n * d * FP32
+    return (
+        (clip + 2 * L * d * F * n) / machine.flops
+        + 3 * rows / machine.gather
+        + (2 * L * n * F * FP32 + 4 * site + 12 * shape.divided / feature) / machine.bandwidth  # gradients added up
+        + _seconds(2 * site, feature, min(feature, machine.node), machine)
+    )
+
+
 def all_plans(shape: Shape, machine: Machine, gpus: int, tokens: int) -> list[Plan]:
     """Every division of so many GPUs, from DDP to one feature group."""
     sizes = [r for r in range(1, gpus + 1) if gpus % r == 0 and shape.n_features % r == 0]
@@ -197,14 +223,6 @@ def best(plans: list[Plan], machine: Machine) -> Plan | None:
     return min(fitting, key=lambda p: p.seconds, default=None)
 
 
-def size(number: float) -> str:
-    """Bytes for people: `1.2 GB`, `345 MB`."""
-    for unit, letters in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if number >= unit:
-            return f"{number / unit:.3g} {letters}"
-    return f"{number:.0f} B"
-
-
 def table(rows: list[list[str]]) -> str:
     """A Markdown table, columns aligned; the first row is the head."""
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
@@ -212,17 +230,22 @@ def table(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|", *lines[1:]])
 
 
-def plan_table(plans: list[Plan], chosen: Plan | None, machine: Machine) -> str:
-    """All divisions of a number of GPUs, one a line."""
-    head = ["groups x R", "memory", "state", "y_hat moved", "candidates", "gradients"]
-    head += ["TFLOP", "compute ms", "links ms", "step ms", ""]
-    rows = [head]
-    for p in plans:
-        note = "<- take this" if p is chosen else "too large" if p.memory > 0.9 * machine.memory else ""
-        moved = [size(b) for b in (p.reconstruction_bytes, p.candidate_bytes, p.gradient_bytes)]
-        times = [f"{1e3 * s:.1f}" for s in (p.compute_seconds, p.link_seconds, p.seconds)]
-        rows.append([p.name, size(p.memory), size(p.state_bytes), *moved, f"{p.flop / 1e12:.2f}", *times, note])
-    return table(rows)
+def plan_table(plans: list[Plan], chosen: Plan | None, machine: Machine, width: int | None = None) -> str:
+    """All divisions of a number of GPUs, one a line; cut between columns where a line would be longer than `width`."""
+    notes = ["<- take this" if p is chosen else "too large" if p.memory > 0.9 * machine.memory else "" for p in plans]
+    columns = [
+        Column("memory", [size(p.memory) for p in plans], 10),
+        Column("state", [size(p.state_bytes) for p in plans], 10),
+        Column("y_hat moved", [size(p.reconstruction_bytes) for p in plans], 13),
+        Column("candidates", [size(p.candidate_bytes) for p in plans], 12),
+        Column("gradients", [size(p.gradient_bytes) for p in plans], 11),
+        Column("TFLOP", [f"{p.flop / 1e12:.2f}" for p in plans], 10),
+        Column("compute ms", [f"{1e3 * p.compute_seconds:.1f}" for p in plans], 12),
+        Column("links ms", [f"{1e3 * p.link_seconds:.1f}" for p in plans], 10),
+        Column("step ms", [f"{1e3 * p.seconds:.1f}" for p in plans], 10),
+        Column("", notes, 14, left=True),
+    ]
+    return "\n".join(lay_out(Column("groups x R", [p.name for p in plans]), columns, width))
 
 
 #: The image towers of docs/scaling.md: layers, width, positions

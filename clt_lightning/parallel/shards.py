@@ -69,7 +69,8 @@ class Shards:
         What follows is computed alike on every process, so each holds the whole gradient of the sum already, and with
         it the gradient of its own part.
         """
-        return _Sum.apply(part, self)
+        total: Tensor = _Sum.apply(part, self)
+        return total
 
     def spread(self, shared: Tensor) -> Tensor:
         """What all processes hold alike, for use by each one's own features; its backward adds up their gradients."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from clt_lightning import compat
@@ -33,13 +35,22 @@ class FeatureParallel(DDPStrategy):
 
     Args:
         feature: R, processes that share the features of every layer.
-        kwargs: passed on to `DDPStrategy`.
+        kwargs: passed on to `DDPStrategy`, which passes what it does not know to `DistributedDataParallel`.
 
     Raises:
-        UserError: R does not divide the number of processes, or fp16 (whose loss scaling looks at one process alone).
+        UserError: arguments that neither of these takes; R does not divide the number of processes, or fp16 (whose loss
+            scaling looks at one process alone).
     """
 
     def __init__(self, feature: int, **kwargs: Any) -> None:
+        signatures = (inspect.signature(cls) for cls in (DDPStrategy, DistributedDataParallel))
+        known = {name for signature in signatures for name in signature.parameters} - {"kwargs", "module"}
+        unknown = sorted(set(kwargs) - known)
+        if unknown:
+            raise UserError(
+                f"FeatureParallel takes no {', '.join(unknown)}: its arguments are those of Lightning's DDPStrategy "
+                "and of torch's DistributedDataParallel"
+            )
         super().__init__(**{"gradient_as_bucket_view": True, "broadcast_buffers": False, **kwargs})
         if feature < 1:
             raise UserError(f"model.parallel.feature must be at least 1, got {feature}")
@@ -117,11 +128,12 @@ class FeatureParallel(DDPStrategy):
             UserError: the file is damaged.
         """
         if not os.path.isfile(checkpoint_path):
-            return super().load_checkpoint(checkpoint_path, weights_only)
+            return super().load_checkpoint(checkpoint_path, weights_only=True)
         reason = damage(Path(checkpoint_path))
         if reason is not None:
             raise UserError(f"the checkpoint {checkpoint_path} is damaged: {reason}")
-        return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=weights_only is not False)
+        content: dict[str, Any] = torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=True)
+        return content
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         own = state.cut_module(self.clt, checkpoint["state_dict"], PREFIX)

@@ -76,7 +76,8 @@ class ShardedTranscoder(CrossLayerTranscoder):
     def get_parameter_or_buffer(self, name: str) -> Tensor:
         """A tensor of `state_dict` by name."""
         owner, _, leaf = name.rpartition(".")
-        return getattr(self.get_submodule(owner), leaf)
+        found: Tensor = getattr(self.get_submodule(owner), leaf)
+        return found
 
     def divided(self) -> list[tuple[nn.Parameter, int | None]]:
         """Every parameter with the dimension along which it is divided."""
@@ -150,6 +151,9 @@ class ShardedTranscoder(CrossLayerTranscoder):
         fired = torch.zeros(self.n_layers, self.n_features, dtype=torch.bool, device=codes.device)
         fired[:, self.own] = codes.fired()
         return fired
+
+    def raise_biases(self, features: Tensor, amount: float) -> None:
+        super().raise_biases(features[:, self.own], amount)
 
     @torch.no_grad()
     def gather_codes(self, codes: Codes) -> Codes:

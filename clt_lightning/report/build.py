@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,20 @@ from PIL import Image
 from torch import Tensor
 
 from clt_lightning import __version__
+from clt_lightning.clip.images import to_pixels
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.progress import Progress, track
 from clt_lightning.report.choice import named, spread
 from clt_lightning.report.features import FeaturePages
 from clt_lightning.report.figures.curves import feature_scatter
 from clt_lightning.report.figures.style import save
-from clt_lightning.report.folder import ReportFolder
+from clt_lightning.report.folder import ReportFolder, report_folder
 from clt_lightning.report.numbers import to_list
 from clt_lightning.report.pictures import Pictures
 from clt_lightning.report.record import record_sections
 from clt_lightning.report.source import Source, read_config, read_source
-from clt_lightning.report.sprites import Sprites, to_pixels
-from clt_lightning.report.tables import write_tables_and_figures
+from clt_lightning.report.sprites import Sprites
+from clt_lightning.report.tables import count_figures, write_tables_and_figures
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class ReportOptions:
         neighbours: images a layer that are shown beside a query.
         thumbnail: side of a thumbnail in pixels.
         pictures: whether images are read at all; without them the pages show numbers alone.
+        opening: how the run is opened, as keyword arguments of `open_run`.
     """
 
     split: str = "test"
@@ -51,6 +53,7 @@ class ReportOptions:
     neighbours: int = 8
     thumbnail: int = 128
     pictures: bool = True
+    opening: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         least = {"features": 0, "images": 0, "queries": 0, "neighbours": 1, "thumbnail": 16}
@@ -84,7 +87,7 @@ def build_report(
     options: ReportOptions | None = None,
     output: str | Path | None = None,
     pictures: Pictures | None = None,
-    progress: Callable[[str], None] = lambda text: None,
+    progress: bool = False,
 ) -> Built:
     """Writes a run's report: a folder whose `index.html` opens from the disk.
 
@@ -93,7 +96,7 @@ def build_report(
         options: what it holds.
         output: the folder to write; None: `<run>/report`.
         pictures: where images come from; None: the run's own data and model.
-        progress: called with what is being done.
+        progress: say on standard error how far it is.
 
     Raises:
         UserError: nothing to show, data that cannot be read, or a folder that is in the way.
@@ -101,13 +104,13 @@ def build_report(
     started = time.perf_counter()
     options = options or ReportOptions()
     source = read_source(Path(run), options.split, with_model=options.pictures and pictures is None)
-    with ReportFolder(source.run / "report" if output is None else Path(output)) as folder:
-        builder = _Builder(folder, source, options, progress)
-        builder.write(pictures)
+    target = source.run / "report" if output is None else Path(output)
+    with report_folder(target) as folder:
+        _Builder(folder, source, options, progress).write(pictures)
+        folder.mark({"clt_lightning": __version__, "run": source.title, "split": options.split})
         files, size = folder.size()
-        folder.finish({"clt_lightning": __version__, "run": source.title, "split": options.split})
     seconds = time.perf_counter() - started
-    return Built(folder.target / "index.html", files + 1, size, seconds, tuple(source.notes))
+    return Built(target / "index.html", files, size, seconds, tuple(source.notes))
 
 
 @dataclass
@@ -117,7 +120,7 @@ class _Builder:
     folder: ReportFolder
     source: Source
     options: ReportOptions
-    progress: Callable[[str], None]
+    progress: bool
     shown: set[int] = field(default_factory=set)
     files: dict[str, Any] = field(default_factory=dict)
     explained: list[int] = field(default_factory=list)
@@ -125,9 +128,9 @@ class _Builder:
     def write(self, pictures: Pictures | None) -> None:
         self.folder.assets(f"{self.source.title} · report", self.source.title)
         if self.source.evaluation is not None:
-            self.files |= write_tables_and_figures(
-                self.folder, self.source.evaluation, lambda name: self.progress(f"figure {name}")
-            )
+            evaluation = self.source.evaluation
+            with self._work("figures", count_figures(evaluation)) as work:
+                self.files |= write_tables_and_figures(self.folder, evaluation, work.update)
         self._features()
         self._retrieval()
         self._pictures(pictures)
@@ -140,7 +143,8 @@ class _Builder:
             return
         layers = features.info["layers"]
         pages = FeaturePages(features, self.options.features)
-        self.shown |= pages.write(self.folder, lambda done: self.progress(f"feature cards: layer {done} of {layers}"))
+        with self._work("feature cards", pages.chunks, "files") as work:
+            self.shown |= pages.write(self.folder, work.update)
         stats = features.stats
         names = ("frequency", "image_frequency", "cls_frequency", "mean_code", "max_code", "monosemanticity")
         rows = (
@@ -162,7 +166,7 @@ class _Builder:
         keys, labels = self.source.images
         chosen = named(keys, self.options.query_keys, "--query") + spread(labels, self.options.queries)
         queries = []
-        for image in dict.fromkeys(chosen):
+        for image in track(dict.fromkeys(chosen), "retrieval", unit="queries", show=self.progress, sums_up=True):
             nearest = [retrieval.nearest(image, layer, self.options.neighbours) for layer in range(retrieval.n_layers)]
             layers = [[[int(i), s] for i, s in zip(found, to_list(cosines, 4))] for found, cosines in nearest]
             self.shown |= {image} | {entry[0] for layer in layers for entry in layer}
@@ -175,7 +179,6 @@ class _Builder:
                     "layers": layers,
                 }
             )
-            self.progress(f"retrieval: {len(queries)} queries")
         self.folder.data("retrieval", queries)
 
     def _pictures(self, pictures: Pictures | None) -> None:
@@ -192,20 +195,20 @@ class _Builder:
         if pictures is None:
             from clt_lightning.report.model import RunPictures
 
-            pictures = RunPictures(self.source.run, self.options.split)
+            pictures = RunPictures(self.source.run, self.options.split, **self.options.opening)
         chosen = named(keys, self.options.image_keys, "--image") + spread(labels, self.options.images)
         self.explained = list(dict.fromkeys(chosen))
         self.shown |= set(self.explained)
         sprites = Sprites(sorted(self.shown, key=lambda i: (labels[i], i)), self.options.thumbnail)
         place = {keys[i]: i for i in sprites.order}
         kept: dict[int, Tensor] = {}
-        for done, (key, image) in enumerate(pictures.read(place), 1):
+        for key, image in track(
+            pictures.read(place), "thumbnails", len(place), "images", show=self.progress, sums_up=True
+        ):
             number = place[key]
             sprites.add(number, to_pixels(image, pictures.mean, pictures.std))
             if number in self.explained:
                 kept[number] = image
-            if done % 100 == 0 or done == len(place):
-                self.progress(f"thumbnails: {done} of {len(place)}")
         if sprites.missing:
             first = keys[sprites.missing[0]]
             self.source.notes.append(
@@ -217,9 +220,8 @@ class _Builder:
     def _explanations(self, pictures: Pictures, images: dict[int, Tensor]) -> None:
         keys, labels = self.source.images
         overview: list[dict[str, Any]] = []
-        for number in self.explained:
-            if number not in images:
-                continue
+        there = [number for number in self.explained if number in images]
+        for number in track(there, "explanations", unit="images", show=self.progress, sums_up=True):
             page = len(overview)
             found = pictures.explain(keys[number], images[number], labels[number])
             if found is None:
@@ -239,8 +241,10 @@ class _Builder:
                     "predicted": "" if best is None else best["name"],
                 }
             )
-            self.progress(f"images explained: {len(overview)} of {len(self.explained)}")
         self.folder.data("images", overview or None)
+
+    def _work(self, what: str, total: int | None = None, unit: str = "") -> Progress:
+        return Progress(what, total, unit, show=self.progress, sums_up=True)
 
     def _name(self, label: int) -> str:
         names = self.source.classnames

@@ -79,12 +79,17 @@ class FeaturePages:
     features: Features
     limit: int | None = None
 
-    def write(self, folder: ReportFolder, progress: Callable[[int], None] = lambda layer: None) -> set[int]:
+    @property
+    def chunks(self) -> int:
+        """How many files of cards there are."""
+        return self.features.info["layers"] * -(-self.features.info["features"] // CHUNK)
+
+    def write(self, folder: ReportFolder, progress: Callable[[], None] = lambda: None) -> set[int]:
         """Writes everything.
 
         Args:
             folder: the report.
-            progress: called with the number of layers done.
+            progress: called after each file of cards.
 
         Returns:
             The images that the pages show.
@@ -100,7 +105,7 @@ class FeaturePages:
             for number, first in enumerate(range(0, n_features, CHUNK)):
                 rows = np.arange(first, min(first + CHUNK, n_features))
                 folder.data(f"cards/{layer:02d}_{number:04d}", self._chunk(layer, content, rows, cards, shown))
-            progress(layer + 1)
+                progress()
         return shown
 
     def _meta(self) -> dict[str, Any]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import html
 import json
-import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import whole_folder
 
 ASSETS = Path(__file__).parent / "assets"
 #: In the order in which they must run; pages may be in any
@@ -47,7 +48,8 @@ STYLES = ("tokens.css", "layout.css", "parts.css", "charts.css")
 MARK = "clt-report.json"
 
 
-class ReportFolder:
+@contextmanager
+def report_folder(target: Path) -> Iterator[ReportFolder]:
     """Writes a report beside its final place and moves it there at the end: a reader never sees half of one.
 
     Args:
@@ -55,27 +57,25 @@ class ReportFolder:
             refused.
 
     Raises:
-        UserError: `target` is a file, or holds something else than a report.
+        UserError: `target` is a file, holds something else than a report, or the disk does not take it.
+    """
+    if target.is_file():
+        raise UserError(f"--output {target} is a file: name a folder")
+    if target.is_dir() and any(target.iterdir()) and not (target / MARK).is_file():
+        raise UserError(f"--output {target} holds files that are no report: name another folder, or empty it yourself")
+    with whole_folder(target) as path:
+        yield ReportFolder(path)
+
+
+class ReportFolder:
+    """The files of a report.
+
+    Args:
+        path: where they are written.
     """
 
-    def __init__(self, target: Path) -> None:
-        if target.is_file():
-            raise UserError(f"--output {target} is a file: name a folder")
-        if target.is_dir() and any(target.iterdir()) and not (target / MARK).is_file():
-            raise UserError(
-                f"--output {target} holds files that are no report: name another folder, or empty it yourself"
-            )
-        self.target = target
-        self.path = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        shutil.rmtree(self.path, ignore_errors=True)
-        self.path.mkdir(parents=True)
-
-    def __enter__(self) -> ReportFolder:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            shutil.rmtree(self.path, ignore_errors=True)
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     def file(self, name: str) -> Path:
         """The path of a file of the report, with its folder made."""
@@ -112,15 +112,9 @@ class ReportFolder:
         for kind in ("css", "js"):
             shutil.copytree(ASSETS / kind, self.path / "assets" / kind)
 
-    def finish(self, record: dict[str, Any]) -> None:
-        """Marks the folder as a report and moves it into its place."""
+    def mark(self, record: dict[str, Any]) -> None:
+        """Marks the folder as a report, which a later one may replace."""
         self.file(MARK).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        old = self.target.with_name(f".{self.target.name}.{os.getpid()}.old")
-        if self.target.exists():
-            os.replace(self.target, old)
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(self.path, self.target)
-        shutil.rmtree(old, ignore_errors=True)
 
     def size(self) -> tuple[int, int]:
         """Files and bytes written so far."""

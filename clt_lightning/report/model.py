@@ -20,13 +20,14 @@ class RunPictures:
     Args:
         run: the run's folder.
         split: which split.
+        **opening: as in `open_run`.
 
     Raises:
         UserError: the run lacks its config or its transcoder.
     """
 
-    def __init__(self, run: Path, split: str) -> None:
-        self.run: Run = open_run(run, "cuda" if torch.cuda.is_available() else "cpu")
+    def __init__(self, run: Path, split: str, **opening: Any) -> None:
+        self.run: Run = open_run(run, "cuda" if torch.cuda.is_available() else "cpu", **opening)
         self.split = split
         self.mean, self.std = self.run.clip.mean, self.run.clip.std
 

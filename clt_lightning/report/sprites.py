@@ -6,22 +6,13 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from clt_lightning.report.folder import ReportFolder
 
 COLUMNS = ROWS = 6
 QUALITY = 78
-
-
-def to_pixels(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.uint8]:
-    """What the model saw, `(3, H, W)` normalised, as `(H, W, 3)` bytes: patches lie where the model has them."""
-    shape = (3, 1, 1)
-    pixels = image.detach().float().cpu() * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)
-    return (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
 class Sprites:
@@ -69,7 +60,7 @@ class Sprites:
             canvas = Image.new("RGB", (COLUMNS * self.size, -(-len(images) // COLUMNS) * self.size))
             for cell, image in enumerate(images):
                 place = (cell % COLUMNS * self.size, cell // COLUMNS * self.size)
-                canvas.paste(Image.open(io.BytesIO(self._thumbnails[image])), place)
+                canvas.paste(Image.open(io.BytesIO(self._thumbnails[image]), formats=("JPEG",)), place)
             canvas.save(folder.file(f"thumbs/{sheet:04d}.webp"), quality=QUALITY, method=4)
         folder.data(
             "sprites",

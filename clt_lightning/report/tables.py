@@ -14,25 +14,35 @@ from clt_lightning.report.folder import ReportFolder
 Files = dict[str, Any]
 Evaluation = dict[str, Any]
 _PLACE = ("kind", "first", "last", "tokens", "n")
+_KINDS = ("uncentred", "centred", "std_over_classes")
 _TASKS = ("zero_shot", "multilabel", "retrieval")
 
 
-def write_tables_and_figures(folder: ReportFolder, evaluation: Evaluation, progress: Callable[[str], None]) -> Files:
+def count_figures(evaluation: Evaluation) -> int:
+    """How many figures `write_tables_and_figures` draws."""
+    maps = [scores.get(kind) for scores in (evaluation.get("contributions") or {}).values() for kind in _KINDS]
+    once = [evaluation.get(part) for part in ("reconstruction", "population")]
+    zero_shot = 2 if evaluation.get("zero_shot") else 0
+    return zero_shot + len(evaluation.get("faithfulness") or []) + sum(part is not None for part in maps + once)
+
+
+def write_tables_and_figures(folder: ReportFolder, evaluation: Evaluation, progress: Callable[[], None]) -> Files:
     """Writes every table and figure of a split's evaluation.
 
     Args:
         folder: the report.
         evaluation: `evaluation.<split>` of results.json (docs/results-schema.md).
-        progress: called with the name of each figure before it is drawn.
+        progress: called after each figure.
 
     Returns:
         The files of each figure on the pages, by the figure's name.
     """
 
     def figure(name: str, draw: Callable[[], Figure | None]) -> list[str]:
-        progress(name)
         drawn = draw()
-        return [] if drawn is None else save(folder, name, drawn)
+        files = [] if drawn is None else save(folder, name, drawn)
+        progress()
+        return files
 
     files: Files = {}
     tables = evaluation.get("reconstruction")
@@ -88,7 +98,7 @@ def _contributions(
     folder: ReportFolder, tokens: str, scores: dict[str, Any], figure: Callable[[str, Callable[[], Figure]], list[str]]
 ) -> Files:
     files: Files = {}
-    for kind in ("uncentred", "centred", "std_over_classes"):
+    for kind in _KINDS:
         if scores.get(kind) is None:
             continue
         name = f"contributions_{tokens}_{kind}"

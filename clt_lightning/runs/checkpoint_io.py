@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
+import re
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -18,6 +20,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
+from clt_lightning.core import kinds
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import disk_reason
 from clt_lightning.runs.folder import LAST, PREVIOUS
@@ -62,8 +65,40 @@ def damage(path: Path) -> str | None:
         return f"record {bad} does not have its checksum"
     if "data.pkl" not in names:
         return "it is no checkpoint of torch.save"
+    held = kinds.foreign_objects(path)
+    if held:
+        return f"it {kinds.in_words(held)}"
     _intact.add(identity)
     return None
+
+
+def read_checkpoint(path: str | Path, *, map_location: Any = "cpu", mmap: bool = True) -> dict[str, Any]:
+    """What a checkpoint holds; tensors and plain values alone, never what a pickle would run.
+
+    Args:
+        path: the file.
+        map_location: as in `torch.load`.
+        mmap: leaves the weights on the disk until they are looked at.
+
+    Raises:
+        UserError: it is not there, damaged, or holds anything else.
+    """
+    reason = "it is an address: download it first" if "://" in str(path) else damage(Path(path))
+    if reason is not None:
+        raise UserError(f"the checkpoint {path} cannot be taken: {reason}")
+    try:
+        content = torch.load(path, map_location=map_location, mmap=mmap, weights_only=True)
+    except pickle.UnpicklingError as error:
+        what = re.search(r"GLOBAL (\S+)", str(error))
+        raise UserError(
+            f"the checkpoint {path} holds more than tensors and plain values{f' ({what[1]})' if what else ''}, and is "
+            "not loaded: what it holds would be run"
+        ) from error
+    except RuntimeError as error:  # a TorchScript archive
+        raise UserError(f"the checkpoint {path} cannot be taken: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"the checkpoint {path} holds no table of states, but a {type(content).__name__}")
+    return content
 
 
 def usable(folder: Path) -> Path | None:
@@ -120,7 +155,8 @@ class SafeCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint.
 
         Raises:
-            UserError: the file cannot be written (disk full, no permission); what was there before is untouched.
+            UserError: the file cannot be written (disk full, no permission), or holds objects that no start after this
+                one could read; what was there before is untouched.
         """
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -133,6 +169,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
+            _require_readable(unfinished, path)
             if path.name == LAST and path.exists():
                 _keep(path, path.with_name(PREVIOUS))
             os.replace(unfinished, path)
@@ -165,7 +202,19 @@ class SafeCheckpointIO(TorchCheckpointIO):
                     f"the checkpoint {path} is damaged or missing: {reason}. --ckpt_path last takes the newest whole "
                     "one of the run"
                 )
-        return super().load_checkpoint(path, map_location, weights_only)
+        return super().load_checkpoint(path, map_location, weights_only=True)  # never the code that a pickle may hold
+
+
+def _require_readable(unfinished: Path, path: Path) -> None:
+    """A run whose checkpoints nobody can load ends at the first of them, not when it is to go on."""
+    held = kinds.foreign_objects(unfinished)
+    if held:
+        unfinished.unlink(missing_ok=True)
+        raise UserError(
+            f"the checkpoint {path} could not be read again: it {kinds.in_words(held)}. What callbacks and modules put "
+            "into it (state_dict, on_save_checkpoint, save_hyperparameters) must be tensors, numbers, strings, lists "
+            "and dicts"
+        )
 
 
 def _keep(path: Path, name: Path) -> None:

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from clt_lightning.core.errors import UserError
-from clt_lightning.runs.checkpoint_io import damage, usable
+from clt_lightning.runs.checkpoint_io import read_checkpoint, usable
 
 
 @dataclass(frozen=True)
@@ -56,10 +54,7 @@ def progress(path: Path) -> Progress:
     Raises:
         UserError: it is no checkpoint of a training run.
     """
-    reason = damage(path)
-    if reason is not None:
-        raise UserError(f"the checkpoint {path} is damaged or missing: {reason}")
-    content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    content = read_checkpoint(path)
     try:
         epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         states = [s for s in content["callbacks"].values() if isinstance(s, dict)]

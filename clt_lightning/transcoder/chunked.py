@@ -51,7 +51,8 @@ def add_up(losses: Iterable[Tensor], parameters: Sequence[nn.Parameter]) -> Tens
             torch._foreach_add_([have for have, _ in pairs], [g for _, g in pairs])
         del found, loss
     assert total is not None, "there is at least one chunk"
-    return _Finished.apply(total, gradients, *parameters)
+    summed: Tensor = _Finished.apply(total, gradients, *parameters)
+    return summed
 
 
 def split_request(request: AuxiliaryRequest | None, start: int, stop: int) -> AuxiliaryRequest | None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clt_lightning.core.arguments import whole
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import pretrained
 from clt_lightning.transcoder.activations import Activation, TopK
@@ -18,7 +19,7 @@ from clt_lightning.transcoder.buffers import GradientBuffers
 from clt_lightning.transcoder.codes import Codes
 from clt_lightning.transcoder.encoders import Backend, SparseEncoders
 from clt_lightning.transcoder.normalization import ActivationStatistics, input_scales, output_scales
-from clt_lightning.transcoder.precision import full_precision
+from clt_lightning.transcoder.precision import float_type, full_precision
 from clt_lightning.transcoder.reference import decode_dense
 from clt_lightning.transcoder.requests import AuxiliaryRequest, CLTOutput
 from clt_lightning.transcoder.sparse import decode_pairs
@@ -81,9 +82,8 @@ class CrossLayerTranscoder(SparseEncoders):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        for name, number in (("n_layers", n_layers), ("d_model", d_model), ("n_features", n_features)):
-            if number < 1:
-                raise UserError(f"{name} must be at least 1, got {number}")
+        n_layers = whole("n_layers", n_layers, 1)
+        d_model, n_features = whole("d_model", d_model, 1), whole("n_features", n_features, 1)
         if topology not in ("cross_layer", "per_layer", "sae"):
             raise UserError(f"topology must be cross_layer, per_layer or sae, got {topology!r}")
         if backend not in ("auto", "sparse", "dense"):
@@ -92,7 +92,7 @@ class CrossLayerTranscoder(SparseEncoders):
             raise UserError(
                 "skip=True makes no sense for topology 'sae': a linear path from y to y rebuilds it exactly"
             )
-        self.n_layers, self.d_model, self.n_features = int(n_layers), int(d_model), int(n_features)
+        self.n_layers, self.d_model, self.n_features = n_layers, d_model, n_features
         self.topology, self.skip, self.backend = topology, bool(skip), backend
         # The transcoder owns the activation's parameters: one activation object may build several transcoders
         self.activation = copy.deepcopy(activation) if activation is not None else TopK(64)
@@ -309,7 +309,8 @@ class CrossLayerTranscoder(SparseEncoders):
     @torch.no_grad()
     def rows(self, source: int, features: Tensor, target: int) -> Tensor:
         """What code 1 of some features adds to a target layer: `(len(features), d_model)`, in the backbone's units."""
-        return self.W_dec[source][features, target - source] * self.y_scale[target]
+        rows: Tensor = self.W_dec[source][features, target - source]
+        return rows * self.y_scale[target]
 
     def decoder_blocks(self, source: int) -> tuple[Tensor, ...]:
         """The decoders of a source layer, `(F, 1, d_model)` for each of its targets.
@@ -374,6 +375,16 @@ class CrossLayerTranscoder(SparseEncoders):
         """`(layers, n_features)` bool: the features that this process has seen firing."""
         return codes.fired()
 
+    @torch.no_grad()
+    def raise_biases(self, features: Tensor, amount: float) -> None:
+        """Adds to the encoder biases of some features, in place.
+
+        Args:
+            features: `(layers, n_features)` bool, of all features.
+            amount: in units of the pre-activation.
+        """
+        self.b_enc.add_(features, alpha=amount)
+
     def gather_codes(self, codes: Codes) -> Codes:
         """The codes of all features, from what the forward gives."""
         return codes
@@ -436,23 +447,51 @@ class CrossLayerTranscoder(SparseEncoders):
 
         Returns:
             the folder.
+
+        Raises:
+            UserError: the disk is full or the place cannot be written, or the metadata are not plain values.
         """
         return pretrained.save(self.config(), self.folded_state(), folder, metadata or {})
 
     @classmethod
     def from_pretrained(
-        cls, folder_or_hub_id: str | Path, device: torch.device | str = "cpu", **hub: Any
+        cls,
+        folder_or_hub_id: str | Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | str | None = None,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
     ) -> CrossLayerTranscoder:
-        """Loads what `save_pretrained` wrote.
+        """Loads what `save_pretrained` wrote, and compares it with the sums in its config.json.
 
         Args:
             folder_or_hub_id: a folder, or the id of a Hugging Face repository (the only case that needs a network).
             device: where to put it.
-            hub: passed on to `huggingface_hub.snapshot_download` (revision, token).
+            dtype: floating-point type of its weights, so of the computation: a `torch.dtype` or its name; None:
+                float32.
+            revision: of the repository: branch, tag or commit.
+            token: for a private repository; None: the one of `hf auth login`.
+            cache_dir: where to download to; None: the hub's own cache.
+            local_files_only: take what the cache has, and download nothing.
+            force_download: download also what the cache has.
 
         Raises:
-            UserError: a file is missing or does not fit its config.
+            UserError: a file is missing, damaged, changed, or does not fit its config; or the device or type cannot be.
         """
-        config, tensors = pretrained.load(folder_or_hub_id, **hub)
-        clt = pretrained.build(cls, config, tensors)
-        return clt.to(device).eval()
+        folder = pretrained.find(
+            folder_or_hub_id,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        clt = pretrained.load(cls, folder, float_type(dtype))
+        try:
+            return clt.to(device).eval()
+        except (RuntimeError, AssertionError) as error:  # a device that this machine or this torch lacks
+            raise UserError(f"device={str(device)!r}: {error}") from error

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder.activations import JumpReLU
 from clt_lightning.transcoder.clt import CrossLayerTranscoder
@@ -27,10 +28,15 @@ class L1Config:
     Args:
         coefficient: weight in the loss; 0 turns it off.
         warmup_steps: optimizer steps over which the coefficient rises linearly from 0.
+        warmup_fraction: the same as a share of the run (of `trainer.max_steps`), in the place of `warmup_steps`.
     """
 
     coefficient: float = 0.0
     warmup_steps: int = 0
+    warmup_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_part(self, "loss.l1")
 
 
 @dataclass
@@ -41,11 +47,16 @@ class TanhConfig:
         coefficient: weight in the loss; 0 turns it off.
         c: steepness; a code counts fully from about 2 / c on.
         warmup_steps: optimizer steps over which the coefficient rises linearly from 0.
+        warmup_fraction: the same as a share of the run (of `trainer.max_steps`), in the place of `warmup_steps`.
     """
 
     coefficient: float = 0.0
     c: float = 4.0
     warmup_steps: int = 0
+    warmup_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_part(self, "loss.tanh")
 
 
 @dataclass
@@ -57,10 +68,15 @@ class PreActivationConfig:
     Args:
         coefficient: weight in the loss; 0 turns it off.
         warmup_steps: optimizer steps over which the coefficient rises linearly from 0.
+        warmup_fraction: the same as a share of the run (of `trainer.max_steps`), in the place of `warmup_steps`.
     """
 
     coefficient: float = 0.0
     warmup_steps: int = 0
+    warmup_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_part(self, "loss.pre_activation")
 
 
 @dataclass
@@ -75,6 +91,7 @@ class AuxKConfig:
             null: so many that dead features are at work half as often as live ones (at most a quarter of the tokens),
             which keeps AuxK under a quarter of the step.
         warmup_steps: optimizer steps over which the coefficient rises linearly from 0.
+        warmup_fraction: the same as a share of the run (of `trainer.max_steps`), in the place of `warmup_steps`.
     """
 
     coefficient: float = 1 / 32
@@ -82,11 +99,29 @@ class AuxKConfig:
     dead_after_tokens: int = 1_000_000
     token_fraction: float | None = None
     warmup_steps: int = 0
+    warmup_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_part(self, "loss.auxk")
+
+
+Penalty = L1Config | TanhConfig | PreActivationConfig | AuxKConfig
+
+
+def _check_part(part: Penalty, name: str) -> None:
+    check_fields(part, name)
+    if part.coefficient < 0 or part.warmup_steps < 0:
+        raise UserError(f"{name}: coefficient and warmup_steps must not be negative, got {part}")
+    if not 0 <= part.warmup_fraction <= 1:
+        raise UserError(f"{name}.warmup_fraction must lie in [0, 1], got {part.warmup_fraction}")
+    if part.warmup_fraction and part.warmup_steps:
+        raise UserError(f"{name}: set warmup_steps or warmup_fraction, not both (got {part})")
 
 
 @dataclass
 class CascadeConfig:
-    """Terms on the replaced CLIP itself: all MLPs replaced at once, gradients through the whole stream.
+    """Terms on the replaced CLIP itself: all MLPs replaced at once, gradients through the whole stream. On by default;
+    `stream: 0, embedding: 0` turns it off.
 
     Args:
         stream: weight of the normalised error of the residual stream after every block, in units of the variance of the
@@ -94,19 +129,39 @@ class CascadeConfig:
         embedding: weight of 1 - cosine between the original and the replaced image embedding; 0 turns it off.
         reconstruction: weight of the normalised error between what the replaced MLPs add and the clean MLP outputs, on
             the reconstruction's scale; 0 turns it off.
-        images: images of a batch that it is computed on; a few suffice.
-        start: share of the run (of `trainer.max_steps`) after which it begins: a second phase.
+        images: images of a batch that it is computed on, at most: its gradients are noisy, half of them cost half the
+            time and a part of the gain.
+        start: share of the run (of `trainer.max_steps`) after which it begins.
+        warmup: share of the run over which the weights then rise linearly from 0. At full weight at once the gradients
+            are several times as large as the second moments that Adam has gathered, and the first steps throw the
+            transcoder back.
     """
 
-    stream: float = 0.0
-    embedding: float = 0.0
+    stream: float = 0.5
+    embedding: float = 1.0
     reconstruction: float = 0.0
-    images: int = 16
-    start: float = 0.0
+    images: int = 64
+    start: float = 0.25
+    warmup: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_fields(self, "loss.cascade")
 
     @property
     def is_on(self) -> bool:
         return max(self.stream, self.embedding, self.reconstruction) > 0
+
+    def strength(self, step: int, max_steps: int) -> float:
+        """Share of their weights that the terms have at an optimizer step (from 0 on) of a run of `max_steps`.
+
+        A run without a length (-1) has neither start nor warm-up.
+        """
+        steps = max(max_steps, 0)
+        since = step - self.start * steps
+        if since < 0 or not self.is_on:
+            return 0.0
+        warmup = self.warmup * steps
+        return min(1.0, (since + 1) / warmup) if warmup > 0 else 1.0
 
 
 @dataclass
@@ -130,24 +185,46 @@ class LossConfig:
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
 
     def __post_init__(self) -> None:
+        check_fields(self, "loss")
         cascade = self.cascade
         if (
             min(cascade.stream, cascade.embedding, cascade.reconstruction) < 0
             or cascade.images < 1
             or not 0 <= cascade.start <= 1
+            or not 0 <= cascade.warmup <= 1
         ):
             raise UserError(
-                "loss.cascade: stream, embedding and reconstruction must not be negative, images at least 1, start in "
-                f"[0, 1], got {cascade}"
+                "loss.cascade: stream, embedding and reconstruction must not be negative, images at least 1, start and "
+                f"warmup in [0, 1], got {cascade}"
             )
         if self.auxk.token_fraction is not None and not 0 < self.auxk.token_fraction <= 1:
             raise UserError(f"loss.auxk.token_fraction must lie in (0, 1] or be null, got {self.auxk.token_fraction}")
         if self.auxk.k is not None and self.auxk.k < 1:
             raise UserError(f"loss.auxk.k must be at least 1 or null, got {self.auxk.k}")
-        for name in ("l1", "tanh", "pre_activation", "auxk"):
-            part = getattr(self, name)
-            if part.coefficient < 0 or part.warmup_steps < 0:
-                raise UserError(f"loss.{name}: coefficient and warmup_steps must not be negative, got {part}")
+
+    def parts(self) -> dict[str, Penalty]:
+        """The parts that have a coefficient which rises over a warm-up, by name."""
+        return {"l1": self.l1, "tanh": self.tanh, "pre_activation": self.pre_activation, "auxk": self.auxk}
+
+    def never_reached(self, max_steps: int) -> list[str]:
+        """What to tell of warm-ups that are longer than the run, whose coefficients are never reached.
+
+        Raises:
+            UserError: a warm-up is a share of a run whose length is not known.
+        """
+        shares = [name for name, part in self.parts().items() if part.coefficient and part.warmup_fraction]
+        if shares and max_steps <= 0:
+            raise UserError(
+                f"model.loss.{shares[0]}.warmup_fraction needs the length of the run: set trainer.max_steps, or give "
+                "warmup_steps"
+            )
+        return [
+            f"model.loss.{name}.warmup_steps ({part.warmup_steps}) exceeds trainer.max_steps ({max_steps}): at the end "
+            f"its coefficient is {part.coefficient * max_steps / part.warmup_steps:.2g} in the place of "
+            f"{part.coefficient:g}"
+            for name, part in self.parts().items()
+            if part.coefficient and not part.warmup_fraction and 0 < max_steps < part.warmup_steps
+        ]
 
 
 class _SquaredErrors(torch.autograd.Function):
@@ -158,7 +235,8 @@ class _SquaredErrors(torch.autograd.Function):
         error = y_hat - y
         ctx.save_for_backward(error)
         # a token's norm first: one long sum in fp32 would lose digits
-        return torch.linalg.vector_norm(error, dim=2).square().sum(1)
+        norms: Tensor = torch.linalg.vector_norm(error, dim=2)
+        return norms.square().sum(1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -169,7 +247,7 @@ class _SquaredErrors(torch.autograd.Function):
 
 def normalized_error(y: Tensor, y_hat: Tensor, variance: Tensor) -> Tensor:
     """`(layers,)`: mean over tokens of `||y - y_hat||^2 / variance`, in fp32 or better: the FVU of a layer."""
-    error = _SquaredErrors.apply(y.to(y_hat.dtype), y_hat) / max(y.shape[1], 1)
+    error: Tensor = _SquaredErrors.apply(y.to(y_hat.dtype), y_hat) / max(y.shape[1], 1)
     return error / variance.to(error)
 
 
@@ -266,8 +344,9 @@ def auxk_loss(y: Tensor, y_hat: Tensor, auxiliary: Tensor, variance: Tensor) -> 
     return normalized_error(residual, auxiliary, variance).mean()
 
 
-def _warmed(coefficient: float, warmup_steps: int, step: int) -> float:
-    return coefficient * min(1.0, (step + 1) / warmup_steps) if warmup_steps > 0 else coefficient
+def _warmed(part: Penalty, step: int, max_steps: int) -> float:
+    steps = part.warmup_steps or part.warmup_fraction * max(max_steps, 0)
+    return part.coefficient * min(1.0, (step + 1) / steps) if steps > 0 else part.coefficient
 
 
 def loss_parts(
@@ -277,6 +356,7 @@ def loss_parts(
     out: CLTOutput,
     step: int,
     auxiliary_tokens: Tensor | None = None,
+    max_steps: int = 0,
 ) -> dict[str, Tensor]:
     """All parts of the loss that are on; their sum is the loss.
 
@@ -287,6 +367,7 @@ def loss_parts(
         out: the transcoder's output for these tokens.
         step: optimizer step, for the warm-up.
         auxiliary_tokens: `(auxiliary tokens,)` which tokens `out.auxiliary` is for.
+        max_steps: optimizer steps of the whole run, for warm-ups that are a share of it.
 
     Returns:
         scalar tensors by part: `reconstruction`, `l1`, `tanh`, `pre_activation`, `auxk`.
@@ -295,20 +376,20 @@ def loss_parts(
     if config.l1.coefficient or config.tanh.coefficient or config.pre_activation.coefficient:
         norms = clt.decoder_norms()
     if config.l1.coefficient:
-        weight = _warmed(config.l1.coefficient, config.l1.warmup_steps, step)
+        weight = _warmed(config.l1, step, max_steps)
         parts["l1"] = weight * clt.sum_over_shards(l1_penalty(out.codes, norms))
     if config.tanh.coefficient:
-        weight = _warmed(config.tanh.coefficient, config.tanh.warmup_steps, step)
+        weight = _warmed(config.tanh, step, max_steps)
         parts["tanh"] = weight * clt.sum_over_shards(tanh_penalty(out.codes, norms, config.tanh.c))
     if config.pre_activation.coefficient:
         assert out.pre is not None, "the forward was not asked for pre-activations"
-        weight = _warmed(config.pre_activation.coefficient, config.pre_activation.warmup_steps, step)
+        weight = _warmed(config.pre_activation, step, max_steps)
         thresholds = clt.activation.threshold if isinstance(clt.activation, JumpReLU) else 0.0
         penalty = pre_activation_penalty(out.pre, thresholds, norms)
         parts["pre_activation"] = weight * clt.sum_over_shards(penalty)
     if out.auxiliary is not None:
         assert auxiliary_tokens is not None
-        weight = _warmed(config.auxk.coefficient, config.auxk.warmup_steps, step)
+        weight = _warmed(config.auxk, step, max_steps)
         chosen = auxiliary_tokens
         loss = auxk_loss(y[:, chosen], out.y_hat[:, chosen], out.auxiliary, clt.y_var)
         parts["auxk"] = weight * loss

@@ -1,4 +1,4 @@
-"""Which part of the transcoder runs in low precision under autocast: the encoder's product, and nothing else."""
+"""The transcoder's number types; under autocast the encoder's product runs in low precision, and nothing else."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+from clt_lightning.core.errors import UserError
 
 
 @contextmanager
@@ -24,3 +26,18 @@ def full_precision(device_type: str) -> Iterator[torch.dtype | None]:
 def cpu_multiplies(dtype: torch.dtype) -> bool:
     """Whether this CPU has instructions for products in a low-precision type."""
     return dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
+
+
+def float_type(dtype: torch.dtype | str | None) -> torch.dtype:
+    """A floating-point type from itself, from its name (`bfloat16`, `torch.float64`) or from None (`float32`).
+
+    Raises:
+        UserError: it is none that a transcoder can compute in.
+    """
+    known = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype or torch.float32
+    if found not in known:
+        names = ", ".join(str(kind).removeprefix("torch.") for kind in known)
+        raise UserError(f"dtype={dtype!r} is no type of a transcoder's weights: choose one of {names}")
+    assert isinstance(found, torch.dtype)
+    return found

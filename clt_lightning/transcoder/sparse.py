@@ -169,7 +169,8 @@ def encode_pairs(
     Returns:
         `(pairs,)`: `pre`, with gradients.
     """
-    return _EncodePairs.apply(pre, x, W, b, pairs, gradients or GradientBuffers(), key)
+    out: Tensor = _EncodePairs.apply(pre, x, W, b, pairs, gradients or GradientBuffers(), key)
+    return out
 
 
 def _forward_triton(
@@ -256,4 +257,5 @@ def decode_pairs(
     Returns:
         `(n_layers, tokens, d)`, without bias.
     """
-    return _DecodePairs.apply(n_layers, all_pairs, gradients or GradientBuffers(), *values, *decoders)
+    y: Tensor = _DecodePairs.apply(n_layers, all_pairs, gradients or GradientBuffers(), *values, *decoders)
+    return y

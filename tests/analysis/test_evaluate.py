@@ -103,11 +103,13 @@ def test_arms_by_hand(clip: FrozenCLIP, clt: CrossLayerTranscoder, found: Evalua
     assert found.keys.tolist() == keys
     assert found.labels.tolist() == labels.tolist()
     known = labels >= 0
+    assert (found.images, found.labelled) == (26, int(known.sum())) == (26, 21)
     original = (100 * clip.encode_image(images).double() @ head).numpy()
 
     def softmax(logits: np.ndarray) -> np.ndarray:
         e = np.exp(logits - logits.max(1, keepdims=True))
-        return e / e.sum(1, keepdims=True)
+        shares: np.ndarray = e / e.sum(1, keepdims=True)
+        return shares
 
     seen = 0
     for index, result in enumerate(found.arms):
@@ -167,6 +169,45 @@ def test_population_by_hand(clip: FrozenCLIP, clt: CrossLayerTranscoder, found: 
     for check in checks.values():
         assert len(check.resampled) == 40
         assert 0 < check.p_value <= 1
+
+
+def test_the_drop_on_training_images_is_that_of_the_labelled_ones(clip: FrozenCLIP) -> None:
+    """Labels are what the untouched model says, or none: what the replaced one says otherwise is the drop."""
+    head, clt = clip.zero_shot_head(CLASSES, TEMPLATES), make_clt(size=0.5)
+    batches = list(Made().eval_dataloader("train"))
+    right = []
+    for batch in batches:
+        said = (clip.encode_image(batch["image"]) @ head).argmax(1)
+        batch["label"] = torch.where(torch.arange(len(said)) % 3 == 0, -1, said)
+        with torch.no_grad(), replaced(clip, clt):
+            again = (clip.encode_image(batch["image"]) @ head).argmax(1)
+        right += (again == said)[batch["label"] >= 0].tolist()
+    test = Made().test_dataloader()
+    found, _, _ = evaluate(clip, clt, test, CLASSES, TEMPLATES, batches, EvaluateOptions(**OPTIONS), progress=False)
+    (check,) = [check for check in found.population if check.discrepancy == "accuracy_drop"]
+    assert 0.2 < 1 - np.mean(right) < 1
+    assert check.train == pytest.approx(1 - np.mean(right))
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_what_is_left_out_is_said_if_it_was_asked_for(
+    clip: FrozenCLIP, asked: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without training images and without means in the transcoder there is no mean ablation."""
+    clt = make_clt()
+    clt.normalized.fill_(False)
+    controls = ["mean_ablated", "zero_ablated"] if asked else ["zero_ablated"]
+    options = EvaluateOptions(**(OPTIONS | {"cascade": CascadeOptions(firsts=[0], controls=controls)}))
+    with caplog.at_level("INFO"):
+        found, _, _ = evaluate(clip, clt, Made().test_dataloader(), CLASSES, TEMPLATES, None, options, progress=False)
+    kinds = {result.arm.kind for result in found.arms}
+    assert kinds == {"original", "replaced", "zero_ablated"}
+    assert ("mean ablation is not measured" in caplog.text) == asked
+    assert "no training images: no population check" in caplog.text
+    assert {result.ranking for result in found.faithfulness} == {"image"}
+    assert {result.ablation for result in found.faithfulness} == {"zero"}
+    assert found.population == []
+    assert found.train_images == 0
 
 
 def test_faithfulness_ends_at_known_arms(found: Evaluation) -> None:

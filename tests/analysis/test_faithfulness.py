@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from clt_lightning.analysis import Faithfulness, FaithfulnessOptions, FaithfulnessResult, observe
 from clt_lightning.analysis.faithfulness import image_scores, keep_masks, random_orders
+from clt_lightning.analysis.intervals import Interval
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
 from clt_lightning.replacement import replaced
@@ -109,6 +110,25 @@ def test_planted_order(clip: FrozenCLIP) -> None:
     assert (image_scores(terms.detach()[:, :, :1]).mean(0).argsort(descending=True) == torch.tensor([0, 2, 1])).all()
 
 
+def test_areas_are_those_under_the_curves() -> None:
+    """Top-1 against the share of terms left out (deletion, random) or put in (insertion), by the trapezoidal rule."""
+    rng = np.random.default_rng(4)
+    curves = rng.random((3, 6))
+
+    def points(values: np.ndarray) -> tuple[list[Interval], list[float]]:
+        return [Interval(float(v), 0.0, 1.0) for v in values], [0.0] * len(values)
+
+    made = [points(curve) for curve in curves]
+    result = FaithfulnessResult(2, "cls", "image", "zero", 10, Interval(1, 1, 1), made[0], made[1], made[2], 3)
+    trapezoids = ((curves[:, 1:] + curves[:, :-1]) / 2).mean(1)  # of width 1 / 5 each
+    assert result.terms == 5
+    assert result.auc() == pytest.approx(dict(zip(("deletion", "insertion", "random"), trapezoids)))
+    flat = points(np.full(6, 0.75))
+    level = FaithfulnessResult(2, "cls", "image", "zero", 10, Interval(1, 1, 1), flat, flat, flat, 3).auc()
+    assert level == pytest.approx({"deletion": 0.75, "insertion": 0.75, "random": 0.75})
+    assert result.to_json()["auc"] == pytest.approx(result.auc())
+
+
 @given(st.integers(1, 6), st.integers(1, 4), st.integers(0, 100))
 def test_masks_take_away_in_order(terms: int, draws: int, seed: int) -> None:
     orders = random_orders(terms, draws, seed)
@@ -129,7 +149,25 @@ def test_batches_leave_no_trace(clip: FrozenCLIP, clt: CrossLayerTranscoder) -> 
         assert getattr(one, curve)[1] == pytest.approx(getattr(many, curve)[1], rel=1e-4)
 
 
+def test_many_points_at_once_are_those_of_one_after_the_other(
+    clip: FrozenCLIP, clt: CrossLayerTranscoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of the terms and of the stream, of one row and of one image, give what a single block gives."""
+    labels = torch.from_numpy(Made().everything()[1])
+    head = clip.zero_shot_head(CLASSES, TEMPLATES)
+    options = {"layer": 1, "tokens": "all", "dataset_scores": torch.tensor([0.2, 0.8])}
+    whole = run(clip, clt, labels, head, 9, **options)
+    for block in (1, 3 * 9 * POSITIONS * WIDTH * (1 + 1) * 2):
+        monkeypatch.setattr("clt_lightning.analysis.faithfulness._BLOCK", block)
+        for one, other in zip(whole, run(clip, clt, labels, head, 9, **options), strict=True):
+            for curve in ("drop_top", "drop_bottom", "drop_random"):
+                assert getattr(one, curve)[0] == getattr(other, curve)[0]
+                assert getattr(one, curve)[1] == pytest.approx(getattr(other, curve)[1], rel=1e-4)
+
+
 def test_mistakes() -> None:
+    with pytest.raises(UserError, match=r"faithfulness\.token_sets"):
+        FaithfulnessOptions(token_sets=["patches"])
     with pytest.raises(UserError, match=r"faithfulness\.rankings"):
         FaithfulnessOptions(rankings=["class"])
     with pytest.raises(UserError, match=r"faithfulness\.draws"):

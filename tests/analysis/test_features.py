@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from clt_lightning.analysis.collector import LayerCollector, key_seeds
 from clt_lightning.analysis.features import monosemanticity
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
-from clt_lightning.transcoder import AbsTopK, CrossLayerTranscoder
+from clt_lightning.transcoder import AbsTopK, Codes, CrossLayerTranscoder
 
 from .world import CLASSES, FEATURES, LAYERS, POSITIONS, TEMPLATES, WIDTH, K, Made, make_clt, randomise
 
@@ -27,7 +28,7 @@ def collect(clip: FrozenCLIP, clt: CrossLayerTranscoder, batch: int, order: list
     order = order or list(range(N))
     images, labels, keys = images[order], labels[order], [keys[i] for i in order]
     collector = FeatureCollector(clip, clt, CLASSES, FeatureOptions(k=5, samples=3))
-    for start in range(0, N, batch):
+    for start in range(0, len(order), batch):
         part = slice(start, start + batch)
         acts = clip.capture(images[part], embeddings=True)
         assert acts.embeddings is not None
@@ -107,10 +108,52 @@ def test_equals_dense_codes_by_hand(clip: FrozenCLIP, make, tmp_path: Path) -> N
     centred = head - head.mean(0)
     centred /= np.linalg.norm(centred, axis=1, keepdims=True)
     for layer in range(LAYERS):
-        for f in np.flatnonzero(a[layer].sum(0) > 0):
+        for f in np.flatnonzero(a[layer].sum(0) > 0).tolist():
             direction = (a[layer, :, f] @ e) / a[layer, :, f].sum() - e.mean(0)
             cosines = centred @ (direction / np.linalg.norm(direction))
             assert np.allclose(stats["nearest_class_score"][layer, f], np.sort(cosines)[::-1], atol=1e-4)
+
+
+@pytest.mark.parametrize("n_classes", [1, 3, 7])
+def test_shares_of_few_and_of_many_classes(clip: FrozenCLIP, clt: CrossLayerTranscoder, n_classes: int) -> None:
+    """The five largest shares of each feature's activation, largest first; -1 and 0 where there are no more."""
+    images, _, keys = Made(n=N).everything()
+    labels = np.array([-1 if i % 4 == 3 else i % n_classes for i in range(N)])
+    collector = FeatureCollector(clip, clt, [f"c{i}" for i in range(n_classes)], FeatureOptions(k=1, samples=0))
+    acts = clip.capture(images, embeddings=True)
+    assert acts.embeddings is not None
+    collector.update(clt.encode(acts.x), acts.embeddings, keys, torch.from_numpy(labels))
+    found = collector.result("test")
+    assert found is not None
+    codes = clt.encode(acts.x).dense().detach().double().numpy().reshape(LAYERS, N, POSITIONS, FEATURES)
+    strengths = np.abs(codes).max(2)
+    by_class = np.stack([strengths[:, labels == c].sum(1) for c in range(n_classes)], 2)
+    with np.errstate(invalid="ignore"):
+        shares = np.nan_to_num(by_class / by_class.sum(2, keepdims=True))
+    wanted = np.zeros((LAYERS, FEATURES, 5))
+    best = np.sort(shares, 2)[:, :, ::-1][:, :, :5]
+    wanted[:, :, : best.shape[2]] = best
+    assert np.allclose(found.stats["class_share"], wanted, atol=1e-6)
+    index = found.stats["class_index"]
+    assert ((index >= 0) == (wanted > 0)).all()
+    for layer, f, place in zip(*np.nonzero(index >= 0)):
+        assert shares[layer, f, index[layer, f, place]] == pytest.approx(wanted[layer, f, place], abs=1e-6)
+    assert found.layers[0]["sample_image"].shape == (FEATURES, 0)
+
+
+def test_saving_again_replaces_what_was_there(clip: FrozenCLIP, clt: CrossLayerTranscoder, tmp_path: Path) -> None:
+    """In a folder that need not be there."""
+    run = tmp_path / "runs" / "one"
+    images, labels, keys = Made(n=N).everything()
+    codes = clt.encode(clip.capture(images).x)
+    for features, n in ((collect(clip, clt, 6), 5), (collect(clip, clt, 6, order=list(range(9))), 9)):
+        features.save(run)
+        assert load(run).keys == features.keys
+        collector = RetrievalCollector(FEATURES, m=4)
+        first = torch.arange(N).repeat_interleave(POSITIONS) < n
+        collector.update(codes.select_tokens(first), keys[:n], torch.from_numpy(labels[:n]))
+        collector.result().save(run)
+        assert Retrieval.load(run).keys == keys[:n]
 
 
 def test_batches_and_order_leave_no_trace(clip: FrozenCLIP, clt: CrossLayerTranscoder) -> None:
@@ -197,10 +240,30 @@ def test_neighbours_by_sparse_code(clip: FrozenCLIP, clt: CrossLayerTranscoder, 
     assert one[0][1][0] == pytest.approx(1, abs=1e-5)
 
 
+def test_an_image_without_codes_has_no_neighbours(clip: FrozenCLIP, clt: CrossLayerTranscoder) -> None:
+    """And is nobody's: its cosine is 0, not NaN."""
+    images, labels, keys = Made(n=6).everything()
+    dense = clt.encode(clip.capture(images).x).dense().detach()
+    dense[:, 2 * POSITIONS : 3 * POSITIONS] = 0
+    collector = RetrievalCollector(FEATURES, m=5)
+    collector.update(Codes.from_dense(dense), keys, torch.from_numpy(labels))
+    index = collector.result()
+    assert np.isfinite(index.values).all()
+    for layer in range(LAYERS):
+        assert (index.nearest(2, layer, k=5)[1] == 0).all()
+        order, cosines = index.nearest(0, layer, k=5)
+        assert sorted(order) == [1, 2, 3, 4, 5]  # all but itself, however many are asked for
+        assert cosines[list(order).index(2)] == 0
+
+
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"features holds no features: run `python -m clt_lightning test --run"):
         load(tmp_path)
     with pytest.raises(UserError, match="retrieval holds no codes"):
         Retrieval.load(tmp_path)
-    with pytest.raises(UserError, match=r"features\.k"):
-        FeatureOptions(k=0)
+    wrong: list[dict[str, Any]] = [{"k": 0}, {"samples": -1}]
+    for options in wrong:
+        with pytest.raises(UserError, match=r"features\.k"):
+            FeatureOptions(**options)
+    with pytest.raises(UserError, match=r"features\.device"):
+        FeatureOptions(device="cuda")

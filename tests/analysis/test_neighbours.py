@@ -65,7 +65,7 @@ def test_readers_and_writers_are_what_moves_a_pre_activation(clip: FrozenCLIP) -
     # by hand: the stream moves by what f writes into layers 0 and 1; ln_2 without its scale; the encoder of layer 2
     moved = sum(clt.W_dec[source][f, t] * clt.y_scale[source + t] for t in range(2)).double()
     block = clip.blocks[target]
-    read = (clt.W_enc[target][g] * clt.x_scale[target]).double() * block.ln_2.weight.double()  # type: ignore[union-attr, operator]
+    read = (clt.W_enc[target][g] * clt.x_scale[target]).double() * block.ln_2.weight.double()  # type: ignore[union-attr]
     expected = float((moved - moved.mean()) @ read)
     weights = torch.stack([moved]) @ read_directions(clip, clt, target).double().T
     assert float(weights[0, g]) == pytest.approx(expected, rel=1e-4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -41,7 +43,7 @@ def test_parts_sum_to_logit_and_margin_and_agree_with_the_decomposition(
     text = head[:, int(best.indices[2, 0])]
     added = one.y.unflatten(1, (1, POSITIONS))[:, 0, 0]
     d = decompose(clip, clt, one, clt.encode(one.x), added, text, replaced=False)
-    expected = [
+    expected: list[Any] = [
         d.embedding,
         d.attention.sum(),
         d.features.sum(),

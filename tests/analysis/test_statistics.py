@@ -10,9 +10,10 @@ from hypothesis.extra.numpy import arrays
 
 from clt_lightning.analysis.arms import Arm
 from clt_lightning.analysis.crossmodal import retrieval_result
-from clt_lightning.analysis.intervals import mean_intervals, recall_interval, share_interval
+from clt_lightning.analysis.intervals import Interval, mean_intervals, recall_interval, share_interval
 from clt_lightning.analysis.multilabel import average_precision, multilabel_result
 from clt_lightning.analysis.population import PopulationCheck, TrainSums, mean_check, resample_counts
+from clt_lightning.analysis.statistics import Measured, zero_shot
 
 ARM = Arm("original")
 
@@ -42,6 +43,14 @@ def test_recall_counts_every_class_alike() -> None:
     assert found.value == pytest.approx((0.9 + 0.5) / 2)
     assert found.low < 0.55  # the class of two images makes it uncertain
     assert found.high > 0.85
+
+
+def test_one_image_is_certain_of_itself() -> None:
+    """All its resamples are that image."""
+    assert mean_intervals(np.array([[0.25, 1.0]]), 20, 0) == [Interval(0.25, 0.25, 0.25), Interval(1.0, 1.0, 1.0)]
+    assert share_interval(1, 1, 20, 0) == Interval(1.0, 1.0, 1.0)
+    assert recall_interval(np.array([0, 1]), np.array([0, 1]), 20, 0) == Interval(1.0, 1.0, 1.0)
+    assert mean_intervals(np.empty((0, 2)), 20, 0)[1].to_json() == {"value": None, "low": None, "high": None}
 
 
 def test_nothing_to_count_is_null() -> None:
@@ -143,9 +152,62 @@ def test_the_population_check_finds_worse_data() -> None:
     assert np.mean(p_values(-0.8, 100, 100, 50) >= 0.95) > 0.9  # better data is no alarm
 
 
+def test_resamples_equal_to_the_held_out_value_count_against_it() -> None:
+    check = PopulationCheck("kl", "all", 0, 2, 2.0, 2.0, np.array([1.0, 2.0, 2.0, 3.0]))
+    assert check.p_value == pytest.approx((1 + 3) / (1 + 4))
+    assert PopulationCheck("kl", "all", 0, 2, 3.5, 2.0, check.resampled).p_value == pytest.approx(1 / 5)
+    for held_out, resampled in ((np.nan, [1.0]), (1.0, [1.0, np.nan])):
+        assert np.isnan(PopulationCheck("kl", "all", 0, 2, held_out, 2.0, np.array(resampled)).p_value)
+
+
+def test_resamples_without_a_known_image_have_no_mean() -> None:
+    train, counts = np.array([1.0, np.nan, 3.0]), np.array([[1.0, 1.0, 1.0], [0.0, 3.0, 0.0], [2.0, 1.0, 0.0]])
+    check = mean_check("accuracy_drop", "all", (0, 2), np.array([np.nan, 0.5]), train, counts)
+    assert (check.held_out, check.train) == (0.5, 2.0)
+    assert np.array_equal(check.resampled, [1.0, 2.0, np.nan], equal_nan=True)
+    nothing = mean_check("accuracy_drop", "all", (0, 2), np.array([np.nan]), train, counts)
+    assert np.isnan(nothing.held_out)
+
+
 def test_population_json() -> None:
     check = PopulationCheck("fvu", "all", None, None, 0.5, 0.4, np.linspace(0, 1, 1000))
     found = check.to_json()
     assert found["p_value"] == pytest.approx(501 / 1001)
     assert len(found["resampled"]) == 200
+    assert (found["resampled"][0], found["resampled"][-1]) == (0.0, 1.0)
     assert found["quantiles"]["0.5"] == pytest.approx(0.5)
+
+
+def test_zero_shot_from_ranks() -> None:
+    """Seven classes, of which one has no image; images without a label count for the divergence alone."""
+    labels = np.array([0, 0, 1, 2, 3, 4, 5, -1])
+    ranks = np.array([[0, 1, 0, 4, 5, 6, 0, -1], [0, 0, 1, 5, 4, 0, 3, -1]])
+    kl = np.arange(16, dtype=float).reshape(2, 8)
+    columns = {"rank": ranks.T, "kl": kl.T, "labels": labels}
+    keys = np.array([f"{i}" for i in range(8)])
+    arms = [ARM, Arm("replaced", 0, 1, "all")]
+    original, changed = zero_shot(
+        Measured(arms, [f"c{i}" for i in range(7)], keys, columns, (np.array([]), {})), draws=50, seed=0
+    )
+    assert [r.arm for r in (original, changed)] == arms
+    assert (original.n, changed.n) == (7, 7)
+    assert (original.top1.value, changed.top1.value) == (pytest.approx(3 / 7), pytest.approx(3 / 7))  # type: ignore[comparison-overlap]
+    assert (original.top5.value, changed.top5.value) == (pytest.approx(5 / 7), pytest.approx(6 / 7))  # type: ignore[comparison-overlap]
+    assert (original.drop.value, changed.drop.value) == (0, pytest.approx(0))  # type: ignore[comparison-overlap]
+    assert (original.kl.value, changed.kl.value) == (pytest.approx(3.5), pytest.approx(11.5))  # type: ignore[comparison-overlap]
+    assert np.allclose(original.recall, [0.5, 1, 0, 0, 0, 1, np.nan], equal_nan=True)
+    assert np.allclose(changed.recall, [1, 0, 0, 0, 1, 0, np.nan], equal_nan=True)
+    assert original.per_class_recall.value == pytest.approx(2.5 / 6)
+    # the images are drawn alike for both: where one is right and the other wrong, the drop is uncertain
+    assert original.drop.low == original.drop.high == 0
+    assert changed.drop.low < 0 < changed.drop.high
+
+
+def test_zero_shot_of_images_without_labels() -> None:
+    columns = {"rank": np.full((4, 1), -1), "kl": np.ones((4, 1)), "labels": np.full(4, -1)}
+    (found,) = zero_shot(Measured([ARM], ["a", "b"], np.arange(4), columns, (np.array([]), {})), draws=20, seed=0)
+    assert found.n == 0
+    assert np.isnan([found.top1.value, found.top5.value, found.per_class_recall.value, found.drop.value]).all()
+    assert np.isnan(found.recall).all()
+    assert found.kl.value == 1
+    assert zero_shot(Measured([ARM], [], np.arange(4), {"labels": np.full(4, -1)}, (np.array([]), {})), 20, 0) == []

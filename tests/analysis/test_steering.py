@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from clt_lightning.analysis.steering import columns
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
 from clt_lightning.replacement import replaced
-from clt_lightning.transcoder import CrossLayerTranscoder
+from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 from .world import CLASSES, FEATURES, LAYERS, POSITIONS, TEMPLATES, Made, make_clt
 
@@ -93,7 +94,7 @@ def test_edits_that_change_nothing(clip: FrozenCLIP, clt: CrossLayerTranscoder, 
     assert torch.allclose(found.before, p)
 
 
-def batches() -> list[dict]:
+def batches() -> list[dict[str, Any]]:
     images, labels, keys = Made(n=12).everything()
     rows = [slice(0, 8), slice(8, 12)]
     return [{"image": images[r], "label": torch.tensor(labels[r]), "key": keys[r]} for r in rows]
@@ -122,6 +123,8 @@ def test_columns_are_those_of_the_dense_codes(clip: FrozenCLIP, clt: CrossLayerT
     features = [0, 5, firing(clip, clt, batches()[0]["image"], 1)]
     assert torch.equal(columns(codes, features), codes.dense_layer(0)[:, features])
     assert codes.n_tokens == 8 * POSITIONS
+    held_densely = Codes([None], [codes.dense_layer(0)])
+    assert torch.equal(columns(held_densely, features), codes.dense_layer(0)[:, features])
 
 
 @pytest.mark.parametrize(
@@ -150,7 +153,7 @@ def test_other_text_is_named(text: str) -> None:
     ],
 )
 def test_what_cannot_be_is_refused(
-    clip: FrozenCLIP, clt: CrossLayerTranscoder, edits: list[Edit], options: dict, message: str
+    clip: FrozenCLIP, clt: CrossLayerTranscoder, edits: list[Edit], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         steer(clip, clt, batches(), edits, clip.zero_shot_head(CLASSES, TEMPLATES), CLASSES, **options)

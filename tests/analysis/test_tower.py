@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def test_finishing_from_any_layer_gives_the_embedding(clip: FrozenCLIP) -> None:
 
 
 @pytest.mark.parametrize("vision", [{"pool_type": "avg"}, {"pool_type": "avg", "final_ln_after_pool": True}])
-def test_other_ways_of_pooling(tmp_path: Path, vision: dict) -> None:
+def test_other_ways_of_pooling(tmp_path: Path, vision: dict[str, Any]) -> None:
     name = f"tiny-pool-{len(vision)}"
     register(tmp_path, name, **vision)
     other, images = make_clip(name), Made(n=3).everything()[0]
@@ -67,7 +68,7 @@ def test_arms_equal_whole_forwards(clip: FrozenCLIP, topology: str, tokens: str)
                 return y
 
             handles = [
-                clip.blocks[i].mlp.register_forward_hook(lambda m, a, y, i=i, h=hook: h(i, m, a, y))
+                clip.blocks[i].get_submodule("mlp").register_forward_hook(lambda m, a, y, i=i, h=hook: h(i, m, a, y))
                 for i in range(first, last + 1)
             ]
             whole = clip.encode_image(images)

@@ -102,12 +102,12 @@ class Made(pl.LightningDataModule):
     def split(self, name: str) -> bool:
         return name in ("train", "test")
 
-    def eval_dataloader(self, split: str, *, limit: int | None = None) -> DataLoader:
+    def eval_dataloader(self, split: str, *, limit: int | None = None) -> DataLoader[dict[str, Any]]:
         start, n = (1000, min(limit or self.n_train, self.n_train)) if split == "train" else (0, self.n)
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return DataLoader(Images(list(range(start + rank, start + n, world))), self.batch_size)
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
         return self.eval_dataloader("test")
 
     def everything(self, split: str = "test") -> tuple[Tensor, np.ndarray, list[str]]:

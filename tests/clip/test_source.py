@@ -10,7 +10,7 @@ from pathlib import Path
 import open_clip
 import pytest
 
-from clt_lightning.clip import FrozenCLIP, source
+from clt_lightning.clip import FrozenCLIP, build
 from clt_lightning.clip.source import find_source
 from clt_lightning.core.errors import UserError
 
@@ -106,7 +106,7 @@ def test_a_full_disk_is_not_called_a_missing_network(monkeypatch: pytest.MonkeyP
             raise FileNotFoundError(f"Failed to download file. Last error: {error}")  # noqa: B904
 
     monkeypatch.setattr(open_clip, "download_pretrained", full)
-    with pytest.raises(FileNotFoundError, match="No space"):
+    with pytest.raises(UserError, match=r"'openai' of 'ViT-B-32-quickgelu'.*the disk is full"):
         FrozenCLIP("ViT-B-32-quickgelu", "openai")
 
 
@@ -138,7 +138,7 @@ def test_an_architecture_of_ones_own_is_read_from_the_config(tmp_path: Path) -> 
 def test_the_root_logger_is_left_alone() -> None:
     root = logging.getLogger()
     before, disabled = list(root.handlers), logging.root.manager.disable
-    with source._quiet_open_clip():
+    with build._quiet_open_clip():
         logging.info("installs a handler")
     assert root.handlers == before
     assert logging.root.manager.disable == disabled

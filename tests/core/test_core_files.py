@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from clt_lightning.core.errors import UserError
-from clt_lightning.core.files import read_json, read_lines, read_text, sha256, whole_file, whole_folder, write_json
+from clt_lightning.core.files import (
+    numbered_lines,
+    read_json,
+    read_lines,
+    read_text,
+    sha256,
+    whole_file,
+    whole_folder,
+    write_json,
+)
 from clt_lightning.core.paths import expand
 
 
@@ -77,6 +86,23 @@ def test_texts_of_users(tmp_path: Path) -> None:
     path.write_text("cat\n\ndog\n")
     with pytest.raises(UserError, match="line 2: a blank line"):
         read_lines(path)
+    assert read_lines(path, gaps=True) == ["cat", "dog"]
+    assert numbered_lines(read_text(path), path, gaps=True) == [(1, "cat"), (3, "dog")]
+    path.write_bytes("cat\rlöwe\r\ufeffdog\r".encode())  # old line ends, and two files that were joined
+    assert read_lines(path) == ["cat", "löwe", "dog"]
+    path.write_bytes(b"cat\rdog\rl\xf6we\r")
+    with pytest.raises(UserError, match=r"line 3: byte 0xf6"):
+        read_text(path)
+    path.write_bytes("cat\ndog\n".encode("utf-16-be"))
+    with pytest.raises(UserError, match=r"line 1: a zero byte"):
+        read_text(path)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "[" * 100_000, '{"a": ' + "9" * 5000 + "}"])
+def test_json_that_is_none_is_one_message(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=r"a\.json"):
+        read_json(tmp_path / "a.json")
 
 
 def test_paths_are_expanded_and_unset_variables_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from clt_lightning.data.decode import DecodeError, Decoder, augmented, collate, to_rgb
+from clt_lightning.data.decode import DecodeError, Decoder, augmented, collate
+from clt_lightning.data.image import to_rgb
 from clt_lightning.data.reader import RawSample
 
 from .world import picture, to_tensor

@@ -13,11 +13,12 @@ import pytest
 import webdataset
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.data.grouping import split_name
 from clt_lightning.data.index import CACHE_NAME, build_index
 from clt_lightning.data.layout import ShardFile
 from clt_lightning.data.plan import Run
 from clt_lightning.data.reader import BadSample, RawSample, ShardReader
-from clt_lightning.data.scan import ShardIndex, scan, split_name
+from clt_lightning.data.scan import ShardIndex, scan
 
 from .world import picture, samples, write_tar
 
@@ -112,7 +113,9 @@ def test_every_tar_format_gives_the_same_samples(tmp_path: Path, how: int) -> No
     assert [f.parts for f in found if isinstance(f, RawSample)] == [parts for _, parts in made]
 
 
-def test_tars_that_webdataset_wrote(tmp_path: Path) -> None:
+def test_tars_that_webdataset_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for slow in ("scan._scan_any", "reader._any_members"):  # with a PAX header before every member
+        monkeypatch.setattr(f"clt_lightning.data.{slow}", lambda *_: pytest.fail("the slow way"))
     with webdataset.ShardWriter(str(tmp_path / "%d.tar"), maxcount=3, verbose=0) as sink:
         for i in range(7):
             sink.write({"__key__": f"s{i:07d}", "png": picture(i), "cls": i})
@@ -197,6 +200,32 @@ def test_empty_files_and_no_tars(tmp_path: Path) -> None:
     for name in ("0", "1"):
         with pytest.raises(UserError, match=rf"{name}\.tar is truncated or damaged"):
             build_index([shard(tmp_path / f"{name}.tar")])
+
+
+@pytest.mark.parametrize("hole", [(1, 1), (1, 2), (1, 8), (5, 1), (0, 3), (7, 1)])
+@pytest.mark.parametrize("how", ["index", "stream"])
+def test_a_hole_of_zeros_is_not_the_end(tmp_path: Path, hole: tuple[int, int], how: str) -> None:
+    path = write_tar(tmp_path / "0.tar", [(f"s{i}", {"png": b"x" * 700, "cls": b"1"}) for i in range(4)])
+    starts = [at for i in range(4) for at in (2560 * i, 2560 * i + 1536)]  # of the 8 members
+    data = bytearray(path.read_bytes())
+    start = starts[hole[0]]
+    data[start : start + 512 * hole[1]] = bytes(512 * hole[1])
+    path.write_bytes(data)
+    if how == "index":
+        with pytest.raises(UserError, match=r"0\.tar is truncated or damaged: (a block of zeros|behind its end mark)"):
+            build_index([shard(path)])
+    else:
+        found = list(ShardReader([ShardIndex(shard(path), None)]).read(Run(0, 0, None)))
+        assert isinstance(found[-1], BadSample)
+
+
+def test_a_tail_of_zeros_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_tar(tmp_path / "0.tar", samples(0, 3))
+    with path.open("ab") as f:
+        f.write(bytes(2 << 20))
+    with caplog.at_level(logging.WARNING):
+        assert build_index([shard(path)])[0].samples == 3
+    assert "bytes of zeros: was it downloaded to its end?" in caplog.text
 
 
 def test_a_tar_that_is_cut_while_it_is_read_gives_bad_samples(tmp_path: Path) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
 import pytest
 
 from clt_lightning.core.errors import UserError
-from clt_lightning.data.layout import expand, find_split, name_shards, read_lines
+from clt_lightning.data.layout import expand, find_split, name_shards
 
-from .world import write_root, write_split, write_tar
+from .world import images, samples, write_root, write_split, write_tar
 
 
 def files(root: Path, split: str = "train") -> list[str]:
@@ -32,10 +33,10 @@ def test_val_and_test_stand_in_for_each_other(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, there: str, asked: str
 ) -> None:
     write_split(tmp_path / there, [2])
-    with caplog.at_level(logging.INFO):
-        found = find_split(str(tmp_path), asked)
+    found = find_split(str(tmp_path), asked)
     assert found is not None
     assert (found.asked, found.found) == (asked, there)
+    assert images(tmp_path).split(asked) is not None  # the data module says it, with the consequence
     assert f"'{there}' is read in its place" in caplog.text
 
 
@@ -112,7 +113,77 @@ def test_names_are_unique_and_short() -> None:
         name_shards(["0.tar", "0.tar"])
 
 
-def test_lines_of_a_text_file(tmp_path: Path) -> None:
-    (tmp_path / "classnames.txt").write_text("a b\n\n c \n")
-    assert read_lines(str(tmp_path), "classnames.txt") == ["a b", "c"]
-    assert read_lines(str(tmp_path), "other.txt") is None
+def test_a_file_that_is_named_like_a_command_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "pipe:touch ran; cat x.tar"
+    write_tar(tmp_path / name, samples(0, 3))
+    write_tar(tmp_path / "d" / name, samples(3, 2))
+    write_tar(tmp_path / "s3:" / "0.tar", samples(5, 1))
+    for allow_pipe in (False, True):
+        for pattern, count in (
+            ("*.tar", 3),
+            ("pipe:*", None),
+            ("d", 2),
+            ("d/*.tar", 2),
+            ("**/*.tar", 6),
+            ("?ipe:*", 3),
+        ):
+            if count is None:  # an address, as the user wrote it
+                if not allow_pipe:
+                    with pytest.raises(UserError, match="runs a shell command"):
+                        expand(pattern, "train")
+                continue
+            found = expand(pattern, "train", allow_pipe=allow_pipe)
+            assert all(shard.local for shard in found.shards)
+            loader = images(train=pattern, allow_pipe=allow_pipe).eval_dataloader("train")
+            assert sum(len(batch["key"]) for batch in loader) == count
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "d" / "ran").exists()
+
+
+def test_the_same_file_under_two_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_split(tmp_path / "a", [1, 1])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"a/0\.tar' is listed twice, once as"):
+        expand(["a", "./a/0.tar"], "train")
+    with pytest.raises(UserError, match=r"listed twice, once as 'a/1\.tar'"):
+        expand(["a/*.tar", str(tmp_path / "a" / "1.tar")], "train")
+
+
+def test_keys_are_unique_whatever_the_names_of_tars() -> None:
+    urls = ["a.tar", "a/b.tar", "x/a.tar"]  # sample b/s of the first, and s of the second
+    names = [shard.name for shard in name_shards(urls)]
+    assert len({f"{names[0]}/b/s", f"{names[1]}/s", f"{names[2]}/s"}) == 3
+
+
+def test_a_folder_that_was_not_finished(tmp_path: Path) -> None:
+    write_split(tmp_path / "train", [1, 1], nshards=False)
+    (tmp_path / "train" / ".shards.partial.json").write_text("{}")
+    with pytest.raises(UserError, match=r"train is not complete: `shard` was interrupted"):
+        find_split(str(tmp_path), "train")
+
+
+def test_a_recorded_tar_that_is_not_there(tmp_path: Path) -> None:
+    write_split(tmp_path / "train", [1, 1], nshards=False)
+    rows = [{"name": f"{i}.tar", "samples": 1} for i in range(3)]
+    (tmp_path / "train" / "shards.json").write_text(json.dumps({"shards": rows}))
+    with pytest.raises(UserError, match=r"shards\.json lists 2\.tar, which the folder lacks"):
+        find_split(str(tmp_path), "train")
+
+
+def test_tars_of_no_split_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("set-train-0", "set-test-0", "set-more-0"):
+        write_tar(tmp_path / f"{name}.tar", [])
+    assert files(tmp_path) == ["set-train-0.tar"]
+    assert "set-more-0.tar have no split in their names and are not read" in caplog.text
+
+
+def test_a_tar_that_leads_nowhere(tmp_path: Path) -> None:
+    write_split(tmp_path / "train", [1], nshards=False)
+    (tmp_path / "train" / "1.tar").symlink_to(tmp_path / "gone.tar")
+    with pytest.raises(UserError, match=r"1\.tar cannot be read: No such file"):
+        images(tmp_path).setup("fit")
+    (tmp_path / "train" / "1.tar").unlink()
+    (tmp_path / "train" / "1.tar").mkdir()
+    with pytest.raises(UserError, match=r"1\.tar cannot be read: Is a directory"):
+        images(tmp_path).setup("fit")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import json
 import logging
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,6 +50,39 @@ def test_val_and_test_of_their_own(tmp_path: Path) -> None:
     assert len(numbers(dm.test_dataloader())) == 4
     with pytest.raises(UserError, match=r"no split 'train'"):
         dm.setup("fit")
+
+
+@pytest.mark.parametrize("by", ["root", "patterns"])
+def test_a_best_checkpoint_that_is_chosen_on_the_test_split_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, by: str
+) -> None:
+    write_root(tmp_path, train=[8], test=[4])
+    places = {name: f"{tmp_path}/{name}/*.tar" for name in ("train", "test")}
+    dm = images(tmp_path) if by == "root" else images(None, **places)
+    dm.setup("fit")
+    dm.val_dataloader()
+    said = [r.message for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(said) == 1
+    assert "has no split 'val', and 'test' is read in its place" in said[0]
+    assert "the best checkpoint is chosen on the test split, so its test numbers flatter" in said[0]
+    assert "--val-fraction" in said[0]
+    assert dm.describe()["splits"]["val"]["split"] == "test"
+
+
+def test_testing_on_the_validation_split_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_split(tmp_path / "validation", [3])
+    images(tmp_path).setup("validate")
+    assert not [r for r in caplog.records if r.levelno == logging.WARNING]
+    images(tmp_path).setup("test")
+    assert "'validation' is read in its place: where the best checkpoint was chosen" in caplog.text
+
+
+def test_sets_with_a_val_split_are_not_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_root(tmp_path, train=[8], test=[4])
+    write_split(tmp_path / "val", [3])
+    images(tmp_path).setup()
+    demo(tmp_path / "demo").setup()
+    assert not [r for r in caplog.records if r.levelno == logging.WARNING]
 
 
 def test_training_alone_has_no_validation(tmp_path: Path) -> None:
@@ -209,13 +239,14 @@ def test_the_demo_writes_its_renders_once_and_reads_them_as_any_set(tmp_path: Pa
     dm.setup("fit")
     assert dm.classnames == renders.CLASSNAMES
     assert dm.templates == renders.TEMPLATES
-    tar = tmp_path / "d" / "test" / "0.tar"
+    assert [len(numbers(dm.eval_dataloader(split))) for split in ("train", "val", "test")] == [40, 12, 12]
+    tar = tmp_path / "d" / "val" / "0.tar"
     stamp = tar.stat().st_mtime_ns
     again = demo(tmp_path / "d")
     again.setup("validate")
     assert tar.stat().st_mtime_ns == stamp
     batch = next(iter(again.val_dataloader()))
-    expected = renders.render(again.parameters["render_seeds"]["test"], 0, size=16)
+    expected = renders.render(again.parameters["render_seeds"]["val"], 0, size=16)
     assert int(batch["label"][0]) == expected.label
     assert batch["captions"][0] == expected.captions
     assert torch.equal(batch["image"][0], to_tensor(expected.image))
@@ -246,6 +277,53 @@ def test_seed_and_world(tmp_path: Path) -> None:
     assert first(seed=1, world=5) == first(seed=2, world=5)
 
 
+def test_no_render_is_in_two_splits(tmp_path: Path) -> None:
+    def pixels(dm: Demo) -> dict[str, set[bytes]]:
+        batches = {split: dm.eval_dataloader(split) for split in ("train", "val", "test")}
+        return {split: {i.numpy().tobytes() for b in found for i in b["image"]} for split, found in batches.items()}
+
+    for world in (0, 1, 7, 2**32 - 1):
+        dm = demo(tmp_path / str(world), world=world, n_val=9)
+        dm.setup()
+        found = pixels(dm)
+        assert {split: len(images) for split, images in found.items()} == {"train": 40, "val": 9, "test": 12}
+        assert not found["train"] & found["val"] | found["train"] & found["test"] | found["val"] & found["test"]
+    seeds = {seed for world in range(300) for seed in demo(tmp_path, world=world).parameters["render_seeds"].values()}
+    assert len(seeds) == 900
+    assert min(seeds) >= 3_000_000  # below are those of the demo CLIP
+
+
+def test_the_demo_s_val_split_is_part_of_its_parameters(tmp_path: Path) -> None:
+    demo(tmp_path).setup()
+    same = demo(tmp_path, n_val=12)
+    same.setup()
+    assert same.root == str(tmp_path)
+    other = demo(tmp_path, n_val=5)
+    other.setup()
+    assert other.root != str(tmp_path)
+    assert len(numbers(other.eval_dataloader("val"))) == 5
+    assert other.describe()["renders"]["n_val"] == 5
+    with pytest.raises(UserError, match=r"n_val must be 1 or more"):
+        demo(tmp_path, n_val=0)
+
+
+def test_renders_of_a_version_without_val_are_left_alone(tmp_path: Path) -> None:
+    old = demo(tmp_path).parameters
+    old = {key: value for key, value in old.items() if key != "n_val"}
+    write_root(tmp_path, train=[3], test=[3])
+    (tmp_path / "demo.json").write_text(json.dumps(old))
+    dm = demo(tmp_path)
+    dm.setup()
+    assert dm.root != str(tmp_path)
+    assert len(numbers(dm.eval_dataloader("val"))) == 12
+
+
+def test_a_place_where_the_demo_may_not_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/demo cannot be written: .*Set data\.init_args\.root"):
+        demo(tmp_path / "file" / "demo").setup()
+
+
 def test_an_interrupted_demo_is_finished(tmp_path: Path) -> None:
     demo(tmp_path).setup()
     reference = (tmp_path / "test" / "0.tar").read_bytes()
@@ -268,22 +346,6 @@ def test_two_writers_do_not_collide(tmp_path: Path) -> None:
 
 
 # -- shards at an address ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    folder = tmp_path / "served"
-    folder.mkdir()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever)
-        thread.start()
-        yield folder, f"http://127.0.0.1:{httpd.server_address[1]}"
-        httpd.shutdown()
-        thread.join()
 
 
 def test_a_root_at_an_address_with_counts(server: tuple[Path, str]) -> None:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 import base64
+import codecs
 import io
 import json
 import pickle
+import random
+import struct
 import subprocess
 import sys
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +29,8 @@ from clt_lightning.data.modules import WebImages
 from clt_lightning.data.plan import Run
 from clt_lightning.data.reader import RawSample, ShardReader
 from clt_lightning.data.shard import add_arguments, run
+from clt_lightning.data.shard.cifar100 import open_cifar100
+from clt_lightning.data.shard.matfile import read_struct
 
 from .world import picture, to_tensor
 
@@ -40,10 +47,14 @@ META_MAT = base64.b64decode(
 DOG, TENCH, BONNET = "n02107142", "n01440764", "n02869837"
 
 
-def shard(kind: str, source: Path, output: Path, *more: str) -> int:
+def arguments(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    return run(parser.parse_args([kind, "--source", str(source), "--output", str(output), *more]))
+    return parser.parse_args(words)
+
+
+def shard(kind: str, source: Path, output: Path, *more: str) -> int:
+    return run(arguments(kind, "--source", str(source), "--output", str(output), *more))
 
 
 def raw(dm: WebImages, split: str) -> list[RawSample]:
@@ -53,6 +64,14 @@ def raw(dm: WebImages, split: str) -> list[RawSample]:
     read = [s for i, shard in enumerate(found.shards) for s in reader.read(Run(i, 0, shard.samples))]
     assert all(isinstance(s, RawSample) for s in read)
     return read  # type: ignore[return-value]
+
+
+def trained_and_validated(dm: WebImages) -> list[RawSample]:
+    """All training samples of a source: those in `train`, and those that were held out of it."""
+    train, val = raw(dm, "train"), raw(dm, "val")
+    assert train
+    assert val
+    return train + val
 
 
 def tar_bytes(files: Mapping[str, bytes], mode: str = "w") -> bytes:
@@ -87,7 +106,7 @@ def test_cifar100_keeps_every_pixel_and_label(tmp_path: Path) -> None:
     assert shard("cifar100", archive, tmp_path / "out", "--max-samples-per-shard", "8") == 0
     dm = CIFAR100(root=str(tmp_path / "out"))
     for split, data in pixels.items():
-        read = raw(dm, split)
+        read = trained_and_validated(dm) if split == "train" else raw(dm, split)
         assert len(read) == len(data)
         got = {}
         for sample in read:
@@ -125,6 +144,98 @@ def test_cifar100_runs_no_foreign_code_and_names_what_is_missing(tmp_path: Path)
     archive.write_bytes(archive.read_bytes()[:60])
     with pytest.raises(UserError, match="damaged"):
         shard("cifar100", archive, tmp_path / "out")
+
+
+def cifar_pickles(folder: Path, protocol: int = 2, **change: object) -> Path:
+    """The extracted archive with something else in `train`, or with `meta` in its place."""
+    data = np.arange(2 * 3072, dtype=np.uint8).reshape(2, 3072)
+    train = {"data": data, "fine_labels": [1, 2]} | change
+    meta = {"fine_label_names": train.pop("names", [f"fine_{i}" for i in range(100)])}
+    folder.mkdir(exist_ok=True)
+    for name, content in (("train", train), ("test", {"data": data, "fine_labels": [3, 4]}), ("meta", meta)):
+        (folder / name).write_bytes(pickle.dumps(content, protocol))
+    return folder
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_cifar100_in_every_protocol(tmp_path: Path, protocol: int) -> None:
+    shard("cifar100", cifar_pickles(tmp_path / "in", protocol), tmp_path / "out")
+    read = raw(CIFAR100(root=str(tmp_path / "out")), "test")
+    assert [s.parts["cls"] for s in read] == [b"3", b"4"]
+    pixels = [np.asarray(Image.open(io.BytesIO(s.parts["png"]))).transpose(2, 0, 1).ravel() for s in read]
+    assert np.array_equal(pixels, np.arange(2 * 3072, dtype=np.uint8).reshape(2, 3072))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"fine_labels": [1, 1000]}, r"label 1 of 'train' is 1000, but must be 0\.\.99"),
+        ({"fine_labels": [-1, 2]}, r"label 0 of 'train' is -1"),
+        ({"fine_labels": [1, "2"]}, r"label 1 of 'train' is '2'"),
+        ({"fine_labels": [1]}, "2 fine labels"),
+        ({"fine_labels": None}, "2 fine labels"),
+        ({"data": np.zeros((2, 100), np.uint8)}, r"rows of 3072 bytes, but are \(2, 100\)"),
+        ({"data": np.zeros((2, 3072), np.float64)}, "array of 'f8'"),
+        ({"data": np.array([{}, {}], object)}, "array of 'O8'"),
+        ({"data": "text"}, "are str"),
+        ({"names": ["a"]}, "100 names"),
+    ],
+)
+def test_cifar100_that_is_not_cifar100(tmp_path: Path, change: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        shard("cifar100", cifar_pickles(tmp_path / "in", **change), tmp_path / "out")  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+class Calls:
+    """Pickled as a call of any function."""
+
+    def __init__(self, function: object, *args: object) -> None:
+        self.call = (function, args)
+
+    def __reduce__(self) -> tuple[object, object]:
+        return self.call
+
+
+@pytest.mark.parametrize("name", ["numpy.f2py.diagnose dtype", "numpy.lib ndarray", "numpy.testing dtype", "os system"])
+def test_cifar100_takes_exact_names_alone(tmp_path: Path, name: str) -> None:
+    source = cifar_pickles(tmp_path / "in")
+    module, function = name.split()
+    (source / "train").write_bytes(f"c{module}\n{function}\n(S'touch {tmp_path}/ran'\ntR.".encode())
+    with pytest.raises(UserError, match=rf"it wants {module}\.{function}, which is no part"):
+        shard("cifar100", source, tmp_path / "out")
+    (source / "train").write_bytes(pickle.dumps(Calls(codecs.encode, "x", "zip"), 2))
+    with pytest.raises(UserError, match=r"it wants "):
+        shard("cifar100", source, tmp_path / "out")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_pickles_that_claim_gigabytes(tmp_path: Path) -> None:
+    source = cifar_pickles(tmp_path / "in")
+    huge = struct.pack("<Q", 1 << 40)
+    reconstruct = pickle.dumps(np.zeros(0, np.uint8), 2).replace(
+        b"K\x00\x85", b"\x8a\x06" + (1 << 40).to_bytes(6, "little") + b"\x85"
+    )
+    for data in (b"\x80\x05\x96" + huge, b"\x80\x05\x8e" + huge, b"\x80\x02r\xff\xff\xff\x7f", reconstruct):
+        (source / "train").write_bytes(data)
+        with pytest.raises(UserError, match="damaged or not the official"):
+            shard("cifar100", source, tmp_path / "out")
+
+
+def test_damaged_pickles_are_one_message(tmp_path: Path) -> None:
+    source = cifar_pickles(tmp_path / "in")
+    whole, rng = (source / "train").read_bytes(), random.Random(0)
+    refused = 0
+    for _ in range(300):
+        data = bytearray(whole)
+        for at in [rng.randrange(120), rng.randrange(len(data) - 100, len(data))][: rng.choice([1, 2])]:
+            data[at] = rng.randrange(256)
+        (source / "train").write_bytes(data)
+        try:
+            open_cifar100(source)
+        except UserError:
+            refused += 1
+    assert refused > 100
 
 
 # -- COCO -------------------------------------------------------------------------------------------------------------
@@ -174,7 +285,7 @@ def test_coco(tmp_path: Path, zipped: bool) -> None:
     assert batch["label"].tolist() == [1, 2, -1]
     assert batch["multi_hot"].tolist() == [[1, 1, 0], [0, 0, 1], [0, 0, 0]]
     assert batch["captions"] == [["first", "second one"], [], []]
-    assert {s.parts["jpg"] for s in raw(dm, "train")} == {picture(100 + i, kind="jpg") for i in range(3)}
+    assert {s.parts["jpg"] for s in trained_and_validated(dm)} == {picture(100 + i, kind="jpg") for i in range(3)}
 
 
 def test_coco_names_what_is_missing(tmp_path: Path) -> None:
@@ -243,7 +354,7 @@ def test_imagenet100(tmp_path: Path, form: str) -> None:
     shard("imagenet100", source, tmp_path / "out", "--class-list", wnid_list(tmp_path))
     dm = ImageNet100(root=str(tmp_path / "out"), class_list=wnid_list(tmp_path))
     expected = {data: label for label, wnid in enumerate(sorted([DOG, TENCH, BONNET])) for data in TRAIN[wnid].values()}
-    assert {s.parts["jpg"]: int(s.parts["cls"]) for s in raw(dm, "train")} == expected
+    assert {s.parts["jpg"]: int(s.parts["cls"]) for s in trained_and_validated(dm)} == expected
     truth = {jpeg(101): 1, jpeg(102): 0, jpeg(103): 0, jpeg(105): 2}
     assert {s.parts["jpg"]: int(s.parts["cls"]) for s in raw(dm, "test")} == truth
     assert dm.classnames == ["tench", "Dobermann", "poke bonnet"]
@@ -268,6 +379,49 @@ def test_imagenet100_names_what_is_missing(tmp_path: Path) -> None:
     (source / "ILSVRC2012_img_train.tar").write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="damaged"):
         shard("imagenet100", source, tmp_path / "out", "--class-list", chosen)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("LOC_val_solution.csv", b"\xef\xbb\xbfImageId,PredictionString\nILSVRC2012_val_00000001,\n", r"csv, line 2"),
+        ("LOC_val_solution.csv", b"a,b\n1,2\n", r"csv, line 2: expected ImageId"),
+        ("LOC_val_solution.csv", b"ImageId,PredictionString\nl\xf6we,1\n", r"csv, line 2: byte 0xf6"),
+        ("imagenet_2012_validation_synset_labels.txt", b"n02107142\n\nn01440764\n", r"labels\.txt, line 2: a blank"),
+        ("imagenet_2012_validation_synset_labels.txt", "n02107142\n".encode("utf-16"), r"labels\.txt is UTF-16"),
+    ],
+)
+def test_label_files_of_imagenet(tmp_path: Path, file: str, content: bytes, words: str) -> None:
+    source = imagenet(tmp_path / "source", "archives")
+    (source / file).write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        shard("imagenet100", source, tmp_path / "out", "--class-list", wnid_list(tmp_path))
+
+
+def test_label_files_with_a_mark_and_windows_lines(tmp_path: Path) -> None:
+    source = imagenet(tmp_path / "source", "archives")
+    (source / "ILSVRC2012_devkit_t12.tar.gz").unlink()
+    labels = "".join(f"{wnid}\r\n" for wnid in VAL)
+    (source / "imagenet_2012_validation_synset_labels.txt").write_bytes(b"\xef\xbb\xbf" + labels.encode())
+    shard("imagenet100", source, tmp_path / "out", "--class-list", wnid_list(tmp_path))
+    dm = ImageNet100(root=str(tmp_path / "out"), class_list=wnid_list(tmp_path))
+    assert [int(s.parts["cls"]) for s in raw(dm, "test")] == [1, 0, 0, 2]
+
+
+def test_a_damaged_meta_mat_is_one_message() -> None:
+    rng = random.Random(0)
+    unpacked = META_MAT[:128] + zlib.decompress(META_MAT[136:])
+    assert read_struct(unpacked, "synsets") == read_struct(META_MAT, "synsets")
+    for data in (META_MAT, unpacked):
+        for _ in range(300):
+            damaged = bytearray(data)
+            for _ in range(rng.choice([1, 3])):
+                damaged[rng.randrange(120, len(data))] = rng.randrange(256)
+            with suppress(UserError):
+                read_struct(bytes(damaged), "synsets")
+    bomb = zlib.compress(bytes(200 << 20), 1)
+    with pytest.raises(UserError, match="damaged"):
+        read_struct(META_MAT[:128] + struct.pack("<II", 15, len(bomb)) + bomb, "synsets")
 
 
 # -- own folders ------------------------------------------------------------------------------------------------------
@@ -298,8 +452,9 @@ def test_a_folder_of_classes_is_mixed_and_split(tmp_path: Path) -> None:
     shard("folder", source, tmp_path / "out", "--test-fraction", "0.1")
     dm = WebImages(root=str(tmp_path / "out"))
     labels = [int(s.parts["cls"]) for s in raw(dm, "train")]
-    assert sorted(labels) == [0] * 18 + [1] * 18
+    assert sorted(labels) == [0] * 17 + [1] * 17
     assert labels != sorted(labels)
+    assert [int(s.parts["cls"]) for s in raw(dm, "val")] == [0, 1]
     assert [int(s.parts["cls"]) for s in raw(dm, "test")] == [0, 0, 1, 1]
 
 

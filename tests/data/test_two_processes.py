@@ -56,8 +56,9 @@ class Model(pl.LightningModule):
 
 
 root, folder, steps = sys.argv[1:4]
-for limit in (0, 3):
-    for start in (None, 2, limit or 5):  # whole; from the middle and from the end of the first epoch
+for limit in (0, 3, "overfit"):
+    # whole; from the middle and from the end of the first epoch
+    for start in (None, 3) if limit == "overfit" else (None, 2, limit or 5):
         whole, out = f"{folder}/{limit}-None", f"{folder}/{limit}-{start}"
         dm = WebImages(root=root, batch_size=4, num_workers=2, shuffle=7, augment="flip")
         dm.transform = to_tensor
@@ -65,7 +66,9 @@ for limit in (0, 3):
         trainer = pl.Trainer(
             accelerator="cpu", devices=2, strategy="ddp", max_steps=int(steps), logger=False,
             enable_model_summary=False,
-            enable_progress_bar=False, default_root_dir=out, limit_train_batches=limit or 1.0, num_sanity_val_steps=1,
+            enable_progress_bar=False, default_root_dir=out, num_sanity_val_steps=1,
+            **({"overfit_batches": 2, "use_distributed_sampler": False} if limit == "overfit" else
+               {"limit_train_batches": limit or 1.0}),
             callbacks=[saved],
         )
         checkpoint = f"{whole}-ckpt/step={start}.ckpt" if start else None
@@ -89,7 +92,7 @@ def launch(folder: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def seen(folder: Path, limit: int, start: int | None, stage: str) -> list[list[Any]]:
+def seen(folder: Path, limit: int | str, start: int | None, stage: str) -> list[list[Any]]:
     """By rank: `[step, epoch, keys]` of every batch."""
     ranks = [json.loads((folder / f"{limit}-{start}.{rank}").read_text()) for rank in range(2)]
     return [[entry[1:] for entry in rank if entry[0] == stage] for rank in ranks]
@@ -117,9 +120,20 @@ def check_resumed(folder: Path, limit: int, start: int) -> None:
     assert resumed == [rank[start:] for rank in whole]
 
 
+def check_overfitting(folder: Path) -> None:
+    """Each rank has two batches of its own, the same ones in every epoch and after a resume."""
+    whole, resumed = seen(folder, "overfit", None, "train"), seen(folder, "overfit", 3, "train")
+    batches = [[keys for _, _, keys in rank] for rank in whole]
+    for rank in batches:
+        assert rank == rank[:2] * (STEPS // 2)
+    assert len({key for rank in batches for keys in rank for key in keys}) == 16
+    assert [[keys for _, _, keys in rank] for rank in resumed] == [rank[3:] for rank in batches]
+
+
 def test_two_ranks_train_validate_and_resume(tmp_path: Path) -> None:
     launch(tmp_path)
     for limit in (0, 3):
         check_whole(tmp_path, limit)
         check_resumed(tmp_path, limit, 2)
         check_resumed(tmp_path, limit, limit or 5)
+    check_overfitting(tmp_path)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -152,6 +154,47 @@ def test_a_full_disk_is_one_error_and_nothing_half_written(
     write_split(tmp_path / "b", items(30), limits=limits)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert find_split(str(tmp_path), "train") is None
+
+
+def test_what_was_not_verified_yet_is_not_forgotten(tmp_path: Path) -> None:
+    with pytest.raises(StopError):
+        write_split(tmp_path, items(23, fail_at=20), limits=Limits(samples=5))
+    (tmp_path / "0.tar").unlink()
+    with pytest.raises(StopError):  # dies again, before it has looked at tars 1, 2 and 3
+        write_split(tmp_path, items(23, fail_at=2), limits=Limits(samples=5))
+    made: list[int] = []
+    write_split(tmp_path, items(23, made=made), limits=Limits(samples=5))
+    assert made == [*range(5), *range(20, 23)]
+
+
+@pytest.mark.parametrize(
+    "record", [b"", b"{", b"[]", b'{"fingerprint": "x", "shards": [{"samples": 0}]}', b"\xff", b'{"shards": 3}']
+)
+def test_a_record_that_cannot_be_read_frees_no_folder(tmp_path: Path, record: bytes) -> None:
+    write_split(tmp_path, items(3))
+    (tmp_path / "shards.json").write_bytes(record)
+    with pytest.raises(UserError, match=r"files that this command did not write \(0\.tar, …\)"):
+        write_split(tmp_path, items(3))
+
+
+def test_two_commands_do_not_write_into_one_folder(tmp_path: Path) -> None:
+    with pytest.raises(StopError):
+        write_split(tmp_path, items(6, fail_at=0))
+    other = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match=rf"is being written by process {os.getpid()} on .*: wait for it"):
+        write_split(tmp_path, items(6))
+    os.close(other)
+    write_split(tmp_path, items(6))
+
+
+def test_what_the_source_refuses_is_not_said_of_the_tar(tmp_path: Path) -> None:
+    def gone() -> Mapping[str, bytes]:
+        return {"png": (tmp_path / "gone.png").read_bytes()}
+
+    with pytest.raises(UserError, match=r"gone\.png cannot be read: No such file") as caught:
+        write_split(tmp_path / "a", [Item("x", gone)])
+    assert "written" not in str(caught.value)
 
 
 def test_nothing_to_write_and_nowhere_to_write(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from clt_lightning.core.errors import UserError
-from clt_lightning.metrics import FVU, MSE, R2, Cosine, select
+from clt_lightning.metrics import FVU, MSE, R2, Cosine, ExactMetric, select
 from clt_lightning.metrics.reconstruction import merge_moments, token_moments
 
 
@@ -20,7 +20,8 @@ def numpy_fvu(y: Tensor, y_hat: Tensor) -> np.ndarray:
     """Straight from the definition, per layer, in float64."""
     a, b = y.double().numpy(), y_hat.double().numpy()
     a, b = a.reshape(len(a), -1, a.shape[-1]), b.reshape(len(b), -1, b.shape[-1])
-    return ((a - b) ** 2).sum((1, 2)) / ((a - a.mean(1, keepdims=True)) ** 2).sum((1, 2))
+    fvu: np.ndarray = ((a - b) ** 2).sum((1, 2)) / ((a - a.mean(1, keepdims=True)) ** 2).sum((1, 2))
+    return fvu
 
 
 def made(
@@ -168,6 +169,13 @@ def test_wrong_shapes_are_named(metric: FVU) -> None:
         metric.update(torch.zeros(4, 5, 3), torch.zeros(4, 5, 3))
     with pytest.raises(UserError, match=r"y \(2, 5, 3\) and y_hat \(2, 1, 3\) must have one shape"):
         metric.update(torch.zeros(2, 5, 3), torch.zeros(2, 1, 3))
+
+
+@pytest.mark.parametrize(("metric", "higher"), [(FVU, False), (R2, True), (MSE, False), (Cosine, True)])
+def test_which_way_is_better(metric: type[ExactMetric], higher: bool) -> None:
+    """As torchmetrics' trackers ask; none of them is a loss."""
+    assert metric.higher_is_better is higher
+    assert metric.is_differentiable is False
 
 
 @settings(max_examples=40, deadline=None)

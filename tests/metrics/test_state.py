@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from clt_lightning.metrics import FVU, L0, Cosine, DeadFeatures, ExactMetric, LogitKL, ZeroShotAccuracy
 from clt_lightning.metrics.base import blocks
+from tests.parallel import processes
 
 
 def metrics() -> dict[str, ExactMetric]:
@@ -25,7 +27,7 @@ def metrics() -> dict[str, ExactMetric]:
     }
 
 
-def batches() -> list[dict[str, tuple]]:
+def batches() -> list[dict[str, tuple[Any, ...]]]:
     """Five batches of different sizes."""
     generator = torch.Generator().manual_seed(0)
     out = []
@@ -46,7 +48,7 @@ def batches() -> list[dict[str, tuple]]:
     return out
 
 
-def results(chosen: list[dict[str, tuple]]) -> dict[str, Tensor]:
+def results(chosen: list[dict[str, tuple[Any, ...]]]) -> dict[str, Tensor]:
     out = {}
     for name, metric in metrics().items():
         for batch in chosen:
@@ -56,20 +58,23 @@ def results(chosen: list[dict[str, tuple]]) -> dict[str, Tensor]:
     return out
 
 
-def _rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    # unequal shares: 4 batches here, 1 there
-    torch.save(results(batches()[:4] if rank == 0 else batches()[4:]), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+def share_of_one_process() -> dict[str, Tensor]:
+    """Unequal shares: 4 batches here, 1 there."""
+    return results(batches()[:4] if dist.get_rank() == 0 else batches()[4:])
 
 
 def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
-    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
     whole = results(batches())
-    for rank in range(2):
-        for name, value in torch.load(tmp_path / f"{rank}.pt").items():
-            torch.testing.assert_close(value, whole[name], rtol=1e-12, atol=0, msg=lambda m, n=name: f"{n}: {m}")
+    for found in processes.run(share_of_one_process, tmp_path, 2):
+        for name, value in found.items():
+            torch.testing.assert_close(value, whole[name], rtol=1e-12, atol=0, msg=f"{name} of one of two processes")
+
+
+def types(metric: ExactMetric) -> set[torch.dtype]:
+    """Of its state."""
+    states = list(metric.metric_state.values())
+    assert all(isinstance(state, Tensor) for state in states)
+    return {state.dtype for state in states if isinstance(state, Tensor)}
 
 
 @pytest.mark.parametrize(
@@ -83,7 +88,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
     ],
     ids=["half", "bfloat16", "to", "to-device", "float"],
 )
-def test_casts_of_the_model_around_leave_the_state_alone(cast) -> None:
+def test_casts_of_the_model_around_leave_the_state_alone(cast: Callable[[nn.Module], nn.Module]) -> None:
     expected = results(batches())
     for name, metric in metrics().items():
         parent = nn.ModuleDict({"metric": metric, "weights": nn.Linear(2, 2)})
@@ -92,12 +97,12 @@ def test_casts_of_the_model_around_leave_the_state_alone(cast) -> None:
         cast(parent)
         for batch in batches()[2:]:
             metric.update(*batch[name])
-        assert {state.dtype for state in metric.metric_state.values()} <= {torch.float64, torch.int64, torch.uint8}
+        assert types(metric) <= {torch.float64, torch.int64, torch.uint8}
         value = metric.compute()
         value = torch.stack(list(value.values())) if isinstance(value, dict) else value
         torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
         metric.reset()
-        assert {state.dtype for state in metric.metric_state.values()} <= {torch.float64, torch.int64, torch.uint8}
+        assert types(metric) <= {torch.float64, torch.int64, torch.uint8}
 
 
 def test_blocks_cover_every_token_once(monkeypatch: pytest.MonkeyPatch) -> None:

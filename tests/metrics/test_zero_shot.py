@@ -59,13 +59,15 @@ def test_a_label_outside_the_classes_is_named(label: int) -> None:
 
 def cosines(rng: np.random.Generator, images: int = 64, classes: int = 10, width: int = 16) -> np.ndarray:
     e, w = rng.normal(size=(images, width)), rng.normal(size=(width, classes))
-    return (e / np.linalg.norm(e, axis=1, keepdims=True)) @ (w / np.linalg.norm(w, axis=0))
+    found: np.ndarray = (e / np.linalg.norm(e, axis=1, keepdims=True)) @ (w / np.linalg.norm(w, axis=0))
+    return found
 
 
 def numpy_kl(p: np.ndarray, q: np.ndarray) -> float:
     def log_softmax(z: np.ndarray) -> np.ndarray:
         z = z - z.max(1, keepdims=True)
-        return z - np.log(np.exp(z).sum(1, keepdims=True))
+        found: np.ndarray = z - np.log(np.exp(z).sum(1, keepdims=True))
+        return found
 
     a, b = log_softmax(100 * p), log_softmax(100 * q)
     return float((np.exp(a) * (a - b)).sum(1).mean())

@@ -14,7 +14,9 @@ from clt_lightning.cascade import cascade_parts
 from clt_lightning.core.errors import UserError
 from clt_lightning.schedule import lr_factor
 from clt_lightning.settings import LossConfig, ScheduleConfig, TranscoderConfig, from_plain, to_plain
+from clt_lightning.transcoder.clt import Topology
 from clt_lightning.transcoder.losses import CascadeConfig
+from tests.gradients import gradient
 
 
 def test_schedule_rises_holds_and_falls() -> None:
@@ -59,9 +61,9 @@ def test_the_buffer_resumes_where_it_was() -> None:
     for step in range(5):
         one.exchange(torch.full((2, 3, 4), float(step)), torch.zeros(2, 3, 4), torch.Generator().manual_seed(step))
     other.load_state_dict(one.state_dict(), "cpu")
-    for buffer in (one, other):
-        buffer.out = buffer.exchange(torch.ones(2, 3, 4), torch.ones(2, 3, 4), torch.Generator().manual_seed(9))[0]
-    assert torch.equal(one.out, other.out)
+    new = torch.ones(2, 3, 4)
+    a, b = (buffer.exchange(new, new, torch.Generator().manual_seed(9))[0] for buffer in (one, other))
+    assert torch.equal(a, b)
     with pytest.raises(UserError, match=r"model\.tokens\.buffer"):
         ActivationBuffer(11).load_state_dict(one.state_dict(), "cpu")
     with pytest.raises(UserError, match="make it larger"):
@@ -127,6 +129,17 @@ def test_replacement_is_cascaded_and_in_its_window_only(clip: cl.FrozenCLIP, ima
     torch.testing.assert_close(ours, acts.embeddings)
 
 
+@pytest.mark.parametrize(("topology", "read"), [("cross_layer", [0, 1, 2]), ("per_layer", [2]), ("sae", [2])])
+def test_only_layers_that_write_into_the_window_are_read(
+    clip: cl.FrozenCLIP, images: torch.Tensor, topology: Topology, read: list[int]
+) -> None:
+    clt = cl.CrossLayerTranscoder(clip.n_layers, clip.d_model, 64, cl.TopK(8), topology, seed=1)
+    with cl.replaced(clip, clt, layers=[2]) as trace:
+        clip.encode_image(images)
+    assert sorted(trace.codes) == read
+    assert sorted(trace.y_hat) == [2]
+
+
 def test_token_sets_leave_the_other_tokens_alone(clip: cl.FrozenCLIP, images: torch.Tensor) -> None:
     clt = cl.CrossLayerTranscoder(clip.n_layers, clip.d_model, 64, cl.TopK(8), seed=1)  # zero decoders
     untouched = clip.capture(images).y[0].view(5, clip.n_positions, -1)
@@ -161,8 +174,8 @@ def test_gradients_flow_through_a_replacement(clip: cl.FrozenCLIP, images: torch
     clt = cl.CrossLayerTranscoder(clip.n_layers, clip.d_model, 64, cl.TopK(8), seed=1)
     with cl.replaced(clip, clt, grad=True):
         clip.encode_image(images, grad=True)[:, 0].sum().backward()
-    assert clt.W_dec[0].grad.abs().sum() > 0
-    assert clt.b_dec.grad.abs().sum() > 0
+    assert gradient(clt.W_dec[0]).abs().sum() > 0
+    assert gradient(clt.b_dec).abs().sum() > 0
     with cl.replaced(clip, clt):
         assert not clip.encode_image(images).requires_grad
 
@@ -217,6 +230,24 @@ def test_cascade_terms_see_the_replaced_model(clip: cl.FrozenCLIP, images: torch
     with torch.no_grad():
         for parameter in clt.parameters():
             if parameter.grad is not None:
-                parameter -= 1e-3 * parameter.grad
+                parameter.sub_(1e-3 * parameter.grad)
     after = cascade_parts(clip, clt, images, config)
     assert sum(float(v.detach()) for v in after.values()) < sum(float(v.detach()) for v in parts.values())
+
+
+def test_the_cascade_begins_and_rises_at_its_share_of_the_run() -> None:
+    config = CascadeConfig(stream=0.5, start=0.25, warmup=0.2)
+    assert [config.strength(step, 100) for step in (0, 24, 25, 34, 44, 45, 99)] == [
+        0,
+        0,
+        pytest.approx(1 / 20),
+        pytest.approx(10 / 20),
+        1,
+        1,
+        1,
+    ]
+    assert CascadeConfig(stream=0.5, start=0.25, warmup=0.0).strength(25, 100) == 1  # at full weight at once
+    assert config.strength(0, -1) == 1  # a run without a length
+    assert CascadeConfig(stream=0.0, embedding=0.0, warmup=0.2).strength(99, 100) == 0
+    with pytest.raises(UserError, match="start and warmup in"):
+        LossConfig(cascade=CascadeConfig(stream=0.5, warmup=1.5))

@@ -24,6 +24,7 @@ from clt_lightning.transcoder.losses import (
     loss_parts,
 )
 from clt_lightning.transcoder.normalization import StatisticsAccumulator
+from tests.gradients import gradient
 
 LAYERS, WIDTH, FEATURES, TOKENS = 3, 8, 48, 16
 
@@ -111,8 +112,8 @@ def train(
                 total[name] = total.get(name, 0.0) + value.item() / len(batches)
         if feature and data > 1:
             for p in clt.parameters():
-                dist.all_reduce(p.grad, group=mesh.get_group("data"))
-                p.grad /= data
+                dist.all_reduce(gradient(p), group=mesh.get_group("data"))
+                gradient(p).div_(data)
             for name in total:
                 mean = torch.tensor(total[name], dtype=torch.float64)
                 dist.all_reduce(mean, group=mesh.get_group("data"))
@@ -140,7 +141,7 @@ def selected(score: Tensor, k: int, floor: float) -> list[list[int]]:
     shards = Shards.of_group()
     width = score.shape[1] // shards.size
     pairs = select_topk(score[:, shards.rank * width : (shards.rank + 1) * width], k, shards, floor)
-    chosen = [[] for _ in range(pairs.n_tokens)]
+    chosen: list[list[int]] = [[] for _ in range(pairs.n_tokens)]
     for token, feature in zip(pairs.tokens.tolist(), pairs.features.tolist()):
         chosen[token].append(shards.rank * width + feature)
     return chosen
@@ -157,6 +158,15 @@ def winners(cases: list[tuple[Tensor, int]]) -> list[Tensor]:
         width = score.shape[1] // shards.size
         out.append(batch_winners(score[:, shards.rank * width : (shards.rank + 1) * width], k, shards))
     return out
+
+
+def raised(config: dict[str, Any], features: Tensor, amount: float) -> Tensor | None:
+    """The encoder biases of all features after some of them were raised, on the process that would write them."""
+    clt = build(config, Shards.of_group())
+    clt.raise_biases(features, amount)
+    assert isinstance(clt, ShardedTranscoder)
+    state = gather_module(clt, clt.state_dict(), "")
+    return None if state is None else state["b_enc"]
 
 
 def evaluated(clt: CrossLayerTranscoder, x: Tensor) -> dict[str, Tensor]:

@@ -36,7 +36,8 @@ def fit(config: Path, version: int, steps: int, *more: str, processes: int = 1) 
 
 
 def validated(folder: Path) -> dict[str, float]:
-    return json.loads((folder / "results.json").read_text())["metrics"]["val"]["values"]
+    values: dict[str, float] = json.loads((folder / "results.json").read_text())["metrics"]["val"]["values"]
+    return values
 
 
 @pytest.mark.slow
@@ -67,7 +68,9 @@ def test_a_run_goes_from_one_process_to_two_and_back(tmp_path: Path) -> None:
     close(validated(divided), validated(straight))
 
 
-def test_a_number_that_does_not_divide_the_processes_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_number_that_does_not_divide_the_processes_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = write_config(tmp_path, **OPTIONS)
     with pytest.raises(SystemExit) as stop:
         main(["fit", "--config", str(config), "--model.parallel.feature=2"])

@@ -8,15 +8,26 @@ import pytest
 
 from clt_lightning.cli.main import main
 from clt_lightning.core.errors import UserError
-from clt_lightning.parallel.plan import Machine, Shape, all_plans, all_reduce, best, documented_tables, make_plan, size
+from clt_lightning.core.people import size
+from clt_lightning.parallel.plan import (
+    Machine,
+    Shape,
+    all_plans,
+    all_reduce,
+    best,
+    cascade_seconds,
+    documented_tables,
+    make_plan,
+)
 from clt_lightning.transcoder import CrossLayerTranscoder, TopK
+from clt_lightning.transcoder.clt import Topology
 
 ROOT = Path(__file__).parents[2]
 VIT_B = Shape(12, 768, 50, 6144)
 
 
 @pytest.mark.parametrize("topology", ["cross_layer", "per_layer"])
-def test_weights_are_those_of_a_transcoder(topology: str) -> None:
+def test_weights_are_those_of_a_transcoder(topology: Topology) -> None:
     clt = CrossLayerTranscoder(4, 6, 10, TopK(2), topology=topology)
     shape = Shape(4, 6, 5, 10, cross_layer=topology == "cross_layer")
     assert shape.divided + shape.shared == sum(p.numel() for p in clt.parameters())
@@ -83,13 +94,24 @@ def test_what_does_not_divide_is_refused() -> None:
         make_plan(VIT_B, Machine(), 8, 3, 100)
 
 
+def test_a_hand_worked_cascade() -> None:
+    """15 tokens (3 images), 2 layers: 40 d^2 + 12 P d operations a token and layer in the CLIP, then the transcoder."""
+    shape = Shape(2, 4, positions=5, n_features=8, k=2)
+    ones = Machine(flops=1, bandwidth=1, gather=1, link=1, far_link=1)
+    clip, encoder, rows = 30 * (40 * 16 + 12 * 5 * 4), 2 * 2 * 4 * 8 * 15, 3 * 15 * 2 * 3 * 4 * 4
+    moved = 2 * 2 * 15 * 8 * 4 + 4 * 2 * 15 * 4 * 4 + 12 * 8 * ((2 + 3) * 4 + 2)
+    assert cascade_seconds(shape, ones, 1, 3) == clip + encoder + rows + moved == 38592
+    # two processes: half the features each, and the sums of y_hat and of its gradient over the link
+    assert cascade_seconds(shape, ones, 2, 3) == clip + (encoder + rows) / 2 + 960 + 1920 + 1056 + 960
+
+
 def test_small_things() -> None:
     assert all_reduce(100, 1) == 0
     assert all_reduce(100, 4) == 150
     assert [size(n) for n in (12, 3.4e6, 2e9, 5e12)] == ["12 B", "3.4 MB", "2 GB", "5 TB"]
 
 
-def test_the_command_reads_layered_configs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_command_reads_layered_configs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = str(ROOT / "configs" / "quickstart.yaml")
     above = tmp_path / "above.yaml"
     above.write_text("model: {transcoder: {n_features: 1024}}\ntrainer: {devices: 4}\n")
@@ -98,12 +120,16 @@ def test_the_command_reads_layered_configs(tmp_path: Path, capsys: pytest.Captur
     assert "F = 1,024, k = 12" in told
     assert "4 GPUs of 24 GB" in told
     assert told.count("<- take this") == 1
+    assert "loss.cascade comes on top from 25% of the run on: 32 images" in told
+    above.write_text("model: {loss: {cascade: {stream: 0, embedding: 0}}}\n")
+    main(["plan", "--config", config, "--config", str(above)])
+    assert "loss.cascade" not in capsys.readouterr().out
     main(["plan", "--config", config, "--gpus", "2", "--gpu_memory", "1MB"])
     assert "none fits" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", [[], ["--config", "nowhere.yaml"]])
-def test_mistakes_end_in_one_message(words: list[str], capsys: pytest.CaptureFixture) -> None:
+def test_mistakes_end_in_one_message(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["plan", *words])
     assert stop.value.code == 2

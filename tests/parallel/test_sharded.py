@@ -72,12 +72,18 @@ def batch_cases() -> list[tuple[Tensor, int]]:
     return [(skewed, 2), (torch.randn(10, 48, generator=generator), 3), (torch.randn(4, 8, generator=generator), 8)]
 
 
+def silent() -> Tensor:
+    """A third of all features, on both of two processes."""
+    return torch.arange(scenes.LAYERS * scenes.FEATURES).view(scenes.LAYERS, -1) % 3 == 1
+
+
 def on_two(states: dict[str, Any]) -> dict[str, Any]:
     """Everything that is asked of two processes: starting them is what costs."""
     return {
         "trained": several(2),
         "evaluated": {name: scenes.evaluate(CONFIGS[name], state) for name, state in states.items()},
         "winners": scenes.winners(batch_cases()),
+        "raised": scenes.raised(CONFIGS["topk"], silent(), 0.25),
     }
 
 
@@ -139,6 +145,7 @@ def test_states_go_from_two_processes_to_one_and_four(two: list[dict[str, Any]],
     straight = scenes.train(config, 9, 0, 1, True)
     plain = scenes.train(config, 3, 0, 1, True, half_way(two), 6)
     assert straight is not None
+    assert plain is not None
     for found in (plain, four[0]["continued"]):
         close(found["state"], straight["state"])
         close(found["optimizer"]["state"], straight["optimizer"]["state"])
@@ -178,6 +185,11 @@ def test_batch_winners_are_the_largest_of_the_batch(two: list[dict[str, Any]]) -
         for (score, k), found in zip(batch_cases(), rank["winners"]):
             expected = score.flatten().sort(descending=True).values[: k * len(score)]
             assert torch.equal(found.sort(descending=True).values, expected)
+
+
+def test_each_process_raises_the_biases_of_its_own_features(two: list[dict[str, Any]]) -> None:
+    expected = scenes.build(CONFIGS["topk"], None).b_enc.detach() + 0.25 * silent()
+    assert torch.equal(two[0]["raised"], expected)
 
 
 def test_features_that_cannot_be_divided_are_refused() -> None:

@@ -45,6 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 @pytest.fixture(scope="session")
 def _tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     if find() is None:
+        # in CI a skip is a failure: tests/conftest.py
         pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed (Debian: apt-get install chromium)")
     with Browser(tmp_path_factory.mktemp("profile")) as tab:
         yield tab

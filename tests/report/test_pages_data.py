@@ -13,9 +13,9 @@ from PIL import Image
 from clt_lightning.analysis.features import load_features
 from clt_lightning.analysis.results import load_evaluation
 from clt_lightning.analysis.retrieval import Retrieval
+from clt_lightning.clip.images import to_pixels
 from clt_lightning.report.features import CHUNK
 from clt_lightning.report.packing import RESOLUTION, unpack_maps
-from clt_lightning.report.sprites import to_pixels
 from tests.report.conftest import Made
 
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.profilers import PassThroughProfiler
 
-from clt_lightning.callbacks.throughput import Throughput, _Count, count, duration
+from clt_lightning.callbacks.throughput import Throughput
 from clt_lightning.cli.main import main
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.people import count, duration
 from clt_lightning.runs.timing import PARTS, StepClock
 
 from .world import STEPS, scalars, write_config
@@ -73,30 +75,76 @@ def test_the_parts_make_up_the_step_and_the_progress_is_told(
     assert any(re.fullmatch(pattern, line) for line in lines), lines
 
 
-def trainer(workers: int = 1) -> Any:
-    return SimpleNamespace(datamodule=SimpleNamespace(num_workers=workers))
+class Play:
+    """Steps of a training whose parts take the seconds that are given, on a clock of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, watch: Throughput, workers: int = 1) -> None:
+        self.now, self.watch = 0.0, watch
+        monkeypatch.setattr("clt_lightning.runs.timing.time.perf_counter", lambda: self.now)
+        monkeypatch.setattr("clt_lightning.callbacks.throughput.time.monotonic", lambda: self.now)
+        self.trainer: Any = SimpleNamespace(
+            global_step=0,
+            log_every_n_steps=10,
+            max_steps=1000,
+            is_global_zero=True,
+            strategy=None,
+            profiler=PassThroughProfiler(),
+            datamodule=SimpleNamespace(num_workers=workers),
+            print=lambda *a, **k: None,
+        )
+        self.logged: dict[str, float] = {}
+        self.module: Any = SimpleNamespace(device=torch.device("cpu"), clock=StepClock(), log=self.log)
+        watch.on_train_start(self.trainer, self.module)
+
+    def log(self, name: str, value: float, **_: Any) -> None:
+        self.logged[name] = value
+
+    def steps(self, number: int, hidden: float = 0.0, **parts: float) -> None:
+        """Parts by name; of the wait for data, `hidden` seconds pass while a GPU works."""
+        for _ in range(number):
+            self.watch.on_train_batch_start(self.trainer, self.module, None, 0)
+            for part, seconds in parts.items():
+                self.module.clock.begin(part, host=True)
+                self.now += seconds
+                self.module.clock.end(part, host=True)
+            self.now -= hidden
+            self.trainer.global_step += 1
+            self.watch.on_train_batch_end(self.trainer, self.module, {"tokens": 100}, None, 0)
 
 
-def test_a_starving_step_is_named_once_with_what_to_do(recwarn: pytest.WarningsRecorder) -> None:
-    watch = Throughput(starving_share=0.25)
-    watch._window = _Count(seconds=10.0, steps=10, tokens=100)
-    starved = {"data": 0.5, "clip": 0.2, "transcoder": 0.2, "optimizer": 0.05, "other": 0.05}
-    watch._look_at_data(trainer(), starved)
+def test_a_starving_step_is_named_once_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    play = Play(monkeypatch, Throughput(starving_share=0.25))
+    parts = {"data": 0.5, "clip": 0.2, "transcoder": 0.2, "optimizer": 0.05, "other": 0.05}
+    play.steps(10, **parts)
     assert not recwarn.list  # one window may hold the start of an epoch
-    for _ in range(3):
-        watch._look_at_data(trainer(), starved)
+    play.steps(30, **parts)
     assert len(recwarn.list) == 1
     told = str(recwarn.list[0].message)
     assert "the data loader is the bottleneck: of 1 s a step, 0.5 s (50%)" in told
     assert "0.2 s in the CLIP" in told
     assert "data.init_args.num_workers (now 1;" in told
+    assert play.logged["train/tokens_per_second"] == pytest.approx(100)
+    assert play.logged["train/tokens"] == 4000
+    assert play.logged["train/time/other"] == pytest.approx(0.05)
 
 
-def test_waiting_that_a_busy_gpu_hides_is_no_bottleneck(recwarn: pytest.WarningsRecorder) -> None:
-    watch = Throughput()
-    watch._window = _Count(seconds=10.0, steps=10, tokens=100)
-    for _ in range(5):
-        watch._look_at_data(trainer(), {"data": 0.9, "clip": 0.3, "transcoder": 0.5, "optimizer": 0.15, "other": 0.0})
+@pytest.mark.parametrize(("data", "told"), [(0.24, 0), (0.27, 1)])
+def test_the_share_is_that_of_the_whole_step(
+    data: float, told: int, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    play = Play(monkeypatch, Throughput(starving_share=0.25))
+    play.steps(50, data=data, clip=0.3, transcoder=1 - 0.3 - data)
+    assert len(recwarn.list) == told
+
+
+def test_waiting_that_a_busy_gpu_hides_is_no_bottleneck(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    play = Play(monkeypatch, Throughput())
+    play.steps(60, data=0.9, clip=0.3, transcoder=0.5, optimizer=0.15, hidden=0.85)
+    assert play.logged["train/step_time"] == pytest.approx(1.0)
     assert not recwarn.list
 
 

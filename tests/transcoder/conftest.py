@@ -10,9 +10,11 @@ import torch
 
 from clt_lightning.transcoder import CrossLayerTranscoder
 
+MakeCLT = Callable[..., CrossLayerTranscoder]
+
 
 @pytest.fixture
-def make_clt() -> Callable[..., CrossLayerTranscoder]:
+def make_clt() -> MakeCLT:
     def make(
         n_layers: int = 3,
         d_model: int = 8,
@@ -27,7 +29,9 @@ def make_clt() -> Callable[..., CrossLayerTranscoder]:
         with torch.no_grad():
             for name, parameter in clt.named_parameters():
                 if "threshold" not in name:
-                    parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(dtype)
+                    parameter.add_(
+                        0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(dtype)
+                    )
             if scales:
                 clt.x_scale.copy_(2.0 ** torch.arange(-1, n_layers - 1))
                 clt.y_scale.copy_(2.0 ** -torch.arange(-1, n_layers - 1).to(dtype))

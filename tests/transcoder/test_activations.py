@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,12 +11,13 @@ from hypothesis import strategies as st
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import AbsTopK, BatchTopK, JumpReLU, ReLU, TopK
-from clt_lightning.transcoder.activations import ACTIVATIONS, dense, from_config, top_indices
+from clt_lightning.transcoder.activations import ACTIVATIONS, Activation, dense, from_config, top_indices
 
+A = TypeVar("A", bound=Activation)
 pre_table = torch.tensor([[3.0, -4.0, 1.0, 2.0], [-1.0, -2.0, 0.5, -3.0]])
 
 
-def built(activation, layers: int = 1, features: int = 4):
+def built(activation: A, layers: int = 1, features: int = 4) -> A:
     activation.build(layers, features)
     return activation
 
@@ -87,6 +90,21 @@ def test_jump_relu_gradient_of_the_threshold() -> None:
     (dense(activation, pre, 0) * torch.tensor([2.0, 3.0, 5.0])).sum().backward()
     torch.testing.assert_close(pre.grad, torch.tensor([[0.0, 3.0, 5.0]]))
     torch.testing.assert_close(activation.log_threshold.grad, torch.tensor([[-2.0 / 0.2, -3.0 / 0.2, 0.0]]))
+
+
+def test_the_kernel_of_the_threshold_is_half_a_bandwidth_wide_each_way() -> None:
+    activation = built(JumpReLU(1.0, 0.2), features=6)
+    pre = torch.tensor([[0.89, 0.91, 0.99, 1.01, 1.09, 1.11]], requires_grad=True)
+    dense(activation, pre, 0).sum().backward()
+    assert activation.log_threshold.grad is not None
+    assert (activation.log_threshold.grad[0] != 0).tolist() == [False, True, True, True, True, False]
+
+
+def test_a_fresh_threshold_lets_all_positive_ones_through() -> None:
+    """An evaluation before the first step: as ReLU would."""
+    activation = built(BatchTopK(1))
+    activation.eval()
+    torch.testing.assert_close(dense(activation, pre_table, 0), pre_table.clamp_min(0))
 
 
 @settings(max_examples=50, deadline=None)

@@ -9,6 +9,7 @@ import torch
 
 from clt_lightning.transcoder import AuxiliaryRequest, TopK
 from clt_lightning.transcoder.buffers import GradientBuffers
+from tests.transcoder.conftest import MakeCLT
 
 
 def test_memory_comes_back_when_it_is_free() -> None:
@@ -35,7 +36,7 @@ def test_copies_have_buffers_of_their_own() -> None:
         assert other.take("W", torch.empty(3)).data_ptr() != out.data_ptr()
 
 
-def test_steps_reuse_memory_and_leave_kept_gradients_alone(make_clt) -> None:
+def test_steps_reuse_memory_and_leave_kept_gradients_alone(make_clt: MakeCLT) -> None:
     clt = make_clt(activation=TopK(4), backend="sparse", n_features=64)
     x = torch.randn(3, 11, 8, dtype=torch.float64)
 
@@ -56,7 +57,7 @@ def test_steps_reuse_memory_and_leave_kept_gradients_alone(make_clt) -> None:
     assert all(torch.equal(a, 2 * b) for a, b in zip(doubled, before))
 
 
-def test_auxiliary_features_share_the_pass(make_clt) -> None:
+def test_auxiliary_features_share_the_pass(make_clt: MakeCLT) -> None:
     """AuxK adds tokens to the decoder's one pass: every weight gets one gradient, nothing is added up afterwards."""
     clt = make_clt(activation=TopK(4), backend="sparse", n_features=64)
     request = AuxiliaryRequest(torch.arange(64).expand(3, 64) % 3 == 0, 5, torch.tensor([2, 4, 4]))

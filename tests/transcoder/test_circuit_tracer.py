@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,11 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import BatchTopK, JumpReLU, ReLU, TopK
 from clt_lightning.transcoder.activations import Activation
 from clt_lightning.transcoder.circuit_tracer import save_circuit_tracer
+from tests.transcoder.conftest import MakeCLT
 
 
 @pytest.mark.parametrize("activation", [ReLU(), JumpReLU(0.4), BatchTopK(5)], ids=lambda a: type(a).__name__)
-def test_files_give_the_same_reconstruction(make_clt, tmp_path: Path, activation: Activation) -> None:
+def test_files_give_the_same_reconstruction(make_clt: MakeCLT, tmp_path: Path, activation: Activation) -> None:
     clt = make_clt(activation=activation)
     x = torch.randn(3, 30, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     # BatchTopK stores a threshold: of other data, since on its own it equals a pre-activation, and rounding decides
@@ -46,6 +48,8 @@ def test_files_give_the_same_reconstruction(make_clt, tmp_path: Path, activation
         ({"activation": ReLU(), "topology": "per_layer"}, "topology cross_layer"),
     ],
 )
-def test_what_the_layout_cannot_say_is_refused(make_clt, tmp_path: Path, options: dict, message: str) -> None:
+def test_what_the_layout_cannot_say_is_refused(
+    make_clt: MakeCLT, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         save_circuit_tracer(make_clt(**options), tmp_path, {})

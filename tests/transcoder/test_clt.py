@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import (
+    Activation,
+    ActivationStatistics,
     BatchTopK,
     Codes,
     CrossLayerTranscoder,
@@ -17,6 +21,8 @@ from clt_lightning.transcoder import (
     StatisticsAccumulator,
     TopK,
 )
+from tests.gradients import gradient
+from tests.transcoder.conftest import MakeCLT
 
 
 def data(layers: int = 3, tokens: int = 200, d: int = 8, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -28,7 +34,7 @@ def data(layers: int = 3, tokens: int = 200, d: int = 8, seed: int = 0) -> tuple
     return x, y
 
 
-def statistics(x: torch.Tensor, y: torch.Tensor):
+def statistics(x: torch.Tensor, y: torch.Tensor) -> ActivationStatistics:
     sums = StatisticsAccumulator(x.shape[0], x.shape[2])
     for part in range(0, x.shape[1], 64):
         sums.update(x[:, part : part + 64], y[:, part : part + 64])
@@ -36,7 +42,7 @@ def statistics(x: torch.Tensor, y: torch.Tensor):
 
 
 @pytest.mark.parametrize("topology", ["cross_layer", "per_layer"])
-def test_decoder_blocks_give_the_gradients_of_slices(make_clt, topology: str) -> None:
+def test_decoder_blocks_give_the_gradients_of_slices(make_clt: MakeCLT, topology: str) -> None:
     """Layer by layer, as a replaced forward decodes; the gradient keeps the weight's own layout in memory."""
     found = []
     for in_blocks in (False, True):
@@ -44,16 +50,17 @@ def test_decoder_blocks_give_the_gradients_of_slices(make_clt, topology: str) ->
         codes = clt.encode(torch.randn(3, 7, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2)))
         sources = [codes.slice(i) for i in range(3)]
         blocks = {i: clt.decoder_blocks(i) for i in range(3)} if in_blocks else None
-        sum((j + 1) * clt.layer_terms(sources[: j + 1], j, blocks).square().sum() for j in range(3)).backward()
-        found.append([W.grad for W in clt.W_dec])
-        assert all(W.grad.transpose(0, 1).is_contiguous() for W in clt.W_dec)
+        terms = [(j + 1) * clt.layer_terms(sources[: j + 1], j, blocks).square().sum() for j in range(3)]
+        torch.stack(terms).sum().backward()
+        found.append([gradient(W) for W in clt.W_dec])
+        assert all(gradient(W).transpose(0, 1).is_contiguous() for W in clt.W_dec)
     for plain, together in zip(*found):
         torch.testing.assert_close(together, plain)
 
 
 @pytest.mark.parametrize("topology", ["cross_layer", "per_layer"])
 @pytest.mark.parametrize("skip", [False, True])
-def test_contributions_sum_to_the_reconstruction(make_clt, topology: str, skip: bool) -> None:
+def test_contributions_sum_to_the_reconstruction(make_clt: MakeCLT, topology: str, skip: bool) -> None:
     clt = make_clt(topology=topology, skip=skip, activation=TopK(4))
     x = torch.randn(3, 11, 8, dtype=torch.float64)
     out = clt(x)
@@ -65,7 +72,7 @@ def test_contributions_sum_to_the_reconstruction(make_clt, topology: str, skip: 
         torch.testing.assert_close(total, out.y_hat[target], rtol=1e-12, atol=1e-12)
 
 
-def test_decode_takes_codes_and_dense_tensors(make_clt) -> None:
+def test_decode_takes_codes_and_dense_tensors(make_clt: MakeCLT) -> None:
     clt = make_clt(activation=TopK(4))
     x = torch.randn(3, 11, 8, dtype=torch.float64)
     codes = clt.encode(x)
@@ -131,12 +138,14 @@ def test_statistics_name_the_layer_with_nan() -> None:
         ({"activation": {"class_path": "TopK", "init_args": {"width": 3}}}, "TopK takes k; got .*width"),
         ({"activation": {"class_path": "TopK", "init_args": {"k": "many"}}}, "TopK: .*many"),
         ({"activation": {"class_path": "TopQ"}}, "unknown activation 'TopQ'"),
-        ({"n_layers": "three"}, "config.json of the transcoder: .*str"),
+        ({"n_layers": "three"}, "config.json of the transcoder: n_layers must be a whole number, got 'three'"),
         ({"topology": "ring"}, "config.json of the transcoder: topology"),
         ({"n_features": 4096}, "weights do not fit"),
     ],
 )
-def test_a_config_that_was_edited_is_one_message(make_clt, tmp_path, change, message) -> None:
+def test_a_config_that_was_edited_is_one_message(
+    make_clt: MakeCLT, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
     make_clt().save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
@@ -153,7 +162,9 @@ def test_a_config_that_was_edited_is_one_message(make_clt, tmp_path, change, mes
 
 
 @pytest.mark.parametrize("activation", [TopK(4), BatchTopK(3), JumpReLU(0.5), ReLU()], ids=lambda a: type(a).__name__)
-def test_from_pretrained_gives_the_same_codes_to_the_last_bit(make_clt, tmp_path, activation) -> None:
+def test_from_pretrained_gives_the_same_codes_to_the_last_bit(
+    make_clt: MakeCLT, tmp_path: Path, activation: Activation
+) -> None:
     x, _ = data()
     clt = make_clt(dtype=torch.float32, activation=activation, skip=True)
     clt(x)  # BatchTopK stores a threshold
@@ -162,6 +173,7 @@ def test_from_pretrained_gives_the_same_codes_to_the_last_bit(make_clt, tmp_path
     a, b = clt.encode(x), again.encode(x)
     assert torch.equal(a.dense(), b.dense())
     assert int(a.l0().sum()) > 0
+    assert again.W_skip is not None
     torch.testing.assert_close(again(x).y_hat, clt(x).y_hat, rtol=1e-5, atol=1e-4)
     assert (again.x_scale == 1).all()
     assert (again.y_scale == 1).all()
@@ -174,7 +186,7 @@ def test_from_pretrained_gives_the_same_codes_to_the_last_bit(make_clt, tmp_path
     torch.testing.assert_close(by_hand, again(x).y_hat[1], rtol=1e-4, atol=1e-3)
 
 
-def test_damaged_files_are_named(make_clt, tmp_path) -> None:
+def test_damaged_files_are_named(make_clt: MakeCLT, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         CrossLayerTranscoder.from_pretrained(tmp_path / "nothing")
     with pytest.raises(UserError, match=r"holds no config\.json"):
@@ -186,7 +198,7 @@ def test_damaged_files_are_named(make_clt, tmp_path) -> None:
         CrossLayerTranscoder.from_pretrained(tmp_path)
 
 
-def test_decoder_norms_are_of_the_concatenation(make_clt) -> None:
+def test_decoder_norms_are_of_the_concatenation(make_clt: MakeCLT) -> None:
     """Mistake 8: a norm a column would make a feature that writes to many layers as cheap as one that writes to one."""
     clt = make_clt()
     norms = clt.decoder_norms()
@@ -194,7 +206,7 @@ def test_decoder_norms_are_of_the_concatenation(make_clt) -> None:
     torch.testing.assert_close(norms[0], expected, rtol=1e-9, atol=0)
 
 
-def test_wrong_shapes_are_named(make_clt) -> None:
+def test_wrong_shapes_are_named(make_clt: MakeCLT) -> None:
     clt = make_clt(skip=True)
     with pytest.raises(UserError, match=r"\(3, tokens, 8\), got \(2, 5, 8\)"):
         clt(torch.randn(2, 5, 8))
@@ -218,7 +230,7 @@ def test_one_activation_object_builds_several_transcoders() -> None:
     assert b.activation.log_threshold.shape == (3, 16)
 
 
-def test_decoder_blocks_are_contiguous(make_clt) -> None:
+def test_decoder_blocks_are_contiguous(make_clt: MakeCLT) -> None:
     """The kernels read one target's block at a time; copies and loading must keep that layout."""
     clt = make_clt()
     clt.load_state_dict(clt.state_dict())

@@ -13,6 +13,7 @@ from clt_lightning.transcoder.losses import (
     LossConfig,
     PreActivationConfig,
     TanhConfig,
+    auxiliary_tokens,
     auxk_loss,
     l1_penalty,
     loss_parts,
@@ -21,6 +22,8 @@ from clt_lightning.transcoder.losses import (
     reconstruction_loss,
     tanh_penalty,
 )
+from tests.gradients import gradient
+from tests.transcoder.conftest import MakeCLT
 
 Z = torch.tensor([[[1.0, 0.0, -2.0], [0.0, 0.0, 3.0]], [[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]])  # (2 layers, 2 tokens, 3)
 NORMS = torch.tensor([[1.0, 5.0, 0.5], [2.0, 3.0, 1.0]])
@@ -63,7 +66,7 @@ def test_auxk_rebuilds_the_detached_residual_without_bias() -> None:
     assert auxiliary.grad is not None
 
 
-def test_auxk_perfect_dead_features_give_zero(make_clt) -> None:
+def test_auxk_perfect_dead_features_give_zero(make_clt: MakeCLT) -> None:
     """Planted: the dead feature's decoder is the residual itself."""
     clt = make_clt(n_layers=1, d_model=2, n_features=2, activation=TopK(1), scales=False)
     with torch.no_grad():
@@ -86,7 +89,29 @@ def test_auxk_perfect_dead_features_give_zero(make_clt) -> None:
     assert float(parts["auxk"]) == pytest.approx(0.5 * 1.0)
 
 
-def test_warm_up_and_the_sum_of_parts(make_clt) -> None:
+@pytest.mark.parametrize(
+    ("fraction", "k", "dead", "live", "expected"),
+    [
+        (0.3, 5, 100, 64, 30),  # as it is said
+        (None, 32, 100, 8, 12),  # 0.5 x 8 live codes / 32 dead ones at work = 1 / 8, of 100 tokens
+        (None, 32, 16, 4, 12),  # no more dead ones than there are: 0.5 x 4 / 16
+        (None, 4, 100, 64, 25),  # at most a quarter of the tokens
+        (0.001, 4, 100, 64, 1),  # at least one
+    ],
+)
+def test_tokens_that_auxk_is_computed_on(fraction: float | None, k: int, dead: int, live: int, expected: int) -> None:
+    assert auxiliary_tokens(AuxKConfig(token_fraction=fraction), 100, k, dead, live) == expected
+
+
+def test_weights_that_cannot_be_are_named() -> None:
+    y = torch.ones(2, 3, 1)
+    for weights in ([1.0], [1.0, 2.0, 3.0], [0.0, 0.0], [1.0, -1.0], [-1.0, -2.0]):
+        with pytest.raises(UserError, match="needs 2 weights with a positive sum"):
+            reconstruction_loss(y, y, torch.ones(2), weights)
+    assert float(reconstruction_loss(y, 0 * y, torch.ones(2), [0.0, 5.0])) == pytest.approx(1.0)
+
+
+def test_warm_up_and_the_sum_of_parts(make_clt: MakeCLT) -> None:
     clt = make_clt(activation=TopK(4))
     x = torch.randn(3, 6, 8, dtype=torch.float64)
     config = LossConfig(
@@ -102,15 +127,15 @@ def test_warm_up_and_the_sum_of_parts(make_clt) -> None:
     assert float(first["tanh"]) == pytest.approx(float(later["tanh"]))
 
 
-def test_zero_decoders_give_finite_gradients(make_clt) -> None:
+def test_zero_decoders_give_finite_gradients(make_clt: MakeCLT) -> None:
     clt = make_clt(activation=TopK(4))
     with torch.no_grad():
         for W in clt.W_dec:
             W.zero_()
     x = torch.randn(3, 6, 8, dtype=torch.float64)
     parts = loss_parts(LossConfig(l1=L1Config(0.1)), clt, x, clt(x), step=0)
-    sum(parts.values()).backward()
-    assert all(p.grad.isfinite().all() for p in clt.parameters())
+    torch.stack(list(parts.values())).sum().backward()
+    assert all(gradient(p).isfinite().all() for p in clt.parameters())
 
 
 def test_bad_coefficients_are_named() -> None:

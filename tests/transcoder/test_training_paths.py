@@ -9,12 +9,14 @@ from clt_lightning.clip import FrozenCLIP
 from clt_lightning.data.renders import render
 from clt_lightning.optim import AdamW
 from clt_lightning.transcoder import CrossLayerTranscoder, StatisticsAccumulator, TopK
+from clt_lightning.transcoder.encoders import Backend
 from clt_lightning.transcoder.losses import reconstruction_loss
 
 STEPS, IMAGES, TOKENS = 200, 24, 128
+BACKENDS: tuple[Backend, ...] = ("sparse", "dense")
 
 
-def losses(backend: str, x: torch.Tensor, y: torch.Tensor) -> list[float]:
+def losses(backend: Backend, x: torch.Tensor, y: torch.Tensor) -> list[float]:
     clt = CrossLayerTranscoder(x.shape[0], x.shape[2], 256, TopK(8), skip=True, backend=backend, seed=0)
     statistics = StatisticsAccumulator(x.shape[0], x.shape[2])
     statistics.update(x, y)
@@ -35,6 +37,6 @@ def losses(backend: str, x: torch.Tensor, y: torch.Tensor) -> list[float]:
 def test_the_same_losses_over_200_steps() -> None:
     clip = FrozenCLIP(pretrained="demo", precision="fp32")
     acts = clip.capture(torch.stack([clip.preprocess(render(5, index).image) for index in range(IMAGES)]))
-    sparse, dense = (np.array(losses(backend, acts.x, acts.y)) for backend in ("sparse", "dense"))
+    sparse, dense = (np.array(losses(backend, acts.x, acts.y)) for backend in BACKENDS)
     assert sparse[-20:].mean() < 0.6 * sparse[:20].mean(), "it learns"
     np.testing.assert_allclose(sparse, dense, rtol=1e-4)

@@ -5,6 +5,7 @@ tensors (which must be chosen before Triton is imported), or compiled on a CUDA 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,13 +15,18 @@ from clt_lightning.transcoder import CrossLayerTranscoder, TopK, triton_kernels
 from clt_lightning.transcoder.codes import Pairs
 from clt_lightning.transcoder.feature_chunks import FeatureChunks
 from clt_lightning.transcoder.sparse import bag_sum, decode_pairs, encode_pairs, pair_dots, scatter_rows
+from tests.transcoder.conftest import MakeCLT
 
 DEVICE = os.environ.get("CLT_CASES_DEVICE", "cpu")
 # rounding of the result's type (the sums themselves are in fp32 or float64), relative to the sum of magnitudes
 # (Triton's interpreter cuts fp32 off to bf16, the device rounds to nearest)
 BF16 = 2**-7 if DEVICE == "cpu" else 2**-8
 BOUNDS = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: BF16, torch.float16: 2**-10}
-needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="too large for the interpreter")
+_too_large = pytest.mark.skipif(DEVICE == "cpu", reason="too large for the interpreter")
+
+
+def needs_gpu(test: Callable[[], None]) -> Callable[[], None]:
+    return pytest.mark.gpu(_too_large(test))
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -110,8 +116,9 @@ def test_long_features_in_chunks(width: int) -> None:
     reference = (table[features, 0] * G[0, pairs.tokens]).sum(1)[order]
     torch.testing.assert_close(dots, reference, rtol=1e-12, atol=1e-12)
     again = triton_kernels.gradients(G, pairs, table, values[order])
-    assert torch.equal(again[0], dots)
-    assert torch.equal(again[1], sums)
+    for first, second in zip((dots, sums), again):
+        assert second is not None
+        assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("counts", [[], [0, 0]], ids=["no tokens", "no pairs"])
@@ -136,7 +143,7 @@ def test_autograd_against_torch_operations(monkeypatch: pytest.MonkeyPatch, dtyp
         x, W, b = randn(3, 6, dtype=dtype), randn(4, 6, seed=3, dtype=dtype), randn(4, seed=4, dtype=dtype)
         inputs = [t.requires_grad_(True) for t in (x, W, b)]
         decoders = [target_major(4, 2 - i, 6, dtype).requires_grad_(True) for i in range(2)]
-        values = [encode_pairs(randn(5, seed=i, dtype=dtype), *inputs, all_pairs[i]).tanh() for i in range(2)]
+        values = [encode_pairs(randn(5, seed=i, dtype=dtype), x, W, b, all_pairs[i]).tanh() for i in range(2)]
         y = decode_pairs(2, all_pairs, values, decoders)
         gradients = torch.autograd.grad(y.sin().sum(), [*inputs, *decoders])
         assert gradients[3].stride() == decoders[0].stride()
@@ -163,7 +170,7 @@ def test_16_bit_decoders_are_added_up_in_fp32() -> None:
     assert out.item() == 260
 
 
-def test_training_step_equals_the_dense_path(make_clt) -> None:
+def test_training_step_equals_the_dense_path(make_clt: MakeCLT) -> None:
     x = randn(2, 3, 4, seed=5)
     results = []
     for backend in ("sparse", "dense"):
@@ -188,14 +195,18 @@ def test_large_and_repeatable() -> None:
     for _ in range(2):
         out = torch.zeros(3, tokens, width, device=DEVICE)
         triton_kernels.add_bags(out, table, pairs, values)
-        runs.append([out, *triton_kernels.gradients(G, pairs, table, values[order])])
+        dots, sums = triton_kernels.gradients(G, pairs, table, values[order])
+        assert dots is not None
+        assert sums is not None
+        runs.append([out, dots, sums])
     assert all(torch.equal(a, b) for a, b in zip(*runs))
     out, dots, sums = runs[0]
     for t in range(3):
         W, g = table[:, t].double(), G[t].double()
         assert_near(out[t], z @ W, z.abs() @ W.abs(), 1e-6)
         assert_near(sums[:, t], z.T @ g, z.abs().T @ g.abs(), 1e-6)
-    reference = sum((G[t].double() @ table[:, t].double().T)[pairs.tokens, pairs.features] for t in range(3))
+    products = torch.stack([(G[t].double() @ table[:, t].double().T)[pairs.tokens, pairs.features] for t in range(3)])
+    reference = products.sum(0)
     torch.testing.assert_close(dots.double(), reference[order], rtol=1e-4, atol=1e-3)
 
 

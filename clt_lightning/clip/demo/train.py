@@ -31,7 +31,8 @@ from torch import Tensor
 
 from clt_lightning.clip.demo.evaluate import evaluate
 from clt_lightning.clip.frozen import FrozenCLIP
-from clt_lightning.clip.source import CONFIG_NAME, DEMO_CHECKPOINT
+from clt_lightning.clip.places import CONFIG_NAME
+from clt_lightning.clip.source import DEMO_CHECKPOINT
 from clt_lightning.clip.words import WordTokenizer
 from clt_lightning.data.renders import CLASSNAMES, DEFAULT_SIZE, HELD_OUT, N_CLASSES, TEMPLATES, render
 

@@ -5,32 +5,40 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from clt_lightning.core import seeds
 from clt_lightning.core.errors import UserError
 from clt_lightning.data.batches import Source
-from clt_lightning.data.decode import Augment, Decoder, Transform
-from clt_lightning.data.layout import SplitFiles, expand, find_split, read_lines
+from clt_lightning.data.decode import Augment, Decoder
+from clt_lightning.data.layout import SplitFiles, expand, find_split
+from clt_lightning.data.limits import MAX_PIXELS, PILLOW_PIXELS
 from clt_lightning.data.loader import EvalLoader, TrainLoader, Workers
-from clt_lightning.data.place import epoch_limit, find_place
+from clt_lightning.data.place import epoch_limit, find_local_place, find_place, repeats
 from clt_lightning.data.plan import BLOCK_SAMPLES, EvalPlan, TrainPlan
-from clt_lightning.data.splits import Split, check_labels, open_split
+from clt_lightning.data.seen import Transform
+from clt_lightning.data.splits import Selection, Split, check_labels, open_split
+from clt_lightning.data.texts import beside, read_entries, read_lines
+from clt_lightning.data.verify import verify as verify_shards
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
+DATASET_TYPES = ("multilabel", "retrieval", "classification")
 
 
 class WebImages(pl.LightningDataModule):
     """Images from any WebDataset tars: a folder in the public CLIP_benchmark layout, or patterns for each split.
 
-    Validation reads `val` and, where there is none, `test`; testing the other way round. Every rank and worker gets its
-    own samples; the loaders' places are saved in checkpoints, and a resumed run goes on with the very next batch.
+    Validation reads `val` and, where there is none, `test`, with a warning; testing the other way round. Every rank and
+    worker gets its own samples; the loaders' places are saved in checkpoints, and a resumed run goes on with the very
+    next batch.
 
     Args:
         root: Folder with `train/0.tar …`, `test/0.tar …` and, if there, `classnames.txt`,
@@ -61,6 +69,9 @@ class WebImages(pl.LightningDataModule):
             area, and `flip`).
         prefetch: Batches that each worker makes ahead.
         start_method: How workers start: `fork`, `spawn` or `forkserver`; null: Python's default.
+        verify: Compare the tars' SHA-256 with `shards.json` before they are read (each process of a machine takes its
+            share).
+        max_pixels: Largest image that is decoded, width x height; a larger one is a bad sample.
 
     Attributes:
         transform: CLIP's own preprocessing, PIL image to `(3, H, W)` float32; must be set before loaders are built.
@@ -77,10 +88,10 @@ class WebImages(pl.LightningDataModule):
 
     def __init__(
         self,
-        root: str | None = None,
-        train: str | list[str] | None = None,
-        val: str | list[str] | None = None,
-        test: str | list[str] | None = None,
+        root: str | Path | None = None,
+        train: str | Path | list[str | Path] | None = None,
+        val: str | Path | list[str | Path] | None = None,
+        test: str | Path | list[str | Path] | None = None,
         batch_size: int = 64,
         eval_batch_size: int | None = None,
         num_workers: int = 4,
@@ -89,13 +100,15 @@ class WebImages(pl.LightningDataModule):
         samples_per_epoch: int | None = None,
         val_samples: int | None = None,
         shard_counts: dict[str, list[int]] | None = None,
-        classnames: str | list[str] | None = None,
-        templates: str | list[str] | None = None,
+        classnames: str | Path | list[str] | None = None,
+        templates: str | Path | list[str] | None = None,
         on_error: Literal["raise", "skip"] = "raise",
         allow_pipe: bool = False,
         augment: Augment = "none",
         prefetch: int = 2,
         start_method: Literal["fork", "spawn", "forkserver"] | None = None,
+        verify: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -106,6 +119,7 @@ class WebImages(pl.LightningDataModule):
             ("samples_per_epoch", samples_per_epoch, 1),
             ("val_samples", val_samples, 1),
             ("prefetch", prefetch, 1),
+            ("max_pixels", max_pixels, 1),
         ):
             if value is not None and value < least:
                 raise UserError(f"data.init_args.{name} must be {least} or more, but is {value}")
@@ -115,12 +129,14 @@ class WebImages(pl.LightningDataModule):
         ):
             if choice not in allowed:
                 raise UserError(f"data.init_args.{name} must be one of {', '.join(allowed)}, but is {choice!r}")
+        if max_pixels > PILLOW_PIXELS:
+            raise UserError(f"data.init_args.max_pixels must be {PILLOW_PIXELS} or less, but is {max_pixels}")
         if root is None and train is None and val is None and test is None:
             raise UserError(
                 "data.init_args.root is not set: give the folder of the tars, or patterns (train, val, test)"
             )
-        self.root = root
-        self.patterns = {"train": train, "val": val, "test": test}
+        self.root = None if root is None else str(root)
+        self.patterns = {"train": _text(train), "val": _text(val), "test": _text(test)}
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers
@@ -134,6 +150,8 @@ class WebImages(pl.LightningDataModule):
         self.augment = augment
         self.prefetch = prefetch
         self.start_method = start_method
+        self.verify = verify
+        self.max_pixels = max_pixels
 
         self.transform: Transform | None = None
         self.rank: int | None = None
@@ -141,8 +159,8 @@ class WebImages(pl.LightningDataModule):
         self.classnames: list[str] | None = None
         self.templates: list[str] | None = None
         self.dataset_type: str | None = None
-        self._asked_classnames = classnames
-        self._asked_templates = templates
+        self._asked_classnames = str(classnames) if isinstance(classnames, Path) else classnames
+        self._asked_templates = str(templates) if isinstance(templates, Path) else templates
         self._splits: dict[str, Split | None] = {}
         self._names_read = False
 
@@ -161,6 +179,17 @@ class WebImages(pl.LightningDataModule):
         """
         if self.root is not None and "://" not in self.root and not os.path.isdir(self.root):
             raise UserError(f"data folder {self.root!r} does not exist.{' ' + self.hint if self.hint else ''}")
+
+    def require_root(self) -> None:
+        """For data that a finished run was made with: nothing is made anew in the place of what is gone.
+
+        Raises:
+            UserError: the folder is not there any more; the message says how to name another.
+        """
+        if self.root is not None and "://" not in self.root and not os.path.isdir(self.root):
+            raise UserError(
+                f"the run's data are not in {self.root} any more: say where they are with --data.init_args.root=FOLDER"
+            )
 
     def setup(self, stage: str | None = None) -> None:
         """Finds, indexes and checks the splits that the stage reads, and reads class names and templates.
@@ -186,9 +215,11 @@ class WebImages(pl.LightningDataModule):
         self._read_names()
         if name not in self._splits:
             files = self._files(name)
+            if files is not None:
+                self._say_stand_in(files)
             split = None if files is None else self._open(files)
-            if split is not None and self.on_error == "raise" and self._label_map() is None:
-                check_labels(split, self.n_classes, self._names_from())
+            if split is not None and self.on_error == "raise" and self._selection() is None:
+                check_labels(split.shards, self.n_classes, self._names_from())
             self._splits[name] = split
         return self._splits[name]
 
@@ -221,28 +252,52 @@ class WebImages(pl.LightningDataModule):
         for candidate in (name, stand_in):
             patterns = self.patterns.get(candidate or "")
             if patterns is not None:
-                if candidate != name:
-                    log.info(
-                        "%s: no patterns for %r: those of %r are read in its place", self.set_name, name, candidate
-                    )
                 files = expand(patterns, candidate or name, allow_pipe=self.allow_pipe, hint=self.hint)
                 return SplitFiles(name, candidate or name, files.shards)
             if candidate == name and self.root is not None and not (stand_in and self.patterns[stand_in] is not None):
                 return find_split(self.root, name, hint=self.hint)
         return None
 
+    def _say_stand_in(self, files: SplitFiles) -> None:
+        """Validation chooses the best checkpoint: on the test split, it spoils the test's numbers."""
+        first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+        if files.asked == files.found or "test" not in (files.asked, files.found) or not first:
+            return
+        where = self.root if self.root is not None else "the patterns"
+        if files.asked == "val":
+            consequence = (
+                "the best checkpoint is chosen on the test split, so its test numbers flatter. Hold a part of the "
+                "training images out as val: `shard` does (--val-fraction), or name some of the tars with "
+                "data.init_args.train and data.init_args.val"
+            )
+        else:
+            consequence = (
+                "where the best checkpoint was chosen by validation, it was chosen on these images, so its test "
+                "numbers flatter. Name other tars with data.init_args.test"
+            )
+        log.warning(
+            "%s: %s has no split %r, and %r is read in its place: %s",
+            self.set_name,
+            where,
+            files.asked,
+            files.found,
+            consequence,
+        )
+
     def _open(self, files: SplitFiles) -> Split:
+        if self.verify:
+            verify_shards(files.shards, *find_local_place(self.trainer))
         return open_split(
             files,
             dataset_type=self.dataset_type,
             counts=self.shard_counts.get(files.asked, self.shard_counts.get(files.found)),
             on_error=self.on_error,
             allow_pipe=self.allow_pipe,
-            labels=self._label_map(),
+            selection=self._selection(),
         )
 
-    def _label_map(self) -> dict[int, int] | None:
-        """Stored label to label, for sets that select classes of another."""
+    def _selection(self) -> Selection | None:
+        """For sets that select classes of another."""
         return None
 
     # -- names --------------------------------------------------------------------------------------------------
@@ -251,35 +306,46 @@ class WebImages(pl.LightningDataModule):
         if self._names_read:
             return
         self.check_root()
-        kind = self._from_root("dataset_type.txt")
+        kind = self._from_root("dataset_type.txt", gaps=True)
         self.dataset_type = kind[0] if kind else None
+        if self.dataset_type not in (None, *DATASET_TYPES):
+            where = beside(self.root or "", "dataset_type.txt")
+            raise UserError(f"{where} holds {self.dataset_type!r}, but must be one of {', '.join(DATASET_TYPES)}")
         self.classnames = self._names("classnames", self._asked_classnames, "classnames.txt", self.default_classnames)
         self.templates = self._names(
             "templates", self._asked_templates, "zeroshot_classification_templates.txt", self.default_templates
         )
-        for template in self.templates or []:
-            if "{c}" not in template and "{}" not in template:
-                raise UserError(f"template {template!r} has no place for the class: write {{c}} where its name belongs")
         self._names_read = True
 
     def _names(self, key: str, asked: str | list[str] | None, file: str, default: str | None) -> list[str] | None:
+        """Class names or templates; a blank line among names would shift all that follow, among templates it may be."""
+        templates, where = key == "templates", asked if isinstance(asked, str) else f"data.init_args.{key}"
+        entries: list[tuple[int, str]] | None
         if isinstance(asked, str):
-            path = Path(asked)
-            found = read_lines(str(path.parent), path.name)
-            if found is None:
+            entries = read_entries(asked, gaps=templates)
+            if entries is None:
                 raise UserError(f"data.init_args.{key}: there is no file {asked!r}")
-            return found
-        if asked is not None:
-            return list(asked)
-        found = self._from_root(file)
-        if found is None and default is not None:
-            from clt_lightning.data.lists import lines
+        elif asked is not None:
+            if not asked:
+                raise UserError(f"data.init_args.{key} is an empty list")
+            entries = list(enumerate(asked, 1))
+        else:
+            where = beside(self.root or "", file)
+            entries = None if self.root is None else read_entries(where, gaps=templates)
+            if entries is None and default is not None:
+                from clt_lightning.data.lists import lines
 
-            return lines(default)
-        return found
+                entries = list(enumerate(lines(default), 1))
+        for line, template in entries or [] if templates else []:
+            if "{c}" not in template and "{}" not in template:
+                raise UserError(
+                    f"{where}, line {line}: template {template!r} has no place for the class: write {{c}} where its "
+                    "name belongs"
+                )
+        return None if entries is None else [entry for _, entry in entries]
 
-    def _from_root(self, file: str) -> list[str] | None:
-        return None if self.root is None else read_lines(self.root, file)
+    def _from_root(self, file: str, *, gaps: bool = False) -> list[str] | None:
+        return None if self.root is None else read_lines(beside(self.root, file), gaps=gaps)
 
     def _names_from(self) -> str:
         asked = self._asked_classnames
@@ -326,6 +392,7 @@ class WebImages(pl.LightningDataModule):
             shuffle=self.shuffle,
             workers=self._workers(),
             epoch_batches=epoch_limit(self.trainer, plan.batches),
+            repeat=repeats(self.trainer),
         )
 
     def val_dataloader(self) -> EvalLoader | list[Any]:
@@ -379,8 +446,16 @@ class WebImages(pl.LightningDataModule):
                 "the data module's `transform` is not set: give it the model's preprocessing before building loaders "
                 "(dm.transform = clip.preprocess)"
             )
-        decoder = Decoder(self.transform, split.fields, self.n_classes, self._label_map(), augment, self.seed)
+        selection = self._selection()
+        labels = None if selection is None else selection.labels
+        decoder = Decoder(self.transform, split.fields, self.n_classes, labels, augment, self.seed)
+        decoder = replace(decoder, max_pixels=self.max_pixels)
         return Source(split.shards, decoder, self.on_error, self.allow_pipe)
 
     def _workers(self) -> Workers:
         return Workers(self.num_workers, self.prefetch, torch.cuda.is_available(), self.start_method)
+
+
+def _text(patterns: str | Path | list[str | Path] | None) -> str | list[str] | None:
+    """Patterns as text."""
+    return [str(p) for p in patterns] if isinstance(patterns, list) else None if patterns is None else str(patterns)

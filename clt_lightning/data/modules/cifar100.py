@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from clt_lightning.core.errors import UserError
@@ -9,7 +10,8 @@ from clt_lightning.data.modules.base import WebImages
 
 
 class CIFAR100(WebImages):
-    """CIFAR-100 from tars in the public layout, ours or `wds_vtab-cifar100` (whose training split has 45,000 images).
+    """CIFAR-100 from tars in the public layout, ours or `wds_vtab-cifar100` (45,000 training images, and
+    no `val` split).
 
     Make them with `python -m clt_lightning shard cifar100 --source cifar-100-python.tar.gz --output data/cifar100`.
     The 100 class names and the 18 public CIFAR templates are built in; those beside the tars win.
@@ -26,7 +28,7 @@ class CIFAR100(WebImages):
     default_classnames = "cifar100"
     default_templates = "templates_cifar18"
 
-    def __init__(self, root: str = "data/cifar100", **kwargs: Any) -> None:
+    def __init__(self, root: str | Path = "data/cifar100", **kwargs: Any) -> None:
         super().__init__(root=root, **kwargs)
 
     def _read_names(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from clt_lightning.data.modules.base import WebImages
@@ -29,5 +30,5 @@ class COCO(WebImages):
     default_classnames = "coco"
     default_templates = "templates_imagenet7"
 
-    def __init__(self, root: str = "data/coco", **kwargs: Any) -> None:
+    def __init__(self, root: str | Path = "data/coco", **kwargs: Any) -> None:
         super().__init__(root=root, **kwargs)

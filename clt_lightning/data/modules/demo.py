@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import disk_errors, write_json, write_text
 from clt_lightning.data import renders
 from clt_lightning.data.modules.base import WebImages
-from clt_lightning.data.shard.writer import Item, Limits, write_split, write_text
+from clt_lightning.data.shard.writer import Item, Limits, write_split
 
 log = logging.getLogger(__name__)
 
 _RECORD = "demo.json"
 _SAMPLES_PER_SHARD = 2500
 _FIRST_SEED = 3_000_000  # clip/demo/train.py takes its renders from 1,000,000 and 2,000,000 on
+_FIRST_VAL_SEED = 10**12  # beyond the others of every world that a 32-bit seed can name
 
 
 class Demo(WebImages):
@@ -36,6 +38,7 @@ class Demo(WebImages):
         root: Folder of the tars.
         n_train: Renders in the training split.
         n_test: Renders in the test split; none of them is in the training split.
+        n_val: Renders in the validation split, which are in neither of the others; null: as many as `n_test`.
         size: Side of a render in pixels.
         seed: Seed of the renders and of the reading order; null: that of `seed_everything`.
         world: Seed of the renders alone; null: as `seed`.
@@ -48,9 +51,10 @@ class Demo(WebImages):
 
     def __init__(
         self,
-        root: str = "data/demo",
+        root: str | Path = "data/demo",
         n_train: int = 20_000,
         n_test: int = 2_000,
+        n_val: int | None = None,
         size: int = renders.DEFAULT_SIZE,
         seed: int | None = None,
         world: int | None = None,
@@ -60,26 +64,43 @@ class Demo(WebImages):
     ) -> None:
         super().__init__(root=root, seed=seed, batch_size=batch_size, num_workers=num_workers, **kwargs)
         world = self.seed if world is None else world
+        n_val = n_test if n_val is None else n_val
         for name, value, least in (
             ("n_train", n_train, 1),
             ("n_test", n_test, 1),
+            ("n_val", n_val, 1),
             ("size", size, 16),
             ("world", world, 0),
         ):
             if value < least:
                 raise UserError(f"data.init_args.{name} must be {least} or more, but is {value}")
         self.base = Path(root)
+        self._draws = True
         self.parameters: dict[str, Any] = {
             "n_train": n_train,
+            "n_val": n_val,
             "n_test": n_test,
             "size": size,
             # worlds of their own: no render is in two splits, or among those that the demo CLIP was trained on
-            "render_seeds": {"train": _FIRST_SEED + 2 * world, "test": _FIRST_SEED + 2 * world + 1},
+            "render_seeds": {
+                "train": _FIRST_SEED + 2 * world,
+                "val": _FIRST_VAL_SEED + world,
+                "test": _FIRST_SEED + 2 * world + 1,
+            },
             "renders_sha256": hashlib.sha256(Path(renders.__file__).read_bytes()).hexdigest(),
         }
 
     def check_root(self) -> None:
         """Nothing to check: what is not there is written."""
+
+    def require_root(self) -> None:
+        """As in `WebImages`; and no render is drawn from now on.
+
+        Raises:
+            UserError: the renders are not there any more.
+        """
+        self._draws = False
+        self.prepare_data()
 
     def prepare_data(self) -> None:
         """Writes the renders, if they are not there; several processes may call this at once.
@@ -89,13 +110,18 @@ class Demo(WebImages):
         """
         if self._complete(self._folder()):
             return
+        if not self._draws:
+            raise UserError(
+                f"the run's renders are not in {self._folder()} any more: say where they are with "
+                f"--data.init_args.root=FOLDER (the same folder has them drawn again)"
+            )
         with _locked(self.base):
             folder = self._folder()
             if self._complete(folder):
                 return
-            log.info("demo: rendering %d + %d images into %s", *self._sizes().values(), folder)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / _RECORD, json.dumps(self.parameters, indent=1) + "\n")
+            counts = " + ".join(f"{count:,}" for count in self._sizes().values())
+            log.info("demo: rendering %s images into %s", counts, folder)
+            write_json(folder / _RECORD, self.parameters)
             write_text(folder / "classnames.txt", "\n".join(renders.CLASSNAMES) + "\n")
             write_text(folder / "zeroshot_classification_templates.txt", "\n".join(renders.TEMPLATES) + "\n")
             for split, count in self._sizes().items():
@@ -118,7 +144,7 @@ class Demo(WebImages):
         return super().describe() | {"renders": dict(self.parameters)}
 
     def _sizes(self) -> dict[str, int]:
-        return {"train": self.parameters["n_train"], "test": self.parameters["n_test"]}
+        return {split: self.parameters[f"n_{split}"] for split in ("train", "val", "test")}
 
     def _folder(self) -> Path:
         """`base`, unless it holds something else; then a folder in it named after the parameters."""
@@ -152,10 +178,9 @@ def _read_record(path: Path) -> Any:
 
 @contextmanager
 def _locked(base: Path) -> Iterator[None]:
-    try:
+    with disk_errors(base, "Set data.init_args.root to a folder for the demo's renders"):
         base.mkdir(parents=True, exist_ok=True)
-        with (base / ".lock").open("w") as f:
-            fcntl.flock(f, fcntl.LOCK_EX)
-            yield
-    except PermissionError as error:
-        raise UserError(f"no permission to write the demo's renders at {base}: set data.init_args.root") from error
+        lock = (base / ".lock").open("w")
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.data.classlist import load_class_list
 from clt_lightning.data.lists import imagenet1k
 from clt_lightning.data.modules.base import WebImages
+from clt_lightning.data.splits import Selection
 
 
 class ImageNet100(WebImages):
@@ -32,9 +34,9 @@ class ImageNet100(WebImages):
     )
     default_templates = "templates_imagenet80"
 
-    def __init__(self, root: str = "data/imagenet100", class_list: str = "cmc", **kwargs: Any) -> None:
+    def __init__(self, root: str | Path = "data/imagenet100", class_list: str | Path = "cmc", **kwargs: Any) -> None:
         super().__init__(root=root, **kwargs)
-        self.class_list = load_class_list(class_list)
+        self.class_list = load_class_list(str(class_list))
         self._picks = False
 
     def _read_names(self) -> None:
@@ -58,8 +60,10 @@ class ImageNet100(WebImages):
                 f"{super()._names_from()} lists {self.n_classes}"
             )
 
-    def _label_map(self) -> dict[int, int] | None:
-        return self.class_list.from_imagenet1k() if self._picks else None
+    def _selection(self) -> Selection | None:
+        if not self._picks:
+            return None
+        return Selection(self.class_list.from_imagenet1k(), len(imagenet1k()), f"{self.root}/classnames.txt")
 
     def _names_from(self) -> str:
         return f"class list {self.class_list.name!r}" if self._picks else super()._names_from()

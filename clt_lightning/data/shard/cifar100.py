@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-import pickle
 import tarfile
+import zlib
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ from PIL import Image
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.data.lists import lines
+from clt_lightning.data.shard.arrays import load
 from clt_lightning.data.shard.sources import SourceSet, first_existing, needed
 from clt_lightning.data.shard.writer import Item
 
 _ARCHIVE = "cifar-100-python.tar.gz"
 _SPLITS = ("train", "test")
+_CLASSES, _PIXELS = 100, 3072
 
 
 def open_cifar100(source: Path) -> SourceSet:
@@ -31,15 +34,26 @@ def open_cifar100(source: Path) -> SourceSet:
         UserError: it is not there, or not the official archive.
     """
     pickles = _pickles(source)
-    names = [n.replace("_", " ") for n in pickles["meta"]["fine_label_names"]]
+    names = pickles["meta"].get("fine_label_names")
+    if not isinstance(names, list) or len(names) != _CLASSES or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{source}: 'meta' should hold {_CLASSES} names (fine_label_names): is it CIFAR-100?")
     splits = {}
     for split in _SPLITS:
-        data, labels = np.asarray(pickles[split]["data"]), pickles[split]["fine_labels"]
-        if data.ndim != 2 or data.shape[1] != 3072 or len(labels) != len(data) or data.dtype != np.uint8:
-            raise UserError(
-                f"{source}: {split!r} should hold uint8 rows of 3072 and a fine label each, but is {data.shape}"
-            )
-        splits[split] = [Item(f"{split}-{i}", partial(_parts, data[i], int(labels[i]))) for i in range(len(data))]
+        data, labels = pickles[split].get("data"), pickles[split].get("fine_labels")
+        if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != _PIXELS or not len(data):
+            found = data.shape if isinstance(data, np.ndarray) else type(data).__name__
+            raise UserError(f"{source}: the data of {split!r} should be rows of {_PIXELS} bytes, but are {found}")
+        if data.dtype != np.uint8:
+            raise UserError(f"{source}: the data of {split!r} should be bytes (uint8), but are {data.dtype}")
+        if not isinstance(labels, list) or len(labels) != len(data):
+            raise UserError(f"{source}: {split!r} should hold {len(data)} fine labels, one per image")
+        wrong = next((i for i, label in enumerate(labels) if type(label) is not int or not 0 <= label < _CLASSES), None)
+        if wrong is not None:
+            raise UserError(f"{source}: label {wrong} of {split!r} is {labels[wrong]!r}, but must be 0..{_CLASSES - 1}")
+        splits[split] = [
+            Item(f"{split}-{i}", partial(_parts, data[i], labels[i]), group=str(labels[i])) for i in range(len(data))
+        ]
+    names = [name.replace("_", " ") for name in names]
     texts = {"classnames.txt": names, "zeroshot_classification_templates.txt": lines("templates_cifar18")}
     return SourceSet(splits, texts, {"image": "png"})
 
@@ -55,7 +69,7 @@ def _pickles(source: Path) -> dict[str, dict[str, Any]]:
     folder = next((f for f in (source, source / "cifar-100-python") if all((f / n).is_file() for n in wanted)), None)
     try:
         if folder is not None:
-            return {name: _load((folder / name).read_bytes()) for name in wanted}
+            return {name: load((folder / name).read_bytes()) for name in wanted}
         archive = source if source.is_file() else first_existing(source, [_ARCHIVE])
         archive = needed(
             archive,
@@ -64,21 +78,6 @@ def _pickles(source: Path) -> dict[str, dict[str, Any]]:
         )
         with tarfile.open(archive) as tar:
             found = {Path(m.name).name: tar.extractfile(m) for m in tar if m.isfile() and Path(m.name).name in wanted}
-            return {name: _load(file.read()) for name in wanted if (file := found[name]) is not None}
-    except (tarfile.TarError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
+            return {name: load(file.read()) for name in wanted if (file := found[name]) is not None}
+    except (tarfile.TarError, EOFError, OSError, KeyError, zlib.error, UnpicklingError) as error:
         raise UserError(f"{source} is damaged or not the official {_ARCHIVE} ({error}): download it again") from error
-
-
-class _OnlyArrays(pickle.Unpickler):
-    """Pickles can run any code: only what builds NumPy arrays is let through."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("_codecs", "encode") or (
-            module.split(".")[0] == "numpy" and name in ("_reconstruct", "ndarray", "dtype", "_frombuffer")
-        ):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it wants {module}.{name}, which is no part of CIFAR-100")
-
-
-def _load(data: bytes) -> dict[str, Any]:
-    return _OnlyArrays(io.BytesIO(data), encoding="latin1").load()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.data.lists import lines
-from clt_lightning.data.shard.sources import SourceSet, Tree, first_existing, needed, open_tree, suffix_of
+from clt_lightning.data.shard.sources import SourceSet, Tree, first_existing, needed, open_tree, refuse_empty, suffix_of
 from clt_lightning.data.shard.writer import Item
 
 _SPLITS = {"train": "train2017", "test": "val2017"}
@@ -56,7 +57,7 @@ def open_coco(source: Path) -> SourceSet:
     for split, stem in _SPLITS.items():
         images = first_existing(source, [stem, f"{stem}.zip"])
         if images is None:
-            print(f"{source} has neither {stem}.zip nor {stem}/: no {split!r} split is written")
+            print(f"{source} has neither {stem}.zip nor {stem}/: no {split!r} split is written", file=sys.stderr)
             continue
         labels = _read_labels(annotations, stem)
         if names and labels.names != names:
@@ -76,28 +77,32 @@ def open_coco(source: Path) -> SourceSet:
 
 
 def _items(tree: Tree, labels: _Labels) -> list[Item]:
-    by_file = {Path(name).name: name for name in tree.images()}
+    by_file = {name.rpartition("/")[2]: name for name in tree.images}
+    unlisted = len(by_file) - len(by_file.keys() & set(labels.files.values()))
+    if unlisted:
+        print(
+            f"{tree.where}: {unlisted:,} images are left out, since the annotations do not list them", file=sys.stderr
+        )
+    refuse_empty(tree, [by_file[file] for file in labels.files.values() if file in by_file])
     items = []
     for image_id, file in sorted(labels.files.items()):
         if file not in by_file:
             raise UserError(f"{tree.where} lacks {file}, which the annotations list: extract or download it again")
         areas = labels.areas.get(image_id, {})
         captions = labels.captions.get(image_id)
-        read = tree.files[by_file[file]]
-        items.append(Item(file, partial(_parts, read, suffix_of(file), areas, len(labels.names), captions)))
+        # of equally large categories the first
+        largest = min(areas, key=lambda c: (-areas[c], c)) if areas else -1
+        parts = partial(_parts, tree, by_file[file], largest, list(areas), len(labels.names), captions)
+        items.append(Item(file, parts, group=str(largest), stamp=str(tree.sizes[by_file[file]])))
     return items
 
 
-def _parts(
-    read: Callable[[], bytes], suffix: str, areas: dict[int, float], n: int, captions: list[str] | None
-) -> dict[str, bytes]:
+def _parts(tree: Tree, name: str, label: int, shown: list[int], n: int, captions: list[str] | None) -> dict[str, bytes]:
     vector = np.zeros(n, np.uint8)
-    vector[list(areas)] = 1
+    vector[shown] = 1
     multi_hot = io.BytesIO()
     np.save(multi_hot, vector)
-    # of equally large categories the first
-    largest = min(areas, key=lambda c: (-areas[c], c)) if areas else -1
-    parts = {suffix: read(), "cls": str(largest).encode(), "npy": multi_hot.getvalue()}
+    parts = {suffix_of(name): tree.read(name), "cls": str(label).encode(), "npy": multi_hot.getvalue()}
     if captions is not None:
         parts["txt"] = "\n".join(captions).encode()
     return parts
@@ -120,7 +125,7 @@ def _read_labels(annotations: Tree, stem: str) -> _Labels:
         for c in sorted((captions or {"annotations": []})["annotations"], key=lambda c: c["id"]):
             sentences[c["image_id"]].append(" ".join(c["caption"].split()))
         files = {i["id"]: i["file_name"] for i in instances["images"]}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{annotations.where}: the annotations of {stem} lack {error}: is the file complete?"
         ) from error
@@ -128,10 +133,13 @@ def _read_labels(annotations: Tree, stem: str) -> _Labels:
 
 
 def _read_json(tree: Tree, name: str) -> dict[str, Any] | None:
-    path = next((n for n in tree.files if Path(n).name == name), None)
+    path = next((n for n in tree.sizes if n.rpartition("/")[2] == name), None)
     if path is None:
         return None
     try:
-        return json.loads(tree.files[path]())
-    except ValueError as error:
+        content = json.loads(tree.read(path))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{tree.where}: {path} is not valid JSON ({error}): download it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{tree.where}: {path} holds no table: is it COCO's?")
+    return content

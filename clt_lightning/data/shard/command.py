@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import read_errors, read_text, write_text
+from clt_lightning.core.paths import expand
+from clt_lightning.data.shard.held_out import VAL_FRACTION, with_val
 from clt_lightning.data.shard.sources import SourceSet
-from clt_lightning.data.shard.writer import Item, Limits, write_split, write_text
+from clt_lightning.data.shard.writer import GO_ON, Item, Limits, check_free, write_split
 
 _KINDS = {
     "cifar100": "CIFAR-100: cifar-100-python.tar.gz, or a folder that holds it or its extracted files",
@@ -18,7 +22,8 @@ _KINDS = {
     "annotations_trainval2017.zip (or annotations/)",
     "imagenet100": "100 classes of ImageNet: a folder with ILSVRC2012_img_train.tar (or train/<wnid>/), "
     "ILSVRC2012_img_val.tar (or val/<wnid>/) and, for a flat val, ILSVRC2012_devkit_t12.tar.gz",
-    "folder": "own images: <split>/<class>/*, <class>/* or plain images; a .txt beside an image holds its captions",
+    "folder": "own images: <split>/<class>/…, <class>/… or plain images; captions in a .txt beside an image, or in "
+    "metadata.csv or metadata.jsonl (file_name, text)",
 }
 
 
@@ -32,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             description=f"Write WebDataset tars in the public layout. Source: {text}. Nothing is downloaded. An "
             "interrupted run goes on where it stopped when it is called again with the same options.",
         )
-        sub.add_argument("--source", required=True, type=Path, help=text)
-        sub.add_argument("--output", required=True, type=Path, help="folder for the tars: <output>/train/0.tar …")
+        sub.add_argument("--source", required=True, help=text)
+        sub.add_argument("--output", required=True, help="folder for the tars: <output>/train/0.tar …")
         sub.add_argument("--max-samples-per-shard", type=_positive, default=10_000, help="default: %(default)s")
         sub.add_argument("--max-bytes-per-shard", type=_positive, default=1_000_000_000, help="default: %(default)s")
         sub.add_argument(
@@ -43,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help="seed of the order in the training tars; below 0 keeps the source's order (default: %(default)s)",
         )
         sub.add_argument("--limit", type=_positive, help="only this many samples of each split")
+        sub.add_argument(
+            "--val-fraction",
+            type=_fraction,
+            help="share of the training samples that becomes the val split, the same of every class, chosen by a hash "
+            f"of their names; 0 makes none (default: {VAL_FRACTION}, where the source has no val split)",
+        )
         if kind == "imagenet100":
             sub.add_argument(
                 "--class-list",
@@ -55,7 +66,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 "--test-fraction",
                 type=_fraction,
                 default=0.0,
-                help="share of the images that becomes the test split, where the source has no splits "
+                help="share of the training images that becomes the test split, where the source has none; chosen as "
+                "--val-fraction does (default: %(default)s)",
+            )
+            sub.add_argument(
+                "--on-error",
+                choices=("raise", "skip"),
+                default="raise",
+                help="what to do with empty images: raise refuses them, skip leaves them out and says so "
                 "(default: %(default)s)",
             )
 
@@ -66,39 +84,74 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: a source is missing or broken, or the output cannot be written.
     """
-    if not args.source.exists():
-        raise UserError(f"--source {args.source} does not exist; it must be: {_KINDS[args.dataset]}")
-    found = _open(args)
+    source, output = _place(args.source, "--source"), _place(args.output, "--output")
+    if not source.exists():
+        raise UserError(f"--source {source} does not exist; it must be: {_KINDS[args.dataset]}")
+    _require_writable(output)
+    if args.dataset == "folder" and output.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"--output {output} lies in --source {source}: name a folder outside of it")
+    with read_errors(source):
+        found = _open(args, source)
+    splits = with_val(found.splits, args.val_fraction)
+    texts = {output / name: "".join(f"{line}\n" for line in lines) for name, lines in found.texts.items()}
+    for path, text in texts.items():
+        if path.exists() and read_text(path) != text:
+            raise UserError(f"{path} already says something else, of other tars: use another --output")
+    for split in splits:
+        check_free(output / split)
+
     limits = Limits(args.max_samples_per_shard, args.max_bytes_per_shard)
-    for split, items in found.splits.items():
+    for split, items in splits.items():
         chosen = _ordered(items, args.shuffle_seed if split == "train" else -1, args.limit)
         settings = {"dataset": args.dataset, "shuffle_seed": args.shuffle_seed, **found.settings}
-        record = write_split(args.output / split, chosen, limits=limits, settings=settings)
-        print(
-            f"{args.output / split}: {record['samples']:,} samples in {len(record['shards'])} shards", file=sys.stderr
-        )
-    for name, lines in found.texts.items():
-        write_text(args.output / name, "".join(f"{line}\n" for line in lines))
+        if split in ("train", "val") and "val" in splits and "val" not in found.splits:
+            settings["val_fraction"] = VAL_FRACTION if args.val_fraction is None else args.val_fraction
+        record = write_split(output / split, chosen, limits=limits, settings=settings)
+        print(f"{output / split}: {record['samples']:,} samples in {len(record['shards'])} shards", file=sys.stderr)
+    for path, text in texts.items():
+        write_text(path, text, GO_ON)
     return 0
 
 
-def _open(args: argparse.Namespace) -> SourceSet:
+def _place(text: str, option: str) -> Path:
+    if not text:
+        raise UserError(f"{option} is empty: name a folder")
+    return Path(expand(text, option))
+
+
+def _require_writable(output: Path) -> None:
+    """What the file system would refuse after a long listing is said before it."""
+    above = output
+    try:
+        while not above.exists():
+            above = above.parent
+    except OSError as error:
+        raise UserError(f"--output {output}: {error.strerror}: name another folder") from error
+    if not above.is_dir():
+        raise UserError(f"--output {output}: {above} is a file: name a folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(
+            f"--output {output}: {above} cannot be written (no permission, or read-only): name another folder"
+        )
+
+
+def _open(args: argparse.Namespace, source: Path) -> SourceSet:
     if args.dataset == "cifar100":
         from clt_lightning.data.shard.cifar100 import open_cifar100
 
-        return open_cifar100(args.source)
+        return open_cifar100(source)
     if args.dataset == "coco":
         from clt_lightning.data.shard.coco import open_coco
 
-        return open_coco(args.source)
+        return open_coco(source)
     if args.dataset == "imagenet100":
         from clt_lightning.data.classlist import load_class_list
         from clt_lightning.data.shard.imagenet import open_imagenet
 
-        return open_imagenet(args.source, load_class_list(args.class_list))
+        return open_imagenet(source, load_class_list(expand(args.class_list, "--class-list")))
     from clt_lightning.data.shard.folder import open_folder
 
-    return open_folder(args.source, args.test_fraction)
+    return open_folder(source, args.test_fraction, args.on_error)
 
 
 def _ordered(items: Sequence[Item], seed: int, limit: int | None) -> list[Item]:
@@ -111,14 +164,20 @@ def _ordered(items: Sequence[Item], seed: int, limit: int | None) -> list[Item]:
 
 
 def _positive(text: str) -> int:
-    value = int(float(text))
+    try:
+        value = int(float(text))
+    except (ValueError, OverflowError):
+        value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, but is {text}")
+        raise argparse.ArgumentTypeError(f"must be a number, 1 or more, but is {text}")
     return value
 
 
 def _fraction(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 0 and below 1, but is {text}")
+        raise argparse.ArgumentTypeError(f"must be a number, at least 0 and below 1, but is {text}")
     return value

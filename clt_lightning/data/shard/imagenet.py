@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import tarfile
+import zlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import decode_text, lines_of, read_lines, read_text
+from clt_lightning.core.progress import track
 from clt_lightning.data.classlist import ClassList
 from clt_lightning.data.lists import lines
 from clt_lightning.data.shard.matfile import read_struct
@@ -17,15 +20,17 @@ from clt_lightning.data.shard.sources import (
     SourceSet,
     Tree,
     first_existing,
-    listing,
     needed,
     open_tree,
-    read_span,
+    refuse_empty,
+    suffix_of,
     tar_members,
+    tree_of,
 )
 from clt_lightning.data.shard.writer import Item
 
 _TRAIN, _VAL, _DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
+_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _KAGGLE = Path("ILSVRC/Data/CLS-LOC")
 _SITE = "an official file, from https://image-net.org/download after registering"
 
@@ -70,12 +75,9 @@ def _nested(path: Path, label: dict[str, int]) -> list[Item]:
     """A tar of one tar a class."""
     try:
         inner = {Path(n).stem: span for n, span in tar_members(path).items() if Path(n).stem in label}
-        items, progress = [], listing(path.name, len(inner))
-        for done, (wnid, (base, size)) in enumerate(sorted(inner.items()), 1):
-            members = sorted(tar_members(path, base, size).items())
-            items += [Item(f"{wnid}/{n}", partial(_span_parts, path, span, label[wnid])) for n, span in members]
-            progress.show(done)
-        progress.close()
+        items: list[Item] = []
+        for wnid, (base, size) in track(sorted(inner.items()), f"listing {path.name}", unit="classes"):
+            items += _tree_items(tree_of(path, tar_members(path, base, size)), wnid, label[wnid])
     except tarfile.TarError as error:
         raise UserError(f"{path} is damaged ({error}): download it again") from error
     return items
@@ -83,18 +85,21 @@ def _nested(path: Path, label: dict[str, int]) -> list[Item]:
 
 def _class_folders(folder: Path, label: dict[str, int]) -> list[Item]:
     items: list[Item] = []
-    progress = listing(str(folder), len(label))
-    for done, wnid in enumerate(sorted(label), 1):
+    for wnid in track(sorted(label), f"listing {folder}", unit="classes"):
         for place in (folder / wnid, folder / f"{wnid}.tar"):
             if place.exists():
                 items += _tree_items(open_tree(place), wnid, label[wnid])
-        progress.show(done)
-    progress.close()
     return items
 
 
 def _tree_items(tree: Tree, wnid: str, label: int) -> list[Item]:
-    return [Item(f"{wnid}/{name}", partial(_read_parts, tree, name, label)) for name in tree.images()]
+    images = tree.images
+    refuse_empty(tree, images)
+    return [_item(tree, name, f"{wnid}/{name}", wnid, label) for name in images]
+
+
+def _item(tree: Tree, name: str, shown: str, wnid: str, label: int) -> Item:
+    return Item(shown, partial(_read_parts, tree, name, label), group=wnid, stamp=str(tree.sizes[name]))
 
 
 def _val(source: Path, label: dict[str, int]) -> list[Item]:
@@ -107,13 +112,14 @@ def _val(source: Path, label: dict[str, int]) -> list[Item]:
         return _class_folders(found, label)
     tree = open_tree(found)
     truth = _val_truth(source)
+    refuse_empty(tree, tree.images)
     items = []
-    for name in tree.images():
+    for name in tree.images:
         stem = Path(name).stem
         if stem not in truth:
             raise UserError(f"{found}: there is no label for {name} (expected names like ILSVRC2012_val_00000001.JPEG)")
         if truth[stem] in label:
-            items.append(Item(name, partial(_read_parts, tree, name, label[truth[stem]])))
+            items.append(_item(tree, name, name, truth[stem], label[truth[stem]]))
     return items
 
 
@@ -121,11 +127,10 @@ def _val_truth(source: Path) -> dict[str, str]:
     """WordNet id by file stem, from whichever of the public label files is there."""
     table = first_existing(source, ["LOC_val_solution.csv", "ILSVRC/LOC_val_solution.csv"])
     if table is not None:
-        rows = csv.DictReader(io.StringIO(table.read_text()))
-        return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
+        return _solutions(table)
     synsets = first_existing(source, ["imagenet_2012_validation_synset_labels.txt"])
     if synsets is not None:
-        return _numbered(synsets.read_text().split())
+        return _numbered(read_lines(synsets))
     devkit = needed(
         first_existing(source, [_DEVKIT, "ILSVRC2012_devkit_t12"]),
         source,
@@ -133,11 +138,25 @@ def _val_truth(source: Path) -> dict[str, str]:
         "tell the labels of the flat validation images",
     )
     numbers, meta = _devkit_files(devkit)
-    wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in read_struct(meta, "synsets")}
+    truth = lines_of(decode_text(numbers, f"{devkit}: {_TRUTH}"), f"{devkit}: {_TRUTH}")
     try:
-        return _numbered([wnids[int(n)] for n in numbers.decode().split()])
-    except (KeyError, ValueError) as error:
+        wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in read_struct(meta, "synsets")}
+        return _numbered([wnids[int(n)] for n in truth])
+    except UserError:
+        raise
+    except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{devkit}: the validation ground truth and meta.mat do not fit: {error}") from error
+
+
+def _solutions(table: Path) -> dict[str, str]:
+    """Kaggle's table: image and, first of its boxes, WordNet id."""
+    found = {}
+    for number, row in enumerate(csv.DictReader(io.StringIO(read_text(table))), 2):
+        image, boxes = row.get("ImageId"), (row.get("PredictionString") or "").split()
+        if not image or not boxes:
+            raise UserError(f"{table}, line {number}: expected ImageId,PredictionString (`ILSVRC2012_val_00000001,n…`)")
+        found[image] = boxes[0]
+    return found
 
 
 def _numbered(wnids: Sequence[str]) -> dict[str, str]:
@@ -145,7 +164,7 @@ def _numbered(wnids: Sequence[str]) -> dict[str, str]:
 
 
 def _devkit_files(devkit: Path) -> tuple[bytes, bytes]:
-    wanted = ("ILSVRC2012_validation_ground_truth.txt", "meta.mat")
+    wanted = (_TRUTH, "meta.mat")
     try:
         if devkit.is_dir():
             return tuple((devkit / "data" / name).read_bytes() for name in wanted)  # type: ignore[return-value]
@@ -155,7 +174,7 @@ def _devkit_files(devkit: Path) -> tuple[bytes, bytes]:
                 if Path(member.name).name in wanted and (file := tar.extractfile(member)) is not None:
                     found[Path(member.name).name] = file.read()
         return found[wanted[0]], found[wanted[1]]
-    except (tarfile.TarError, EOFError, OSError, KeyError) as error:
+    except (tarfile.TarError, EOFError, OSError, KeyError, zlib.error) as error:
         raise UserError(f"{devkit} is damaged or not the official devkit ({error})") from error
 
 
@@ -166,9 +185,5 @@ def _has_wnids(folder: Path) -> bool:
     )
 
 
-def _span_parts(path: Path, span: tuple[int, int], label: int) -> dict[str, bytes]:
-    return {"jpg": read_span(path, *span), "cls": str(label).encode()}
-
-
 def _read_parts(tree: Tree, name: str, label: int) -> dict[str, bytes]:
-    return {"jpg": tree.files[name](), "cls": str(label).encode()}
+    return {suffix_of(name): tree.read(name), "cls": str(label).encode()}

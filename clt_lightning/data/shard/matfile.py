@@ -5,6 +5,7 @@ Source: "MAT-File Format", The MathWorks, sections on level 5. SciPy would be a 
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from clt_lightning.core.errors import UserError
 
 _MATRIX, _COMPRESSED = 14, 15
 _STRUCT, _CHAR = 2, 4
+_MAX_BYTES = 1 << 26  # the devkit's has 0.4 MB
 _FORMATS = {1: "b", 2: "B", 3: "h", 4: "H", 5: "i", 6: "I", 7: "f", 9: "d", 12: "q", 13: "Q"}
 _TEXT = {1: "latin-1", 2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: "utf-32"}
 
@@ -30,14 +32,22 @@ def read_struct(data: bytes, variable: str) -> list[dict[str, Any]]:
     try:
         for kind, body in _elements(data[128:], order):
             if kind == _COMPRESSED:
-                kind, body = next(_elements(zlib.decompress(body), order))
+                kind, body = next(_elements(_unpacked(body), order))
             if kind == _MATRIX:
                 name, value = _matrix(body, order)
                 if name == variable and isinstance(value, list):
                     return value
-    except (struct.error, zlib.error, StopIteration, KeyError) as error:
+    except (struct.error, zlib.error, StopIteration, LookupError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"meta.mat is damaged ({error!r}): download the devkit again") from error
     raise UserError(f"meta.mat has no struct array {variable!r}: is this the devkit of ILSVRC2012?")
+
+
+def _unpacked(body: bytes) -> bytes:
+    unpacking = zlib.decompressobj()
+    data = unpacking.decompress(body, _MAX_BYTES)
+    if unpacking.unconsumed_tail or not unpacking.eof:
+        raise ValueError("compressed data that are cut, or more than 64 MB")
+    return data
 
 
 def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
@@ -66,9 +76,7 @@ def _matrix(body: bytes, order: str) -> tuple[str, Any]:
         width = int(_numbers(*next(parts), order)[0])
         raw = next(parts)[1]
         fields = [raw[i : i + width].split(b"\0")[0].decode("latin-1") for i in range(0, len(raw), width)]
-        count = 1
-        for d in dims:
-            count *= int(d)
+        count = math.prod(int(d) for d in dims)
         return name, [{f: _matrix(next(parts)[1], order)[1] for f in fields} for _ in range(count)]
     kind, data = next(parts, (2, b""))
     if matrix_class == _CHAR:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
+import fcntl
 import hashlib
 import io
 import json
 import os
-import sys
+import socket
 import tarfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,23 +16,30 @@ from pathlib import Path
 from typing import IO, Any
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import disk_errors, read_errors, whole_file, write_json, write_text
+from clt_lightning.core.progress import Progress
 
 RECORD = "shards.json"
 _PARTIAL = ".shards.partial.json"
 _TAR_BLOCK = 512
+GO_ON = "Finished shards are kept: make room and run the same command again, it goes on from there"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One sample to be written.
 
     Attributes:
         name: what it is in the source; part of the record's fingerprint, and named in errors.
         parts: makes its members, bytes by suffix; called once, when it is written.
+        group: its class, for splits that are to keep every class's share; empty where there are no classes.
+        stamp: what else tells it from another one of that name (its size); part of the fingerprint.
     """
 
     name: str
     parts: Callable[[], Mapping[str, bytes]]
+    group: str = ""
+    stamp: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,31 +68,43 @@ def write_split(
         The record: `{"samples", "fingerprint", "settings", "shards": [{"name", "samples", "bytes", "sha256"}, …]}`.
 
     Raises:
-        UserError: no items, the disk is full or not writable, or the folder holds other tars.
+        UserError: no items, an item that cannot be read, the disk is full or not writable, or the folder holds
+            something else, or another process writes there.
     """
     limits = limits or Limits()
     if not items:
         raise UserError(f"there is no sample to write into {folder}")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} cannot be a folder: a file is in its place")
     fingerprint = _fingerprint(items, limits, settings or {})
-    with _disk_errors(folder):
+    try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {error.strerror}: write elsewhere") from error
+    with (
+        disk_errors(folder, GO_ON),
+        _claimed(folder),
+        Progress(folder.name, len(items), "samples", sums_up=True) as progress,
+    ):
         done = _finished(folder, fingerprint)
-        # claims the folder before its first tar: a run that is killed right after that one must be able to go on
-        _write_json(folder / _PARTIAL, {"fingerprint": fingerprint, "shards": done})
+        # before the first tar: a run that is killed right after that one must be able to go on
+        _record_progress(folder, fingerprint, done)
         for left in folder.glob(".*.tmp"):
             left.unlink()
         shards: list[dict[str, Any]] = []
-        progress = Progress(folder.name, len(items))
         at = 0
         while at < len(items):
             number = len(shards)
             entry = done[number] if number < len(done) else None
-            if entry is None or not _sound(folder, entry):
+            sound = entry is not None and _sound(folder, entry)
+            if entry is None or not sound:
                 entry = _write_shard(folder, number, items, at, limits, progress)
             shards.append(entry)
             at += entry["samples"]
-            progress.show(at, shard=number, force=True)
-            _write_json(folder / _PARTIAL, {"fingerprint": fingerprint, "shards": shards})
+            if sound:
+                progress.restart(at)
+            if not sound:  # those that are still to be verified stay in the record
+                _record_progress(folder, fingerprint, [*shards, *done[len(shards) :]])
         for left in folder.glob("*.tar"):  # of an unfinished run with other options
             if left.stem.isdigit() and int(left.stem) >= len(shards):
                 left.unlink()
@@ -96,49 +114,79 @@ def write_split(
             "settings": dict(settings or {}),
             "shards": shards,
         }
-        _write_json(folder / RECORD, record)
-        write_text(folder / "nshards.txt", f"{len(shards)}\n")
+        write_json(folder / RECORD, record, advice=GO_ON)
+        write_text(folder / "nshards.txt", f"{len(shards)}\n", GO_ON)
         (folder / _PARTIAL).unlink(missing_ok=True)
-        progress.close()
     return record
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a small file atomically."""
-    with _disk_errors(path.parent), _atomic(path) as f:
-        f.write(text.encode())
+def check_free(folder: Path) -> None:
+    """Refuses a split's folder that holds something else than a split's tars: they would be mixed.
+
+    Raises:
+        UserError: the folder holds other files; one is named.
+    """
+    if not folder.is_dir() or any(_read_record(folder / name) for name in (RECORD, _PARTIAL)):
+        return
+    with read_errors(folder):
+        strange = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+    if strange:
+        raise UserError(
+            f"{folder} already holds files that this command did not write ({strange[0]}, …): use another --output"
+        )
 
 
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(data, indent=1) + "\n")
+def _record_progress(folder: Path, fingerprint: str, shards: Sequence[Mapping[str, Any]]) -> None:
+    writer = f"process {os.getpid()} on {socket.gethostname()}"
+    write_json(folder / _PARTIAL, {"fingerprint": fingerprint, "writer": writer, "shards": shards}, advice=GO_ON)
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """The folder as this process's alone; file systems that lock no folders are left alone."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            other = _read_record(folder / _PARTIAL).get("writer", "another process")
+            raise UserError(f"{folder} is being written by {other}: wait for it, or use another --output") from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """What a record of ours holds; nothing where there is none, or none that can be used."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        sound = all(s["samples"] >= 1 and s["bytes"] >= 0 and s["name"] and s["sha256"] for s in content["shards"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return {}
+    return content if sound else {}
 
 
 def _fingerprint(items: Sequence[Item], limits: Limits, settings: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps([limits.samples, limits.bytes, dict(settings)], sort_keys=True).encode())
     for item in items:
-        digest.update(item.name.encode() + b"\n")
+        digest.update(f"{item.name}\0{item.stamp}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
 def _finished(folder: Path, fingerprint: str) -> list[dict[str, Any]]:
     """The shards that an earlier run recorded, if it was the same run."""
     for name in (RECORD, _PARTIAL):
-        try:
-            record = json.loads((folder / name).read_text())
-        except (FileNotFoundError, ValueError):
-            continue
+        record = _read_record(folder / name)
         if record.get("fingerprint") == fingerprint:
             return list(record["shards"])
-        if name == RECORD:
+        if record and name == RECORD:
             raise UserError(
                 f"{folder} already holds tars made from another source or with other settings: give another --output, "
                 "or remove that folder first"
             )
-    strange = [p.name for p in folder.glob("*.tar")] if not (folder / _PARTIAL).exists() else []
-    if strange:
-        raise UserError(
-            f"{folder} already holds tars that this command did not write ({strange[0]}, …): use another --output"
-        )
+    check_free(folder)
     return []
 
 
@@ -154,19 +202,20 @@ def _write_shard(
     folder: Path, number: int, items: Sequence[Item], start: int, limits: Limits, progress: Progress
 ) -> dict[str, Any]:
     path = folder / f"{number}.tar"
-    with _atomic(path) as raw:
+    with whole_file(path, GO_ON) as temporary, temporary.open("wb") as raw:
         out = _Hashing(raw)
         with tarfile.open(fileobj=out, mode="w|", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
             count = 0
             for item in items[start : start + limits.samples]:
-                parts = item.parts()
+                with read_errors(item.name):  # or what the source refuses would be said of the tar
+                    parts = item.parts()
                 size = sum(_TAR_BLOCK + -(-len(data) // _TAR_BLOCK) * _TAR_BLOCK for data in parts.values())
                 if count and tar.offset + size > limits.bytes:
                     break
                 for suffix, data in parts.items():
                     tar.addfile(_member(f"s{start + count:07d}.{suffix}", len(data)), io.BytesIO(data))
                 count += 1
-                progress.show(start + count, shard=number)
+                progress.to(start + count, f"shard {number}")
     return {"name": path.name, "samples": count, "bytes": out.written, "sha256": out.digest.hexdigest()}
 
 
@@ -186,62 +235,3 @@ class _Hashing:
         self.digest.update(data)
         self.written += len(data)
         return self._file.write(data)
-
-
-@contextmanager
-def _atomic(path: Path) -> Iterator[IO[bytes]]:
-    """A file that has its name only once it is complete and on disk; nothing is left of it after an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"the disk is full at {folder}; finished shards are kept, nothing half-written is left. Free some "
-                "space and run the same command again: it goes on from there."
-            ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise UserError(
-                f"no permission to read or write at {error.filename or folder}: {error.strerror}"
-            ) from error
-        if error.errno in (errno.EEXIST, errno.ENOTDIR):
-            raise UserError(f"{folder} cannot be a folder: a file is in its place") from error
-        raise
-
-
-class Progress:
-    """One line on the terminal, or a line a shard where it is not a terminal."""
-
-    def __init__(self, what: str, total: int, unit: str = "samples") -> None:
-        self._what, self._total, self._unit = what, total, unit
-        self._live = sys.stderr.isatty()
-        self._begin = self._last = time.monotonic()
-
-    def show(self, done: int, *, shard: int | None = None, force: bool = False) -> None:
-        now = time.monotonic()
-        if now - self._last < (0.2 if self._live else 10) and not (force and not self._live):
-            return
-        self._last = now
-        rate = done / max(now - self._begin, 1e-9)
-        left = (self._total - done) / rate if rate else 0.0
-        where = "" if shard is None else f", shard {shard}"
-        line = f"{self._what}: {done:,} of {self._total:,} {self._unit}{where}, {rate:,.0f} a second, {left:.0f} s left"
-        print(f"\r{line}\033[K" if self._live else line, end="" if self._live else "\n", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        seconds = time.monotonic() - self._begin
-        line = f"{self._what}: {self._total:,} {self._unit} done in {seconds:.1f} s"
-        print(f"\r{line}\033[K" if self._live else line, file=sys.stderr, flush=True)
