@@ -340,7 +340,8 @@ class CLTModule(lightning.LightningModule):
 
     @property
     def _max_steps(self) -> int:
-        return 0 if self._trainer is None else self._trainer.max_steps
+        trainer = compat.trainer_of(self)
+        return 0 if trainer is None else trainer.max_steps
 
     def _sites(self, acts: Activations) -> tuple[Tensor, Tensor]:
         """What the encoders read and what the decoders rebuild."""

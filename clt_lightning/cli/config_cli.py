@@ -176,10 +176,8 @@ class ConfigCLI(compat.CommandLine):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         _add_own_keys(parser)
 
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        describe(parser, subcommand)
-        return parser
+    def prepare_parser(self, parser: LightningArgumentParser, command: str) -> None:
+        describe(parser, command)
 
     # -- reading -----------------------------------------------------------------------------------------------------
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -189,7 +187,7 @@ class ConfigCLI(compat.CommandLine):
             UserError: a key, value, class or file that cannot be; or a saved config that names code of its own.
         """
         words = list(args)
-        self.keys = table_of(self._parser(self.command))
+        self.keys = table_of(self.parser_of(self.command))
         if not {"-h", "--help"} & set(words):
             self.layers = layers_of(words[1:])
         if self.saved is not None:
@@ -255,7 +253,7 @@ class ConfigCLI(compat.CommandLine):
             self.saved.check_data(config, self.layers)
         check_data(config)
         if self.command == "fit":
-            check_readable(self._parser(self.command), config)
+            check_readable(self.parser_of(self.command), config)
 
         # written out, so that the saved config.yaml says which seeds these were
         model, data = config.model, config.data

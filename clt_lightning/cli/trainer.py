@@ -74,8 +74,7 @@ class CLTCLI(ConfigCLI):
 
     def _speakers(self, trainer: Any) -> list[Callback]:
         """What tells the user where the run is, in the place of Lightning's own; the user's callbacks come before."""
-        asked = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
-        asked = asked if isinstance(asked, list) else [asked]
+        asked = _listed(self.config_init[self.subcommand].trainer.callbacks)
         speakers: list[Callback] = []
         if trainer.enable_model_summary is not False and not any(isinstance(c, ModelSummary) for c in asked):
             speakers.append(Summary())
