@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from clt_lightning.callbacks.figures import tensorboard
+from clt_lightning.callbacks.place import RunLogger
 
 _LONGEST = 200
 
@@ -23,6 +24,10 @@ class Board(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._arranged = False
+        # before Lightning logs the settings of its own accord, of which TensorBoard takes the first; the run's own
+        # logger waits with everything until the run has begun
+        if not isinstance(tensorboard(trainer), RunLogger):
+            self.on_train_batch_end(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
         if self._arranged:

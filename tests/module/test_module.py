@@ -5,7 +5,7 @@ The learning rate is 0: what the transcoder is after a fit, it was in every step
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 import clt_lightning as cl
-from clt_lightning.core.errors import UserError
 from clt_lightning.settings import ClipConfig, LossConfig, TokensConfig, TranscoderConfig
 from clt_lightning.transcoder import Activation
 from clt_lightning.transcoder.losses import AuxKConfig, CascadeConfig, L1Config
@@ -30,38 +30,19 @@ def still(params: Iterable[Any]) -> torch.optim.Optimizer:
     return torch.optim.SGD(params, lr=0.0)
 
 
-class Noise:
-    """Batches of noise, another one in every step and process, in which other features fire; knows its place.
+class Noise(Dataset[dict[str, Any]]):
+    """Images that differ from one to the next: in a batch, other features fire than in the one before."""
 
-    Args:
-        size: of the images.
-        rank: this process.
-        world: how many there are.
-    """
-
-    def __init__(self, size: int, rank: int = 0, world: int = 1) -> None:
-        self.size, self.rank, self.world, self.place = size, rank, world, 0
+    def __init__(self, indices: list[int], size: int) -> None:
+        self.indices, self.size = indices, size
 
     def __len__(self) -> int:
-        return STEPS
+        return len(self.indices)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        while self.place < STEPS:
-            self.place += 1
-            yield self.batch(self.place - 1)
-        self.place = 0
-
-    def batch(self, step: int) -> dict[str, Any]:
-        generator = torch.Generator().manual_seed(self.world * step + self.rank)
-        colours = 2 * torch.randn(IMAGES, 3, 1, 1, generator=generator)
-        images = torch.randn(IMAGES, 3, self.size, self.size, generator=generator) + colours
-        return {"image": images, "key": [str(i) for i in range(IMAGES)]}
-
-    def state_dict(self) -> dict[str, int]:
-        return {"place": self.place}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.place = state["place"]
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(self.indices[item])
+        colour = 2 * torch.randn(3, 1, 1, generator=generator)
+        return {"image": torch.randn(3, self.size, self.size, generator=generator) + colour, "key": str(item)}
 
 
 #: The plain loss: no cascade, which runs the model a second time
@@ -86,24 +67,19 @@ def made(activation: Activation, loss: LossConfig | None = None, **tokens: Any) 
     return module
 
 
-def batches(module: cl.CLTModule, rank: int = 0, world: int = 1) -> Noise:
-    return Noise(module.clip.image_size, rank, world)
+def batches(module: cl.CLTModule, rank: int = 0, world: int = 1) -> DataLoader[dict[str, Any]]:
+    """Of process `rank`: another batch in every step and process."""
+    first = [IMAGES * (world * step + rank) for step in range(STEPS)]
+    indices = [start + i for start in first for i in range(IMAGES)]
+    return DataLoader(Noise(indices, module.clip.image_size), IMAGES)
 
 
-def fit(
-    module: cl.CLTModule,
-    folder: Path,
-    rank: int = 0,
-    world: int = 1,
-    steps: int = STEPS,
-    ckpt_path: Path | None = None,
-    **options: Any,
-) -> list[dict[str, float]]:
+def fit(module: cl.CLTModule, folder: Path, rank: int = 0, world: int = 1, **options: Any) -> list[dict[str, float]]:
     """Trains; gives what each step logged."""
     logger = CSVLogger(folder, name="", version=0)
     trainer = pl.Trainer(
         accelerator="cpu",
-        max_steps=steps,
+        max_steps=STEPS,
         log_every_n_steps=1,
         logger=logger,
         enable_progress_bar=False,
@@ -112,8 +88,8 @@ def fit(
         use_distributed_sampler=False,
         **options,
     )
-    trainer.fit(module, batches(module, rank, world), ckpt_path=ckpt_path)
-    assert trainer.global_step == steps
+    trainer.fit(module, batches(module, rank, world))
+    assert trainer.global_step == STEPS
     if rank:
         return []
     rows = np.genfromtxt(Path(logger.log_dir) / "metrics.csv", delimiter=",", names=True, deletechars="")
@@ -260,54 +236,10 @@ def test_positions_are_drawn_anew_for_every_batch_and_seed(tmp_path: Path) -> No
     assert len({tuple(p.flatten().tolist()) for p in drawn[0]}) == STEPS
 
 
-def test_a_step_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
-    module = made(cl.TopK(2), statistics=1)
-    capture = module.clip.capture
-    steps = iter(range(100))
-
-    def damaged(*args: Any, **options: Any) -> Any:
-        acts = capture(*args, **options)
-        if next(steps) == 3:  # one capture is for the normalisation
-            acts.y[1, 5, 7] = torch.nan
-        return acts
-
-    module.clip.capture = damaged  # type: ignore[method-assign]
-    with pytest.raises(UserError, match=r"step 2: the CLIP's MLP outputs \(y\) of layer 1 hold NaN"):
-        fit(module, tmp_path)
-
-
-def learning(params: Iterable[Any]) -> torch.optim.Optimizer:
-    return torch.optim.SGD(params, lr=0.05)
-
-
-def test_a_run_goes_on_with_its_buffer_and_its_draws(tmp_path: Path) -> None:
-    """Stopped after two steps and taken up by another module: what follows is what would have followed."""
-    options: dict[str, Any] = {"per_image": 9, "buffer": 40}
-    straight, first, second = (made(cl.TopK(2), **options) for _ in range(3))
-    for module in (straight, first, second):
-        module.optimizer_factory = learning
-    expected = fit(straight, tmp_path / "straight")
-    fit(first, tmp_path / "first", steps=2)
-    checkpoint = tmp_path / "stopped.ckpt"
-    first.trainer.save_checkpoint(checkpoint)
-    found = fit(second, tmp_path / "second", ckpt_path=checkpoint)
-    assert second.batches_seen == straight.batches_seen == STEPS
-    assert found == expected[2:]
-    for a, b in zip(second.state_dict().values(), straight.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
-    other = made(cl.TopK(2), **(options | {"buffer": 50}))
-    with pytest.raises(UserError, match=r"holds 40 tokens, model\.tokens\.buffer says 50"):
-        fit(other, tmp_path / "other", ckpt_path=checkpoint)
-
-
 def divided_batch(folder: Path) -> dict[str, Any]:
     """One of two processes that see different batches."""
     rank = torch.distributed.get_rank()
-    buffered = made(cl.TopK(2), per_image=9, buffer=40)
-    fit(buffered, folder / "buffered", rank, 2, steps=2, devices=2, strategy="ddp")
-    assert buffered.buffer is not None
-    buffered.trainer.save_checkpoint(folder / "buffered.ckpt")
-    module = made(cl.BatchTopK(2), statistics=IMAGES * buffered.clip.n_positions + 1)  # of both together
+    module = made(cl.BatchTopK(2), statistics=1)
     fit(module, folder, rank, 2, devices=2, strategy="ddp")
     clt, activation = module.transcoder, module.transcoder.activation
     assert isinstance(activation, cl.BatchTopK)
@@ -317,7 +249,6 @@ def divided_batch(folder: Path) -> dict[str, Any]:
         "since": module.tokens_since_fired,
         "y_mean": clt.y_mean,
         "state": module.state_dict(),
-        "buffer": buffered.buffer.state_dict(),
     }
 
 
@@ -345,9 +276,5 @@ def test_two_processes_share_counters_threshold_and_normalisation(tmp_path: Path
     torch.testing.assert_close(ranks[0]["threshold"].double(), torch.stack(cuts).mean(0), rtol=1e-5, atol=0)
     assert ranks[0]["updates"].tolist() == [STEPS] * module.clip.n_layers
     assert torch.equal(ranks[0]["since"], since)
-    checkpoint = torch.load(tmp_path / "buffered.ckpt", weights_only=True)
-    for own, kept in zip(ranks, checkpoint["activation_buffer"], strict=True):  # each process's own
-        assert torch.equal(own["buffer"]["x"], kept["x"])
-    assert not torch.equal(ranks[0]["buffer"]["x"], ranks[1]["buffer"]["x"])
     y = torch.cat([share[0][1] for share in shares], 1)
     torch.testing.assert_close(ranks[0]["y_mean"].double(), y.mean(1), rtol=1e-5, atol=1e-6)
