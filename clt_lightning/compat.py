@@ -153,18 +153,26 @@ def stop_after_validations(stopping: EarlyStopping) -> None:
 
 
 class CommandLine(LightningCLI):
-    """LightningCLI with a public hook for what a checkpoint changes in the config."""
-
-    def parse_ckpt_path(self) -> None:
-        """Takes the model's settings out of the checkpoint that `--ckpt_path` names."""
-        super()._parse_ckpt_path()
+    """LightningCLI with public hooks for each command's parser and for what a checkpoint changes in the config."""
 
     def parser_of(self, command: str) -> LightningArgumentParser:
         """The parser of one command's options."""
         return self._parser(command)
 
+    def prepare_parser(self, parser: LightningArgumentParser, command: str) -> None:
+        """Called with each command's parser, once it has all its options."""
+
+    def parse_ckpt_path(self) -> None:
+        """Takes the model's settings out of the checkpoint that `--ckpt_path` names."""
+        super()._parse_ckpt_path()
+
     def _parse_ckpt_path(self) -> None:
         self.parse_ckpt_path()
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        self.prepare_parser(parser, subcommand)
+        return parser
 
 
 def purge_from(logger: TensorBoardLogger, step: int) -> None:

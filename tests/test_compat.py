@@ -13,14 +13,14 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from clt_lightning import compat
 
@@ -207,18 +207,36 @@ def test_check_on_train_epoch_end() -> None:
 # -- command line, logger, module, processes -------------------------------------------------------------------------
 
 
-def test_parse_ckpt_path() -> None:
-    assert "self._parse_ckpt_path()" in inspect.getsource(LightningCLI.__init__)
+def test_hooks_of_the_command_line() -> None:
+    seen: list[str] = []
+
+    class Commands(compat.CommandLine):
+        def prepare_parser(self, parser: LightningArgumentParser, command: str) -> None:
+            seen.append(command)
+            parser.add_argument("--own", type=int, default=3)
+
+        def parse_ckpt_path(self) -> None:
+            seen.append("checkpoint")
+            super().parse_ckpt_path()
+
+        def fit(self, **kwargs: Any) -> None:
+            assert self.parser_of("fit").get_defaults().own == 3
+
+    cli = Commands(Model, save_config_callback=None, args=["fit", "--own", "5", "--trainer.logger", "false"])
+    assert seen == [*LightningCLI.subcommands(), "checkpoint"]
+    assert cli.config.fit.own == 5
 
 
 def test_kwargs_of_the_tensorboard_logger(tmp_path: Path) -> None:
-    logger = TensorBoardLogger(tmp_path)
-    compat.purge_from(logger, 17)
-    logger.log_metrics({"loss": 1.0}, 20)
-    logger.finalize("success")
-    events = [e for path in Path(logger.log_dir).glob("events*") for e in EventFileLoader(str(path)).Load()]
-    assert [e.step for e in events if e.HasField("session_log")] == [17]
-    logger.finalize("success")
+    for start, steps in ((None, (0, 1, 2, 3)), (2, (2, 3, 4))):
+        logger = TensorBoardLogger(tmp_path, version=0)
+        if start is not None:
+            compat.purge_from(logger, start)
+        for step in steps:
+            logger.log_metrics({"x": float(step)}, step)
+        logger.finalize("success")
+    events = EventAccumulator(str(tmp_path / "lightning_logs" / "version_0")).Reload()
+    assert [event.step for event in events.Scalars("x")] == [0, 1, 2, 3, 4]
 
 
 def test_trainer_of_a_module() -> None:

@@ -123,8 +123,8 @@ class Throughput(pl.Callback):
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
     def on_train_batch_start(self, trainer: Any, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        if self._paused:
-            self._mark, self._paused = time.monotonic(), False
+        if self._paused:  # the step began when it began to wait for this batch
+            self._mark, self._paused = time.monotonic() - self._clock.latest("data"), False
 
     def on_after_backward(self, trainer: Any, pl_module: pl.LightningModule) -> None:
         self._clock.end("transcoder")

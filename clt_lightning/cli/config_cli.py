@@ -176,10 +176,8 @@ class ConfigCLI(compat.CommandLine):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         _add_own_keys(parser)
 
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        describe(parser, subcommand)
-        return parser
+    def prepare_parser(self, parser: LightningArgumentParser, command: str) -> None:
+        describe(parser, command)
 
     # -- reading -----------------------------------------------------------------------------------------------------
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

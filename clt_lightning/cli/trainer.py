@@ -3,11 +3,7 @@ errors."""
 
 from __future__ import annotations
 
-import errno
-import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,14 +14,14 @@ from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvir
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelSummary, ProgressBar
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities import rank_zero_info
 
 from clt_lightning import compat
 from clt_lightning.callbacks import Checkpoints, ProgressLine, Summary
 from clt_lightning.callbacks.place import Place, RunLogger
 from clt_lightning.callbacks.save_config import SaveConfig
 from clt_lightning.cli.config_cli import ConfigCLI, read_words
+from clt_lightning.cli.exits import exit_codes, full_disk
 from clt_lightning.cli.quiet import quieten
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import disk_errors
@@ -36,7 +32,6 @@ from clt_lightning.runs.checkpoint_io import SafeCheckpointIO, read_checkpoint
 from clt_lightning.runs.claim import require_writable
 from clt_lightning.runs.folder import PREVIOUS, RunFolder, newest_to_go_on, newest_without_checkpoint, shown
 from clt_lightning.runs.lock import busy, holder
-from clt_lightning.runs.signals import EXIT_INTERRUPTED, EXIT_TERMINATED, Stopped, interrupt
 from clt_lightning.runs.stopping import Stops
 
 
@@ -152,7 +147,7 @@ class CLTCLI(ConfigCLI):
         except Exception as error:
             folder = None if self._place is None else self._place.folder
             with disk_errors(Path(self.config[self.subcommand].runs_dir) if folder is None else folder.path):
-                raise _full_disk(error) or error  # noqa: B904  (it is the error's own cause)
+                raise full_disk(error) or error from error.__cause__
         finally:
             if self._place is not None:
                 self._place.release()
@@ -244,16 +239,6 @@ class CLTCLI(ConfigCLI):
             trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
 
 
-def _full_disk(error: BaseException) -> OSError | None:
-    """What the disk refused, where a library (TensorBoard's logger) has made another error of it."""
-    cause = error.__cause__ or error.__context__
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            return cause
-        cause = cause.__cause__ or cause.__context__
-    return None
-
-
 def _listed(given: Any) -> list[Any]:
     """A setting that may be null, one thing or several."""
     return list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
@@ -265,48 +250,8 @@ def run_trainer(words: list[str]) -> None:
     Raises:
         SystemExit: 75 after a signal that `requeue` waits for, 130 after Ctrl-C, 143 after SIGTERM.
     """
-    interrupt.install()
-    try:
+    with exit_codes(words):
         _run(words)
-        if interrupt.raised:  # it came when nothing was left to stop
-            raise KeyboardInterrupt
-    except Stopped as stopped:
-        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            print(f"{stopped}{_how_to_go_on(words, stopped)}", file=sys.stderr, flush=True)
-        _wait_for(interrupt.children)
-        raise SystemExit(stopped.exit_code) from None
-    except SIGTERMException:
-        # Lightning's would end with 0, and a scheduler would take the run for finished
-        print("terminated (SIGTERM): --ckpt_path last goes on from the last checkpoint", file=sys.stderr, flush=True)
-        raise SystemExit(EXIT_TERMINATED) from None
-    except SystemExit:
-        if not interrupt.raised:
-            raise
-        print("interrupted", file=sys.stderr, flush=True)  # Lightning ends with 1
-        raise SystemExit(EXIT_INTERRUPTED) from None
-    finally:
-        interrupt.restore()
-
-
-def _how_to_go_on(words: list[str], stopped: Stopped) -> str:
-    if stopped.checkpoint is None:
-        return ""
-    kept, skip = [], False
-    for word in words:
-        if not skip and not re.fullmatch(r"--(ckpt_path|version)(=.*)?", word):
-            kept.append(word)
-        skip = word in ("--ckpt_path", "--version")
-    version = RunFolder(stopped.checkpoint.parent.parent).version
-    kept += ["--ckpt_path", "last", *([] if version is None else ["--version", str(version)])]
-    return f". Go on with:\n  python -m clt_lightning {shlex.join(kept)}"
-
-
-def _wait_for(children: list[subprocess.Popen[bytes]]) -> None:
-    for child in children:
-        try:
-            child.wait(10)
-        except subprocess.TimeoutExpired:
-            child.kill()
 
 
 def _run(words: list[str]) -> None:

@@ -27,6 +27,7 @@ class StepClock:
         self._open: dict[str, Any] = {}
         self._seconds: dict[str, float] = defaultdict(float)
         self._events: list[tuple[str, Any, Any]] = []
+        self._latest: dict[str, float] = {}
 
     def start(self, device: torch.device) -> None:
         """Begins to measure, from nothing."""
@@ -39,6 +40,11 @@ class StepClock:
         self._open.clear()
         self._seconds.clear()
         self._events.clear()
+        self._latest.clear()
+
+    def latest(self, part: str) -> float:
+        """Seconds that a part took the last time, by the host's clock; 0 if that is not known."""
+        return self._latest.get(part, 0.0)
 
     def begin(self, part: str, *, host: bool = False) -> None:
         """A part begins.
@@ -58,7 +64,8 @@ class StepClock:
         if self._cuda and not host:
             self._events.append((part, begun, self._now(host)))
         else:
-            self._seconds[part] += self._now(host) - begun
+            self._latest[part] = self._now(host) - begun
+            self._seconds[part] += self._latest[part]
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:

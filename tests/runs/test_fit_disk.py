@@ -92,7 +92,6 @@ def test_in_the_middle_of_it(tmp_path: Path, disk: Path, leave: int, capsys: pyt
         tmp_path,
         runs_dir=str(disk / "runs"),
         data={"init_args": {"num_workers": 0}},
-        figures={"every": 0},
         trainer={"callbacks": [fills], "max_steps": 7},
     )
     words = ["fit", "--config", str(config), "--ckpt_path", "last"]

@@ -218,3 +218,31 @@ def test_the_second_one_stops_at_once(config: Path, tmp_path: Path) -> None:
     # nothing that would stop the next start: the kernel has freed the lock
     assert code_of(["fit", "--config", str(config), "--ckpt_path", "last", "--trainer.max_steps", "2"]) is None
     assert [p.name for p in (config.parent / "runs" / "run").iterdir()] == ["version_0"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("everyone", [True, False], ids=["terminal", "one-process"])
+def test_two_processes_stop_after_the_same_step(config: Path, everyone: bool) -> None:
+    """A terminal sends it to every process of the group, `kill` to one."""
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--throughput.progress_every_seconds=1e-9"]
+    words = ["fit", "--config", str(config), "--ckpt_path", "last", "--trainer.max_steps=300", *two]
+    command = [sys.executable, "-m", "clt_lightning", *words]
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=environment(), start_new_session=True, **options) as process:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if re.match("step [4-9] ", line):
+                break
+        (os.killpg if everyone else os.kill)(process.pid, signal.SIGINT)
+        lines += process.stdout.readlines()
+        assert process.wait(60) == 130, "".join(lines[-40:])
+    told = re.findall(r"stopped by SIGINT after step (\d+)", "".join(lines))
+    assert len(told) == 1
+    run = config.parent / "runs" / "run" / "version_0"
+    found = find("last", run / "checkpoints")
+    assert found is not None
+    assert found.step == int(told[0])
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # nobody is left

@@ -18,6 +18,7 @@ from clt_lightning.module import CLTModule
 from clt_lightning.runs.folder import LAST, RunFolder, find_run
 from clt_lightning.runs.lock import Lock
 
+from .starts import start
 from .world import run as run_command
 from .world import scalars, write_config
 
@@ -199,3 +200,25 @@ def test_a_name_that_means_nothing_is_told_what_there_is(tmp_path: Path) -> None
         find_run(root / "version_7")
     with pytest.raises(Exception, match=r"is not a run's folder: .*; the runs in .*runs are name"):
         find_run(tmp_path / "runs")
+
+
+@pytest.mark.slow
+def test_fits_started_in_the_same_instant_get_a_folder_each(config: Path, tmp_path: Path) -> None:
+    pairs = 10
+    for _ in range(pairs):
+        processes = [
+            start(["fit", "--config", str(config), *SHORT, f"--model.seed={seed}"], tmp_path / "log") for seed in (1, 2)
+        ]
+        for process in processes:
+            process.join(280)
+            assert process.exitcode == 0, (tmp_path / "log").read_text()[-3000:]
+    runs = sorted((config.parent / "runs" / "run").iterdir())
+    assert len(runs) == 2 * pairs
+    seeds = []
+    for run in runs:
+        content = torch.load(run / "checkpoints" / LAST, weights_only=True)["hyper_parameters"]["seed"]
+        assert RunFolder(run).finished
+        assert f"seed: {content}\n" in (run / "config.yaml").read_text()
+        assert [p.name for p in run.glob("events*")] != []
+        seeds.append(content)
+    assert sorted(seeds) == [1] * pairs + [2] * pairs

@@ -59,9 +59,19 @@ def moments(folder: Path, config: Path, monkeypatch: pytest.MonkeyPatch) -> list
 
 
 def check_moments(
-    folder: Path, kind: str, chosen: slice | None, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
+    folder: Path,
+    kind: str,
+    chosen: slice | None,
+    monkeypatch: pytest.MonkeyPatch,
+    names: tuple[str, ...],
+    more: dict[str, Any] | None = None,
 ) -> None:
-    options = {**KINDS[kind], "data": {"init_args": {"num_workers": 0}}, "checkpoints": {"last_every_n_steps": 1}}
+    options = {
+        **KINDS[kind],
+        **(more or {}),
+        "data": {"init_args": {"num_workers": 0}},
+        "checkpoints": {"last_every_n_steps": 1},
+    }
     config = write_config(folder, **options)
     kept = moments(folder, config, monkeypatch)
     run = folder / "runs" / "run" / "version_0"
@@ -98,7 +108,7 @@ def test_from_some_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_from_every_moment(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_moments(tmp_path, kind, None, monkeypatch, TAGS)
+    check_moments(tmp_path, kind, None, monkeypatch, TAGS, {"figures": {"every": 1}})
 
 
 @pytest.mark.slow

@@ -35,6 +35,7 @@ def test_a_clock_adds_up_parts_and_forgets_what_was_taken(monkeypatch: pytest.Mo
         now[0] += 0.5
         clock.end("data", host=True)
     clock.end("optimizer")  # never begun
+    assert clock.latest("data") == 0.5
     assert clock.take() == {"clip": 3.0, "data": 1.0}
     assert clock.take() == {}
 

@@ -84,6 +84,7 @@ def write_config(folder: Path, **overrides: Any) -> Path:
             "enable_model_summary": False,
         },
         "checkpoints": {"last_every_n_steps": 2},
+        "figures": {"every": 0},  # they would take most of the time
     }
     config = merged(config, overrides)
     path = folder / "config.yaml"
