@@ -153,7 +153,7 @@ def stop_after_validations(stopping: EarlyStopping) -> None:
 
 
 class CommandLine(LightningCLI):
-    """LightningCLI with a public hook for what a checkpoint changes in the config."""
+    """LightningCLI with public hooks for what it keeps to itself."""
 
     def parse_ckpt_path(self) -> None:
         """Takes the model's settings out of the checkpoint that `--ckpt_path` names."""
@@ -163,8 +163,23 @@ class CommandLine(LightningCLI):
         """The parser of one command's options."""
         return self._parser(command)
 
+    def finish_parser(self, parser: LightningArgumentParser, command: str) -> None:
+        """Called with a command's parser when it has all options."""
+
+    def arguments_of(self, command: str) -> dict[str, Any]:
+        """More arguments of the Trainer's method that runs a command."""
+        return {}
+
     def _parse_ckpt_path(self) -> None:
         self.parse_ckpt_path()
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        self.finish_parser(parser, subcommand)
+        return parser
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return super()._prepare_subcommand_kwargs(subcommand) | self.arguments_of(subcommand)
 
 
 def purge_from(logger: TensorBoardLogger, step: int) -> None:
