@@ -233,7 +233,7 @@ class Quiet(pl.Trainer):
 
     got: ClassVar[dict[str, Any]] = {}
 
-    def validate(self, *args: Any, **arguments: Any) -> Any:
+    def validate(self, model: Any = None, ckpt_path: Any = None, **arguments: Any) -> Any:  # type: ignore[override]
         Quiet.got.update(arguments)
 
 

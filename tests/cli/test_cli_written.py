@@ -187,7 +187,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(tmp_path: Path, monkeypatch: pyte
         raise ValueError("ours")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("clt_lightning.module.FrozenCLIP", broken)
+    monkeypatch.setattr("clt_lightning.clip.FrozenCLIP.__init__", broken)
     with pytest.raises(ValueError, match="ours") as found:
         main(["fit", "--config", str(write(tmp_path))])
     assert not isinstance(found.value, UserError)
