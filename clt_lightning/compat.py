@@ -153,7 +153,7 @@ def stop_after_validations(stopping: EarlyStopping) -> None:
 
 
 class CommandLine(LightningCLI):
-    """LightningCLI with public hooks for each command's parser and for what a checkpoint changes in the config."""
+    """LightningCLI with public hooks for what it keeps to itself."""
 
     def parser_of(self, command: str) -> LightningArgumentParser:
         """The parser of one command's options."""
@@ -166,6 +166,10 @@ class CommandLine(LightningCLI):
         """Takes the model's settings out of the checkpoint that `--ckpt_path` names."""
         super()._parse_ckpt_path()
 
+    def arguments_of(self, command: str) -> dict[str, Any]:
+        """More arguments of the Trainer's method that runs a command."""
+        return {}
+
     def _parse_ckpt_path(self) -> None:
         self.parse_ckpt_path()
 
@@ -173,6 +177,9 @@ class CommandLine(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         self.prepare_parser(parser, subcommand)
         return parser
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return super()._prepare_subcommand_kwargs(subcommand) | self.arguments_of(subcommand)
 
 
 def purge_from(logger: TensorBoardLogger, step: int) -> None:

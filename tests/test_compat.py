@@ -7,7 +7,7 @@ import inspect
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import pytest
@@ -225,6 +225,32 @@ def test_hooks_of_the_command_line() -> None:
     cli = Commands(Model, save_config_callback=None, args=["fit", "--own", "5", "--trainer.logger", "false"])
     assert seen == [*LightningCLI.subcommands(), "checkpoint"]
     assert cli.config.fit.own == 5
+
+
+def test_parser_and_arguments_of_a_command() -> None:
+    """A command's parser is finished once, with all options, and its method gets the arguments."""
+    seen: list[tuple[str, bool]] = []
+
+    class Line(compat.CommandLine):
+        def prepare_parser(self, parser: Any, command: str) -> None:
+            seen.append((command, "--ckpt_path" in parser._option_string_actions))
+
+        def arguments_of(self, command: str) -> dict[str, Any]:
+            return {"verbose": command}
+
+    line = Line(Model, args=["validate"], save_config_callback=None, run=True, trainer_class=Quiet)
+    assert ("validate", True) in seen
+    assert len(seen) == len(line.subcommands())
+    assert Quiet.got["verbose"] == "validate"
+
+
+class Quiet(pl.Trainer):
+    """Takes note of what it is asked, and does nothing."""
+
+    got: ClassVar[dict[str, Any]] = {}
+
+    def validate(self, model: Any = None, ckpt_path: Any = None, **arguments: Any) -> Any:  # type: ignore[override]
+        Quiet.got.update(arguments)
 
 
 def test_kwargs_of_the_tensorboard_logger(tmp_path: Path) -> None:

@@ -28,17 +28,17 @@ from clt_lightning.callbacks import (
     Throughput,
     ZeroShot,
 )
+from clt_lightning.cli import schema
 from clt_lightning.cli.checks import check_config, check_data, check_name, data_class
 from clt_lightning.cli.config_paths import settle_paths
 from clt_lightning.cli.explain import complaint, explain, kind_of, with_place
-from clt_lightning.cli.failures import message, users_mistakes
+from clt_lightning.cli.failures import is_users, message, users_mistakes
 from clt_lightning.cli.help import describe
 from clt_lightning.cli.layers import Layer, layers_of, options_of
 from clt_lightning.cli.parser import Parser
 from clt_lightning.cli.run_option import expand_run, named_checkpoint
-from clt_lightning.cli.saved import Saved, check_parameters
+from clt_lightning.cli.saved import Saved, read_parameters
 from clt_lightning.cli.schema import Option, bases_of, table_of
-from clt_lightning.cli.schema import Table as Keys
 from clt_lightning.cli.written import check_readable
 from clt_lightning.core import seeds
 from clt_lightning.core.classes import load_class
@@ -88,7 +88,7 @@ def needs(command: str) -> str:
     return _NEEDS["fit"] if command == "fit" else _NEEDS["other"].format(command=command)
 
 
-def config_keys() -> Keys:
+def config_keys() -> schema.Table:
     """The keys that a config of fit may have."""
     parser = Parser(exit_on_error=False)
     parser.add_argument("--seed_everything", type=bool | int, default=0)
@@ -139,7 +139,7 @@ class ConfigCLI(compat.CommandLine):
     def __init__(self, words: list[str], saved: Saved | None = None, trusted: bool = False, **options: Any) -> None:
         self.command, self.saved, self.trusted = words[0], saved, trusted
         self.layers: list[Layer] = []
-        self.keys: Keys = {}
+        self.keys: schema.Table = {}
         try:
             super().__init__(
                 CLTModule,
@@ -160,7 +160,9 @@ class ConfigCLI(compat.CommandLine):
             )
         except UserError as error:
             raise UserError(with_place(str(error), self.layers)) from error
-        except MisconfigurationException as error:
+        except (MisconfigurationException, RuntimeError) as error:
+            if not is_users(error):
+                raise
             raise UserError(with_place(message(error), self.layers)) from error
 
     # -- the parser --------------------------------------------------------------------------------------------------
@@ -177,6 +179,7 @@ class ConfigCLI(compat.CommandLine):
         _add_own_keys(parser)
 
     def prepare_parser(self, parser: LightningArgumentParser, command: str) -> None:
+        """Gives a command's parser its help."""
         describe(parser, command)
 
     # -- reading -----------------------------------------------------------------------------------------------------
@@ -233,17 +236,35 @@ class ConfigCLI(compat.CommandLine):
         if not config.ckpt_path:
             rank_zero_info(f"no --ckpt_path and no --run: {self.command} takes a transcoder that was not trained")
             return
-        check_parameters(Path(config.ckpt_path), self.keys, trusted=self.trusted)
+        parameters = read_parameters(Path(config.ckpt_path), self.keys, trusted=self.trusted)
+        if self.saved is None:  # a run's own config says the same, and what is given beside it wins
+            self._take_parameters(parameters)
+
+    def _take_parameters(self, parameters: dict[str, Any]) -> None:
+        """Puts the model that a checkpoint was trained with in the place of the config's, but for what options say."""
+        for layer in self.layers:
+            *above, last = layer.option.removeprefix("--").split(".")
+            if layer.file is None and above[:1] == ["model"]:
+                table: Any = parameters
+                for key in above[1:]:
+                    table = table.get(key, {}) if isinstance(table, dict) else {}
+                if isinstance(table, dict):
+                    table.pop(last, None)
         try:
-            super().parse_ckpt_path()
+            self.config = self.parser.parse_object({self.command: {"model": parameters}}, self.config)
         except argparse.ArgumentError as error:
             said = explain(str(error), [], self.keys, self.command)
-            raise UserError(f"--ckpt_path {config.ckpt_path} holds a model of another version: {said}") from error
+            path = self.config[self.command].ckpt_path
+            raise UserError(f"--ckpt_path {path} holds a model of another version: {said}") from error
 
     def instantiate_classes(self) -> None:
         """Makes model, data, callbacks and trainer; what their classes do not accept becomes one message."""
         with users_mistakes():
             super().instantiate_classes()
+
+    def arguments_of(self, command: str) -> dict[str, Any]:
+        """What the Trainer's method gets beside the options."""
+        return {"weights_only": True}
 
     def before_instantiate_classes(self) -> None:
         """Checks everything that can be checked before a backbone, perhaps a large download, is loaded."""

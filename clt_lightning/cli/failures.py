@@ -40,7 +40,7 @@ def users_mistakes() -> Iterator[None]:
         raise
     except MisconfigurationException as error:
         raise UserError(message(error)) from error
-    except (ValueError, TypeError, AttributeError, ImportError, NotImplementedError, KeyError) as error:
+    except (ValueError, TypeError, ImportError, NotImplementedError) as error:
         if _is_ours(error):
             raise
         raise UserError(message(error)) from error
@@ -69,10 +69,15 @@ def _inner(error: BaseException) -> BaseException:
     return cause if isinstance(cause, MisconfigurationException | ModuleNotFoundError | UserError) else error
 
 
+def is_users(error: BaseException) -> bool:
+    """Whether Lightning, or one of its callbacks and loggers, says that the user's settings do not fit."""
+    last = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    of_part = {"callbacks", "loggers"} & set(last.parts) and "lightning" in last.parts
+    return isinstance(error, MisconfigurationException) or bool(of_part)
+
+
 def _is_ours(error: BaseException) -> bool:
-    """Whether code of this package, beyond the command line, had a part in it."""
-    for frame in traceback.extract_tb(error.__traceback__):
-        path = Path(frame.filename)
-        if path.is_relative_to(_PACKAGE) and not path.is_relative_to(_HERE):
-            return True
-    return False
+    """Whether code of this package had a part in it, beyond the call of the parser and the Trainer."""
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    ours = any(file.is_relative_to(_PACKAGE) and not file.is_relative_to(_HERE) for file in files)
+    return ours or files[-1].is_relative_to(_HERE) or files[-1].name == "cli.py"

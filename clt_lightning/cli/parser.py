@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import typing
 from typing import Any
 
@@ -33,12 +32,3 @@ def int_before_float(hint: Any) -> Any:
     kinds.remove(int)
     kinds.insert(kinds.index(float), int)
     return typing.Union[tuple(kinds)]  # noqa: UP007
-
-
-def parse(parser: argparse.ArgumentParser, words: list[str]) -> Any:
-    """What a parser makes of the command line.
-
-    Raises:
-        argparse.ArgumentError: it cannot take it.
-    """
-    return parser.parse_args(words)

@@ -74,19 +74,18 @@ class Saved:
             cls(**config.data.init_args).require_root()
 
 
-def check_parameters(checkpoint: Path, keys: Table, *, trusted: bool) -> None:
-    """Refuses a checkpoint whose hyperparameters, which become part of the config, name code.
+def read_parameters(checkpoint: Path, keys: Table, *, trusted: bool) -> dict[str, Any]:
+    """The model that a checkpoint was trained with, as a config has it under `model`.
 
     Raises:
-        UserError: with the key; or they are no table.
+        UserError: the parameters name code, with the key; or they are no table.
     """
     parameters = read_checkpoint(checkpoint).get("hyper_parameters", {})
-    if not isinstance(parameters, Mapping):
+    if not isinstance(parameters, dict):
         raise UserError(f"--ckpt_path {checkpoint} is no checkpoint of a training run: it has no table of parameters")
-    if trusted:
-        return
-    for place, message in complaints({"model": dict(parameters)}, keys, checkpoint.parent):
+    for place, message in () if trusted else complaints({"model": parameters}, keys, checkpoint.parent):
         raise UserError(f"--ckpt_path {checkpoint}: {'.'.join(map(str, place))}: {message}")
+    return parameters
 
 
 def complaints(content: Mapping[Any, Any], keys: Table, folder: Path) -> Iterator[tuple[Keys, str]]:
@@ -115,7 +114,7 @@ def _dangerous(leaf: Leaf, folder: Path) -> str | None:
         return "expected a table of keys" if leaf.type is TABLE and leaf.value is not None else None
     if leaf.type is TABLE:
         return f"{leaf.value!r} would be read as a file"
-    if bases_of(leaf.type) and ((folder / leaf.value).exists() or Path(leaf.value).exists() or "." in leaf.value):
+    if bases_of(leaf.type) and ((folder / leaf.value).is_file() or Path(leaf.value).is_file() or "." in leaf.value):
         return f"{leaf.value!r} would be read as a file"
     if any(is_callable(kind) or kind in _CODE or typing.get_origin(kind) is type for kind in kinds):
         return f"{leaf.value!r} would be imported"

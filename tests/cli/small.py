@@ -26,6 +26,7 @@ CONFIG: dict[str, Any] = {
     },
     "checkpoints": {"last_every_n_steps": 1},
     "zero_shot": {"windows": ["0-"]},
+    "figures": {"every": 0},
 }
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from clt_lightning.cli.config_cli import ConfigCLI
 from clt_lightning.cli.main import main
 from clt_lightning.cli.parser import Parser
 from clt_lightning.cli.written import check_readable
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import Activation, TopK
-from tests.cli.small import write
+from tests.cli.small import CONFIG, write
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
@@ -123,3 +126,68 @@ def test_a_warm_up_that_the_run_never_ends_is_told() -> None:
         LossConfig(l1=L1Config(0.2, warmup_fraction=0.1)).never_reached(-1)
     with pytest.raises(UserError, match="not both"):
         L1Config(0.2, 3, 0.1)
+
+
+class EnoughError(Exception):
+    """Ends a command where its config is read."""
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """The config of a command as its model, data and trainer would be made from."""
+
+    def stop(cli: ConfigCLI) -> None:
+        raise EnoughError(cli.config[cli.command])
+
+    def reading(*words: str) -> Any:
+        monkeypatch.setattr(ConfigCLI, "instantiate_classes", stop)
+        with pytest.raises(EnoughError) as stopped:
+            main(list(words))
+        return stopped.value.args[0]
+
+    return reading
+
+
+def test_what_is_given_beside_a_checkpoint_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Any) -> None:
+    """Lightning would put the checkpoint's own settings over the command line's, so that nothing could be moved."""
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "--config", str(write(tmp_path)), "--model.transcoder.n_features=48"])
+    run = str(tmp_path / "runs" / "small" / "version_0")
+    checkpoint = f"{run}/checkpoints/last.ckpt"
+    found = read("test", "--run", run, "--model.clip.pretrained=./elsewhere.pt", "--evaluate.bootstrap=7")
+    assert found.model.clip.pretrained == "./elsewhere.pt"  # not there, so not known for a path
+    assert found.evaluate.bootstrap == 7
+    assert found.model.transcoder.n_features == 48
+    # a config of another model takes the checkpoint's
+    words = ["validate", "--config", str(tmp_path / "config.yaml"), "--ckpt_path", checkpoint]
+    assert read(*words).model.transcoder.n_features == 48
+    found = read(*words, "--model.transcoder.backend=dense", "--model.tokens.statistics", "9")
+    assert (found.model.transcoder.backend, found.model.tokens.statistics) == ("dense", 9)
+    assert found.model.transcoder.n_features == 48
+
+
+def test_a_monitor_that_nobody_logs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    stopping = [{"class_path": "EarlyStopping", "init_args": {"monitor": "val/fvu/al"}}]
+    config = write(tmp_path, trainer=CONFIG["trainer"] | {"callbacks": stopping})
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config", str(config)])
+    assert stopped.value.code == 2
+    text = capsys.readouterr().err
+    assert "val/fvu/al" in text
+    assert "val/fvu/all" in text
+    assert "Traceback" not in text
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise ValueError("ours")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("clt_lightning.clip.FrozenCLIP.__init__", broken)
+    with pytest.raises(ValueError, match="ours") as found:
+        main(["fit", "--config", str(write(tmp_path))])
+    assert not isinstance(found.value, UserError)
