@@ -156,6 +156,8 @@ def test_zero_vectors_in_the_cosine() -> None:
     metric = Cosine(1)
     metric.update(y, y_hat)
     assert float(metric.compute()) == 0.5
+    metric.update(y_hat, y)  # one is zero, whichever
+    assert float(metric.compute()) == 0.5
     metric.reset()
     metric.update(torch.full((1, 1, 3), 1e-42), torch.full((1, 1, 3), 1e30))
     assert float(metric.compute()) == pytest.approx(1.0)
