@@ -28,9 +28,13 @@ COMMANDS = {
     "shard": ("clt_lightning.data.shard", "make WebDataset tars from the official archives or from folders"),
     "export": (
         "clt_lightning.cli.export",
-        "write a run's transcoder as a folder for from_pretrained, or for circuit-tracer",
+        "write a run's transcoder as a folder for from_pretrained, or for circuit-tracer or SAELens",
     ),
-    "plan": ("clt_lightning.cli.plan", "what a config costs a step on paper, and how to divide it over GPUs"),
+    "plan": (
+        "clt_lightning.cli.plan",
+        "what a config costs on paper, a step and in all, and how to divide it over GPUs",
+    ),
+    "paper-table": ("clt_lightning.cli.paper_table", "what finished runs have measured, beside what was published"),
     "report": ("clt_lightning.cli.report", "write pages and figures of an evaluated run, to open in a browser"),
     "steer": ("clt_lightning.cli.steer", "set, scale or move features, and see which classes the model names then"),
 }
@@ -50,7 +54,7 @@ example: python -m clt_lightning fit --config configs/quickstart.yaml
 
 def _help() -> str:
     def rows(entries: dict[str, str]) -> str:
-        return "\n".join(f"  {name:<10} {text}" for name, text in entries.items())
+        return "\n".join(f"  {name:<11} {text}" for name, text in entries.items())
 
     return HELP.format(trainer=rows(TRAINER_COMMANDS), others=rows({k: v[1] for k, v in COMMANDS.items()}))
 
