@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from clt_lightning import __version__
+from clt_lightning.cli.shipped import with_shipped_configs
 from clt_lightning.core.classes import nearest
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import disk_reason
@@ -36,6 +37,10 @@ COMMANDS = {
     ),
     "paper-table": ("clt_lightning.cli.paper_table", "what finished runs have measured, beside what was published"),
     "report": ("clt_lightning.cli.report", "write pages and figures of an evaluated run, to open in a browser"),
+    "completion": (
+        "clt_lightning.cli.completion",
+        "print a script that completes commands and options with the tab key",
+    ),
     "steer": ("clt_lightning.cli.steer", "set, scale or move features, and see which classes the model names then"),
 }
 
@@ -46,6 +51,8 @@ commands that read a config (--config FILE, repeatable; later files win):
 
 commands that read files:
 {others}
+
+-V says the version; `clt-lightning` is the same as `python -m clt_lightning`.
 
 example: python -m clt_lightning fit --config configs/quickstart.yaml
          python -m clt_lightning test --run runs/quickstart/version_0      (config and weights of a run)
@@ -97,10 +104,11 @@ def _run(words: list[str]) -> None:
     if not words or words[0] in ("-h", "--help"):
         print(_help(), end="")
         return
-    if words[0] == "--version":
+    if words[0] in ("-V", "--version"):
         print(f"clt_lightning {__version__}")
         return
     _show_log()
+    words = with_shipped_configs(words)
     if words[0] in TRAINER_COMMANDS:
         importlib.import_module("clt_lightning.core.environment")
         from clt_lightning.cli.trainer import run_trainer
