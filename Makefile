@@ -1,6 +1,7 @@
 # make quickstart   the main job, offline, on the embedded demo (sets up what is missing)
 # make test         the tests (under 8 minutes on 2 cores)
 # make test-all     also the slow ones and those on a real Slurm
+# make test-interop exports read by the real circuit-tracer and SAELens, in an environment of their own
 # make lint         ruff and mypy
 PYTHON ?= python3
 VENV   ?= .venv
@@ -8,7 +9,7 @@ BIN    := $(VENV)/bin
 # programs that came with the environment are found by tests
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: quickstart test test-all lint format setup clean
+.PHONY: quickstart test test-all test-interop lint format setup clean
 quickstart: setup
 	$(BIN)/python -m clt_lightning fit --config configs/quickstart.yaml
 
@@ -17,6 +18,12 @@ test: setup
 
 test-all: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m ""
+
+# these two pin other versions than this package takes; where they cannot be installed, the tests say so and are skipped
+test-interop: setup
+	test -x .venv-interop/bin/python || $(PYTHON) -m venv .venv-interop
+	.venv-interop/bin/python -m pip install --quiet 'circuit-tracer==0.5.0' 'sae-lens==6.54.12' || true
+	$(BIN)/python -m pytest tests/interop -m interop -rs
 
 lint: setup
 	$(BIN)/ruff check .
@@ -36,4 +43,4 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-interop .pytest_cache .mypy_cache .ruff_cache

@@ -53,8 +53,8 @@ class EffectOptions:
     enabled: bool = True
     check_images: int = 64
     check_features: int = 200
-    check_pairs: int = 4096
-    integrated_pairs: int = 1024
+    check_pairs: int = 2048
+    integrated_pairs: int = 512
 
     def __post_init__(self) -> None:
         for name in ("check_images", "check_features", "check_pairs", "integrated_pairs"):

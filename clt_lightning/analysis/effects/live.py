@@ -124,6 +124,22 @@ def written(clt: CrossLayerTranscoder, layer: int, features: Tensor, codes: Tens
     ]
 
 
+def _slopes(
+    clip: FrozenCLIP, stream: Tensor, first: int, directions: Tensor, parts: Sequence[Tensor], missing: float
+) -> Tensor:
+    """`(targets, rows)`: how fast each target grows with what a row's feature writes, `missing` of it taken away.
+
+    The gradient by one number a row: nothing of the size of the gradients by MLP outputs is kept.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        taken = torch.full((len(stream),), -missing, device=stream.device, requires_grad=True)
+        added = [taken[:, None, None] * part.clone() for part in parts]
+        embeddings = _run(clip, stream.detach().clone(), first, added, grad=True)
+        values = torch.einsum("trd,rd->tr", directions.to(embeddings).clone(), embeddings)
+        rows = [torch.autograd.grad(row.sum(), taken, retain_graph=t + 1 < len(values)) for t, row in enumerate(values)]
+    return clip.logit_scale * torch.stack([slope for (slope,) in rows])
+
+
 @torch.no_grad()
 def ablation_effects(
     clip: FrozenCLIP,
@@ -133,6 +149,7 @@ def ablation_effects(
     codes: Tensor,
     stream: Tensor,
     directions: Tensor,
+    untouched: Tensor | None = None,
 ) -> Tensor:
     """What really happens: target as it is minus target without what the feature writes, in the live model.
 
@@ -146,6 +163,7 @@ def ablation_effects(
         codes: `(rows, positions)` its codes.
         stream: `(rows, positions, d_model)` the untouched stream at the entry of block `layer`.
         directions: `(targets, rows, embed_dim)`.
+        untouched: `(rows, embed_dim)` embeddings of the untouched model, where they are known.
 
     Returns:
         `(targets, rows)`.
@@ -154,7 +172,7 @@ def ablation_effects(
     for start in range(0, len(features), ROWS):
         rows = slice(start, start + ROWS)
         parts = written(clt, layer, features[rows], codes[rows])
-        as_it_is = finish(clip, stream[rows], layer)
+        as_it_is = finish(clip, stream[rows], layer) if untouched is None else untouched[rows]
         without = _run(clip, stream[rows], layer, [-part for part in parts], grad=False)
         wanted = directions[:, rows].to(as_it_is)
         out.append(clip.logit_scale * torch.einsum("trd,rd->tr", wanted, as_it_is - without))
@@ -183,8 +201,6 @@ def integrated_effects(
         effect = directions.new_zeros(len(directions), len(parts[0]))
         for step in range(midpoints):
             missing = 1 - (step + 0.5) / midpoints
-            added = [-missing * part for part in parts]
-            gradient = output_gradients(clip, stream[rows], layer, directions[:, rows], added)[1]
-            effect += torch.einsum("tlrpd,lrpd->tr", gradient.float(), torch.stack(parts)).to(effect) / midpoints
+            effect += _slopes(clip, stream[rows], layer, directions[:, rows], parts, missing).to(effect) / midpoints
         total.append(effect)
     return torch.cat(total, 1)
