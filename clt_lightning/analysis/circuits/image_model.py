@@ -95,5 +95,5 @@ def model_of_image(
     prepared = prepared.to(device=clip.device, dtype=dtype)
     if not bool(prepared.isfinite().all()):
         raise UserError("the image holds NaN or infinite values")
-    parts = cast(parts_of(clip), dtype)
+    parts = cast(parts_of(clip), dtype, clip.device)
     return ImageModel(clip, clt, prepared, parts, see(parts, parts.embed(prepared)), skip)

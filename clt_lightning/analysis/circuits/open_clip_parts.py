@@ -133,7 +133,7 @@ def _embedding(visual: Any) -> Any:
 
 def _read_out(visual: Any) -> ReadOutParts:
     positions = len(visual.positional_embedding)
-    pool = torch.zeros(positions, device=visual.positional_embedding.device)
+    pool = torch.zeros(positions, dtype=torch.float64)  # a mean over patches is no float32
     projection = None if visual.proj is None else Linear(visual.proj.T)
     if getattr(visual, "attn_pool", None) is not None:
         return ReadOutParts(pool + 1.0, other=_whole(visual))

@@ -107,7 +107,7 @@ def skip_matrices(clt: CrossLayerTranscoder, like: Tensor) -> list[Tensor] | Non
     """`(d_model, d_model)` of each layer, from x to y in the backbone's units; None without a skip."""
     if clt.W_skip is None:
         return None
-    scales = (clt.x_scale * clt.y_scale).to(like)
+    scales = clt.x_scale.to(like) * clt.y_scale.to(like)
     return [W.detach().to(like) * scales[layer] for layer, W in enumerate(clt.W_skip)]
 
 

@@ -1,0 +1,169 @@
+"""The linear tower: the library's own forward, exact transposes, and rows that add up."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from clt_lightning.analysis.circuits.image_model import model_of_image
+from clt_lightning.analysis.circuits.linear import LinearTower, see
+from clt_lightning.analysis.circuits.open_clip_parts import parts_of
+from clt_lightning.analysis.circuits.parts import cast
+from clt_lightning.analysis.circuits.rows import Reads, feature_rows, target_rows
+from clt_lightning.clip import FrozenCLIP
+from clt_lightning.core.errors import UserError
+from tests.analysis import world
+from tests.analysis.circuits.circuit_world import (
+    ACTIVATIONS,
+    TOWERS,
+    a_target,
+    an_image,
+    clip_of,
+    clt_of,
+    library_embedding,
+)
+
+
+@pytest.fixture(scope="module")
+def clip() -> FrozenCLIP:
+    return clip_of("plain")
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_the_forward_is_the_librarys(tower: str) -> None:
+    clip, image = clip_of(tower), an_image()
+    parts = cast(parts_of(clip), torch.float64)
+    seen = see(parts, parts.embed(image[None]))
+    torch.testing.assert_close(seen.embedding[0], library_embedding(clip, image), rtol=0, atol=1e-12)
+    acts = clip.capture(image.float())
+    torch.testing.assert_close(torch.stack(seen.x)[:, 0].float(), acts.x, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.stack(seen.y)[:, 0].float(), acts.y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_the_held_tower_is_the_forward_at_the_image(tower: str) -> None:
+    parts = cast(parts_of(clip_of(tower)), torch.float64)
+    images = torch.stack([an_image(i) for i in range(3)])
+    seen = see(parts, parts.embed(images))
+    held = LinearTower(parts, seen, "libragrad")
+    final = held.forward(seen.streams[0], held.past_mlp)
+    torch.testing.assert_close(final, seen.streams[-1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("tower", ["plain", "layer_scale", "norm_former"])
+@pytest.mark.parametrize("rules", ["libragrad", "transcoder"])
+def test_the_backward_is_the_transpose_of_the_forward(tower: str, rules: str) -> None:
+    """<g, J v> = <J^T g, v> for a batch, an image a row, and for one image with many rows."""
+    parts = cast(parts_of(clip_of(tower)), torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    for images, rows in ((3, 3), (1, 5)):
+        seen = see(parts, parts.embed(torch.stack([an_image(i) for i in range(images)])))
+        skips = None
+        if rules == "transcoder":
+            skips = [0.1 * torch.randn(world.WIDTH, world.WIDTH, generator=generator).double() for _ in parts.blocks]
+        held = LinearTower(parts, seen, rules, skips)  # type: ignore[arg-type]
+        shape = (rows, *seen.streams[0].shape[1:])
+        change = torch.randn(shape, generator=generator).double()
+        gradient = torch.randn(shape, generator=generator).double()
+        start = seen.streams[0].expand(shape)
+        moved = held.forward(start + change, held.past_mlp) - held.forward(start, held.past_mlp)
+        *_, last = held.pull(held.n_layers - 1, rows, final=gradient)
+        assert last.place == "input"
+        torch.testing.assert_close((last.gradient * change).sum((1, 2)), (gradient * moved).sum((1, 2)))
+
+
+@pytest.mark.parametrize("skip", [None, "node", "through"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_rows_sum_to_pre_activations_and_logits(clip: FrozenCLIP, activation: str, skip: str | None) -> None:
+    clt = clt_of(activation, skip=skip is not None)
+    check_rows(clip, clt, skip or "node")
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("topology", ["cross_layer", "per_layer", "sae"])
+def test_rows_sum_on_every_tower(tower: str, topology: str) -> None:
+    check_rows(clip_of(tower), clt_of(topology=topology), "node")
+
+
+def test_rows_sum_with_blocks_of_the_other_layout() -> None:
+    image = an_image()
+    one, other = clip_of("plain"), clip_of("plain", batch_first=False)
+    torch.testing.assert_close(one.encode_image(image.float()), other.encode_image(image.float()))
+    check_rows(other, clt_of(), "node")
+
+
+def check_rows(clip: FrozenCLIP, clt: torch.nn.Module, skip: str) -> None:
+    model = model_of_image(clip, clt, an_image(), torch.float64, skip)  # type: ignore[arg-type]
+    sources = model.sources
+    layer, position, feature, codes = sources.feature_table()
+    n = len(codes)
+    assert n > 40
+    rows = feature_rows(sources, Reads(torch.arange(n), layer, position, feature, n))
+    torch.testing.assert_close(rows.sum(1), codes, rtol=0, atol=1e-10)
+    # nothing comes from the same layer or a later one
+    for t, s in ((t, s) for t in range(world.LAYERS) for s in range(t, world.LAYERS)):
+        assert not bool(rows[layer == t][:, : sources.n_features][:, layer == s].any())
+    for kind in ("frozen", "tangent"):
+        read_out = model.row(a_target(), kind)  # type: ignore[arg-type]
+        found = target_rows(sources, [read_out])
+        assert float(found.sum()) == pytest.approx(read_out.value, abs=1e-10)
+        embedding = library_embedding(clip, an_image())
+        expected = 3.0 * float(embedding / embedding.norm() @ a_target().direction.double())
+        assert read_out.value == pytest.approx(expected, abs=1e-10)
+
+
+def test_codes_are_the_transcoders(clip: FrozenCLIP) -> None:
+    for activation in ACTIVATIONS:
+        clt = clt_of(activation)
+        model = model_of_image(clip, clt, an_image())
+        dense = clt.encode(torch.stack(model.seen.x)[:, 0]).dense()
+        for layer, active in enumerate(model.sources.all_active):
+            found = torch.zeros_like(dense[layer])
+            found[active.positions, active.features] = active.values
+            torch.testing.assert_close(found, dense[layer].detach(), rtol=1e-4, atol=1e-5)
+        y = clt.decode(dense, torch.stack(model.seen.x)[:, 0])
+        torch.testing.assert_close(model.sources.written, y.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_single_precision_adds_up_as_well(clip: FrozenCLIP) -> None:
+    model = model_of_image(clip, clt_of(skip=True), an_image().float())
+    layer, position, feature, codes = model.sources.feature_table()
+    rows = feature_rows(model.sources, Reads(torch.arange(len(codes)), layer, position, feature, len(codes)))
+    torch.testing.assert_close(rows.sum(1), codes, rtol=1e-4, atol=1e-4)
+
+
+def test_training_mode_of_the_transcoder_does_not_matter(clip: FrozenCLIP) -> None:
+    clt = clt_of("BatchTopK")
+    before = clt.activation.threshold.clone()  # type: ignore[union-attr, operator]
+    wanted = model_of_image(clip, clt, an_image()).sources.n_features
+    clt.train()
+    assert model_of_image(clip, clt, an_image()).sources.n_features == wanted
+    assert clt.activation.training
+    assert torch.equal(clt.activation.threshold, before)  # type: ignore[arg-type]
+
+
+def test_attention_pooling_has_tangent_rows_alone(tmp_path_factory: pytest.TempPathFactory) -> None:
+    vision = {"attentional_pool": True, "attn_pooler_heads": 2, "attn_pooler_queries": 4}
+    world.register(tmp_path_factory.mktemp("pool"), "tiny-circuits-pool", **vision)
+    clip = world.make_clip("tiny-circuits-pool")
+    model = model_of_image(clip, clt_of(), an_image(), torch.float64)
+    with pytest.raises(UserError, match=r"attention pooling.*tangent"):
+        model.row(a_target(), "frozen")
+    row = model.row(a_target(), "tangent")
+    assert float(target_rows(model.sources, [row]).sum()) == pytest.approx(row.value, abs=1e-10)
+    expected = library_embedding(clip, an_image())
+    torch.testing.assert_close(model.seen.embedding[0], expected, rtol=0, atol=1e-12)
+
+
+def test_mistakes_are_told(clip: FrozenCLIP) -> None:
+    clt = clt_of()
+    with pytest.raises(UserError, match=r"one image \(3, 24, 24\)"):
+        model_of_image(clip, clt, torch.zeros(2, 3, 24, 24))
+    with pytest.raises(UserError, match="NaN"):
+        model_of_image(clip, clt, torch.full((3, 24, 24), float("nan")))
+    with pytest.raises(UserError, match="float32 or float64"):
+        model_of_image(clip, clt, an_image(), torch.bfloat16)
+    with pytest.raises(UserError, match="node or through"):
+        model_of_image(clip, clt, an_image(), skip="no")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="of 3 numbers"):
+        model_of_image(clip, clt, an_image()).row(a_target().__class__("t", torch.ones(3)), "frozen")
