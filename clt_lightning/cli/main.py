@@ -33,6 +33,7 @@ COMMANDS = {
     "plan": ("clt_lightning.cli.plan", "what a config costs a step on paper, and how to divide it over GPUs"),
     "report": ("clt_lightning.cli.report", "write pages and figures of an evaluated run, to open in a browser"),
     "steer": ("clt_lightning.cli.steer", "set, scale or move features, and see which classes the model names then"),
+    "graph": ("clt_lightning.cli.graph", "the attribution graph of one image, and whether it predicts interventions"),
 }
 
 HELP = """usage: python -m clt_lightning COMMAND [options]        (COMMAND --help explains every option)

@@ -102,6 +102,7 @@ def attribute(
         "n_layers": clt.n_layers,
         "n_features": clt.n_features,
         "topology": clt.topology,
+        "linear_skip": clt.W_skip is not None,
         "image_size": size[-1],
         "active": expected.active,
         "max_nodes": max_nodes,

@@ -212,6 +212,8 @@ def changes_of(graph: Graph, nodes: NodeSet) -> dict[int, float]:
             here &= table.feature == 1
             if edit.position is not None:
                 raise UserError(f"{edit}: a graph's bias is one node for all positions: leave the position out")
+            if graph.about.get("linear_skip"):
+                raise UserError(f"{edit}: with a linear skip a graph's bias holds the skip's constant as well")
         if edit.position is not None:
             here &= table.position == edit.position
         found = here.nonzero().flatten().tolist()
