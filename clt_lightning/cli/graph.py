@@ -47,7 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "that the graph looks through",
     )
     parser.add_argument(
-        "--precision", choices=("32", "64"), default="32", help="bits of all numbers; 64: books exact to 1e-10 (default: 32)"
+        "--precision",
+        choices=("32", "64"),
+        default="32",
+        help="bits of all numbers; 64: books exact to 1e-10 (default: 32)",
     )
     parser.add_argument(
         "--node-threshold",
@@ -63,21 +66,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="edges are written that carry this share of the influence among these nodes (default: 0.98; 1: all)",
     )
-    parser.add_argument("--show", type=int, default=10, metavar="N", help="most influential nodes printed (default: 10)")
+    parser.add_argument(
+        "--show", type=int, default=10, metavar="N", help="most influential nodes printed (default: 10)"
+    )
     parser.add_argument(
         "--validate",
         type=int,
         metavar="N",
-        help="compare predictions with interventions on N nodes an image, half of them the most influential: everything "
-        "held, codes read anew, live model",
+        help="compare predictions with interventions on N nodes an image, half of them the most influential: "
+        "everything held, codes read anew, live model",
     )
     parser.add_argument(
         "--validate-images",
         type=int,
         default=8,
         metavar="N",
-        help="images of --validate: this one and others, evenly spaced over the split, each on its own most probable class "
-        "against the next (default: 8)",
+        help="images of --validate: this one and others, evenly spaced over the split, each on its own most probable "
+        "class against the next (default: 8)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the nodes drawn by --validate (default: 0)")
     parser.add_argument(
@@ -153,7 +158,9 @@ def show(graph: Graph, n: int) -> None:
     from clt_lightning.core.table import Column, lay_out
 
     scores, nodes = graph.scores, graph.nodes
-    for target, weight, at in zip(graph.targets, graph.weights.tolist(), nodes.of("target").nonzero().flatten().tolist()):
+    for target, weight, at in zip(
+        graph.targets, graph.weights.tolist(), nodes.of("target").nonzero().flatten().tolist()
+    ):
         share = f", weight {weight:.3f}" if len(graph.targets) > 1 else ""
         print(f"{target.name}: {float(nodes.activation[at]):.3f}{share}")
     counts = {kind: int(nodes.of(kind).sum()) for kind in ("feature", "error", "skip", "input", "bias")}
@@ -170,7 +177,11 @@ def show(graph: Graph, n: int) -> None:
         Column("influence", [f"{float(nodes.influence[i]) / total:.2%}" for i in top], 11),
     ]
     print()
-    print("\n".join(lay_out(Column("most influential", [nodes[i].name for i in top], 18, left=True), columns, line_width())))
+    print(
+        "\n".join(
+            lay_out(Column("most influential", [nodes[i].name for i in top], 18, left=True), columns, line_width())
+        )
+    )
 
 
 def _validate(args: argparse.Namespace, opened: Run, image: Tensor, dtype: Any) -> None:
@@ -209,5 +220,7 @@ def _validate(args: argparse.Namespace, opened: Run, image: Tensor, dtype: Any) 
     if args.output is not None:
         path = args.output.with_suffix(".validation.json")
         table = {name: values.tolist() for name, values in found.table.items()}
-        write_json(path, {"keys": [key for key, _ in chosen], "agreements": found.to_json(), "table": table}, indent=None)
+        write_json(
+            path, {"keys": [key for key, _ in chosen], "agreements": found.to_json(), "table": table}, indent=None
+        )
         print(f"wrote {path}")

@@ -112,7 +112,12 @@ def attribute(
 
 
 def top_targets(
-    head: Tensor, classnames: Sequence[str], embedding: Tensor, share: float = 0.95, most: int = 10, scale: float = 100.0
+    head: Tensor,
+    classnames: Sequence[str],
+    embedding: Tensor,
+    share: float = 0.95,
+    most: int = 10,
+    scale: float = 100.0,
 ) -> tuple[list[Target], list[float]]:
     """The most probable classes, each against the mean of all, with their probabilities as weights.
 

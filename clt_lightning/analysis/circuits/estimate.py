@@ -27,14 +27,10 @@ class Estimate:
 
     def __str__(self) -> str:
         time = "" if self.seconds is None else f", about {duration(self.seconds)}"
-        return (
-            f"{count(self.active)} active features, {count(self.rows)} rows, about {self.bytes / 1e6:,.0f} MB{time}"
-        )
+        return f"{count(self.active)} active features, {count(self.rows)} rows, about {self.bytes / 1e6:,.0f} MB{time}"
 
 
-def memory(
-    rows: int, columns: int, kept: int, batch: int, positions: int, width: int, layers: int, item: int
-) -> int:
+def memory(rows: int, columns: int, kept: int, batch: int, positions: int, width: int, layers: int, item: int) -> int:
     """Bytes at the peak of making a graph.
 
     Args:

@@ -1,4 +1,4 @@
-"""Edges split over the attention heads that carry them, exactly: everything else being held, a path is a sum over heads."""
+"""Edges split over the attention heads that carry them, exactly: all else being held, a path is a sum over heads."""
 
 from __future__ import annotations
 

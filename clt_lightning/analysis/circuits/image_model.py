@@ -33,8 +33,8 @@ class ImageModel:
         image: `(1, 3, size, size)`, in the type of all that is computed.
         parts: the backbone's tower.
         seen: its forward.
-        skip: `node`: what the linear skip adds is a source of its own; `through`: the stream passes it. The same without
-            a skip.
+        skip: `node`: what the linear skip adds is a source of its own; `through`: the stream passes it. Without a skip,
+            both are the same.
     """
 
     clip: Any
@@ -48,7 +48,9 @@ class ImageModel:
     def tower(self) -> LinearTower:
         """The affine map of the image."""
         through = self.skip == "through"
-        return LinearTower(self.parts, self.seen, "transcoder", skip_matrices(self.clt, self.image) if through else None)
+        return LinearTower(
+            self.parts, self.seen, "transcoder", skip_matrices(self.clt, self.image) if through else None
+        )
 
     @cached_property
     def sources(self) -> Sources:
@@ -91,7 +93,9 @@ def model_of_image(
     prepared = prepared[None] if prepared.ndim == 3 else prepared
     size = (1, 3, clip.image_size, clip.image_size)
     if tuple(prepared.shape) != size:
-        raise UserError(f"a graph is of one image {size[1:]}, got {tuple(prepared.shape)}: pass it through `preprocess`")
+        raise UserError(
+            f"a graph is of one image {size[1:]}, got {tuple(prepared.shape)}: pass it through `preprocess`"
+        )
     prepared = prepared.to(device=clip.device, dtype=dtype)
     if not bool(prepared.isfinite().all()):
         raise UserError("the image holds NaN or infinite values")

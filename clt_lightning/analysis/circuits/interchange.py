@@ -125,9 +125,7 @@ def to_content(graph: Graph, slug: str) -> dict[str, Any]:
     return {"metadata": metadata, "qParams": q, "nodes": nodes, "links": links}
 
 
-def _node(
-    graph: Graph, node: Node, name: str, cumulated: float, n_layers: int, chances: list[float]
-) -> dict[str, Any]:
+def _node(graph: Graph, node: Node, name: str, cumulated: float, n_layers: int, chances: list[float]) -> dict[str, Any]:
     if node.kind == "input":
         layer = "E"
     elif node.kind == "target":
@@ -205,7 +203,11 @@ def read_graph(path: Path) -> Graph:
             str(ours["skip"]),
             dict(ours["about"]),
             bool(ours["pruned"]),
-            Scores(*(_number(scores[k]) for k in ("replacement", "completeness")), scores["ends"], _number(scores["constants"])),
+            Scores(
+                *(_number(scores[k]) for k in ("replacement", "completeness")),
+                scores["ends"],
+                _number(scores["constants"]),
+            ),
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise UserError(f"{path}: a damaged graph: {type(error).__name__} {error}") from error

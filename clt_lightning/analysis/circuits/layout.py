@@ -112,7 +112,9 @@ def lay_out(sources: Sources, summed: bool) -> Layout:
         key = layers * sources.clt.n_features + features
         unique, column = key.unique(return_inverse=True)
         order = column.argsort(stable=True)
-        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(column, minlength=len(unique)).cumsum(0)])
+        offsets = torch.cat(
+            [torch.zeros(1, dtype=torch.int64), torch.bincount(column, minlength=len(unique)).cumsum(0)]
+        )
         activation = torch.zeros(len(unique), dtype=codes.dtype).index_add_(0, column, codes)
         own = (unique // sources.clt.n_features, torch.full_like(unique, -1), unique % sources.clt.n_features)
     else:

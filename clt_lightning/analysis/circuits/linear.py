@@ -1,8 +1,8 @@
 """The linear model of an image: its own forward with attention patterns, norm scales and gates held at their values.
 
-What is held makes every block affine in the residual stream, so that a stream, an encoder's pre-activation or a logit is
-a sum over what was written before it. `see` runs the tower and keeps what is held; `LinearTower` is the affine map and
-its transpose. The forward of the held tower is the model's own.
+What is held makes every block affine in the residual stream, so that a stream, an encoder's pre-activation or a logit
+is a sum over what was written before it. `see` runs the tower and keeps what is held; `LinearTower` is the affine map
+and its transpose. The forward of the held tower is the model's own.
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ class Step:
 
     Attributes:
         layer: the block; -1 at the entry of block 0.
-        place: `mlp` (what the MLP, or what stands in its place, adds), `attention` (what the attention adds) or `input`.
+        place: `mlp` (what the MLP, or what stands in its place, adds), `attention` (what the attention adds), `input`.
         gradient: `(rows, positions, d_model)`; not to be changed.
     """
 
@@ -272,8 +272,8 @@ class LinearTower:
     Args:
         parts: the tower, in the type to compute in.
         seen: one image's forward (any number of rows then), or as many images as there will be rows.
-        rules: `transcoder`: what the MLPs add is written by other nodes, and the stream passes them by (but for `skips`);
-            `libragrad`: the stream goes through the model's own MLPs, their gates held.
+        rules: `transcoder`: what the MLPs add is written by other nodes, and the stream passes them by (except
+            for `skips`); `libragrad`: the stream goes through the model's own MLPs, their gates held.
         skips: `(d_model, d_model)` of each layer: a linear path from an MLP's input to its output.
     """
 

@@ -120,7 +120,7 @@ def make_nodes(
     """A table of nodes.
 
     Args:
-        parts: kind, layers, positions, features and activations (None for 0), each `(some nodes,)`, in the order wanted.
+        parts: kind, layers, positions, features and activations (None for 0), each `(some,)`, in the order wanted.
         position_names: names of the positions.
         target_names: names of the targets.
     """
@@ -129,6 +129,4 @@ def make_nodes(
     activation = torch.cat(
         [torch.zeros(len(layers), dtype=torch.float64) if a is None else a.double() for _, layers, _, _, a in parts]
     )
-    return Nodes(
-        kind, *columns, activation, torch.zeros_like(activation), tuple(position_names), tuple(target_names)
-    )
+    return Nodes(kind, *columns, activation, torch.zeros_like(activation), tuple(position_names), tuple(target_names))

@@ -22,7 +22,7 @@ class NodeEdit:
     Attributes:
         layer: its layer.
         feature: its number in the layer; None for errors and biases.
-        position: its token; None for all positions (of a feature: all at which it fires; `set` makes it fire everywhere).
+        position: its token; None for all positions (`set` makes a feature fire at each of them).
         kind: `feature`; `error`: what the layer's MLP adds less what is rebuilt; `bias`: the layer's decoder bias.
         action: `set` makes a code the value, `scale` multiplies by it; 0 takes the node away.
         value: finite; in the units of the code for `set`.
@@ -71,7 +71,7 @@ class NodeSet:
         value: float = 0.0,
         name: str = "",
     ) -> Self:
-        """Features as `(layer, feature)` at all positions, or `(layer, feature, position)`, all changed the same way."""
+        """Features as `(layer, feature)` at all positions, or `(layer, feature, position)`, all changed alike."""
         edits = [
             NodeEdit(place[0], place[1], place[2] if len(place) > 2 else None, "feature", action, value)  # type: ignore[misc]
             for place in places

@@ -1,7 +1,7 @@
 """What the linear tower needs to know of a Vision Transformer: plain tensors and sizes, whatever library it comes from.
 
-A backbone family gives a `TowerParts` (a method `circuit_parts()` of the backbone, or `open_clip_parts.py`), and nothing
-else of it is looked at. Tensors may be of any type and device; `cast` brings all of them to one.
+A backbone family gives a `TowerParts` (a method `circuit_parts()` of the backbone, or `open_clip_parts.py`), and
+nothing else of it is looked at. Tensors may be of any type and device; `cast` brings all of them to one.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class AttentionParts:
         scale: factor on the scores; None for `1 / sqrt(channels of a head)`.
         head_scale: `(heads,)` factors on the heads' outputs; None for 1.
         inner_norm: over the concatenated heads, before `out`; None for none.
-        rope: turns queries (and keys) `(images, heads, positions, channels)` by their positions, linearly; None for none.
+        rope: turns queries (and keys) `(images, heads, positions, channels)` by position, linearly; None for none.
     """
 
     qkv: Linear

@@ -83,8 +83,8 @@ def check_predicts(graph: Graph) -> None:
     """
     if graph.summed:
         raise UserError(
-            "a graph with summed positions predicts nothing: a feature's codes change differently at each position; make "
-            "it with positions='each'"
+            "a graph with summed positions predicts nothing: a feature's codes change differently at each position; "
+            "make it with positions='each'"
         )
     if graph.pruned:
         raise UserError("a pruned graph predicts nothing: what was taken away carries effects too; keep the whole one")

@@ -1,4 +1,4 @@
-"""A target as a row: how it reads the last stream, with the last norm and the embedding's norm held, or to first order."""
+"""A target as a row: how it reads the last stream, the last norm and the embedding's norm held, or to first order."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ class Rerun:
 
     Attributes:
         final: `(sets, positions, d_model)` the last stream.
-        codes: `(sets, sources)` codes of the image's active features (`Sources.all_active`, layer after layer) in it, the
-            changed ones as they were set; None if they were not asked for.
+        codes: `(sets, sources)` codes of the image's active features (`Sources.all_active`, layer after layer) in it,
+            the changed ones as they were set; None if they were not asked for.
     """
 
     final: Tensor
@@ -39,9 +39,7 @@ class Rerun:
 
 
 @torch.no_grad()
-def rerun(
-    model: ImageModel, sets: Sequence[NodeSet], mode: Mode, base: Base = "original", codes: bool = True
-) -> Rerun:
+def rerun(model: ImageModel, sets: Sequence[NodeSet], mode: Mode, base: Base = "original", codes: bool = True) -> Rerun:
     """Run an image with nodes changed, each set by itself.
 
     A changed feature is pinned: its code is the value (`set`), or the value times the code that it has in the untouched
@@ -50,10 +48,10 @@ def rerun(
     Args:
         model: the image, with the skip passed (`skip="through"`).
         sets: what is changed.
-        mode: `frozen`: attention patterns, norm scales and which features fire are held; `reencoded`: patterns and scales
-            are held, codes are read anew; `live`: nothing is held.
-        base: of `live`: `original`: the backbone's own MLPs, plus the change of what the features write; `transcoder`: the
-            transcoder in their place, with the image's own errors added.
+        mode: `frozen`: attention patterns, norm scales and which features fire are held; `reencoded`: patterns and
+            scales are held, codes are read anew; `live`: nothing is held.
+        base: of `live`: `original`: the backbone's own MLPs, plus the change of what the features write; `transcoder`:
+            the transcoder in their place, with the image's own errors added.
         codes: whether codes are wanted; without them, `live` on `original` reads only what it changes.
 
     Raises:
@@ -148,7 +146,11 @@ class _Run:
             running = dense.view(rows, P, F)[:, active.positions, active.features]
         of_active = running.clone()
         clean = active.values
-        lookup = {(int(p), int(f)): i for i, (p, f) in enumerate(zip(active.positions, active.features))} if any(edits) else {}
+        lookup = (
+            {(int(p), int(f)): i for i, (p, f) in enumerate(zip(active.positions, active.features))}
+            if any(edits)
+            else {}
+        )
         extra: list[tuple[int, int, float]] = []  # token, feature, change, of pairs that the image does not have
         for row, mine in enumerate(edits):
             for edit in mine:

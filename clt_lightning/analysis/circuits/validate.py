@@ -42,8 +42,8 @@ class Validation:
     """Predicted and observed changes, node by node.
 
     Attributes:
-        table: columns of equal length: `image`, `layer`, `position`, `feature`, `kind` (0: among the most influential, 1:
-            drawn from the other features, 2: a set of several), `scale`, `predicted_frozen`, `predicted_tangent`,
+        table: columns of equal length: `image`, `layer`, `position`, `feature`, `kind` (0: among the most influential,
+            1: drawn from the other features, 2: a set of several), `scale`, `predicted_frozen`, `predicted_tangent`,
             `predicted_gradient`, `observed_frozen`, `observed_reencoded`, `observed_live`.
         agreements: by comparison (`COLUMNS`) and part (`all`, `top`, `random`, `sets`, `layer_<l>`).
     """
@@ -73,8 +73,8 @@ def validate(
     """Compare what graphs of images say with what happens.
 
     Half of the nodes of an image are its most influential features, half are drawn from the others; each is taken away
-    (scale 0) and doubled (scale 2). Beside them, sets of up to `SUPERNODE` of the most influential, drawn, are taken away
-    together.
+    (scale 0) and doubled (scale 2). Beside them, sets of up to `SUPERNODE` of the most influential, drawn, are taken
+    away together.
 
     Args:
         clip: the backbone.
@@ -123,7 +123,9 @@ def _of_image(
         for _ in range(sets if len(top) > 1 else 0)
     ]
     asked += [NodeSet.of_graph(graph, several) for several in members]
-    found = {mode: intervene_on(model, asked, mode, target, graph, codes=False) for mode in ("frozen", "reencoded", "live")}
+    found = {
+        mode: intervene_on(model, asked, mode, target, graph, codes=False) for mode in ("frozen", "reencoded", "live")
+    }
     per_node = live_gradients(model, target)
     n = len(graph.nodes)
     at = {(int(a), int(b), int(c)): float(v) for a, b, c, v in per_node}
@@ -215,9 +217,7 @@ def lines(found: Validation, width: int | None = None) -> list[str]:
     for name, (said, observed) in COLUMNS.items():
         parts = [found.agreements[name][part] for part in names]
         group = f"{said}, {observed}"
-        cells = [
-            f"{a.correlation.value:.3f} [{a.correlation.low:.2f}, {a.correlation.high:.2f}]" for a in parts
-        ]
+        cells = [f"{a.correlation.value:.3f} [{a.correlation.low:.2f}, {a.correlation.high:.2f}]" for a in parts]
         columns.append(Column("correlation", cells, 20, group))
         columns.append(Column("slope", [f"{a.slope:.2f}" for a in parts], 7, group))
         columns.append(Column("signs", [f"{a.signs:.0%}" for a in parts], 7, group))

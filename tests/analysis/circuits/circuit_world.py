@@ -49,10 +49,18 @@ def clip_of(tower: str, batch_first: bool = True) -> FrozenCLIP:
     return clip
 
 
-def clt_of(activation: str = "TopK", topology: str = "cross_layer", skip: bool = False, seed: int = 3) -> CrossLayerTranscoder:
+def clt_of(
+    activation: str = "TopK", topology: str = "cross_layer", skip: bool = False, seed: int = 3
+) -> CrossLayerTranscoder:
     """A transcoder with random weights."""
     clt = CrossLayerTranscoder(
-        world.LAYERS, world.WIDTH, world.FEATURES, ACTIVATIONS[activation], topology, skip, seed=2  # type: ignore[arg-type]
+        world.LAYERS,
+        world.WIDTH,
+        world.FEATURES,
+        ACTIVATIONS[activation],
+        topology,
+        skip,
+        seed=2,  # type: ignore[arg-type]
     )
     if activation == "BatchTopK":
         clt.activation.threshold.fill_(0.6)  # type: ignore[union-attr, operator]

@@ -44,7 +44,7 @@ def test_edges_are_the_jacobians_of_a_second_implementation(clip: FrozenCLIP, sk
     L, P = world.LAYERS, world.POSITIONS
     skips = torch.stack([reference.clt.skip_term(reference.x[layer], layer) for layer in range(L)]).detach()
     inputs = (reference.codes.detach(), reference.errors.detach(), skips, reference.root.detach())
-    pre, embedding = reference.pre_activations(*inputs)
+    pre, _ = reference.pre_activations(*inputs)
     active = reference.codes != 0
     torch.testing.assert_close(pre[active], reference.codes[active])
     by_pre, by_embedding = torch.autograd.functional.jacobian(
@@ -160,9 +160,7 @@ def toy() -> Graph:
         ]
     ).double()
     edges = Edges.from_rows(rows, torch.tensor([0, 1, 5]), 6)
-    return with_influence(
-        Graph(nodes, edges, (a_target(),), torch.ones(1, dtype=F64), rows[2:], False, "through", {})
-    )
+    return with_influence(Graph(nodes, edges, (a_target(),), torch.ones(1, dtype=F64), rows[2:], False, "through", {}))
 
 
 def test_influence_and_scores_by_hand() -> None:

@@ -21,7 +21,9 @@ from tests.analysis.circuits.circuit_world import a_target, an_image, clip_of, c
 F64 = torch.float64
 
 
-def both(tower: str = "plain", topology: str = "cross_layer", skip: str | None = None, **options: int) -> tuple[ImageModel, Graph]:
+def both(
+    tower: str = "plain", topology: str = "cross_layer", skip: str | None = None, **options: int
+) -> tuple[ImageModel, Graph]:
     clip, clt = clip_of(tower), clt_of(topology=topology, skip=skip is not None)
     kind = skip or "node"
     graph = attribute(clip, clt, an_image(), a_target(), skip=kind, dtype=F64, **options)  # type: ignore[arg-type]
@@ -61,7 +63,7 @@ def test_heads_sum_to_the_edges(tower: str, topology: str, skip: str | None) -> 
 
 
 def test_one_head_is_what_is_lost_without_it() -> None:
-    """Against a forward of the held tower in which one head of one layer writes nothing, read by a feature of that layer."""
+    """Against a forward of the held tower in which one head of one layer writes nothing, read by a feature there."""
     model, graph = both()
     node = next(n for n in graph.nodes if n.kind == "feature" and n.layer == 2)
     split = split_by_heads(model, graph, node.index)

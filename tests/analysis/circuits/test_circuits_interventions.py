@@ -52,7 +52,11 @@ def test_held_interventions_are_predicted_exactly(clip: FrozenCLIP, activation: 
     errors = graph.top(3, "error")
     code = float(graph.nodes[top[0]].activation)
     sets = [NodeSet.of_graph(graph, [i], "scale", value) for i, value in zip(top, [0.0, 2.0, -1.0] * 4)]
-    sets += [NodeSet.of_graph(graph, top), NodeSet.of_graph(graph, errors), NodeSet.of_graph(graph, [*top[:4], *errors])]
+    sets += [
+        NodeSet.of_graph(graph, top),
+        NodeSet.of_graph(graph, errors),
+        NodeSet.of_graph(graph, [*top[:4], *errors]),
+    ]
     sets += [NodeSet.of_graph(graph, top[:1], "set", code + 1.5), NodeSet.features([(0, graph.nodes[top[0]].feature)])]
     found = run(clip, clt, sets, "frozen", graph=graph)
     torch.testing.assert_close(found.predicted["frozen"], found.observed, rtol=0, atol=1e-10)
