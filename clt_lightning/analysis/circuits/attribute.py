@@ -25,6 +25,7 @@ from clt_lightning.core.say import say
 from clt_lightning.transcoder import CrossLayerTranscoder
 
 Positions = Literal["each", "summed"]
+Tower = Literal["held", "tangent"]
 #: Features that a graph has at most, if nothing else is asked for
 MAX_NODES = 4096
 #: Numbers of the stream that a batch of backwards holds at once
@@ -43,6 +44,7 @@ def attribute(
     positions: Positions = "each",
     max_nodes: int = MAX_NODES,
     skip: Skip = "node",
+    tower: Tower = "held",
     dtype: torch.dtype = torch.float32,
     batch_size: int | None = None,
     progress: bool = False,
@@ -63,6 +65,8 @@ def attribute(
         max_nodes: at most so many features are nodes; the others, least influential, are summed to one node a layer.
         skip: `node`: what a transcoder's linear skip adds is a node at each position, not followed further; `through`:
             the stream passes it.
+        tower: `held`: the books: everything is held, and edges add up. `tangent`: patterns, norms and gates move, to
+            first order: what edges leave over is in the biases. For predictions of the live model (docs/circuits.md).
         dtype: float32; float64 for books that add up to 1e-10.
         batch_size: rows in one backward; None: as many as fit well.
         progress: say what it will cost, and how far it is.
@@ -79,7 +83,9 @@ def attribute(
     for name, value in (("max_nodes", max_nodes), ("batch_size", 1 if batch_size is None else batch_size)):
         if not isinstance(value, int) or value < 1:
             raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
-    model = model_of_image(clip, clt, image, dtype, skip)
+    if tower not in ("held", "tangent"):
+        raise UserError(f"tower must be held or tangent, got {tower!r}")
+    model = model_of_image(clip, clt, image, dtype, skip, tower == "tangent")
     layout = lay_out(model.sources, positions == "summed")
     size = model.image.shape
     per_row = model.parts.n_positions * clt.d_model
@@ -106,6 +112,7 @@ def attribute(
         "image_size": size[-1],
         "active": expected.active,
         "max_nodes": max_nodes,
+        "tower": tower,
         "dtype": str(dtype).removeprefix("torch."),
     }
     return replace(graph, about=facts | (about or {}) | {"seconds": time.monotonic() - began})
@@ -192,7 +199,7 @@ class _Maker:
 
     def make(self, progress: bool) -> Graph:
         layout, model = self.layout, self.model
-        other = model.parts.read_out.other is not None
+        other = model.parts.read_out.other is not None or model.tangent
         tangent = self._target_rows("tangent")
         held = tangent if other else self._target_rows("frozen")
         n = min(layout.n_features, self.max_nodes)

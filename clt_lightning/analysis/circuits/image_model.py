@@ -33,6 +33,7 @@ class ImageModel:
         image: `(1, 3, size, size)`, in the type of all that is computed.
         parts: the backbone's tower.
         seen: its forward.
+        tangent: whether rows are to first order instead of held (`tangent.py`).
         skip: `node`: what the linear skip adds is a source of its own; `through`: the stream passes it. Without a skip,
             both are the same.
     """
@@ -43,14 +44,13 @@ class ImageModel:
     parts: TowerParts
     seen: Seen
     skip: Skip
+    tangent: bool = False
 
     @cached_property
     def tower(self) -> LinearTower:
         """The affine map of the image."""
-        through = self.skip == "through"
-        return LinearTower(
-            self.parts, self.seen, "transcoder", skip_matrices(self.clt, self.image) if through else None
-        )
+        skips = skip_matrices(self.clt, self.image) if self.skip == "through" else None
+        return LinearTower(self.parts, self.seen, "transcoder", skips, self.tangent)
 
     @cached_property
     def sources(self) -> Sources:
@@ -70,6 +70,7 @@ def model_of_image(
     image: Tensor | PIL.Image.Image,
     dtype: torch.dtype = torch.float32,
     skip: Skip = "node",
+    tangent: bool = False,
 ) -> ImageModel:
     """Run one image and hold what the linear model holds.
 
@@ -80,6 +81,7 @@ def model_of_image(
         dtype: the type to compute in: float32, or float64 for books that add up to 1e-10. A bf16 backbone is explained
             by its weights, without the rounding of its stream.
         skip: see `ImageModel`.
+        tangent: see `ImageModel`.
 
     Raises:
         UserError: shapes, transcoder or architecture do not fit.
@@ -100,4 +102,4 @@ def model_of_image(
     if not bool(prepared.isfinite().all()):
         raise UserError("the image holds NaN or infinite values")
     parts = cast(parts_of(clip), dtype, clip.device)
-    return ImageModel(clip, clt, prepared, parts, see(parts, parts.embed(prepared)), skip)
+    return ImageModel(clip, clt, prepared, parts, see(parts, parts.embed(prepared)), skip, tangent)

@@ -275,6 +275,8 @@ class LinearTower:
         rules: `transcoder`: what the MLPs add is written by other nodes, and the stream passes them by (except
             for `skips`); `libragrad`: the stream goes through the model's own MLPs, their gates held.
         skips: `(d_model, d_model)` of each layer: a linear path from an MLP's input to its output.
+        tangent: let backwards differentiate patterns, norms and gates instead of holding them: what a small change does
+            (`tangent.py`). Forwards hold them either way.
     """
 
     def __init__(
@@ -283,9 +285,15 @@ class LinearTower:
         seen: Seen,
         rules: Rules = "transcoder",
         skips: Sequence[Tensor] | None = None,
+        tangent: bool = False,
     ) -> None:
-        self.parts, self.seen, self.rules, self.skips = parts, seen, rules, skips
+        self.parts, self.seen, self.rules, self.skips, self.tangent = parts, seen, rules, skips, tangent
         self.blocks = [LinearBlock(part, held) for part, held in zip(parts.blocks, seen.held)]
+        if tangent:
+            from clt_lightning.analysis.circuits.tangent import TangentBlock
+
+            places = zip(parts.blocks, seen.held, seen.streams, seen.middles)
+            self.blocks = [TangentBlock(*place) for place in places]
 
     @property
     def n_layers(self) -> int:

@@ -51,6 +51,15 @@ def feature_rows(sources: Sources, reads: Reads) -> Tensor:
 
     for step in sources.tower.pull(int(reads.layer.max()), reads.n_rows, read):
         sources.add(step, out)
+    if sources.tower.tangent:  # to first order rows do not add up by themselves: the rest is constant
+        explained = out.new_zeros(reads.n_rows)
+        for layer in reads.layer.unique().tolist():
+            here = reads.layer == layer
+            values = sources.pre_activations(layer, reads.feature[here], reads.position[here])
+            explained.index_add_(0, reads.row[here], values)
+            rows, column = reads.row[here].unique(), sources.bias_column(layer, 2)
+            out[rows, column] = 0
+            out[rows, column] = explained[rows] - out[rows].sum(1)
     return out
 
 
@@ -61,5 +70,8 @@ def target_rows(sources: Sources, read_outs: list[ReadOutRow]) -> Tensor:
     out = sources.like.new_zeros(len(final), sources.n_columns)
     for step in sources.tower.pull(sources.n_layers - 1, len(final), final=final):
         sources.add(step, out)
-    out[:, sources.head_column] += torch.tensor([r.constant for r in read_outs], dtype=out.dtype, device=out.device)
+    constants = [r.constant for r in read_outs]
+    if sources.tower.tangent:
+        constants = [r.value - float(row.sum()) for r, row in zip(read_outs, out)]
+    out[:, sources.head_column] += torch.tensor(constants, dtype=out.dtype, device=out.device)
     return out

@@ -199,6 +199,8 @@ class Sources:
             root = self.tower.seen.streams[0][0]
             out[:, self.inputs_at : self.biases_at] += torch.einsum("rpd,pd->rp", gradient, root)
         elif step.place == "attention":
+            if self.tower.tangent:
+                return  # what is constant is what is left of the row
             constant = self._constants[layer][0][0]
             out[:, self.bias_column(layer, 0)] += torch.einsum("rpd,pd->r", gradient, constant)
         else:
@@ -209,7 +211,7 @@ class Sources:
                 at = self.skips_at + layer * P
                 out[:, at : at + P] += torch.einsum("rpd,pd->rp", gradient, self.skipped[layer])
             constant = self.clt.b_dec[layer].detach().to(gradient).expand(P, -1)
-            if self.tower.skips is not None:
+            if self.tower.skips is not None and not self.tower.tangent:
                 constant = constant + self._constants[layer][1][0]
             out[:, self.bias_column(layer, 1)] += torch.einsum("rpd,pd->r", gradient, constant)
             self._add_features(layer, gradient, out)
@@ -230,6 +232,13 @@ class Sources:
     def read_gradient(self, layer: int, gradient: Tensor) -> Tensor:
         """From gradients by what an encoder reads to those by its MLP's input, `(rows, positions, d_model)`."""
         return self.tower.blocks[layer].mlp_adjoint(gradient) if self.clt.topology == "sae" else gradient
+
+    def pre_activations(self, layer: int, features: Tensor, positions: Tensor) -> Tensor:
+        """`(reads,)` pre-activations in the image."""
+        seen = self.tower.seen
+        site = (seen.y if self.clt.topology == "sae" else seen.x)[layer][0, positions]
+        bias = self.clt.b_enc[layer].detach()[features].to(site)
+        return (site * encoder_rows(self.clt, layer, features, site)).sum(1) + bias
 
     def read_constants(self, layer: int, features: Tensor, positions: Tensor) -> Tensor:
         """`(reads,)`: what encoders' biases, and the constants of what they read, add to pre-activations."""

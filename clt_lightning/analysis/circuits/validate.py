@@ -13,8 +13,9 @@ from torch import Tensor
 from clt_lightning.analysis.circuits.attribute import attribute
 from clt_lightning.analysis.circuits.graph import Graph
 from clt_lightning.analysis.circuits.image_model import ImageModel, model_of_image
-from clt_lightning.analysis.circuits.intervene import intervene_on
+from clt_lightning.analysis.circuits.intervene import changes_of, intervene_on
 from clt_lightning.analysis.circuits.nodeset import NodeSet
+from clt_lightning.analysis.circuits.predict import predicted
 from clt_lightning.analysis.effects import total_effects
 from clt_lightning.analysis.effects.check import Agreement, agreement
 from clt_lightning.analysis.target import Target
@@ -30,6 +31,7 @@ COLUMNS = {
     "reencoded": ("frozen rows", "codes read anew"),
     "live_frozen": ("frozen rows", "live model"),
     "live_tangent": ("tangent rows", "live model"),
+    "live_tower": ("tangent tower", "live model"),
     "live_gradient": ("live gradient", "live model"),
 }
 _SCALES = (0.0, 2.0)
@@ -103,14 +105,24 @@ def validate(
             target = targets(number) if callable(targets) else targets[number]
             model = model_of_image(clip, clt, image, dtype, "through")
             graph = attribute(clip, clt, image, target, skip="through", max_nodes=max_nodes, dtype=dtype)
-            parts.append(_of_image(model, graph, target, number, nodes, sets, rng))
+            moving = attribute(
+                clip, clt, image, target, skip="through", tower="tangent", max_nodes=max_nodes, dtype=dtype
+            )
+            parts.append(_of_image(model, graph, moving, target, number, nodes, sets, rng))
             bar.update()
     table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return Validation(table, agreements_of(table, clt.n_layers, draws, seed))
 
 
 def _of_image(
-    model: ImageModel, graph: Graph, target: Target, number: int, nodes: int, sets: int, rng: np.random.Generator
+    model: ImageModel,
+    graph: Graph,
+    moving: Graph,
+    target: Target,
+    number: int,
+    nodes: int,
+    sets: int,
+    rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
     everyone = graph.top(len(graph.nodes))
     top = everyone[: (nodes + 1) // 2]
@@ -126,6 +138,7 @@ def _of_image(
     found = {
         mode: intervene_on(model, asked, mode, target, graph, codes=False) for mode in ("frozen", "reencoded", "live")
     }
+    by_tower = predicted(moving, [changes_of(moving, one) for one in asked])
     per_node = live_gradients(model, target)
     n = len(graph.nodes)
     at = {(int(a), int(b), int(c)): float(v) for a, b, c, v in per_node}
@@ -151,6 +164,7 @@ def _of_image(
         "scale": np.concatenate([scale, np.zeros(total - alone)]),
         "predicted_frozen": live.predicted["frozen"][:, 0].double().numpy(),
         "predicted_tangent": live.predicted["tangent"][:, 0].double().numpy(),
+        "predicted_tower": by_tower.targets[0].numpy(),
         "predicted_gradient": np.array(said),
         "observed_frozen": found["frozen"].observed[:, 0].numpy(),
         "observed_reencoded": found["reencoded"].observed[:, 0].numpy(),
@@ -194,6 +208,7 @@ def agreements_of(
         "reencoded": ("predicted_frozen", "observed_reencoded"),
         "live_frozen": ("predicted_frozen", "observed_live"),
         "live_tangent": ("predicted_tangent", "observed_live"),
+        "live_tower": ("predicted_tower", "observed_live"),
         "live_gradient": ("predicted_gradient", "observed_live"),
     }
     return {

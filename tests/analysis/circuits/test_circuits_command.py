@@ -117,7 +117,7 @@ def test_validation_of_made_graphs() -> None:
     assert found.table["kind"][first].tolist() == [0] * 5 + [1] * 5
     # away and doubled are predicted as opposites
     twice = (found.table["image"] == 0) & (found.table["scale"] == 2)
-    for name in ("frozen", "tangent", "gradient"):
+    for name in ("frozen", "tangent", "tower", "gradient"):
         column = found.table[f"predicted_{name}"]
         np.testing.assert_allclose(column[twice], -column[first], atol=1e-9)
     text = "\n".join(lines(found, 300))

@@ -172,6 +172,29 @@ def test_small_changes_agree_in_all_modes_where_they_must(clip: FrozenCLIP) -> N
     np.testing.assert_allclose(live.observed, live.predicted["tangent"], rtol=1e-4, atol=1e-10)
 
 
+@pytest.mark.parametrize("topology", ["cross_layer", "per_layer", "sae"])
+@pytest.mark.parametrize("tower", ["plain", "qk_norm", "norm_former", "norm_after_average"])
+def test_the_tangent_tower_predicts_small_live_changes(tower: str, topology: str) -> None:
+    """Of every node: with the transcoder in the MLPs' place nothing but first order is left to differ."""
+    clip, clt = clip_of(tower), clt_of("ReLU", topology, skip=topology != "sae")
+    graph = graph_of(clip, clt, tower="tangent")
+    explained = graph.nodes.of("feature", "target")
+    assert float((graph.edges.inputs() - graph.nodes.activation)[explained].abs().max()) < 1e-10
+    chosen = [*graph.top(12), *graph.top(3, "error")]
+    little = 1e-6
+    up, down = ([NodeSet.of_graph(graph, [i], "scale", 1 + step) for i in chosen] for step in (little, -little))
+    base = "transcoder"
+    found = [run(clip, clt, sets, "live", graph=graph, base=base) for sets in (up, down)]
+    observed = (found[0].observed - found[1].observed) / 2
+    assert float(observed.abs().max()) > 1e-8
+    torch.testing.assert_close(found[0].predicted["tangent"], observed, rtol=1e-4, atol=1e-12)
+    assert found[0].changes is not None
+    assert found[0].predicted_changes is not None
+    known = ~found[0].predicted_changes.isnan()
+    changes = (found[0].changes - found[1].changes)[known] / 2  # type: ignore[operator]
+    torch.testing.assert_close(found[0].predicted_changes[known], changes, rtol=1e-4, atol=1e-11)
+
+
 def test_codes_read_anew_are_the_transcoders(clip: FrozenCLIP) -> None:
     """With all held but codes, taking a feature away changes which others fire: TopK lets the next one in."""
     clt = clt_of("TopK")

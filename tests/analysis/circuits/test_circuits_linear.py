@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import Tensor
 
 from clt_lightning.analysis.circuits.image_model import model_of_image
 from clt_lightning.analysis.circuits.linear import LinearTower, see
 from clt_lightning.analysis.circuits.open_clip_parts import parts_of
 from clt_lightning.analysis.circuits.parts import cast
+from clt_lightning.analysis.circuits.rerun import live_attention, live_mlp
 from clt_lightning.analysis.circuits.rows import Reads, feature_rows, target_rows
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
@@ -168,3 +172,39 @@ def test_mistakes_are_told(clip: FrozenCLIP) -> None:
         model_of_image(clip, clt, an_image(), skip="no")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="of 3 numbers"):
         model_of_image(clip, clt, an_image()).row(a_target().__class__("t", torch.ones(3)), "frozen")
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("rope", [False, True])
+def test_the_tangent_tower_is_the_derivative_of_the_live_one(tower: str, rope: bool) -> None:
+    """Against finite differences of a forward in which everything moves and MLPs add what they added."""
+    parts = cast(parts_of(clip_of(tower)), torch.float64)
+    if rope:
+        turns = torch.arange(world.POSITIONS).double()[:, None] * torch.linspace(0.1, 1.0, 8).double()
+
+        def turn(x: Tensor) -> Tensor:
+            a, b = x[..., :8], x[..., 8:]
+            return torch.cat([a * turns.cos() - b * turns.sin(), a * turns.sin() + b * turns.cos()], -1)
+
+        blocks = [replace(b, attention=replace(b.attention, rope=turn)) for b in parts.blocks]
+        parts = replace(parts, blocks=blocks)
+    seen = see(parts, parts.embed(an_image()[None]))
+    generator = torch.Generator().manual_seed(0)
+    change = torch.randn(seen.streams[0].shape, generator=generator).double()
+    gradient = torch.randn(seen.streams[0].shape, generator=generator).double()
+
+    def live(stream: Tensor, own_mlps: bool) -> Tensor:
+        for layer, block in enumerate(parts.blocks):
+            stream = stream + live_attention(block, stream)
+            stream = stream + (live_mlp(block, block.norm_2(stream)) if own_mlps else seen.y[layer])
+        return stream
+
+    for rules in ("transcoder", "libragrad"):
+        held = LinearTower(parts, seen, rules, tangent=True)  # type: ignore[arg-type]
+        *_, last = held.pull(held.n_layers - 1, 1, final=gradient)
+        ends = [live(seen.streams[0] + step * change, rules == "libragrad") for step in (1e-6, -1e-6)]
+        slope = (ends[0] - ends[1]) / 2e-6
+        assert float((last.gradient * change).sum()) == pytest.approx(float((gradient * slope).sum()), rel=1e-6)
+        # and not that of the held one
+        *_, other = LinearTower(parts, seen, rules).pull(held.n_layers - 1, 1, final=gradient)  # type: ignore[arg-type]
+        assert not torch.allclose(other.gradient, last.gradient, rtol=1e-2)
