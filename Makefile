@@ -1,5 +1,5 @@
 # make quickstart   the main job, offline, on the embedded demo (sets up what is missing)
-# make test         the tests (under 5 minutes on 2 cores)
+# make test         the tests (under 8 minutes on 2 cores)
 # make test-all     also the slow ones and those on a real Slurm
 # make lint         ruff and mypy
 PYTHON ?= python3

@@ -180,7 +180,8 @@ class ArmRunner:
             else:
                 new = torch.zeros_like(x)
             if arm.tokens == "all":
-                return new
+                result: Tensor = new
+                return result
             y = compute_y().clone()
             y[:, positions] = new[:, positions].to(y.dtype)
             return y

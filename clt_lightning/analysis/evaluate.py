@@ -368,13 +368,13 @@ class Evaluator:
         n, device = len(batch["image"]), self.clip.device
         if labels is None or not self.classnames:
             return torch.full((n,), -1, dtype=torch.int64, device=device)
-        labels = labels.to(device)
-        if labels.numel() and int(labels.max()) >= len(self.classnames):
+        found: Tensor = labels.to(device)
+        if found.numel() and int(found.max()) >= len(self.classnames):
             raise UserError(
-                f"label {int(labels.max())} is outside the {len(self.classnames)} class names: check classnames "
+                f"label {int(found.max())} is outside the {len(self.classnames)} class names: check classnames "
                 "against the labels in the shards"
             )
-        return labels
+        return found
 
     def _cosines(self, embeddings: Tensor) -> Tensor:
         assert self.head is not None

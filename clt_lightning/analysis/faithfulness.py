@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 _BLOCK = 1 << 24  # elements of the terms or of the stream that are held at once
 
-Curve = dict[str, list]
+Curve = dict[str, list[Any]]
 
 
 @dataclass
@@ -103,7 +104,7 @@ class FaithfulnessResult:
             for name, points in curves.items()
         }
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """As in docs/results-schema.md."""
 
         def curve(points: tuple[list[Interval], list[float]]) -> Curve:

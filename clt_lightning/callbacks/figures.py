@@ -171,7 +171,7 @@ def add_picture(logger: TensorBoardLogger, tag: str, figure: Figure, step: int) 
     """Draws a figure into TensorBoard, without pyplot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     logger.experiment.add_image(tag, np.asarray(canvas.buffer_rgba())[..., :3], step, dataformats="HWC")
 

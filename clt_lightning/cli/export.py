@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import read_json
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     from clt_lightning.runs.folder import find_run
     from clt_lightning.transcoder import CrossLayerTranscoder
 
-    metadata: dict = {}
+    metadata: dict[str, Any] = {}
     if args.ckpt_path is not None:
         from clt_lightning.module import CLTModule
 

@@ -82,7 +82,8 @@ class FeaturePages:
     @property
     def chunks(self) -> int:
         """How many files of cards there are."""
-        return self.features.info["layers"] * -(-self.features.info["features"] // CHUNK)
+        result: int = self.features.info["layers"] * -(-self.features.info["features"] // CHUNK)
+        return result
 
     def write(self, folder: ReportFolder, progress: Callable[[], None] = lambda: None) -> set[int]:
         """Writes everything.

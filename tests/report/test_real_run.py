@@ -98,6 +98,7 @@ def test_the_terms_of_each_image_sum_to_the_logit_that_clip_gives(run: Run) -> N
     overview = read_data(report, "images")
     assert len(overview) == 3
     images = run.images([entry["key"] for entry in overview])
+    assert run.head is not None
     for page, entry in enumerate(overview):
         explanation = read_data(report, f"images/{page:04d}")
         with torch.no_grad():

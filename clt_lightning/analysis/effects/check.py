@@ -97,7 +97,8 @@ def agreement(predicted: np.ndarray, real: np.ndarray, image: np.ndarray, draws:
     def correlation(weights: np.ndarray) -> np.ndarray:
         n, sp, sr, spp, srr, spr = (weights.astype(np.float64) @ sums).T
         with np.errstate(invalid="ignore", divide="ignore"):
-            return ((spr - sp * sr / n) / np.sqrt((spp - sp * sp / n) * (srr - sr * sr / n)))[:, None]
+            result: np.ndarray = ((spr - sp * sr / n) / np.sqrt((spp - sp * sp / n) * (srr - sr * sr / n)))[:, None]
+            return result
 
     weighty = np.abs(r) > _TINY * np.abs(r).max(initial=0.0)
     return Agreement(
