@@ -180,16 +180,23 @@ class _Maker:
         )
         seconds = None
         if timed and rows > 4 * self.batch:
-            timing: dict[int, float] = {}
-            for layer in sorted({int(layout.layer[: layout.n_features].max()) // 2, int(layout.layer.max())}):
-                chosen = (layout.layer[: layout.n_features] == layer).nonzero().flatten()[: self.batch]
-                if len(chosen):
-                    began = time.monotonic()
-                    self.rows(chosen)
-                    timing[layer] = (time.monotonic() - began) * self.batch / len(chosen)
-            share = rows / layout.n_features
-            seconds = share * seconds_of(layout.layer[: layout.n_features], timing, self.batch)
+            seconds = self._time() * rows / layout.n_features
         return Estimate(self.model.sources.n_features, rows, needed, seconds)
+
+    def _time(self) -> float:
+        """Seconds of the rows of all features, from a batch of a deep layer and one of half its depth."""
+        layers = self.layout.layer[: self.layout.n_features]
+        counts = torch.bincount(layers)
+        # what a backward costs hardly shrinks with its rows: only full ones are timed
+        full = (counts >= min(self.batch, int(counts.max()))).nonzero().flatten().tolist()
+        timed: dict[int, float] = {}
+        for layer in sorted({full[-1], full[len(full) // 2]}, reverse=True):
+            chosen = (layers == layer).nonzero().flatten()[: self.batch]
+            self.rows(chosen[: 1 + len(chosen) // 8])  # the first one reads weights from far away
+            began = time.monotonic()
+            self.rows(chosen)
+            timed[layer] = time.monotonic() - began
+        return seconds_of(layers, timed, self.batch)
 
     def rows(self, features: Tensor) -> Tensor:
         """`(features, columns)` of some feature nodes."""

@@ -1,7 +1,7 @@
 """The tower to first order: attention patterns, norms and gates move with the stream, as they do in the live model.
 
-Its rows do not add up to what they explain (what is left of it is a constant), but they are what a small change does. It
-is for predictions; the held tower is for books.
+Its rows do not add up to what they explain (what is left of it is a constant), but they are what a small change does.
+It is for predictions; the held tower is for books.
 """
 
 from __future__ import annotations

@@ -39,7 +39,9 @@ def a_graph(summed: bool = False, skip: bool = True) -> Graph:
 def frontend(content: dict[str, Any]) -> None:
     """What circuit-tracer's page does with a graph on opening it, where it throws if something is missing."""
     meta = content["metadata"]
-    assert {"slug", "scan", "transcoder_list", "prompt_tokens", "prompt", "node_threshold", "schema_version"} <= set(meta)
+    assert {"slug", "scan", "transcoder_list", "prompt_tokens", "prompt", "node_threshold", "schema_version"} <= set(
+        meta
+    )
     assert all(isinstance(token, str) for token in meta["prompt_tokens"])
     assert set(content["qParams"]) >= {"pinnedIds", "supernodes", "linkType", "clickedId", "sg_pos"}
     ids = [node["node_id"] for node in content["nodes"]]
