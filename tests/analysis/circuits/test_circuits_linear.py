@@ -8,10 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from clt_lightning.analysis.circuits.attribute import attribute
 from clt_lightning.analysis.circuits.image_model import model_of_image
 from clt_lightning.analysis.circuits.linear import LinearTower, see
 from clt_lightning.analysis.circuits.open_clip_parts import parts_of
-from clt_lightning.analysis.circuits.parts import cast
+from clt_lightning.analysis.circuits.parts import (
+    AttentionParts,
+    BlockParts,
+    Linear,
+    MlpParts,
+    Norm,
+    ReadOutParts,
+    TowerParts,
+    cast,
+)
 from clt_lightning.analysis.circuits.rerun import live_attention, live_mlp
 from clt_lightning.analysis.circuits.rows import Reads, feature_rows, target_rows
 from clt_lightning.clip import FrozenCLIP
@@ -208,3 +218,74 @@ def test_the_tangent_tower_is_the_derivative_of_the_live_one(tower: str, rope: b
         # and not that of the held one
         *_, other = LinearTower(parts, seen, rules).pull(held.n_layers - 1, 1, final=gradient)  # type: ignore[arg-type]
         assert not torch.allclose(other.gradient, last.gradient, rtol=1e-2)
+
+
+def random_parts(prefix: int, norm: str, seed: int = 0) -> TowerParts:
+    """A tower of no library: registers or none, RMS norms or LayerNorms, with and without biases."""
+    generator = torch.Generator().manual_seed(seed)
+    d, heads, grid = world.WIDTH, 4, (3, 2)
+
+    def random(*shape: int, size: float = 0.25) -> Tensor:
+        return size * torch.randn(shape, generator=generator).double()
+
+    def made_norm(width: int) -> Norm:
+        bias = random(width) if norm == "layer" else None
+        return Norm(1 + random(width), bias, 1e-6, centred=norm == "layer")
+
+    def linear(out: int, size: int) -> Linear:
+        return Linear(random(out, size), random(out) if norm == "layer" else None)
+
+    blocks = [
+        BlockParts(
+            norm_1=made_norm(d),
+            attention=AttentionParts(
+                linear(3 * d, d), linear(d, d), heads, q_norm=made_norm(d // heads), k_norm=made_norm(d // heads)
+            ),
+            norm_2=made_norm(d),
+            mlp=MlpParts(linear(2 * d, d), linear(d, 2 * d), torch.nn.functional.silu),
+            scale_1=1 + random(d),
+            scale_2=1 + random(d),
+        )
+        for _ in range(world.LAYERS)
+    ]
+    positions = prefix + grid[0] * grid[1]
+    mix = random(positions, 3 * world.SIZE**2, size=0.05)
+    spread = random(3 * world.SIZE**2, d, size=0.1)
+    pool = torch.zeros(positions).double()
+    if prefix:
+        pool[0] = 1.0
+    else:
+        pool[:] = 1.0 / positions
+
+    def embed(images: Tensor) -> Tensor:
+        return (images.flatten(1)[:, None].to(mix) * mix) @ spread
+
+    read_out = ReadOutParts(pool, made_norm(d), prefix == 0, linear(16, d))
+    return TowerParts("made", embed, blocks, read_out, prefix, grid)
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+def test_rows_sum_on_towers_of_other_families(prefix: int, norm: str) -> None:
+    """Registers as DINOv2 has them, no prefix as SigLIP; features, errors, inputs and biases add up all the same."""
+    parts = random_parts(prefix, norm)
+
+    class Backbone:
+        image_size, n_layers, d_model, name = world.SIZE, world.LAYERS, world.WIDTH, "made"
+        device = torch.device("cpu")
+
+        def circuit_parts(self) -> TowerParts:
+            return parts
+
+    for topology in ("cross_layer", "sae"):
+        clt = clt_of("JumpReLU", topology)
+        for options in ({}, {"positions": "summed"}, {"tower": "tangent"}, {"max_nodes": 20}):
+            graph = attribute(Backbone(), clt, an_image(), a_target(), dtype=torch.float64, **options)  # type: ignore[arg-type]
+            explained = graph.nodes.of("feature", "target")
+            assert float((graph.edges.inputs() - graph.nodes.activation)[explained].abs().max()) < 1e-10
+            assert int(explained.sum()) > 20
+    names = parts.position_names()
+    assert len(names) == prefix + 6
+    assert names[:prefix] == ["CLS", "reg0", "reg1", "reg2", "reg3"][:prefix]
+    last = graph.nodes.of("feature") & (graph.nodes.layer == world.LAYERS - 1)
+    assert (set(graph.nodes.position[last].tolist()) <= {0}) == (prefix > 0)
