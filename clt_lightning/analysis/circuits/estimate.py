@@ -46,9 +46,10 @@ def memory(rows: int, columns: int, kept: int, batch: int, positions: int, width
     stored = rows * columns * item
     at_work = 8 * batch * positions * width * item + 2 * batch * columns * item
     image = 12 * layers * positions * width * item
-    # two indices and a weight an edge; making and ranking them takes as much again
-    edges = 2 * rows * kept * (16 + item) // 2 + rows * kept * (16 + item) // 4
-    return stored + at_work + image + edges
+    # two indices and a weight an edge, twice while groups are joined; about two of five pairs are edges, since these go
+    # up the layers
+    edges = 0.4 * rows * kept * (16 + item) * 2.2
+    return int(stored + image + max(at_work, edges))
 
 
 def seconds_of(layers: torch.Tensor, timed: dict[int, float], batch: int) -> float:
