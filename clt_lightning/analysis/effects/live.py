@@ -153,12 +153,24 @@ def ablation_effects(
     out = []
     for start in range(0, len(features), ROWS):
         rows = slice(start, start + ROWS)
-        parts = written(clt, layer, features[rows], codes[rows])
         as_it_is = finish(clip, stream[rows], layer)
-        without = _run(clip, stream[rows], layer, [-part for part in parts], grad=False)
+        without = embeddings_without(clip, layer, written(clt, layer, features[rows], codes[rows]), stream[rows])
         wanted = directions[:, rows].to(as_it_is)
         out.append(clip.logit_scale * torch.einsum("trd,rd->tr", wanted, as_it_is - without))
     return torch.cat(out, 1)
+
+
+@torch.no_grad()
+def embeddings_without(clip: FrozenCLIP, first: int, parts: Sequence[Tensor], stream: Tensor) -> Tensor:
+    """Embeddings `(rows, embed_dim)` of the live model with something taken out of its MLP outputs.
+
+    Args:
+        clip: the backbone.
+        first: the first layer of which something is taken.
+        parts: what is taken, `(rows, positions, d_model)` for each layer from `first` on: `written`, or a sum of it.
+        stream: `(rows, positions, d_model)` the untouched stream at the entry of block `first`.
+    """
+    return _run(clip, stream, first, [-part for part in parts], grad=False)
 
 
 def integrated_effects(
