@@ -11,7 +11,7 @@ from torch import Tensor
 from clt_lightning.analysis.effects.live import (
     ROWS,
     embeddings_without,
-    integrated_effects,
+    path_effects,
     per_image,
     total_effects,
     written,
@@ -73,11 +73,13 @@ class Ablation:
     Attributes:
         question: which question the features were chosen by.
         rows: which features, as rows of `Study.layer` and the others.
+        predicted: what they should add to the answer: with integrated gradients in a study in full, else by one.
         logits: `(classes,)` float64, of all classes.
     """
 
     question: int
     rows: list[int]
+    predicted: float
     logits: Tensor
 
 
@@ -263,9 +265,7 @@ class _Batch:
 
     def _effects(self, directions: Tensor) -> list[Tensor]:
         """For each layer `(targets, pairs)`, a few targets at a time: their gradients are large."""
-        parts = [
-            total_effects(self.clip, self.clt, self.seen, self.codes, few) for few in directions.split(_TARGETS)
-        ]
+        parts = [total_effects(self.clip, self.clt, self.seen, self.codes, few) for few in directions.split(_TARGETS)]
         return [torch.cat([part[layer] for part in parts]) for layer in range(self.clt.n_layers)]
 
     def _table(self, image: int, found: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -325,52 +325,73 @@ class _Batch:
                 a, b = (classes[image].tolist().index(c) for c in pair)
                 effect = total[:, a] - total[:, b]
                 if options.full:
-                    shown = torch.cat([effect.topk(min(options.shown, len(effect)), largest=x).indices for x in (True, False)])
+                    shown = torch.cat(
+                        [effect.topk(min(options.shown, len(effect)), largest=x).indices for x in (True, False)]
+                    )
                 else:
                     shown = effect.abs().topk(min(options.deciding, len(effect))).indices
                 single += [(image, number, row) for row in sorted(set(shown.tolist()))]
-        logits: dict[tuple[int, int, int], Tensor] = {}
+        after: dict[tuple[int, int, int], Tensor] = {}
         for layer in range(self.clt.n_layers):
             here = [entry for entry in single if int(tables[entry[0]][0][entry[2]]) == layer]
             for start in range(0, len(here), ROWS):
                 some = here[start : start + ROWS]
                 image = torch.tensor([entry[0] for entry in some], device=self.clip.device)
                 which = torch.stack([tables[i][1][row] for i, _, row in some])
-                z = self.dense[layer][image, :, which]
-                stream = self.seen.streams[layer][image]
-                gone = embeddings_without(self.clip, layer, written(self.clt, layer, which, z), stream)
-                logits |= dict(zip(some, self._logits(gone, head)))
-                if options.full:
-                    asked = [questions[i][number] for i, number, _ in some]
-                    wanted = torch.stack([head[:, a] - head[:, b] for a, b in asked])
-                    path = integrated_effects(self.clip, self.clt, layer, which, z, stream, wanted[None])[0]
-                    for (i, number, row), value in zip(some, path.tolist()):
-                        integrated[i][number, row] = value
+                parts = written(self.clt, layer, which, self.dense[layer][image, :, which])
+                gone, path = self._without(layer, parts, image, [questions[i][n] for i, n, _ in some], head, options)
+                after |= dict(zip(some, gone))
+                for (i, number, row), value in zip(some, path):
+                    integrated[i][number, row] = value
         ablations: list[list[Ablation]] = [[] for _ in tables]
         together: list[tuple[int, int, list[int]]] = []
-        for image, (_, _, total) in enumerate(tables):
-            for number, pair in enumerate(questions[image]):
-                rows = [row for i, n, row in single if (i, n) == (image, number)]
-                a, b = (classes[image].tolist().index(c) for c in pair)
+        predicted: list[float] = []
+        for image_, (_, _, total) in enumerate(tables):
+            for number, pair in enumerate(questions[image_]):
+                rows = [row for i, n, row in single if (i, n) == (image_, number)]
+                a, b = (classes[image_].tolist().index(c) for c in pair)
                 effect = (total[rows, a] - total[rows, b]).cpu()
                 if options.full:
-                    effect = integrated[image][number, rows]
-                first = effect.abs().argsort(descending=True, stable=True)[: options.deciding].tolist()
-                rows = [rows[f] for f in first] + [row for k, row in enumerate(rows) if k not in first]
-                ablations[image] += [Ablation(number, [row], logits[image, number, row].cpu()) for row in rows]
-                together.append((image, number, rows[: len(first)]))
+                    effect = integrated[image_][number, rows]
+                order = effect.abs().argsort(descending=True, stable=True).tolist()
+                ablations[image_] += [
+                    Ablation(number, [rows[n]], float(effect[n]), after[image_, number, rows[n]]) for n in order
+                ]
+                first = order[: options.deciding]
+                together.append((image_, number, [rows[n] for n in first]))
+                predicted.append(float(effect[first].sum()))
         for start in range(0, len(together), ROWS):
-            some_sets = together[start : start + ROWS]
-            for (i, number, rows), values in zip(some_sets, self._logits(self._all_without(some_sets, tables), head)):
-                ablations[i].append(Ablation(number, rows, values.cpu()))
+            sets = together[start : start + ROWS]
+            first_layer, parts = self._written_by(sets, tables)
+            image = torch.tensor([i for i, _, _ in sets], device=self.clip.device)
+            gone, path = self._without(first_layer, parts, image, [questions[i][n] for i, n, _ in sets], head, options)
+            values = path or predicted[start : start + ROWS]
+            for (i, number, rows), value, logits in zip(sets, values, gone):
+                ablations[i].append(Ablation(number, rows, value, logits))
         return integrated, ablations
 
-    def _all_without(
+    def _without(
+        self,
+        first: int,
+        parts: list[Tensor],
+        image: Tensor,
+        asked: list[tuple[int, int]],
+        head: Tensor,
+        options: StudyOptions,
+    ) -> tuple[list[Tensor], list[float]]:
+        """Logits `(C,)` of each row without what its features write; in full also what the path there predicts."""
+        stream = self.seen.streams[first][image]
+        gone = self._logits(embeddings_without(self.clip, first, parts, stream), head).cpu()
+        if not options.full:
+            return list(gone), []
+        wanted = torch.stack([head[:, a] - head[:, b] for a, b in asked])
+        return list(gone), path_effects(self.clip, first, parts, stream, wanted[None])[0].tolist()
+
+    def _written_by(
         self, sets: list[tuple[int, int, list[int]]], tables: list[tuple[Tensor, Tensor, Tensor]]
-    ) -> Tensor:
-        """Embeddings without what several features write, for each of the sets."""
+    ) -> tuple[int, list[Tensor]]:
+        """What each set of features writes together, from the first layer of any of them on."""
         first = min((int(tables[i][0][row]) for i, _, rows in sets for row in rows), default=0)
-        image = torch.tensor([i for i, _, _ in sets], device=self.clip.device)
         parts = [
             torch.zeros(len(sets), self.positions, self.clt.d_model, device=self.clip.device)
             for _ in range(first, self.clt.n_layers)
@@ -381,7 +402,7 @@ class _Batch:
                 z = self.dense[layer][i, :, which].T
                 for target, part in enumerate(written(self.clt, layer, which, z), layer):
                     parts[target - first][n] += part[0]
-        return embeddings_without(self.clip, first, parts, self.seen.streams[first][image])
+        return first, parts
 
 
 def _asked(logits: Tensor, own: list[int], n: int) -> Tensor:

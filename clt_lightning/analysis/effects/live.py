@@ -192,11 +192,31 @@ def integrated_effects(
     for start in range(0, len(features), ROWS):
         rows = slice(start, start + ROWS)
         parts = written(clt, layer, features[rows], codes[rows])
-        effect = directions.new_zeros(len(directions), len(parts[0]))
-        for step in range(midpoints):
-            missing = 1 - (step + 0.5) / midpoints
-            added = [-missing * part for part in parts]
-            gradient = output_gradients(clip, stream[rows], layer, directions[:, rows], added)[1]
-            effect += torch.einsum("tlrpd,lrpd->tr", gradient.float(), torch.stack(parts)).to(effect) / midpoints
-        total.append(effect)
+        total.append(path_effects(clip, layer, parts, stream[rows], directions[:, rows], midpoints))
     return torch.cat(total, 1)
+
+
+def path_effects(
+    clip: FrozenCLIP,
+    first: int,
+    parts: Sequence[Tensor],
+    stream: Tensor,
+    directions: Tensor,
+    midpoints: int = MIDPOINTS,
+) -> Tensor:
+    """`(targets, rows)`: what some writing adds to targets, by gradients along the path to the model without it.
+
+    Args:
+        clip: the backbone.
+        first: the first layer that is written to.
+        parts: `(rows, positions, d_model)` what is written, for each layer from `first` on.
+        stream: `(rows, positions, d_model)` the untouched stream at the entry of block `first`.
+        directions: `(targets, rows, embed_dim)`.
+        midpoints: how many gradients; 1 is the one half way.
+    """
+    effect = directions.new_zeros(len(directions), len(parts[0]))
+    for step in range(midpoints):
+        missing = 1 - (step + 0.5) / midpoints
+        gradient = output_gradients(clip, stream, first, directions, [-missing * part for part in parts])[1]
+        effect += torch.einsum("tlrpd,lrpd->tr", gradient.float(), torch.stack(list(parts))).to(effect) / midpoints
+    return effect
