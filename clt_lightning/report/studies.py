@@ -17,7 +17,7 @@ from clt_lightning.analysis.study import LayerCodes, Study, StudyOptions, study_
 from clt_lightning.clip.images import to_pixels
 from clt_lightning.core.errors import UserError
 from clt_lightning.report.numbers import to_list
-from clt_lightning.report.packing import pack_floats, pack_maps, pack_numbers, pack_whole
+from clt_lightning.report.packing import pack_column, pack_maps, pack_numbers
 
 #: Classes whose logits are split up on the page of an image that is not studied in full, the most likely ones
 COLUMNS = 64
@@ -89,8 +89,8 @@ def pack_study(study: Study, pixels: NDArray[np.uint8], grid: tuple[int, int], f
         "terms": _terms(study.terms, columns),
         "replaced_terms": _terms(study.replaced_terms, columns),
         "features": {
-            "layer": study.layer[rows].tolist(),
-            "feature": study.feature[rows].tolist(),
+            "layer": pack_column(study.layer[rows].numpy().astype(np.int16)),
+            "feature": pack_column(study.feature[rows].numpy()),
             "total": pack_numbers(study.total[rows].numpy()),
             "direct": None if study.direct is None else pack_numbers(study.direct[rows].numpy()),
             "integrated": [pack_numbers(values[rows].numpy()) for values in study.integrated],
@@ -111,7 +111,7 @@ def pack_study(study: Study, pixels: NDArray[np.uint8], grid: tuple[int, int], f
 
 def _terms(terms: Tensor | None, columns: Tensor) -> str | None:
     """`(rows, columns + 1)`, the mean of all classes last."""
-    return None if terms is None else pack_floats(torch.cat([terms[:, columns], terms.mean(1, True)], 1).numpy())
+    return None if terms is None else pack_column(torch.cat([terms[:, columns], terms.mean(1, True)], 1).numpy())
 
 
 def _layer(layer: int, codes: LayerCodes, shown: set[tuple[int, int]]) -> dict[str, Any]:
@@ -124,13 +124,12 @@ def _layer(layer: int, codes: LayerCodes, shown: set[tuple[int, int]]) -> dict[s
         maps[(strength < least) & ~wanted[:, None]] = 0
     rows = (maps != 0).any(1)
     maps, effects = maps[rows], codes.effects[:, rows]
-    peaks = to_list(maps.abs().amax(1).numpy() if len(maps) else np.zeros(0, np.float32), 6)
+    peaks = maps.abs().amax(1).numpy() if len(maps) else np.zeros(0, np.float32)
     there = maps != 0
     return {
-        "features": pack_whole(codes.features[rows].numpy()),
-        "peaks": peaks,
-        # shares of the peaks as they are written here
-        "maps": pack_maps(maps.numpy(), np.asarray(peaks, np.float64)),
+        "features": pack_column(codes.features[rows].numpy()),
+        "peaks": pack_column(peaks),
+        "maps": pack_maps(maps.numpy(), peaks),
         "effects": [pack_numbers(question[there].double().numpy()) for question in effects],
         "active": active.tolist(),
     }
