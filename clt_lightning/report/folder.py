@@ -28,14 +28,20 @@ SCRIPTS = (
     "charts/lines.js",
     "charts/bars.js",
     "charts/scatter.js",
+    "charts/waterfall.js",
     "thumbs.js",
     "maps.js",
+    "image/study.js",
+    "image/picture.js",
+    "image/terms.js",
+    "image/deciding.js",
+    "image/codes.js",
     "vtable.js",
     "catalogue.js",
 )
 #: ... and after them
 LAST = ("router.js", "start.js")
-STYLES = ("tokens.css", "layout.css", "parts.css", "charts.css")
+STYLES = ("tokens.css", "layout.css", "parts.css", "charts.css", "image.css")
 MARK = "clt-report.json"
 
 

@@ -84,6 +84,7 @@ def pack_study(study: Study, pixels: NDArray[np.uint8], grid: tuple[int, int], f
         "columns": None if len(columns) == len(study.logits) else columns.tolist(),
         "logits": to_list(study.logits[columns].numpy(), 8),
         "replaced": to_list(study.replaced[columns].numpy(), 8),
+        "means": to_list([float(logits.mean()) for logits in (study.logits, study.replaced)], 8),
         # a probability is exp(logit - this)
         "log_sums": to_list([float(logits.logsumexp(0)) for logits in (study.logits, study.replaced)], 8),
         "terms": _terms(study.terms, columns),

@@ -98,7 +98,7 @@ PAGE = Page(
     source="the model, at report time",
     needs="python -m clt_lightning report --run {run} --images 24",
     under="images",
-    addresses=("image/2",),
+    addresses=("image/2", "image/2?more=1&less=mean&by=layer", "image/7?more=3&model=replaced"),
     write=write,
     finish=finish,
 )
