@@ -40,7 +40,7 @@ class StudyOptions:
         full: ablate all that are shown, with integrated gradients beside, and split up the replaced model's logits too.
     """
 
-    classes: int = 8
+    classes: int = 5
     shown: int = 20
     deciding: int = 5
     full: bool = False

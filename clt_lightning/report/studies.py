@@ -74,7 +74,8 @@ def pack_study(study: Study, pixels: NDArray[np.uint8], grid: tuple[int, int], f
         return out | {"classes": None}
     columns = torch.arange(len(study.logits))
     if len(columns) > COLUMNS and not full:
-        columns = torch.cat([study.logits.topk(COLUMNS).indices, study.classes]).unique()
+        others = torch.cat([study.classes, study.replaced.argmax()[None]])
+        columns = torch.cat([study.logits.topk(COLUMNS).indices, others]).unique()
     rows = study.kept.nonzero()[:, 0]
     place = {int(row): n for n, row in enumerate(rows)}
     return out | {

@@ -149,6 +149,7 @@ def make_evaluation(layers: int, n: int, seed: int = 2) -> dict[str, Any]:
             arms.append(arm("true_x", first, last, tokens, 0.93 - 0.015 * share))
             arms.append(arm("mean_ablated", first, last, tokens, 0.93 - 0.8 * share))
             arms.append(arm("zero_ablated", first, last, tokens, 0.93 - 0.85 * share))
+            arms.append(arm("random", first, last, tokens, 0.93 - 0.7 * share) | {"n": n // 5})
     contributions = {}
     for tokens in ("all",):
         raw = np.triu(rng.normal(0.3, 0.4, (layers, layers))) + 2 * np.eye(layers)
@@ -160,6 +161,15 @@ def make_evaluation(layers: int, n: int, seed: int = 2) -> dict[str, Any]:
             "centred": (other / other.sum(0)).tolist(),
             "std_over_classes": np.triu(rng.uniform(0, 0.1, (layers, layers))).tolist(),
             "final_by_class": [None, *(uncentred[:, -1] + rng.normal(0, 0.02, (len(CLASSES) - 1, layers))).tolist()],
+        }
+        # no linear skip: its row is 0; the bias carries a tenth, and never varies
+        skip, bias = np.zeros((1, layers)), np.full((1, layers), 0.1)
+        whole = np.concatenate([0.9 * uncentred, skip, bias])
+        contributions[tokens] |= {
+            "whole_uncentred": whole.tolist(),
+            "whole_centred": np.concatenate([contributions[tokens]["centred"], skip, 0 * bias]).tolist(),
+            "whole_std_over_classes": np.concatenate([contributions[tokens]["std_over_classes"], skip, bias]).tolist(),
+            "whole_final_by_class": [None, *([whole[:, -1].tolist()] * (len(CLASSES) - 1))],
         }
     faithfulness = [
         _faithfulness(layers, "cls", "image", "zero", n),
@@ -229,6 +239,7 @@ def _faithfulness(layers: int, tokens: str, ranking: str, ablation: str, n: int)
         "baseline": {"top1": interval(0.9), "kl": 0.0},
         "original": {"top1": interval(0.92)},
         "draws": 20,
+        "rest": {"top1": interval(0.31), "kl": 1.4},
         "drop_top": curve(0.5),
         "drop_bottom": curve(3.0),
         "drop_random": curve(1.0),

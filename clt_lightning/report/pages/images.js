@@ -69,6 +69,7 @@
         const text = `${name(e.label)} ${name(e.seen)} ${sprites.keys[e.image]}`.toLowerCase();
         return inSet[state.show](e) && words.every((w) => text.includes(w));
       });
+      if (state.show === "full") found.sort((a, b) => list.full.indexOf(a.image) - list.full.indexOf(b.image));
       CLT.imageOrder = found.map((e) => e.image);
       box.replaceChildren(
         h(

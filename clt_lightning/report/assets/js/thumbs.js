@@ -33,7 +33,7 @@
     };
   };
   // where an image has its page; null where it has none
-  CLT.imageHref = (sprites, image) => (sprites.page[image] === "1" ? CLT.href("image", [image]) : null);
+  CLT.imageHref = (image) => (CLT.get("sprites")?.page[image] === "1" ? CLT.href("image", [image]) : null);
 
   // only what comes near the screen is read
   const near = new IntersectionObserver(
@@ -53,7 +53,7 @@
   // link: whether it leads to the image's page; not inside of other links
   CLT.thumb = (sprites, image, { map, peak, grid, mode = "squares", crop, alt, link = true } = {}) => {
     const canvas = h("canvas", { role: "img", "aria-label": alt || `image ${image}` });
-    const href = link ? CLT.imageHref(sprites, image) : null;
+    const href = link ? CLT.imageHref(image) : null;
     const box = h(href ? "a" : "span", { class: "thumb loading", href }, canvas);
     if (link && !href) box.title = "This image has no page of its own (option --pages of the report).";
     const at = place(sprites, image);
