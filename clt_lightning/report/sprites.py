@@ -52,6 +52,7 @@ class Sprites:
             labels: of all images; -1: none.
         """
         shown = [image for image in self.order if image in self._thumbnails]
+        named = frozenset(self.order)
         cells = np.full(len(keys), -1, dtype=np.int64)
         cells[shown] = np.arange(len(shown))
         per_sheet = COLUMNS * ROWS
@@ -69,8 +70,8 @@ class Sprites:
                 "columns": COLUMNS,
                 "rows": ROWS,
                 "cell": cells.tolist(),
-                # names only where a page can show the image
-                "keys": [key if cell >= 0 else "" for key, cell in zip(keys, cells)],
+                # names only of what a page shows
+                "keys": [key if image in named else "" for image, key in enumerate(keys)],
                 "labels": list(labels),
             },
         )

@@ -11,31 +11,18 @@ import pytest
 from clt_lightning.analysis.features import load_features
 from clt_lightning.analysis.results import load_evaluation
 from clt_lightning.report.packing import RESOLUTION
+from clt_lightning.report.pages import PAGES
 from tests.report.browser import LAPTOP, PHONE, Browser
 from tests.report.conftest import Made
 
-PAGES = [
-    ("", "summary"),
-    ("reconstruction", "reconstruction"),
-    ("cascade", "cascade"),
-    ("contributions", "contributions"),
-    ("faithfulness", "faithfulness"),
-    ("population", "population"),
-    ("features", "features"),
-    ("feature/1/3", "feature"),
-    ("feature/1/6", "feature"),
-    ("images", "images"),
-    ("image/2", "image"),
-    ("retrieval", "retrieval"),
-    ("query/1", "query"),
-]
+ADDRESSES = [(address, page.name) for page in PAGES for address in page.addresses]
 
 
 @pytest.mark.parametrize("screen", [LAPTOP, PHONE], ids=["laptop", "phone"])
 def test_every_page_opens_without_errors_and_fits_the_screen(made: Made, browser: Browser, screen: tuple) -> None:
     for dark in (False, True):
         browser.screen(*screen, dark=dark)
-        for route, page in PAGES:
+        for route, page in ADDRESSES:
             browser.open(made.built.index, route, page)
             assert browser.js("document.querySelectorAll('h1').length") == 1, route
             assert browser.js("document.documentElement.scrollWidth") <= screen[0], f"{route} is wider than the screen"

@@ -14,7 +14,7 @@ from clt_lightning.analysis.features import load_features
 from clt_lightning.analysis.results import load_evaluation
 from clt_lightning.analysis.retrieval import Retrieval
 from clt_lightning.clip.images import to_pixels
-from clt_lightning.report.features import CHUNK
+from clt_lightning.report.cards import CHUNK
 from clt_lightning.report.packing import RESOLUTION, unpack_maps
 from tests.report.conftest import Made
 
