@@ -15,6 +15,7 @@ from clt_lightning.report.folder import ReportFolder
 from clt_lightning.report.options import ReportOptions
 from clt_lightning.report.source import Source
 from clt_lightning.report.sprites import Sprites
+from clt_lightning.report.together import Together, alone
 
 if TYPE_CHECKING:
     from clt_lightning.report.pictures import Pictures
@@ -28,14 +29,23 @@ class Draft:
         source: the run.
         options: what the report holds.
         progress: say on standard error how far it is.
+        together: the runs beside it; None: it is alone.
 
     Attributes:
         files: addresses of the figures and tables that a page offers, by a name of its own; the scripts read them as
             `report.files`.
     """
 
-    def __init__(self, folder: ReportFolder, source: Source, options: ReportOptions, progress: bool = False) -> None:
+    def __init__(
+        self,
+        folder: ReportFolder,
+        source: Source,
+        options: ReportOptions,
+        progress: bool = False,
+        together: Together | None = None,
+    ) -> None:
         self.folder, self.source, self.options, self.progress = folder, source, options, progress
+        self.together = together or alone(source)
         self.files: dict[str, Any] = {}
         self._shown: set[int] = set()
         self._whole: dict[int, Tensor | None] = {}

@@ -54,14 +54,14 @@ class Notes:
     features: dict[str, dict[str, Any]]
 
     def check_range(self, layers: int, features: int) -> None:
-        """Whether the run has all features that are noted.
+        """Whether the run has all features that are noted; sizes of 0 are not known.
 
         Raises:
             UserError: it has not.
         """
         for key in self.features:
             layer, feature = map(int, key.split("/"))
-            if layer >= layers or feature >= features:
+            if layers and features and (layer >= layers or feature >= features):
                 raise UserError(
                     f"{self.path}: features.{key}: the run has layers 0..{layers - 1} of features 0..{features - 1}"
                 )

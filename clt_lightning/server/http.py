@@ -63,8 +63,6 @@ class Handler(BaseHTTPRequestHandler):
 
     server: LocalServer
     protocol_version = "HTTP/1.1"
-    server_version = f"clt_lightning/{__version__}"
-    sys_version = ""
     timeout = PATIENCE
 
     def do_GET(self) -> None:
@@ -199,6 +197,10 @@ class Handler(BaseHTTPRequestHandler):
         self.command = getattr(self, "command", None) or "GET"
         self.request_version = getattr(self, "request_version", None) or "HTTP/1.1"
         self._refuse(int(code), message or self.responses.get(code, ("refused", ""))[0])
+
+    def version_string(self) -> str:
+        """What the answers say who they are of."""
+        return f"clt_lightning/{__version__}"
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: the terminal is for what went wrong."""

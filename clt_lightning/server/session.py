@@ -25,6 +25,8 @@ from clt_lightning.analysis.tower import observe
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.progress import Progress
 from clt_lightning.data.image import FORMATS, TooManyPixelsError, open_image
+from clt_lightning.report.source import Source
+from clt_lightning.server.search import PhraseSearch
 from clt_lightning.server.turns import Turns
 from clt_lightning.transcoder import Codes
 
@@ -81,14 +83,17 @@ class Session:
     Args:
         run: the opened run.
         options: what is kept at hand.
+        source: what `test` found, for the search of features; None: there is none.
         progress: say how far it is while images are read.
 
     Raises:
         UserError: the data cannot be read, or have no class names.
     """
 
-    def __init__(self, run: Run, options: SessionOptions, progress: bool = False) -> None:
-        self.run, self.options, self.turns = run, options, Turns()
+    def __init__(
+        self, run: Run, options: SessionOptions, source: Source | None = None, progress: bool = False
+    ) -> None:
+        self.run, self.options, self.source, self.turns = run, options, source, Turns()
         if run.head is None:
             raise UserError(f"--run {run.folder}: its data have no class names, so there are no probabilities to show")
         self.head: Tensor = run.head
@@ -101,6 +106,7 @@ class Session:
         self._number = 0
         self._lock = threading.Lock()
         self._round = 0
+        self._search: PhraseSearch | None = None
 
     def _read(self, progress: bool) -> Iterator[Tensor]:
         if not self.options.images:
@@ -314,6 +320,37 @@ class Session:
             "mean": (change / max(done, 1)).tolist(),
             "top1": [hit / labelled for hit in hits] if labelled else None,
         }
+
+
+    # -- phrases -----------------------------------------------------------------------------------------------------
+    def search(self, phrase: str) -> dict[str, Any]:
+        """Stored images and features nearest to a phrase, see `PhraseSearch.find`.
+
+        Raises:
+            UserError: a phrase that cannot be read.
+        """
+        with self.turns.now():
+            if self._search is None:
+                self._search = self._make_search()
+            return self._search.find(phrase)
+
+    @torch.no_grad()
+    def _make_search(self) -> PhraseSearch:
+        run, source = self.run, self.source
+        parts = [torch.stack(self._pixels[i : i + _BATCH]) for i in range(0, len(self._pixels), _BATCH)]
+        seen = [observe(run.clip, self._normalised(part).to(run.clip.device)) for part in parts[:1]]
+        embeddings = [run.clip.encode_image(self._normalised(part)).cpu() for part in parts]
+        features = None if source is None else source.features
+        words = [] if features is None else list(features.info["words"])
+        return PhraseSearch(
+            run,
+            self.keys,
+            torch.cat(embeddings) if embeddings else torch.zeros(0, run.clip.embed_dim),
+            seen[0] if seen else None,
+            features,
+            None if source is None else source.retrieval,
+            [*self.classnames, *words],
+        )
 
 
 def _few(edits: Sequence[Edit]) -> Sequence[Edit]:
