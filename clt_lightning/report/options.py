@@ -16,8 +16,10 @@ class ReportOptions:
     Args:
         split: the split that was evaluated.
         features: cards a layer, the most frequent features first; None: every feature that ever fired.
-        images: images with a page of their own, evenly over the classes.
-        image_keys: further images with a page of their own, by key.
+        images: images studied in full, evenly over the classes.
+        image_keys: further images to study in full, by key.
+        mistakes: images that the model mistakes, the first of the split, to study in full as well.
+        pages: images with a page of their own, at most: those studied in full, then those that pages show, then others.
         queries: query images of the retrieval page, evenly over the classes.
         query_keys: further query images, by key.
         neighbours: images a layer that are shown beside a query.
@@ -31,6 +33,8 @@ class ReportOptions:
     features: int | None = None
     images: int = 24
     image_keys: tuple[str, ...] = ()
+    mistakes: int = 12
+    pages: int = 2000
     queries: int = 24
     query_keys: tuple[str, ...] = ()
     neighbours: int = 8
@@ -40,7 +44,7 @@ class ReportOptions:
     opening: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        least = {"features": 0, "images": 0, "queries": 0, "neighbours": 1, "thumbnail": 16}
+        least = {"features": 0, "images": 0, "mistakes": 0, "pages": 0, "queries": 0, "neighbours": 1, "thumbnail": 16}
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and value < low:

@@ -160,7 +160,7 @@ def check_effects(
         strength: `(L, F)` root of the summed squares of each feature's effects.
         features: how many features.
         pairs: at most so many pairs of a feature and an image; drawn at random where there are more.
-        integrated: at most so many with integrated gradients, which cost `2 x MIDPOINTS` times as much.
+        integrated: at most so many with integrated gradients, which cost `2 x NODES` times as much.
         draws: resamples behind the intervals.
         seed: of all draws.
 
@@ -199,7 +199,8 @@ def check_effects(
             where = torch.from_numpy(table["image"][index]).to(clip.device)
             which = torch.from_numpy(table["feature"][index]).to(clip.device)
             z = dense[where, :, which]
-            values = method(clip, clt, layer, which, z, seen.streams[layer][where], directions[:, where])
+            known = {"embeddings": seen.embeddings[where]} if method is ablation_effects else {}
+            values = method(clip, clt, layer, which, z, seen.streams[layer][where], directions[:, where], **known)
             out[:, index] = values.double().cpu().numpy()
     for t, target in enumerate(TARGETS):
         table |= {

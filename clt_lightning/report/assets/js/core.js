@@ -38,10 +38,10 @@
     return promise;
   };
 
-  // Cards come in chunks; a long visit must not gather all of them in memory.
+  // Cards and images come one by one; a long visit must not gather all of them in memory.
   const chunks = [];
   function forgetOldChunks(name) {
-    if (!name.startsWith("cards/")) return;
+    if (!/^(cards|images)\//.test(name)) return;
     chunks.push(name);
     while (chunks.length > CHUNKS_KEPT) store.delete(chunks.shift());
   }
@@ -84,5 +84,13 @@
   CLT.tokenName = (set) => ({ cls: "[CLS]", patch: "patches", all: "all tokens" })[set] || set;
   CLT.clamp = (v, low, high) => Math.min(high, Math.max(low, v));
 
-  CLT.bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  CLT.bytes = (text) => {
+    const letters = atob(text);
+    const out = new Uint8Array(letters.length);
+    for (let i = 0; i < letters.length; i++) out[i] = letters.charCodeAt(i);
+    return out;
+  };
+  // a column of numbers: a letter for its type, then base64 of little-endian values
+  const COLUMNS = { b: Int8Array, h: Int16Array, i: Int32Array, f: Float32Array };
+  CLT.column = (text) => new COLUMNS[text[0]](CLT.bytes(text.slice(1)).buffer);
 })();
