@@ -242,9 +242,7 @@ def _common(a: CrossLayerTranscoder, b: CrossLayerTranscoder, layer: int) -> lis
 
 def _of_layer(clt: CrossLayerTranscoder, layer: int, living: Tensor, targets: Sequence[int]) -> tuple[_Rows, _Rows]:
     rows = living.to(clt.b_dec.device)
-    return _Rows([clt.rows(layer, rows, target).float() for target in targets]), _Rows(
-        [clt.W_enc[layer][rows].float()]
-    )
+    return _Rows([clt.rows(layer, rows, target).float() for target in targets]), _Rows([clt.W_enc[layer][rows].float()])
 
 
 def _signed(clt: CrossLayerTranscoder) -> bool:
@@ -293,7 +291,9 @@ def _null(pair: _Pair, seed: int) -> dict[str, Any]:
     for name, mixed in (("untrained", False), ("mixed", True)):
         decoders, encoders = (side[1].random(m, generator, mixed) for side in (pair.decoders, pair.encoders))
         chance = _Pair((pair.decoders[0], decoders), (pair.encoders[0], encoders), pair.signed)
-        best = {kind: torch.cat([scores[kind].max(1).values.cpu() for _, scores in chance.blocks(rows)]) for kind in KINDS}
+        best = {
+            kind: torch.cat([scores[kind].max(1).values.cpu() for _, scores in chance.blocks(rows)]) for kind in KINDS
+        }
         out[name] = {kind: float(values.double().mean()) for kind, values in best.items()}
         limit = max(limit, float(best["both"].double().quantile(0.99)))
     return out | {"limit": limit}
@@ -306,7 +306,9 @@ def _one_to_one(pair: _Pair, n: int, m: int) -> dict[str, float]:
         free_a, free_b = torch.arange(n), torch.arange(m)
         while len(free_a) and len(free_b):
             part = _Pair(
-                (pair.decoders[0], pair.decoders[1].take(free_b)), (pair.encoders[0], pair.encoders[1].take(free_b)), pair.signed
+                (pair.decoders[0], pair.decoders[1].take(free_b)),
+                (pair.encoders[0], pair.encoders[1].take(free_b)),
+                pair.signed,
             )
             values, rows, columns = [], [], []
             for block, scores in part.blocks(free_a):

@@ -48,9 +48,7 @@ class SteeredImages:
         UserError: transcoder and backbone do not fit.
     """
 
-    def __init__(
-        self, clip: FrozenCLIP, clt: CrossLayerTranscoder, head: Tensor, images: Iterable[Tensor]
-    ) -> None:
+    def __init__(self, clip: FrozenCLIP, clt: CrossLayerTranscoder, head: Tensor, images: Iterable[Tensor]) -> None:
         self.clip, self.clt, self.head = clip, clt, head.to(clip.device)
         self._starts = [observe(clip, batch.to(clip.device)).streams[0] for batch in images if len(batch)]
         self._kept: tuple[int, dict[int, Tensor]] = (0, {})

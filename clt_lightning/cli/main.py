@@ -32,7 +32,10 @@ COMMANDS = {
     ),
     "plan": ("clt_lightning.cli.plan", "what a config costs a step on paper, and how to divide it over GPUs"),
     "report": ("clt_lightning.cli.report", "write pages and figures of an evaluated run, to open in a browser"),
-    "serve": ("clt_lightning.cli.serve", "a run's pages with the model behind them: own images, moved features, phrases"),
+    "serve": (
+        "clt_lightning.cli.serve",
+        "a run's pages with the model behind them: own images, moved features, phrases",
+    ),
     "steer": ("clt_lightning.cli.steer", "set, scale or move features, and see which classes the model names then"),
 }
 

@@ -1,4 +1,4 @@
-"""Two or more runs side by side: their numbers, what their configs differ in, and which of their features are the same."""
+"""Two or more runs side by side: their numbers, what their configs differ in, which of their features are the same."""
 
 from __future__ import annotations
 
@@ -50,9 +50,7 @@ class Matched:
 
 def match_runs(sources: Sequence[Source], progress: bool = False) -> list[Matched]:
     """Matches the features of every two runs."""
-    return [
-        _match(a, b, sources[a], sources[b], progress) for a, b in combinations(range(len(sources)), 2)
-    ]
+    return [_match(a, b, sources[a], sources[b], progress) for a, b in combinations(range(len(sources)), 2)]
 
 
 def _match(a: int, b: int, first: Source, second: Source, progress: bool) -> Matched:
@@ -143,7 +141,7 @@ def _numbers(source: Source) -> dict[str, Any]:
 
 def _mean(tables: dict[str, Any], name: str) -> float | None:
     sets = tables.get(name) or {}
-    chosen = sets.get("all") or next(iter(sets.values()), {})
+    chosen: dict[str, Any] = sets.get("all") or next(iter(sets.values()), {})
     value: float | None = chosen.get("mean")
     return value
 
@@ -162,7 +160,9 @@ def _whole(evaluation: dict[str, Any], task: str, metric: str) -> dict[str, Any]
     found = {"original": next((arm.get(metric) for arm in arms if arm["kind"] == "original"), None)}
     for kind in ("replaced", "mean_ablated"):
         place = (kind, 0, last, "all")
-        arm = next((arm for arm in arms if (arm["kind"], arm["first"], arm["last"], arm["tokens"]) == place), {})
+        arm: dict[str, Any] = next(
+            (arm for arm in arms if (arm["kind"], arm["first"], arm["last"], arm["tokens"]) == place), {}
+        )
         found[kind] = arm.get(metric)
         if kind == "replaced":
             found["drop"], found["kl"] = arm.get("drop"), arm.get("kl")

@@ -35,7 +35,7 @@ class RunId:
         return {"title": self.title, "started": self.started, "step": self.step}
 
     def same(self, other: dict[str, Any]) -> bool:
-        """Whether notes of `other` are about these weights; folders are moved and renamed, so the title does not count."""
+        """Whether notes of `other` are about these weights; folders are renamed, so the title does not count."""
         return (other.get("started"), other.get("step")) == (self.started, self.step)
 
 
@@ -150,6 +150,6 @@ def check_about(notes: Sequence[Notes], runs: Sequence[RunId]) -> None:
             about = f"{part.run.get('title') or 'another run'}, step {part.run['step']}, begun {part.run['started']}"
             there = "; ".join(f"{run.title}, step {run.step}, begun {run.started}" for run in runs)
             raise UserError(
-                f"--notes {part.path}: run: these notes are about {about}; here is {there}. The features of other weights "
+                f"--notes {part.path}: run: these notes are about {about}; here is {there}. Features of other weights "
                 "are others. If you know better, set run to null in the file"
             )

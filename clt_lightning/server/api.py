@@ -19,7 +19,7 @@ def connect(server: LocalServer, session: Session) -> None:
         "thumbnails": (lambda call: {"pictures": session.thumbnails(_numbers(call.json(), "images"))}, MOST_QUESTION),
         "drop": (lambda call: session.drop(_name(call), call.body), MOST_UPLOAD),
         "pick": (lambda call: session.pick(_text(call.json(), "key")), MOST_QUESTION),
-        "page": (lambda call: _page(session, call.json()), MOST_QUESTION),
+        "page": (lambda call: session.page(_text(call.json(), "image")), MOST_QUESTION),
         "codes": (lambda call: _codes(session, call.json()), MOST_QUESTION),
         "steer": (lambda call: _steer(session, call.json()), MOST_QUESTION),
         "flips": (lambda call: _flips(session, call.json()), MOST_QUESTION),
@@ -53,11 +53,6 @@ def _numbers(content: dict[str, Any], key: str) -> list[int]:
     return [_number(value, key) for value in values]
 
 
-def _page(session: Session, content: dict[str, Any]) -> dict[str, Any]:
-    chosen = content.get("class")
-    return session.page(_text(content, "image"), None if chosen is None else _number(chosen, "class"))
-
-
 def _codes(session: Session, content: dict[str, Any]) -> dict[str, Any]:
     pairs = content.get("features")
     if not isinstance(pairs, list) or len(pairs) > 64:
@@ -84,7 +79,9 @@ def _edits(content: dict[str, Any]) -> list[Edit]:
         kind: Kind = entry.get("kind")  # type: ignore[assignment]
         if kind not in ("set", "scale", "add"):
             raise UserError("kind: expected set, scale or add")
-        edits.append(Edit(_number(entry.get("layer"), "layer"), _number(entry.get("feature"), "feature"), kind, float(value)))
+        edits.append(
+            Edit(_number(entry.get("layer"), "layer"), _number(entry.get("feature"), "feature"), kind, float(value))
+        )
     return edits
 
 

@@ -1,4 +1,4 @@
-"""Who may ask a local server, and for which files: other sites' scripts, other names for this machine, other folders."""
+"""Who may ask a local server, and for which files: no other site's scripts, no other name, no other folder."""
 
 from __future__ import annotations
 

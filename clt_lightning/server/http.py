@@ -11,6 +11,7 @@ import socketserver
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -187,10 +188,8 @@ class Handler(BaseHTTPRequestHandler):
     def _refuse(self, status: int, reason: str) -> None:
         # what was not read of the request must not be taken for the next one
         self.close_connection = True
-        try:
+        with suppress(OSError):
             self._json(status, {"error": reason})
-        except OSError:
-            pass
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What http.server itself refuses: broken request lines, headers without end, other methods."""
@@ -262,7 +261,8 @@ class LocalServer(socketserver.ThreadingTCPServer):
         scripts = " ".join(["'self'", *(f"'sha256-{digest}'" for digest in digests)])
         policy = (
             f"default-src 'none'; script-src {scripts}; style-src 'self' 'unsafe-inline'; "
-            "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+            "img-src 'self' data: blob:; connect-src 'self'; "
+            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         )
         return text.encode("utf-8"), policy
 

@@ -99,9 +99,9 @@ class PhraseSearch:
 
         Returns:
             `images`: `[image, cosine]`; `responds`: `[layer, feature, cosine, images]`, by the mean of the images on
-            which a feature is active, weighted by its code; `writes`: `[layer, feature, logit]`, by what its mean code at
-            [CLS] adds to the logit of the phrase, minus that of all texts, through the read-out; None where that is not
-            known.
+            which a feature is active, weighted by its code; `writes`: `[layer, feature, logit]`, by what its mean code
+            at [CLS] adds to the logit of the phrase, minus that of all texts, through the read-out; None where that is
+            not known.
 
         Raises:
             UserError: no text, too much of it, or words that the text tower does not know.
@@ -114,7 +114,8 @@ class PhraseSearch:
         unknown = unknown_words([phrase], self.run.clip.tokenizer)
         if unknown:
             raise UserError(
-                f"the text tower of this CLIP does not know {', '.join(dict.fromkeys(unknown))}: its vocabulary is small"
+                f"the text tower of this CLIP does not know {', '.join(dict.fromkeys(unknown))}: its vocabulary is "
+                "small"
             )
         found = embed_words(self.run.clip, [phrase])
         assert found is not None
@@ -138,9 +139,7 @@ class PhraseSearch:
             cosines = (sums / part.norms.clamp(min=1e-30)).where(part.counts >= _LEAST, -torch.inf)
             best = cosines.topk(min(_FEATURES, len(cosines)))
             rows += [
-                [layer, f, v, int(part.counts[f])]
-                for f, v in zip(best.indices.tolist(), best.values.tolist())
-                if v > 0
+                [layer, f, v, int(part.counts[f])] for f, v in zip(best.indices.tolist(), best.values.tolist()) if v > 0
             ]
         return sorted(rows, key=lambda row: -row[2])[:_FEATURES]
 

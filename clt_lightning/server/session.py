@@ -17,7 +17,6 @@ from torch import Tensor
 
 from clt_lightning.analysis.effects import image_directions, total_effects
 from clt_lightning.analysis.effects.live import per_image
-from clt_lightning.analysis.image import explain_image
 from clt_lightning.analysis.run import Run
 from clt_lightning.analysis.sliders import SteeredImages
 from clt_lightning.analysis.steering import Edit
@@ -26,6 +25,7 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.core.progress import Progress
 from clt_lightning.data.image import FORMATS, TooManyPixelsError, open_image
 from clt_lightning.report.source import Source
+from clt_lightning.report.studies import image_page_data
 from clt_lightning.server.search import PhraseSearch
 from clt_lightning.server.turns import Turns
 from clt_lightning.transcoder import Codes
@@ -90,9 +90,7 @@ class Session:
         UserError: the data cannot be read, or have no class names.
     """
 
-    def __init__(
-        self, run: Run, options: SessionOptions, source: Source | None = None, progress: bool = False
-    ) -> None:
+    def __init__(self, run: Run, options: SessionOptions, source: Source | None = None, progress: bool = False) -> None:
         self.run, self.options, self.source, self.turns = run, options, source, Turns()
         if run.head is None:
             raise UserError(f"--run {run.folder}: its data have no class names, so there are no probabilities to show")
@@ -168,7 +166,9 @@ class Session:
         except TooManyPixelsError as error:
             raise UserError(f"{name}: {str(error).partition(' (data.')[0]}") from error
         except Exception as error:
-            raise UserError(f"{name} is no image that can be read: {error} (these can: {', '.join(FORMATS)})") from error
+            raise UserError(
+                f"{name} is no image that can be read: {error} (these can: {', '.join(FORMATS)})"
+            ) from error
         image = self.run.clip.preprocess(picture)
         assert isinstance(image, Tensor)
         return self._open(name, -1, image)
@@ -227,24 +227,15 @@ class Session:
             self._opened.move_to_end(number)
             return self._opened[number]
 
-    def page(self, number: str, class_index: int | None = None) -> dict[str, Any]:
+    def page(self, number: str) -> dict[str, Any]:
         """An opened image's page: the data of the report's page of an image.
 
-        Args:
-            number: of the image.
-            class_index: the class to take apart; None takes the most probable one.
-
         Raises:
-            UserError: no such image or class.
+            UserError: no such image.
         """
         opened = self._get(number)
         with self.turns.now():
-            found = explain_image(
-                self.run.clip, self.run.transcoder, opened.image, self.head, self.classnames, class_index
-            )
-        label = opened.label if opened.label >= 0 else None
-        title = self.classnames[opened.label] if opened.label >= 0 else opened.name
-        return {**found.to_json(opened.name, label), "picture": _address(self.run.pixels(opened.image)), "title": title}
+            return image_page_data(self.run, opened.image, opened.name, opened.label)
 
     def codes(self, number: str, features: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
         """Some features' codes on an opened image: `max`, and `map (P,)`, [CLS] first.
@@ -283,7 +274,8 @@ class Session:
 
         Yields:
             `done` and `images`; the `flips` since the last time: stored image, most probable class and its
-            probability before and after; at the end `mean` `(classes,)` change of probability and `top1` before and after.
+            probability before and after; at the end `mean` `(classes,)` change of probability, and `top1` before and
+            after.
 
         Raises:
             UserError: as `steer`.
@@ -320,7 +312,6 @@ class Session:
             "mean": (change / max(done, 1)).tolist(),
             "top1": [hit / labelled for hit in hits] if labelled else None,
         }
-
 
     # -- phrases -----------------------------------------------------------------------------------------------------
     def search(self, phrase: str) -> dict[str, Any]:
@@ -367,5 +358,3 @@ def _address(pixels: Tensor, side: int | None = None) -> str:
     stream = io.BytesIO()
     picture.save(stream, "WEBP", quality=90)
     return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
-
-

@@ -466,8 +466,9 @@
     shown();
     picks().catch(problem);
     if (query.key && (!opened || opened.key !== query.key)) pick(query.key);
-    else if (opened || edits.length) move();
+    else if (opened) move();
     else if (about.stored.length) pick(about.stored[0][0]);
+    else if (edits.length) move();
     return [
       h("h1", {}, "Try it"),
       h(
