@@ -70,7 +70,7 @@ class CascadeOptions:
             and beside the windows skip_alone and features_alone, which a transcoder without a linear skip leaves out.
         control_token_sets: at which tokens the windows' controls are run on all images.
         control_share: the share of the images (by key) on which the other controls are run: those of single layers, and
-            of windows at other tokens. All images where there are several labels or captions an image.
+            of windows at other tokens. Only their zero-shot classification is measured.
     """
 
     firsts: list[int] | None = None
@@ -79,7 +79,7 @@ class CascadeOptions:
     single_token_sets: list[str] = field(default_factory=lambda: ["all"])
     controls: list[str] = field(default_factory=lambda: list(CONTROLS))
     control_token_sets: list[str] = field(default_factory=lambda: ["all"])
-    control_share: float = 0.25
+    control_share: float = 0.2
 
     def __post_init__(self) -> None:
         check_fields(self, "cascade")

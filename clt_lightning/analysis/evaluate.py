@@ -268,11 +268,9 @@ class Evaluator:
         if self.head is None and not keep_embeddings:
             return {}
         everyone = torch.ones(len(keys), dtype=torch.bool, device=seen.embeddings.device)
-        # recall and average precision depend on which images there are: those are measured on all
-        share = 1.0 if keep_cosines or keep_embeddings else self.options.cascade.control_share
-        some = sampled(keys, share).to(everyone.device)
+        some = sampled(keys, self.options.cascade.control_share).to(everyone.device)
         part = seen, codes, y_hat
-        if share < 1 and any(arm.sampled for arm in self.arms):
+        if any(arm.sampled for arm in self.arms):
             tokens = some.repeat_interleave(self.clip.n_positions)
             part = seen.select(some), codes.select_tokens(tokens), y_hat[:, tokens]
         original = None if self.head is None else self._cosines(seen.embeddings)
@@ -283,14 +281,15 @@ class Evaluator:
             embeddings = seen.embeddings[:0]
             if bool(here.any()):
                 embeddings = self._runner.embeddings(arm, *(part if arm.sampled else (seen, codes, y_hat)))
-            if keep_embeddings:
+            # recall and average precision depend on which images there are: of arms that are run on all
+            if keep_embeddings and not arm.sampled:
                 row["embeddings"] = embeddings.float()
             if original is not None:
                 cosines = self._cosines(embeddings)
                 row["rank"] = _placed(ranks_of(cosines, labels[here]), here, NOT_RUN)
                 row["kl"] = _placed(divergences(original[here], cosines, self.clip.logit_scale), here, float("nan"))
                 row["predicted"] = _placed(cosines.argmax(1), here, NOT_RUN)
-                if keep_cosines:
+                if keep_cosines and not arm.sampled:
                     row["cosines"] = cosines
             for name, value in row.items():
                 found.setdefault(name, []).append(value)

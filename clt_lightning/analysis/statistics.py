@@ -34,6 +34,11 @@ class Measured:
     columns: dict[str, np.ndarray] = field(repr=False)
     captions: tuple[np.ndarray, dict[str, np.ndarray]] = field(repr=False)
 
+    @property
+    def whole_arms(self) -> list[Arm]:
+        """The arms that were run on all images, whose embeddings and cosines were kept."""
+        return [arm for arm in self.arms if not arm.sampled]
+
     def column(self, name: str) -> np.ndarray:
         """`(arms, n)`; empty where it was not measured."""
         found = self.columns.get(name)
@@ -93,7 +98,7 @@ def multilabel(measured: Measured, draws: int, seed: int) -> list[several.Multil
     cosines, present = measured.columns["cosines"], measured.columns["multi_hot"]
     return [
         several.multilabel_result(arm, cosines[:, index], present, draws, seed)
-        for index, arm in enumerate(measured.arms)
+        for index, arm in enumerate(measured.whole_arms)
     ]
 
 
@@ -108,7 +113,7 @@ def retrieval(measured: Measured, draws: int, seed: int) -> list[RetrievalResult
     embeddings = measured.columns["embeddings"][rows]
     return [
         retrieval_result(arm, embeddings[:, index], columns["embeddings"], owner, draws, seed)
-        for index, arm in enumerate(measured.arms)
+        for index, arm in enumerate(measured.whole_arms)
     ]
 
 

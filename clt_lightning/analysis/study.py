@@ -36,11 +36,11 @@ class StudyOptions:
     Attributes:
         classes: classes whose feature effects are computed, most likely first; the image's own is among them.
         shown: features of either sign that the ranking of any two of these classes is complete to.
-        deciding: features that are really ablated, one at a time and together: those with the largest effect.
+        deciding: features that are really ablated, one at a time and together: those that speak most for the answer.
         full: ablate all that are shown, with integrated gradients beside, and split up the replaced model's logits too.
     """
 
-    classes: int = 8
+    classes: int = 5
     shown: int = 20
     deciding: int = 5
     full: bool = False
@@ -329,7 +329,7 @@ class _Batch:
                         [effect.topk(min(options.shown, len(effect)), largest=x).indices for x in (True, False)]
                     )
                 else:
-                    shown = effect.abs().topk(min(options.deciding, len(effect))).indices
+                    shown = effect.topk(min(options.deciding, len(effect))).indices
                 single += [(image, number, row) for row in sorted(set(shown.tolist()))]
         after: dict[tuple[int, int, int], Tensor] = {}
         for layer in range(self.clt.n_layers):
@@ -353,7 +353,7 @@ class _Batch:
                 effect = (total[rows, a] - total[rows, b]).cpu()
                 if options.full:
                     effect = integrated[image_][number, rows]
-                order = effect.abs().argsort(descending=True, stable=True).tolist()
+                order = effect.argsort(descending=True, stable=True).tolist()
                 ablations[image_] += [
                     Ablation(number, [rows[n]], float(effect[n]), after[image_, number, rows[n]]) for n in order
                 ]

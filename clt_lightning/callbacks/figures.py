@@ -135,7 +135,7 @@ class Figures(pl.Callback):
             add_picture(logger, "figures/reconstruction", figure, step)
         for tokens in self.token_sets:
             for kind in ("uncentred", "centred"):
-                values = getattr(scores[tokens], kind).numpy()
+                values = getattr(scores[tokens], f"whole_{kind}").numpy()
                 figure = contribution_map(values, f"contributions, {kind}, {tokens}")
                 add_picture(logger, f"figures/contributions/{tokens}/{kind}", figure, step)
         for grid in self._grids:

@@ -24,13 +24,21 @@ SCRIPTS = (
     "theme.js",
     "colors.js",
     "figure.js",
+    "intervals.js",
     "charts/heatmap.js",
     "charts/axes.js",
     "charts/lines.js",
+    "charts/log.js",
     "charts/bars.js",
     "charts/scatter.js",
+    "charts/waterfall.js",
     "thumbs.js",
     "maps.js",
+    "image/study.js",
+    "image/picture.js",
+    "image/terms.js",
+    "image/deciding.js",
+    "image/codes.js",
     "vtable.js",
     "catalogue.js",
     "notes.js",
@@ -39,7 +47,7 @@ SCRIPTS = (
 )
 #: ... and after them
 LAST = ("router.js", "start.js")
-STYLES = ("tokens.css", "layout.css", "parts.css", "charts.css", "more.css")
+STYLES = ("tokens.css", "layout.css", "parts.css", "charts.css", "image.css", "more.css")
 MARK = "clt-report.json"
 
 

@@ -74,7 +74,8 @@ def pack_study(study: Study, pixels: NDArray[np.uint8], grid: tuple[int, int], f
         return out | {"classes": None}
     columns = torch.arange(len(study.logits))
     if len(columns) > COLUMNS and not full:
-        columns = torch.cat([study.logits.topk(COLUMNS).indices, study.classes]).unique()
+        others = torch.cat([study.classes, study.replaced.argmax()[None]])
+        columns = torch.cat([study.logits.topk(COLUMNS).indices, others]).unique()
     rows = study.kept.nonzero()[:, 0]
     place = {int(row): n for n, row in enumerate(rows)}
     return out | {
@@ -84,6 +85,7 @@ def pack_study(study: Study, pixels: NDArray[np.uint8], grid: tuple[int, int], f
         "columns": None if len(columns) == len(study.logits) else columns.tolist(),
         "logits": to_list(study.logits[columns].numpy(), 8),
         "replaced": to_list(study.replaced[columns].numpy(), 8),
+        "means": to_list([float(logits.mean()) for logits in (study.logits, study.replaced)], 8),
         # a probability is exp(logit - this)
         "log_sums": to_list([float(logits.logsumexp(0)) for logits in (study.logits, study.replaced)], 8),
         "terms": _terms(study.terms, columns),

@@ -14,8 +14,8 @@ from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 #: Rows (images, or features on images) that run through the tower at once
 ROWS = 64
-#: Gradients on the path from the code to 0, at the nodes of Gauss and Legendre: n of them are exact where the target is a
-#: polynomial of degree 2 n along it
+#: Gradients on the path from the code to 0, at the nodes of Gauss and Legendre: n of them are exact where the target
+#: is a polynomial of degree 2 n along it
 NODES = 2
 
 

@@ -21,7 +21,8 @@
         key: "image",
         name: "",
         width: "44px",
-        cell: (i) => (c.image[i] >= 0 ? CLT.thumb(sprites, c.image[i], { mode: "image", alt: "strongest image" }) : ""),
+        cell: (i) =>
+          c.image[i] >= 0 ? CLT.thumb(sprites, c.image[i], { mode: "image", alt: "strongest image", link: false }) : "",
       },
       {
         key: "id",

@@ -21,7 +21,7 @@ class _Pages:
     """Studies images as they come and writes `data/images/<number>.js`; remembers what the list of them tells."""
 
     def __init__(self, draft: Draft, full: list[int]) -> None:
-        self.draft, self.full = draft, frozenset(full)
+        self.draft, self.full = draft, full
         self.known: dict[int, dict[str, Any]] = {}
         self._waiting: dict[bool, list[tuple[int, Tensor]]] = {False: [], True: []}
 
@@ -81,7 +81,7 @@ def finish(draft: Draft, pictures: Pictures) -> None:
         "images",
         {
             "image": [entry["image"] for entry in known],
-            "full": [entry["image"] for entry in known if entry["full"]],
+            "full": [number for number in pages.full if number in pages.known],
             "predicted": [entry["predicted"] for entry in known] if known and "predicted" in known[0] else None,
             "replaced": [entry["replaced"] for entry in known] if known and "replaced" in known[0] else None,
             "without": missing,
@@ -98,7 +98,7 @@ PAGE = Page(
     source="the model, at report time",
     needs="python -m clt_lightning report --run {run} --images 24",
     under="images",
-    addresses=("image/2",),
+    addresses=("image/2", "image/2?more=1&less=mean&by=layer", "image/7?more=3&model=replaced"),
     write=write,
     finish=finish,
 )

@@ -13,6 +13,11 @@
       const opened = await CLT.live.ask("pick", { key: query.key });
       data = await CLT.live.ask("page", { image: opened.image });
     }
-    return [h("p", {}, h("a", { href: CLT.href("live") }, "← back to trying")), await CLT.imagePage(data)];
+    const key = query.key || "";
+    return CLT.imagePage(data, {
+      query,
+      bar: h("a", { href: CLT.href("live", [], key ? { key } : {}) }, "← back to trying"),
+      remember: (state) => CLT.remember("own", [image], { key, ...state }),
+    });
   };
 })();

@@ -93,4 +93,7 @@
   // a column of numbers: a letter for its type, then base64 of little-endian values
   const COLUMNS = { b: Int8Array, h: Int16Array, i: Int32Array, f: Float32Array };
   CLT.column = (text) => new COLUMNS[text[0]](CLT.bytes(text.slice(1)).buffer);
+
+  // a whole number from an address, below a limit; null for anything else
+  CLT.whole = (text, limit = Infinity) => (/^\d+$/.test(text ?? "") && Number(text) < limit ? Number(text) : null);
 })();

@@ -32,6 +32,9 @@
       y: Math.floor(inside / sprites.columns) * sprites.size,
     };
   };
+  // where an image has its page; null where it has none
+  CLT.imageHref = (image) => (CLT.get("sprites")?.page[image] === "1" ? CLT.href("image", [image]) : null);
+
   // only what comes near the screen is read
   const near = new IntersectionObserver(
     (entries) => {
@@ -47,9 +50,12 @@
   // map: codes of all positions ([CLS] first), peak: what the top of the colour scale stands for
   // mode: squares (colour over the active patches), reveal (the other patches darkened), image (nothing drawn)
   // crop: a patch index: only its surroundings are shown
-  CLT.thumb = (sprites, image, { map, peak, grid, mode = "squares", crop, alt } = {}) => {
+  // link: whether it leads to the image's page; not inside of other links
+  CLT.thumb = (sprites, image, { map, peak, grid, mode = "squares", crop, alt, link = true } = {}) => {
     const canvas = h("canvas", { role: "img", "aria-label": alt || `image ${image}` });
-    const box = h("span", { class: "thumb loading" }, canvas);
+    const href = link ? CLT.imageHref(image) : null;
+    const box = h(href ? "a" : "span", { class: "thumb loading", href }, canvas);
+    if (link && !href) box.title = "This image has no page of its own (option --pages of the report).";
     const at = place(sprites, image);
     box.paint = async () => {
       if (!at) {
