@@ -104,7 +104,7 @@ def steered(
         UserError: no edits, a layer or feature that does not exist, a value that is not finite, unknown words, a
             backbone of other layers or width, or topology `sae`, whose codes are read from what they would change.
     """
-    _check(clip, clt, edits, tokens, base)
+    check_edits(clip, clt, edits, tokens, base)
     if clt.skip:
         doubt(SKIP_DOUBT)
     by_layer: dict[int, list[Edit]] = {}
@@ -155,7 +155,8 @@ def steered(
             yield
 
 
-def _check(clip: FrozenCLIP, clt: CrossLayerTranscoder, edits: Sequence[Edit], tokens: str, base: str) -> None:
+def check_edits(clip: FrozenCLIP, clt: CrossLayerTranscoder, edits: Sequence[Edit], tokens: str, base: str) -> None:
+    """Whether `steered` can do this; raises what it raises."""
     check_fit(clip, clt)
     if clt.topology == "sae":
         raise UserError("a transcoder of topology 'sae' cannot steer: its codes are read from the output they change")
@@ -270,7 +271,7 @@ def steer(
     Raises:
         UserError: no images, a head of another number of classes, and what `steered` raises.
     """
-    _check(clip, clt, edits, tokens, base)
+    check_edits(clip, clt, edits, tokens, base)
     if head.shape[1] != len(classnames):
         raise UserError(f"the head has {head.shape[1]} columns for {len(classnames)} class names")
     head = head.to(clip.device)
