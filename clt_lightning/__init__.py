@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from clt_lightning import analysis, callbacks, data, metrics
     from clt_lightning.analysis import Edit, evaluate, explain_image, open_run, steer
+    from clt_lightning.analysis.circuits import Graph, NodeSet, attribute, intervene
     from clt_lightning.analysis.target import Target
     from clt_lightning.clip import FrozenCLIP
     from clt_lightning.core.errors import UserError
@@ -45,6 +46,10 @@ _HOME = {
     "TokensConfig": "settings",
     "TranscoderConfig": "settings",
     "Edit": "analysis",
+    "Graph": "analysis.circuits",
+    "NodeSet": "analysis.circuits",
+    "attribute": "analysis.circuits",
+    "intervene": "analysis.circuits",
     "Target": "analysis.target",
     "evaluate": "analysis",
     "explain_image": "analysis",
@@ -63,8 +68,10 @@ __all__ = [
     "CrossLayerTranscoder",
     "Edit",
     "FrozenCLIP",
+    "Graph",
     "JumpReLU",
     "LossConfig",
+    "NodeSet",
     "ParallelConfig",
     "ReLU",
     "ReviveConfig",
@@ -75,10 +82,12 @@ __all__ = [
     "TranscoderConfig",
     "UserError",
     "analysis",
+    "attribute",
     "callbacks",
     "data",
     "evaluate",
     "explain_image",
+    "intervene",
     "metrics",
     "open_run",
     "replaced",

@@ -31,7 +31,8 @@ def parsed(capsys: pytest.CaptureFixture[str], *paths: Path) -> dict[str, Any]:
         main(["fit", *options, "--print_config"])
     captured = capsys.readouterr()
     assert stopped.value.code == 0, captured.err
-    return yaml.safe_load(captured.out)
+    result: dict[str, Any] = yaml.safe_load(captured.out)
+    return result
 
 
 def test_the_promised_configs_are_there() -> None:

@@ -98,7 +98,8 @@ class LogitReader:
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """What vectors `(..., d_model)` in the residual add to the logit, `(...)` float64 on the CPU."""
-        return (vectors.double() @ self.direction).cpu()
+        result: Tensor = (vectors.double() @ self.direction).cpu()
+        return result
 
 
 @torch.no_grad()

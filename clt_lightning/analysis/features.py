@@ -323,7 +323,8 @@ def _merged(layer: LayerCollector, rank: int, world: int) -> LayerCollector:
         return layer
     for other in gathered[1:]:
         gathered[0].merge(other)
-    return gathered[0]
+    result: LayerCollector = gathered[0]
+    return result
 
 
 def _ranked(name: str, best: Any, score: Tensor | None, place: np.ndarray) -> dict[str, np.ndarray]:

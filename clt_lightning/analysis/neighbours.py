@@ -92,7 +92,8 @@ def find_neighbours(
 def concatenated_decoders(clt: CrossLayerTranscoder, layer: int) -> Tensor:
     """`(F, targets * d_model)`: each feature's rows into all layers that it writes to, in the backbone's units."""
     scales = clt.y_scale[layer : layer + clt.n_targets(layer)]
-    return (clt.W_dec[layer] * scales[None, :, None]).flatten(1)
+    result: Tensor = (clt.W_dec[layer] * scales[None, :, None]).flatten(1)
+    return result
 
 
 def read_directions(clip: FrozenCLIP, clt: CrossLayerTranscoder, layer: int) -> Tensor:
@@ -103,7 +104,8 @@ def read_directions(clip: FrozenCLIP, clt: CrossLayerTranscoder, layer: int) -> 
     block = clip.blocks[layer]
     weight: Tensor = block.ln_2.weight  # type: ignore[union-attr, assignment]
     rows = clt.W_enc[layer] * clt.x_scale[layer] * weight.to(clt.W_enc[layer])
-    return rows - rows.mean(1, keepdim=True)
+    result: Tensor = rows - rows.mean(1, keepdim=True)
+    return result
 
 
 def _nearest(unit: Tensor, alive: Tensor, n: int) -> tuple[Tensor, Tensor]:

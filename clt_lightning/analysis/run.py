@@ -159,4 +159,5 @@ def _datamodule(
         raise UserError(f"{file.where(('data', 'init_args'))}: data: {error}") from error
     if root is None and isinstance(made, WebImages):
         made.require_root()
-    return made
+    result: WebImages = made
+    return result

@@ -57,7 +57,8 @@ class LogitShares:
         directions = read_out(clip, texts.flatten(0, 1).T).view(len(TARGETS), n, -1) * scale[:, None]
 
         def at_cls(tokens: Tensor) -> Tensor:
-            return tokens.unflatten(1, (n, -1))[:, :, 0].double()
+            result: Tensor = tokens.unflatten(1, (n, -1))[:, :, 0].double()
+            return result
 
         x = torch.stack([at_cls(seen.x[layer][None])[0] for layer in range(clt.n_layers)])
         skip = torch.stack([clt.skip_term(x[layer], layer).double() for layer in range(clt.n_layers)]).sum(0)

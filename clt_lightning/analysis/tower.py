@@ -42,6 +42,22 @@ class Observation:
     def n_images(self) -> int:
         return len(self.embeddings)
 
+    def select(self, chosen: Tensor) -> Observation:
+        """Some of the images.
+
+        Args:
+            chosen: `(images,)` bool.
+        """
+        tokens = chosen.repeat_interleave(self.x.shape[1] // self.n_images)
+        return Observation(
+            [stream[chosen] for stream in self.streams],
+            [part[chosen] for part in self.attention],
+            {layer: stream[chosen] for layer, stream in self.before_mlp.items()},
+            self.x[:, tokens],
+            self.y[:, tokens],
+            self.embeddings[chosen],
+        )
+
 
 def observe(clip: FrozenCLIP, images: Tensor, before_mlp: Iterable[int] = ()) -> Observation:
     """Run images through the tower and keep the stream; an active `replaced` or `mlp_override` holds in it.

@@ -162,13 +162,17 @@ def summary(evaluation: Evaluation, width: int | None = None) -> list[str]:
 
 
 def _arms(evaluation: Evaluation, width: int | None) -> list[str]:
-    arms = evaluation.arms
+    arms = [result for result in evaluation.arms if not result.arm.sampled]
     columns = [
         Column("top-1 %", [f"{100 * arm.top1.value:.2f}" for arm in arms], 10),
         Column("95 % interval", [f"{100 * arm.top1.low:.2f} .. {100 * arm.top1.high:.2f}" for arm in arms], 18),
         Column("KL", [f"{arm.kl.value:.4f}" for arm in arms], 10),
     ]
-    return lay_out(Column("zero-shot", [arm.arm.name for arm in arms], left=True), columns, width)
+    lines = lay_out(Column("zero-shot", [arm.arm.name for arm in arms], left=True), columns, width)
+    others = [result for result in evaluation.arms if result.arm.sampled]
+    if others:
+        lines.append(f"and {len(others)} more controls, on {others[0].n:,} images: in results.json and the report")
+    return lines
 
 
 def logit_lines(shares: Mapping[str, Mapping[str, Interval]], width: int | None = None) -> list[str]:

@@ -155,7 +155,7 @@ class Figures(pl.Callback):
             add_picture(logger, "figures/reconstruction", figure, step)
         for tokens in self.token_sets:
             for kind in ("uncentred", "centred"):
-                values = getattr(scores[tokens], kind).numpy()
+                values = getattr(scores[tokens], f"whole_{kind}").numpy()
                 figure = contribution_map(values, f"contributions, {kind}, {tokens}")
                 add_picture(logger, f"figures/contributions/{tokens}/{kind}", figure, step)
         for grid in self._grids:
@@ -193,7 +193,7 @@ def add_picture(logger: TensorBoardLogger, tag: str, figure: Figure, step: int) 
     """Draws a figure into TensorBoard, without pyplot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     logger.experiment.add_image(tag, np.asarray(canvas.buffer_rgba())[..., :3], step, dataformats="HWC")
 

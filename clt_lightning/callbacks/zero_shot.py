@@ -138,7 +138,8 @@ class ZeroShot(Evaluation):
         if not bool(pl_module.transcoder.normalized):
             self._say_once("mean ablation is not measured: the transcoder has not seen the training data's means yet")
             return None
-        return pl_module.transcoder.y_mean
+        result: Tensor | None = pl_module.transcoder.y_mean
+        return result
 
     def take(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any) -> None:
         if not self._ready:

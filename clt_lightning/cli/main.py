@@ -42,6 +42,7 @@ COMMANDS = {
         "print a script that completes commands and options with the tab key",
     ),
     "steer": ("clt_lightning.cli.steer", "set, scale or move features, and see which classes the model names then"),
+    "graph": ("clt_lightning.cli.graph", "the attribution graph of one image, and whether it predicts interventions"),
 }
 
 HELP = """usage: python -m clt_lightning COMMAND [options]        (COMMAND --help explains every option)

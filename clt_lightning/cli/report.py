@@ -19,10 +19,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--features", type=int, help="cards a layer, the most frequent features first (default: all that ever fired)"
     )
     parser.add_argument(
-        "--images", type=int, default=24, help="images with a page of their own, evenly over the classes (default: 24)"
+        "--images", type=int, default=24, help="images to study in full, evenly over the classes (default: 24)"
     )
     parser.add_argument(
-        "--image", action="append", default=[], metavar="KEY", help="one more image, by key; repeatable"
+        "--image",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="one more image to study in full, by key; repeatable",
+    )
+    parser.add_argument(
+        "--mistakes", type=int, default=12, help="the model's first mistakes to study in full (default: 12)"
+    )
+    parser.add_argument(
+        "--pages",
+        type=int,
+        default=2000,
+        help="images with a page of their own, at most; those studied in full are the first (default: 2000)",
     )
     parser.add_argument(
         "--queries",
@@ -51,6 +64,8 @@ def run(args: argparse.Namespace) -> None:
         features=args.features,
         images=args.images,
         image_keys=tuple(args.image),
+        mistakes=args.mistakes,
+        pages=args.pages,
         queries=args.queries,
         query_keys=tuple(args.query),
         neighbours=args.neighbours,

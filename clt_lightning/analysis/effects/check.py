@@ -97,7 +97,8 @@ def agreement(predicted: np.ndarray, real: np.ndarray, image: np.ndarray, draws:
     def correlation(weights: np.ndarray) -> np.ndarray:
         n, sp, sr, spp, srr, spr = (weights.astype(np.float64) @ sums).T
         with np.errstate(invalid="ignore", divide="ignore"):
-            return ((spr - sp * sr / n) / np.sqrt((spp - sp * sp / n) * (srr - sr * sr / n)))[:, None]
+            result: np.ndarray = ((spr - sp * sr / n) / np.sqrt((spp - sp * sp / n) * (srr - sr * sr / n)))[:, None]
+            return result
 
     weighty = np.abs(r) > _TINY * np.abs(r).max(initial=0.0)
     return Agreement(
@@ -160,7 +161,7 @@ def check_effects(
         strength: `(L, F)` root of the summed squares of each feature's effects.
         features: how many features.
         pairs: at most so many pairs of a feature and an image; drawn at random where there are more.
-        integrated: at most so many with integrated gradients, which cost `2 x MIDPOINTS` times as much.
+        integrated: at most so many with integrated gradients, which cost `2 x NODES` times as much.
         draws: resamples behind the intervals.
         seed: of all draws.
 
@@ -201,7 +202,7 @@ def check_effects(
             z = dense[where, :, which]
             rows_of = (clip, clt, layer, which, z, seen.streams[layer][where], directions[:, where])
             if real_ones:
-                values = ablation_effects(*rows_of, untouched=seen.embeddings[where])
+                values = ablation_effects(*rows_of, embeddings=seen.embeddings[where])
             else:
                 values = integrated_effects(*rows_of)
             out[:, index] = values.double().cpu().numpy()

@@ -25,7 +25,8 @@ def read_out(clip: FrozenCLIP, head: Tensor) -> Tensor:
     text = head.double().to(clip.device)
     through = text if visual.proj is None else visual.proj.double() @ text
     weighted = visual.ln_post.weight.double()[:, None] * through
-    return (weighted - weighted.mean(0)).T
+    result: Tensor = (weighted - weighted.mean(0)).T
+    return result
 
 
 @torch.no_grad()
