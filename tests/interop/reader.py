@@ -31,7 +31,8 @@ def circuit_tracer_clt(folder: Path, x: torch.Tensor) -> tuple[torch.Tensor, tor
         clt.W_skip = torch.nn.Parameter(stacked.to(clt.dtype))
         clt.skip_connection = True
     assert clt.feature_input_hook == "mlp.hook_in"
-    return clt.encode(x), clt(x)
+    codes = clt.encode(x)
+    return codes, clt.decode(codes.to_sparse(), x)  # its forward calls decode without x, which a skip refuses
 
 
 def circuit_tracer_set(folder: Path, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
