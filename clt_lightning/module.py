@@ -24,8 +24,7 @@ from clt_lightning import compat
 from clt_lightning.batches import as_batch
 from clt_lightning.buffer import ActivationBuffer
 from clt_lightning.cascade import cascade_parts
-from clt_lightning.clip import Activations, FrozenCLIP
-from clt_lightning.clip.activations import random_positions
+from clt_lightning.clip import Activations, FrozenCLIP, random_positions
 from clt_lightning.core import seeds
 from clt_lightning.core.errors import UserError, within
 from clt_lightning.core.progress import Progress

@@ -15,7 +15,8 @@ PACKAGE = Path(__file__).parent.parent / "clt_lightning"
 ALLOWED = {
     "core": set(),
     "transcoder": {"transcoder"},
-    "clip": {"clip"},
+    "backbone": {"backbone"},
+    "clip": {"backbone", "clip"},
     "data": {"data"},
     "metrics": {"metrics"},
     "replacement": {"clip", "transcoder"},

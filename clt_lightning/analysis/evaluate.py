@@ -230,7 +230,7 @@ class Evaluator:
             return  # a process that has run out of images
         labels, keys = self._labels(batch), _keys(batch, len(self._table))
         seen, codes, y_hat = self._forward(batch["image"])
-        self._reconstruction.update(seen.y, y_hat, codes, self.clip.n_positions)
+        self._reconstruction.update(seen.y, y_hat, codes, self.clip.tokens)
         if self._shares is not None:
             self._shares.update(keys, seen, y_hat)
         self._contributions.update(codes, self.clip.n_positions, labels, seen.x)

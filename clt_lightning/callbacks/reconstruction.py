@@ -20,6 +20,7 @@ from clt_lightning.metrics import (
     check_token_sets,
     metric_device,
     select,
+    token_mask,
 )
 
 
@@ -61,19 +62,19 @@ class Reconstruction(Evaluation):
 
     def take(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any) -> None:
         acts, y_hat, codes = outputs["acts"], outputs["y_hat"], outputs["codes"]
-        positions = acts.n_positions
+        layout = acts.layout
         features = outputs["features"]
         active = codes.l0()
-        is_cls = torch.arange(active.shape[1], device=active.device) % positions == 0
         for name in self.token_sets:
-            y, rebuilt = select(acts.y, name, positions), select(y_hat, name, positions)
+            y, rebuilt = select(acts.y, name, layout), select(y_hat, name, layout)
             self._fvu[name].update(y, rebuilt)
             self._cosine[name].update(y, rebuilt)
             if features is not None:
-                self._share[name].update(select(features, name, positions), rebuilt)
-            counts = select(active, name, positions)
+                self._share[name].update(select(features, name, layout), rebuilt)
+            counts = select(active, name, layout)
             self._l0[name].update(counts)
-            chosen = codes if name == "all" else codes.select_tokens(is_cls if name == "cls" else ~is_cls)
+            mask = None if name == "all" else token_mask(name, layout, active.shape[1], active.device)
+            chosen = codes if mask is None else codes.select_tokens(mask)
             self._dead[name].update(chosen.fired(), counts[0].numel())
 
     def results(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, Tensor]:
