@@ -11,8 +11,11 @@ if TYPE_CHECKING:
     from clt_lightning import analysis, callbacks, data, metrics
     from clt_lightning.analysis import Edit, evaluate, explain_image, open_run, steer
     from clt_lightning.analysis.target import Target
+    from clt_lightning.backbone.vit import FrozenViT
     from clt_lightning.clip import FrozenCLIP
     from clt_lightning.core.errors import UserError
+    from clt_lightning.core.sites import Sites
+    from clt_lightning.core.tokens import TokenLayout
     from clt_lightning.module import CLTModule
     from clt_lightning.replacement import replaced
     from clt_lightning.settings import (
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "FrozenCLIP": "clip",
+    "FrozenViT": "backbone.vit",
+    "Sites": "core.sites",
+    "TokenLayout": "core.tokens",
     "CrossLayerTranscoder": "transcoder",
     "Codes": "transcoder",
     "ReLU": "transcoder",
@@ -52,7 +58,7 @@ _HOME = {
     "steer": "analysis",
     "UserError": "core.errors",
 }
-_MODULES = ("analysis", "callbacks", "clip", "data", "metrics", "optim", "transcoder")
+_MODULES = ("analysis", "backbone", "callbacks", "clip", "data", "metrics", "optim", "transcoder")
 
 __all__ = [
     "AbsTopK",
@@ -63,13 +69,16 @@ __all__ = [
     "CrossLayerTranscoder",
     "Edit",
     "FrozenCLIP",
+    "FrozenViT",
     "JumpReLU",
     "LossConfig",
     "ParallelConfig",
     "ReLU",
     "ReviveConfig",
     "ScheduleConfig",
+    "Sites",
     "Target",
+    "TokenLayout",
     "TokensConfig",
     "TopK",
     "TranscoderConfig",

@@ -84,7 +84,7 @@ def find_neighbours(
     arrays: dict[str, np.ndarray] = {}
     for kind, (score, index) in tables.items():
         arrays[f"{kind}_feature"], arrays[f"{kind}_score"] = index.int().cpu().numpy(), score.float().cpu().numpy()
-    if clt.topology == "sae":
+    if clt.sites.read != "mlp_in" or not clt.sites.is_mlp:
         return Neighbours(arrays)  # its encoders read what its decoders rebuild, not the stream
     return Neighbours(arrays | _virtual(clip, clt, living, n))
 

@@ -23,7 +23,7 @@ class Reconstruction:
     """
 
     def __init__(self, clt: CrossLayerTranscoder, token_sets: Sequence[str], device: torch.device) -> None:
-        L, d = clt.n_layers, clt.d_model
+        L, d = clt.n_layers, clt.d_out
 
         def metrics() -> dict[str, Any]:
             # FVU and MSE come from the same sums: one group, updated once

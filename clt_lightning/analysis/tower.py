@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone import Backbone
+from clt_lightning.replacement import check_fit
+from clt_lightning.transcoder import CrossLayerTranscoder
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class Observation:
         streams: the residual stream at the entry of every block, `(images, positions, d_model)` each.
         attention: what each block's attention added at [CLS], `(images, d_model)` each; empty without a [CLS].
         before_mlp: the stream that the MLP's norm of some layers read, by layer, `(images, positions, d_model)`.
-        x: MLP inputs, `(layers, tokens, d_model)`.
-        y: MLP outputs (or what was added in their place), same shape.
+        x: what the transcoder reads, `(layers, tokens, d_in)`: MLP inputs, where it names no other site.
+        y: what it rebuilds (or what was put in its place), `(layers, tokens, d_out)`: MLP outputs.
         embeddings: unit-norm `(images, embed_dim)` fp32.
     """
 
@@ -40,13 +42,16 @@ class Observation:
         return len(self.embeddings)
 
 
-def observe(clip: FrozenCLIP, images: Tensor, before_mlp: Iterable[int] = ()) -> Observation:
+def observe(
+    clip: Backbone, images: Tensor, before_mlp: Iterable[int] = (), clt: CrossLayerTranscoder | None = None
+) -> Observation:
     """Run images through the tower and keep the stream; an active `replaced` or `mlp_override` holds in it.
 
     Args:
         clip: the backbone.
         images: `(images, 3, size, size)`, preprocessed.
         before_mlp: layers whose stream before the MLP is kept as well.
+        clt: whose sites are kept; None: the inputs and outputs of all MLPs.
     """
     streams: list[Tensor] = []
     attention: list[Tensor] = []
@@ -57,16 +62,25 @@ def observe(clip: FrozenCLIP, images: Tensor, before_mlp: Iterable[int] = ()) ->
             stack.enter_context(clip.watch(lambda layer, y: attention.append(y[:, 0]), site="attn_out"))
         if wanted := sorted(set(before_mlp)):
             stack.enter_context(clip.watch(kept.__setitem__, wanted, site="resid_mid"))
-        acts = clip.capture(images, embeddings=True)
+        if clt is None:
+            acts = clip.capture(images, embeddings=True)
+        else:
+            sites = str(clt.sites.read), str(clt.sites.write)
+            acts = clip.capture(images, check_fit(clip, clt), embeddings=True, sites=sites)
     assert acts.embeddings is not None
     return Observation(streams, attention, kept, acts.x, acts.y, acts.embeddings)
 
 
-def finish(clip: FrozenCLIP, stream: Tensor, first: int, grad: bool = False) -> Tensor:
+def finish(clip: Backbone, stream: Tensor, first: int, grad: bool = False) -> Tensor:
     """The rest of a forward from block `first` on: `clip.run_from`, whose words hold."""
     return clip.run_from(first, stream, grad=grad)
 
 
-def reads_cls_only(clip: FrozenCLIP) -> bool:
+def reads_cls_only(clip: Backbone) -> bool:
     """Whether the embedding is made of the last [CLS] token alone (OpenAI's CLIP), so that no other matters there."""
     return clip.readout() is not None
+
+
+def at_all_mlps(clip: Backbone, clt: CrossLayerTranscoder) -> bool:
+    """Whether a transcoder rebuilds the MLP outputs of all blocks: what splitting up a logit takes for granted."""
+    return clt.sites.is_mlp and len(check_fit(clip, clt)) == clip.n_layers

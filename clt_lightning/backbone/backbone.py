@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from clt_lightning.backbone.activations import Activations
 from clt_lightning.backbone.families.base import Family, Readout
-from clt_lightning.backbone.sites import BLOCK_SITES, FINAL_SITES, check_site, order
 from clt_lightning.backbone.taps import Key, OverrideFn, ReadFn, Taps
 from clt_lightning.core.errors import UserError, setting
+from clt_lightning.core.sites import BLOCK_SITES, FINAL_SITES, check_site, order
+from clt_lightning.core.tokens import TokenLayout
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 Images = Tensor | PIL.Image.Image | Sequence[Tensor | PIL.Image.Image]
@@ -137,7 +138,7 @@ class Backbone(nn.Module):
         Raises:
             UserError: if the images have another shape.
         """
-        images = self._check_images(images)
+        images = self.check_images(images)
         if len(images) == 0:  # an evaluation with fewer samples than processes ends in such a batch
             return self._no_embeddings()
         with self.running(grad):
@@ -177,6 +178,28 @@ class Backbone(nn.Module):
         """How the embedding is read from [CLS]; None where other tokens are pooled or no LayerNorm is before it."""
         return self.family.readout()
 
+    @property
+    def head(self) -> str:
+        """What makes class logits of an embedding: `zero_shot`, the model's own `classifier`, or `none`."""
+        if self.has_text:
+            return "zero_shot"
+        return "none" if self.family.classifier() is None else "classifier"
+
+    def classifier(self) -> tuple[Tensor, Tensor]:
+        """The model's own linear classifier of embeddings that are not normalised.
+
+        Returns:
+            `(embed_dim, classes)` and `(classes,)` in fp32.
+
+        Raises:
+            UserError: it has none.
+        """
+        found = self.family.classifier()
+        if found is None:
+            raise UserError(f"'{self.name}' has no classifier of its own")
+        bias = torch.zeros(found.out_features) if found.bias is None else found.bias
+        return found.weight.detach().float().T, bias.detach().float()
+
     @contextmanager
     def running(self, grad: bool) -> Iterator[None]:
         """The backbone's own precision, whatever autocast surrounds it; gradients only where asked for and allowed."""
@@ -214,18 +237,19 @@ class Backbone(nn.Module):
             UserError: wrong image shape, unknown layer or site, positions out of range, or a site that an override
                 keeps from being computed.
         """
-        images = self._check_images(images)
+        images = self.check_images(images)
         found, kept, pooled = self._collect(images, sites, layers, embeddings, stop, positions)
         wanted = (0,) if sites[0] in FINAL_SITES else self.check_layers(layers)
+        once = "final" in sites  # one vector an image
         return Activations(
             found[sites[0]],
             found[sites[1]],
             len(images),
-            kept,
+            1 if once else kept,
             wanted,
             embeddings=pooled,
             positions=None if positions is None else positions.to(self.device),
-            layout=self.tokens,
+            layout=TokenLayout(0) if once else self.tokens,
         )
 
     def read(
@@ -239,7 +263,7 @@ class Backbone(nn.Module):
 
         Args:
             images: `(images, 3, image_size, image_size)`, preprocessed; or a PIL image, or a list of either.
-            sites: any of `backbone.sites.SITES`.
+            sites: any of `core.sites.SITES`.
             layers: layers to keep, in the order wanted; None for all. `final_tokens` and `final` have one.
             positions: int64 `(images, n)` token positions to keep of every image; None for all.
 
@@ -252,23 +276,35 @@ class Backbone(nn.Module):
                 keeps from being computed.
         """
         names = (sites,) if isinstance(sites, str) else tuple(sites)
-        return self._collect(self._check_images(images), names, layers, False, True, positions)[0]
+        return self._collect(self.check_images(images), names, layers, False, True, positions)[0]
 
     @contextmanager
     def watch(self, fn: ReadFn, layers: Iterable[int] | None = None, site: str = "mlp_in") -> Iterator[None]:
         """While active, `fn(layer, tensor)` sees a site of each listed block; nothing is changed.
 
         Args:
-            fn: called with the layer and the site's tensor, `(images, positions, d_model)`, on the running stream: what an
-                override gave, where one is at work.
+            fn: called with the layer and the site's tensor, `(images, positions, d_model)`, on the running stream:
+                what an override gave, where one is at work.
             layers: blocks to watch; None for all.
-            site: any of `backbone.sites.SITES`.
+            site: any of `core.sites.SITES`.
 
         Raises:
             UserError: unknown layers or site.
         """
         with self.taps.read(fn, self._keys(site, layers)):
             yield
+
+    def with_sae(self, sae: Any, output: str = "reconstruction", tokens: str = "all") -> nn.Module:
+        """A module from images to what a sparse autoencoder makes of them (`head.BackboneWithSAE`).
+
+        Args:
+            sae: a `CrossLayerTranscoder` of topology `sae` at one site.
+            output: `reconstruction`, `(images, tokens, d)`, or `codes`, `(images, tokens, n_features)`.
+            tokens: `all`, `cls`, `register` or `patch`: which tokens.
+        """
+        from clt_lightning.backbone.head import BackboneWithSAE
+
+        return BackboneWithSAE(self, sae, output, tokens)  # type: ignore[arg-type]
 
     # -- overriding --------------------------------------------------------------------------------------------------
 
@@ -277,7 +313,7 @@ class Backbone(nn.Module):
         """While active, `fn` makes a site's tensor in every listed block.
 
         Args:
-            site: any of `backbone.sites.SITES`.
+            site: any of `core.sites.SITES`.
             fn: `fn(layer, x, compute) -> tensor`. `compute()` is the site's own tensor, paid for only if called; `x` is
                 what it is computed from, on the running (already modified) stream: the stream for `attn_in`,
                 `resid_mid`, `mlp_in`, `resid_post` and `final_tokens`, `attn_in` for `attn_out`, `mlp_in` for
@@ -318,6 +354,32 @@ class Backbone(nn.Module):
     def site_width(self, site: str) -> int:
         """Size of a site's vectors: d_model, but embed_dim of `final`."""
         return self.embed_dim if check_site(site) == "final" else self.d_model
+
+    # -- texts -------------------------------------------------------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of a backbone with a text tower."""
+        raise self._no_text("it has no tokenizer")
+
+    def encode_text(self, texts: Any) -> Tensor:
+        """Of a backbone with a text tower."""
+        raise self._no_text("it cannot embed texts")
+
+    def embed_names(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Of a backbone with a text tower."""
+        raise self._no_text("it cannot embed names")
+
+    def zero_shot_head(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Of a backbone with a text tower."""
+        raise self._no_text("there are no zero-shot classes (leave the class names out)")
+
+    def zero_shot_doubts(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Of a backbone with a text tower."""
+        raise self._no_text("there are no zero-shot classes")
+
+    def _no_text(self, so: str) -> UserError:
+        return UserError(f"'{self.name}' has no text tower: {so}")
 
     # -- the record --------------------------------------------------------------------------------------------------
 
@@ -430,7 +492,12 @@ class Backbone(nn.Module):
 
         return write
 
-    def _check_images(self, images: Images) -> Tensor:
+    def check_images(self, images: Images) -> Tensor:
+        """Preprocessed images as one batch, in the backbone's type and on its device.
+
+        Raises:
+            UserError: none, or images of another shape.
+        """
         if not isinstance(images, Tensor):
             several = list(images) if isinstance(images, Sequence) else [images]
             if not several:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from clt_lightning.backbone.families.base import Family
-from clt_lightning.backbone.sites import BLOCK_SITES
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.sites import FINAL_SITES
 
 ReadFn = Callable[[int, Tensor], None]
 """`fn(layer, tensor)`: sees a site's tensor as it goes on in the forward."""
@@ -22,6 +22,8 @@ OverrideFn = Callable[[int, Tensor, Callable[[], Tensor]], Tensor]
 """`fn(layer, x, compute) -> tensor`: `compute()` is the site's own tensor, `x` what it is computed from."""
 
 Key = tuple[str, int]
+#: What a block is called with, before anything overrides it
+ENTRY = "entry"
 
 
 class Taps:
@@ -86,11 +88,21 @@ class Taps:
                     del table[key]
                 self._tap(key, -1)
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """While active, no reader and no override that was there before is at work: the model runs as it is."""
+        reads, overrides = self._reads, self._overrides
+        self._reads, self._overrides = {}, {}
+        try:
+            yield
+        finally:
+            self._reads, self._overrides = reads, overrides
+
     def _tap(self, key: Key, change: int) -> None:
         site, layer = key
         if site == "final":
             return  # the backbone passes it through `at` by itself
-        place = layer if site in BLOCK_SITES else -1
+        place = -1 if site in FINAL_SITES else layer
         module: Any = self._family.blocks[layer] if place >= 0 else self._family.norm
         self._taps[place] += change
         if self._taps[place] == 0:
@@ -99,6 +111,8 @@ class Taps:
             module.forward = partial(self._run_block, layer) if place >= 0 else self._run_norm
 
     def _run_block(self, layer: int, *args: Any, **kwargs: Any) -> Any:
+        for _, fn in self._reads.get((ENTRY, layer), ()):
+            fn(layer, self._turned(ENTRY, args[0]))
         return self._family.run_block(layer, partial(self.at, layer=layer), *args, **kwargs)
 
     def _run_norm(self, x: Tensor) -> Tensor:
@@ -137,4 +151,4 @@ class Taps:
 
     def _turned(self, site: str, tokens: Tensor) -> Tensor:
         """Between `(images, positions, d_model)` and the order in which the blocks run."""
-        return tokens if self._family.batch_first or site not in BLOCK_SITES else tokens.transpose(0, 1)
+        return tokens if self._family.batch_first or site in FINAL_SITES else tokens.transpose(0, 1)

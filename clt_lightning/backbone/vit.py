@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from clt_lightning.backbone.backbone import PRECISIONS, Backbone, check_precision
 from clt_lightning.backbone.families import family_of
 from clt_lightning.backbone.families.base import Family
+from clt_lightning.backbone.make import GIVEN
 from clt_lightning.clip.weights import read_tensors
 from clt_lightning.core.errors import UserError, about, setting
 from clt_lightning.core.kinds import first_line
@@ -49,11 +50,8 @@ class FrozenViT(Backbone):
         seed: int = 0,
     ) -> None:
         check_precision(precision)
-        if not timm.is_model(name):
-            raise UserError(f"{setting('name')}: timm {timm.__version__} has no architecture '{name}'{_closest(name)}")
+        family_by_name(name, image_size)  # what cannot work is refused before anything is downloaded
         size = {} if image_size is None else {"img_size": image_size}
-        with torch.device("meta"):  # what cannot work is refused before anything is downloaded
-            family_of(_create(name.partition(".")[0], **size), name)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = _model(name, pretrained, size)
@@ -94,7 +92,7 @@ class FrozenViT(Backbone):
         if tokens is not None:
             family.tokens = tokens
         self = cls.__new__(cls)
-        self._begin(family, called, "given", precision)
+        self._begin(family, called, GIVEN, precision)
         if mean is not None or std is not None:
             self._normalize_by(mean, std)
         self._check()
@@ -140,26 +138,27 @@ class FrozenViT(Backbone):
                 "of one image differs): its sites would not be what they are called"
             )
 
-    def zero_shot_head(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Not there.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError(f"'{self.name}' has no text tower: there are no zero-shot classes (leave the class names out)")
-
-    def encode_text(self, texts: Any) -> Tensor:
-        """Not there.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError(f"'{self.name}' has no text tower: it cannot embed texts")
-
     def describe(self) -> dict[str, Any]:
         """What a run records of its backbone: plain values, ready for JSON."""
         seed = self.seed if self.pretrained is None else None
         return super().describe() | {"seed": seed, "timm": timm.__version__}
+
+
+def family_by_name(name: str, image_size: int | None = None) -> Family:
+    """The parts of an architecture of timm's, without weights and memory.
+
+    Args:
+        name: timm's name, with or without a tag.
+        image_size: side of the input in pixels; None: the architecture's own.
+
+    Raises:
+        UserError: no such name, or one of another kind of network.
+    """
+    if not timm.is_model(name):
+        raise UserError(f"{setting('name')}: timm {timm.__version__} has no architecture '{name}'{_closest(name)}")
+    size = {} if image_size is None else {"img_size": image_size}
+    with torch.device("meta"):
+        return family_of(_create(name.partition(".")[0], **size), name)
 
 
 def _create(name: str, **options: Any) -> nn.Module:

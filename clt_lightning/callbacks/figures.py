@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clt_lightning.callbacks.base import fast_dev_run, weights_at
 from clt_lightning.core.errors import UserError
-from clt_lightning.metrics import TOKEN_SETS, check_token_sets
+from clt_lightning.metrics import TOKEN_SETS, check_token_sets, present
 
 if TYPE_CHECKING:  # matplotlib takes its time: it is imported when the first picture is drawn
     from matplotlib.figure import Figure
@@ -53,7 +53,7 @@ class Figures(pl.Callback):
         self,
         every: int = 1,
         images: int = 256,
-        token_sets: Sequence[str] = ("cls", "all"),
+        token_sets: Sequence[str] | None = None,
         features: int = 3,
         top: int = 6,
     ) -> None:
@@ -66,7 +66,7 @@ class Figures(pl.Callback):
             if value < least:
                 raise UserError(f"figures.{name} must be {least} or more, got {value}")
         self.every, self.images, self.features, self.top = every, images, features, top
-        self.token_sets = check_token_sets(token_sets, option="figures.token_sets")
+        self.token_sets = None if token_sets is None else check_token_sets(token_sets, option="figures.token_sets")
         self._validations = 0
         self._draws = False
         self._seen = 0
@@ -104,7 +104,7 @@ class Figures(pl.Callback):
         codes, acts = outputs["codes"], outputs["acts"]
         self._seen += len(batch["image"])
         assert self._contributions is not None
-        self._contributions.update(codes, acts.n_positions, x=acts.x)
+        self._contributions.update(codes, acts.layout, x=acts.x)
         if self.features and trainer.is_global_zero:
             from clt_lightning.clip.images import to_pixels
 
@@ -133,14 +133,15 @@ class Figures(pl.Callback):
         if tables:
             figure = reconstruction_strip(tables, "Fraction of variance unexplained", limit=1.0)
             add_picture(logger, "figures/reconstruction", figure, step)
-        for tokens in self.token_sets:
+        wanted = present(self.token_sets, pl_module.clip.tokens, "figures.token_sets", ("cls", "all"))
+        for tokens in (name for name in wanted if name in scores):
             for kind in ("uncentred", "centred"):
                 values = getattr(scores[tokens], kind).numpy()
                 figure = contribution_map(values, f"contributions, {kind}, {tokens}")
                 add_picture(logger, f"figures/contributions/{tokens}/{kind}", figure, step)
         for grid in self._grids:
             if grid.features:
-                figure = top_images_grid(grid, pl_module.clip.grid)
+                figure = top_images_grid(grid, pl_module.clip.grid, pl_module.clip.n_prefix)
                 add_picture(logger, f"figures/features/layer_{grid.layer:02d}", figure, step)
         self._grids = []
 

@@ -10,6 +10,7 @@ from clt_lightning.core.errors import UserError
 TOKEN_SETS = ("cls", "register", "patch", "all")
 #: What their names say in a sentence
 TOKEN_NAMES = {"cls": "[CLS]", "register": "registers", "patch": "patches", "all": "all tokens"}
+_ONE = {"cls": "[CLS] token", "register": "register token", "patch": "patch"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class TokenLayout:
             raise UserError(f"unknown token set '{token_set}': choose one of {', '.join(TOKEN_SETS)}")
         if token_set not in self.sets:
             have = ", ".join(self.sets)
-            raise UserError(f"tokens '{token_set}': this backbone has no {TOKEN_NAMES[token_set]} token; it has {have}")
+            raise UserError(f"tokens '{token_set}': this backbone has no {_ONE[token_set]}; it has {have}")
         return self._span(token_set)
 
     def size(self, token_set: str) -> int:
@@ -113,5 +114,24 @@ def check_token_sets(
     if wrong or not names or len(set(names)) != len(names):
         raise UserError(f"{option}={list(names)}: expected one or more of {list(TOKEN_SETS)}, each at most once")
     for name in names if layout is not None else ():
-        layout.slice(name)
+        try:
+            layout.slice(name)
+        except UserError as error:
+            raise UserError(f"{option}={list(names)}: {error}") from error
     return tuple(names)
+
+
+def present(
+    names: Sequence[str] | None,
+    layout: TokenLayout,
+    option: str = "token_sets",
+    default: Sequence[str] = TOKEN_SETS,
+) -> tuple[str, ...]:
+    """The token sets to measure: those that were asked for; of the default those that the backbone has.
+
+    Raises:
+        UserError: one was asked for of which the backbone has no token.
+    """
+    if names is None or list(names) == list(default):
+        return tuple(name for name in default if name in layout.sets)
+    return check_token_sets(names, option=option, layout=layout)

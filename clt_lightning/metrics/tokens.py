@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from clt_lightning.core.errors import UserError
-from clt_lightning.core.tokens import TOKEN_SETS, TokenLayout, check_token_sets
+from clt_lightning.core.tokens import TOKEN_SETS, TokenLayout, check_token_sets, present
 
-__all__ = ["TOKEN_SETS", "TokenLayout", "check_token_sets", "select", "token_mask"]
+__all__ = ["TOKEN_SETS", "TokenLayout", "check_token_sets", "present", "select", "token_mask"]
 
 
 def select(tensor: Tensor, token_set: str, layout: TokenLayout) -> Tensor:

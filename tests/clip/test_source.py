@@ -82,7 +82,6 @@ def test_every_tag_of_open_clip_fits_exactly_one_of_the_two_names() -> None:
         ("ViT-B-32", "weights/none.pt", "'weights/none.pt' is neither a pretrained tag of 'ViT-B-32' nor a file"),
         ("RN50-quickgelu", "openai", "ResNet"),
         ("convnext_base", None, "'convnext_base' has the timm tower 'convnext_base' for images, a ConvNeXt"),
-        ("ViTamin-S", None, "a VisionTransformer"),
         ("swin_base_patch4_window7_224", None, "a SwinTransformer"),
     ],
 )

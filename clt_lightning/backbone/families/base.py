@@ -166,6 +166,10 @@ class Family(ABC):
         """How the embedding is read from [CLS]; None where other tokens are pooled or no LayerNorm is before it."""
         return None
 
+    def classifier(self) -> nn.Linear | None:
+        """The model's own linear classifier of embeddings; None where it has none."""
+        return None
+
     def transform(self) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
         """The evaluation transform of images, and the mean and the standard deviation that it normalises by."""
         raise NotImplementedError

@@ -139,6 +139,10 @@ class HuggingFaceViT(Family):
         matrix = None if self.projection is None else self.projection.weight.detach().T
         return Readout.of(norm, matrix)
 
+    def classifier(self) -> nn.Linear | None:
+        head = getattr(self.model, "classifier", None)
+        return head if isinstance(head, nn.Linear) and head.in_features == self.embed_dim else None
+
     def transform(self) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
         mean, std = OPENAI if self.pre_norm else IMAGENET if "dino" in type(self.tower).__name__.lower() else HALF
         steps = [

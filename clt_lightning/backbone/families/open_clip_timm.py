@@ -1,4 +1,4 @@
-"""open_clip's models with an image tower of timm's: SigLIP, EVA02, Perception Encoder, ViTamin's plain relatives."""
+"""open_clip's models with an image tower of timm's: SigLIP, EVA02, Perception Encoder, ViTamin."""
 
 from __future__ import annotations
 

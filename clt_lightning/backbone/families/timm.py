@@ -85,6 +85,11 @@ class TimmViT(Family):
             return None
         return Readout.of(trunk.fc_norm if normed else trunk.norm)
 
+    def classifier(self) -> nn.Linear | None:
+        head = self.trunk.head
+        distilled = isinstance(self.trunk, VisionTransformerDistilled)  # two heads, of two tokens
+        return head if isinstance(head, nn.Linear) and not distilled else None
+
     def transform(self) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
         cfg = resolve_model_data_config(self.trunk)
         cfg["input_size"] = (3, self.image_size, self.image_size)
