@@ -206,12 +206,14 @@ class _Replacement:
     def _put(self, block: int, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
         with self._grad():
             row = self.rows[block]
-            own = compute() if not self.whole or self.read == self.write else None
+            # what is read may be a part of what is rebuilt (resid_mid of resid_post): it is there once this has run
+            inside = self.read != self.write and row not in self.inputs
+            own = compute() if inside or not self.whole or self.read == self.write else None
             if self.read == self.write:
                 assert own is not None
                 self.inputs[row] = self._flat(own)
                 self.trace.codes[row] = self.clt.encode_layer(self.inputs[row], row)
-            y_hat = self._rebuilt(row, self.trace.codes, self.inputs[row], self.edit)
+            y_hat = self._rebuilt(row, self.trace.codes, self.inputs.pop(row), self.edit)
             self.trace.y_hat[row] = y_hat
             if self.error == "clean":
                 y_hat = y_hat + self._left_out(row)
