@@ -196,7 +196,7 @@ def test_files_keep_the_sites(vit: FrozenViT, images: Tensor, form: dict[str, An
 def test_training(vit: FrozenViT, images: Tensor, form: dict[str, Any]) -> None:
     form = {"topology": "cross_layer"} | form
     kept = {key: form[key] for key in ("topology", "skip", "sites", "normalize") if key in form}
-    settings = cl.TranscoderConfig(n_features=64, activation=cl.BatchTopK(8), **kept)
+    settings = cl.TranscoderConfig(n_features=64, activation=cl.TopK(8), **kept)
     module = cl.CLTModule(vit, settings, NO_CASCADE, tokens=cl.TokensConfig(statistics=8), seed=0)
     loader = torch.utils.data.DataLoader(images, batch_size=N)
     options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
