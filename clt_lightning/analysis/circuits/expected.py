@@ -96,8 +96,8 @@ class ExpectedGraph:
             width: concepts of each layer.
 
         Returns:
-            for each layer from the last to the first, `(layer, feature, weight)`. The target weighs 1; a weight is handed
-            down along positive mean edges, in proportion to them.
+            for each layer from the last to the first, `(layer, feature, weight)`. The target weighs 1; a weight is
+            handed down along positive mean edges, in proportion to them.
         """
         reach: dict[int, float] = {self.target_number(name): 1.0}
         out = []
