@@ -51,9 +51,12 @@ def test_bases_parse(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_overlays_parse_over_a_base(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = parsed(capsys, CONFIGS / "vitb32.yaml", path)
     chosen = yaml.safe_load(path.read_text())
-    if "data" in chosen:
+    if "class_path" in chosen.get("data", {}):
         assert config["data"]["class_path"].endswith(chosen["data"]["class_path"])
         assert config["data"]["init_args"]["batch_size"] == 64  # what the base says of batches stays
+    elif path.parent.name == "paper":
+        assert config["model"]["loss"]["cascade"]["stream"] == 0
+        assert config["model"]["transcoder"]["skip"] is False
     elif path.stem == "skip":
         assert config["model"]["transcoder"]["skip"] is True
     else:

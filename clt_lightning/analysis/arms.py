@@ -10,20 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.tower import Observation, finish
+from clt_lightning.analysis.collector import key_seeds
+from clt_lightning.analysis.tower import Observation, finish, reads_cls_only
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
 from clt_lightning.metrics import TOKEN_SETS, check_token_sets
 from clt_lightning.replacement import replaced
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
+from clt_lightning.transcoder.codes import Pairs
 
 POSITIONS = {"all": slice(None), "cls": slice(0, 1), "patch": slice(1, None)}
 
 
 #: Controls that tell the linear skip's part from the features'
 OF_SKIP = ("skip_alone", "features_alone")
-CONTROLS = ("true_x", "mean_ablated", "zero_ablated", *OF_SKIP)
+CONTROLS = ("true_x", "mean_ablated", "zero_ablated", "random", *OF_SKIP)
 
 
 @dataclass(frozen=True)
@@ -32,18 +34,21 @@ class Arm:
 
     Attributes:
         kind: `original`; `replaced` (cascaded: every x is read from the modified stream); `true_x` (the same window,
-            fed with the x of the untouched model); `mean_ablated`, `zero_ablated` (MLP outputs put to their training
-            mean, to 0); of a transcoder with a linear skip also `skip_alone` (cascaded, with what the features add put
-            to its training mean) and `features_alone` (with the skip's part put to its mean).
+            fed with the x of the untouched model); `random` (as `true_x`, but every code writes what another feature of
+            its layer would, one drawn at random); `mean_ablated`, `zero_ablated` (MLP outputs set to their training
+            mean, to 0); of a transcoder with a linear skip also `skip_alone` (cascaded, with what the features add set
+            to its training mean) and `features_alone` (with the skip's part set to its mean).
         first: first layer of the window; None for the original.
         last: last layer of the window.
         tokens: at which positions MLP outputs are replaced.
+        sampled: whether it is run on a part of the images only (`CascadeOptions.control_share`).
     """
 
     kind: str
     first: int | None = None
     last: int | None = None
     tokens: str | None = None
+    sampled: bool = field(default=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -61,9 +66,11 @@ class CascadeOptions:
         token_sets: at which tokens the windows are replaced: cls, patch, all.
         singles: replace each layer alone as well.
         single_token_sets: the same for single layers.
-        controls: kinds of controls for every window: true_x, mean_ablated, zero_ablated, and skip_alone and
-            features_alone, which a transcoder without a linear skip leaves out.
-        control_token_sets: at which tokens the controls are applied.
+        controls: kinds of controls beside every window and single layer: true_x, mean_ablated, zero_ablated, random;
+            and beside the windows skip_alone and features_alone, which a transcoder without a linear skip leaves out.
+        control_token_sets: at which tokens the windows' controls are run on all images.
+        control_share: the share of the images (by key) on which the other controls are run: those of single layers, and
+            of windows at other tokens. Only their zero-shot classification is measured.
     """
 
     firsts: list[int] | None = None
@@ -72,6 +79,7 @@ class CascadeOptions:
     single_token_sets: list[str] = field(default_factory=lambda: ["all"])
     controls: list[str] = field(default_factory=lambda: list(CONTROLS))
     control_token_sets: list[str] = field(default_factory=lambda: ["all"])
+    control_share: float = 0.2
 
     def __post_init__(self) -> None:
         check_fields(self, "cascade")
@@ -82,6 +90,8 @@ class CascadeOptions:
             raise UserError(
                 f"cascade.controls={self.controls}: unknown are {', '.join(unknown)}; there are {', '.join(CONTROLS)}"
             )
+        if not 0 <= self.control_share <= 1:
+            raise UserError(f"cascade.control_share must be between 0 and 1, got {self.control_share}")
 
 
 def default_firsts(n_layers: int) -> list[int]:
@@ -109,9 +119,32 @@ def plan_arms(options: CascadeOptions, n_layers: int, skip: bool = False) -> lis
     arms += [Arm("replaced", first, last, tokens) for first in firsts for tokens in options.token_sets]
     if options.singles:
         arms += [Arm("replaced", i, i, tokens) for i in range(n_layers) for tokens in options.single_token_sets]
+    everywhere = [(first, last, tokens) for first in firsts for tokens in options.control_token_sets]
+    elsewhere = [(first, last, tokens) for first in firsts for tokens in options.token_sets]
+    if options.singles:
+        elsewhere += [(i, i, tokens) for i in range(n_layers) for tokens in options.single_token_sets]
     for kind in (kind for kind in options.controls if skip or kind not in OF_SKIP):
-        arms += [Arm(kind, first, last, t) for first in firsts for t in options.control_token_sets]
+        arms += [Arm(kind, *place) for place in everywhere]
+        if options.control_share > 0 and kind not in OF_SKIP:
+            sampled = options.control_share < 1
+            arms += [Arm(kind, *place, sampled=sampled) for place in elsewhere if place not in everywhere]
     return list(dict.fromkeys(arms))
+
+
+def sampled(keys: Sequence[str], share: float) -> Tensor:
+    """`(images,)` bool: about this share of the images, the same ones for any order, batch size and process count."""
+    return ((key_seeds(keys) >> 40) & 0xFFFFFF).double() / (1 << 24) < share
+
+
+def mixed_up(codes: Codes, seed: int = 0) -> Codes:
+    """The same codes, each at another feature: one permutation of every layer's features, from the seed."""
+    layers = []
+    for layer in range(codes.n_layers):
+        generator = torch.Generator().manual_seed(seed * 1000 + layer)
+        order = torch.randperm(codes.n_features, generator=generator).to(codes.device)
+        pairs, values = codes.layer(layer)
+        layers.append((Pairs(order[pairs.features], pairs.offsets, pairs.n_features, pairs.is_rectangular), values))
+    return Codes([pairs for pairs, _ in layers], [values for _, values in layers])
 
 
 class ArmRunner:
@@ -136,6 +169,13 @@ class ArmRunner:
     ) -> None:
         self.clip, self.clt, self.means = clip, clt, means
         self.feature_means, self.skip_means = feature_means, skip_means
+        self._random: tuple[Codes, Tensor] | None = None
+
+    def _random_y(self, seen: Observation, codes: Codes) -> Tensor:
+        """The reconstruction with the features of every layer mixed up, `(layers, tokens, d_model)`."""
+        if self._random is None or self._random[0] is not codes:
+            self._random = codes, self.clt.decode(mixed_up(codes), seen.x)
+        return self._random[1]
 
     @torch.no_grad()
     def embeddings(self, arm: Arm, seen: Observation, codes: Codes, y_hat: Tensor) -> Tensor:
@@ -152,6 +192,8 @@ class ArmRunner:
         """
         if arm.first is None or arm.last is None or arm.tokens is None:
             return seen.embeddings
+        if arm.tokens == "patch" and arm.first == self.clip.n_layers - 1 and reads_cls_only(self.clip):
+            return seen.embeddings  # what the last MLP writes at patches reaches nothing
         with self._active(arm, seen, codes, y_hat):
             return finish(self.clip, seen.streams[arm.first], arm.first)
 
@@ -165,13 +207,15 @@ class ArmRunner:
         if arm.kind in OF_SKIP:
             return self._part_alone(arm.kind, window, arm.tokens, seen.n_images)
         positions = POSITIONS[arm.tokens]
+        if arm.kind == "random":
+            y_hat = self._random_y(seen, codes)
         by_image = y_hat.unflatten(1, (seen.n_images, -1))
         means = self.means
         if arm.kind == "mean_ablated" and means is None:
             raise UserError("mean ablation needs the training data's means: give ArmRunner(means=...)")
 
         def branch(layer: int, x: Tensor, compute_y: Callable[[], Tensor]) -> Tensor:
-            if arm.kind == "true_x":
+            if arm.kind in ("true_x", "random"):
                 new = by_image[layer].to(x)
             elif arm.kind == "mean_ablated":
                 assert means is not None

@@ -29,6 +29,7 @@ class ContributionScores:
         whole_uncentred: `(L + 2, L)` the scores with the whole reconstruction in the place of `yhat`: rows of the
             sources, of the linear skip and of the decoder bias; columns sum to 1.
         whole_centred: the same, centred; the bias never varies, so its row is 0.
+        whole_by_class: `(C, L + 2, L)` as `by_class`, of `whole_uncentred`.
     """
 
     tokens: int
@@ -39,6 +40,7 @@ class ContributionScores:
     rest_means: Tensor
     whole_uncentred: Tensor
     whole_centred: Tensor
+    whole_by_class: Tensor | None
 
     @property
     def features_share(self) -> Tensor:
@@ -47,10 +49,18 @@ class ContributionScores:
 
     def std_over_classes(self) -> Tensor | None:
         """`(L, L)` standard deviation of the scores over the classes that occur; None without labels."""
-        if self.by_class is None:
-            return None
-        occurs = ~self.by_class.isnan().all(dim=(1, 2))
-        return self.by_class[occurs].std(0, correction=0) if bool(occurs.any()) else None
+        return _std(self.by_class)
+
+    def whole_std_over_classes(self) -> Tensor | None:
+        """`(L + 2, L)` the same of the scores of the whole reconstruction."""
+        return _std(self.whole_by_class)
+
+
+def _std(by_class: Tensor | None) -> Tensor | None:
+    if by_class is None:
+        return None
+    occurs = ~by_class.isnan().all(dim=(1, 2))
+    return by_class[occurs].std(0, correction=0) if bool(occurs.any()) else None
 
 
 class Contributions(ExactMetric):
@@ -77,6 +87,8 @@ class Contributions(ExactMetric):
     tokens: Tensor
     class_ratios: Tensor
     class_counts: Tensor
+    whole_class_ratios: Tensor
+    whole_class_counts: Tensor
 
     def __init__(self, clt: CrossLayerTranscoder, n_classes: int = 0) -> None:
         super().__init__()
@@ -94,6 +106,8 @@ class Contributions(ExactMetric):
             "tokens": (2,),
             "class_ratios": (2, n_classes, L, L),
             "class_counts": (2, n_classes, L),
+            "whole_class_ratios": (2, n_classes, L + 2, L),
+            "whole_class_counts": (2, n_classes, L),
         }
         for name, shape in shapes.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
@@ -134,28 +148,27 @@ class Contributions(ExactMetric):
                 self._take(target, block, torch.stack(rest), positions[part] > 0, classes)
 
     def _take(self, target: int, terms: Tensor, rest: Tensor, is_patch: Tensor, classes: Tensor | None) -> None:
-        dots, ratios, valid = _scores(terms, terms.sum(0))
-        n = target + 1
-        self._take_whole(target, torch.cat([terms, rest]), is_patch)
+        everything = torch.cat([terms, rest])
+        n, L = target + 1, self.sums.shape[1] - 2
+        rows = torch.arange(n, device=terms.device)
+        every = torch.cat([rows, rows.new_tensor([L, L + 1])])
+        for prefix, part, at in (("", terms, rows), ("whole_", everything, every)):
+            dots, ratios, valid = _scores(part, part.sum(0))
+            for kind, chosen in enumerate((~is_patch, is_patch)):
+                weight = chosen.double()
+                getattr(self, f"{prefix}ratios")[kind, at, target] += ratios @ weight
+                getattr(self, f"{prefix}counts")[kind, target] += (valid & chosen).sum()
+                getattr(self, f"{prefix}cross")[kind, at, target] += dots @ weight
+                if classes is not None:
+                    use = valid & chosen & (classes >= 0)
+                    owner = classes[use]
+                    by_class = getattr(self, f"{prefix}class_ratios")
+                    found = by_class.new_zeros(self.n_classes, len(at)).index_add_(0, owner, ratios[:, use].T)
+                    by_class[kind][:, at, target] += found
+                    counts = torch.bincount(owner, minlength=self.n_classes)
+                    getattr(self, f"{prefix}class_counts")[kind, :, target] += counts
         for kind, chosen in enumerate((~is_patch, is_patch)):
-            weight = chosen.double()
-            self.ratios[kind, :n, target] += ratios @ weight
-            self.counts[kind, target] += (valid & chosen).sum()
-            self.cross[kind, :n, target] += dots @ weight
-            if classes is not None:
-                use = valid & chosen & (classes >= 0)
-                self.class_ratios[kind, :, :n, target].index_add_(0, classes[use], ratios[:, use].T)
-                self.class_counts[kind, :, target].index_add_(0, classes[use], torch.ones_like(weight[use]))
-
-    def _take_whole(self, target: int, terms: Tensor, is_patch: Tensor) -> None:
-        dots, ratios, valid = _scores(terms, terms.sum(0))
-        rows = torch.cat([torch.arange(target + 1), torch.tensor([-2, -1])]).to(terms.device) % self.sums.shape[1]
-        for kind, chosen in enumerate((~is_patch, is_patch)):
-            weight = chosen.double()
-            self.whole_ratios[kind, rows, target] += ratios @ weight
-            self.whole_counts[kind, target] += (valid & chosen).sum()
-            self.whole_cross[kind, rows, target] += dots @ weight
-            self.sums[kind, rows, target] += torch.einsum("snd,n->sd", terms, weight)
+            self.sums[kind, every, target] += torch.einsum("snd,n->sd", everything, chosen.double())
 
     def compute(self) -> dict[str, Tensor]:
         """The plain sums of all processes; `scores` makes something of them."""
@@ -177,9 +190,10 @@ class Contributions(ExactMetric):
         terms = means[:-2]
         covariance = total["cross"] / tokens - torch.einsum("ijd,jd->ij", terms, terms.sum(0))
         whole = total["whole_cross"] / tokens - torch.einsum("ijd,jd->ij", means, means.sum(0))
-        by_class = None
+        by_class = whole_by_class = None
         if self.n_classes:
             by_class = (total["class_ratios"] / total["class_counts"][:, None]).cpu()
+            whole_by_class = (total["whole_class_ratios"] / total["whole_class_counts"][:, None]).cpu()
         # the sum over sources of the covariances is E ||yhat - E yhat||^2
         centred = covariance / covariance.sum(0)
         uncentred = total["ratios"] / total["counts"]
@@ -192,6 +206,7 @@ class Contributions(ExactMetric):
             means[-2:].cpu(),
             (total["whole_ratios"] / total["whole_counts"]).cpu(),
             (whole / whole.sum(0)).cpu(),
+            whole_by_class,
         )
 
 

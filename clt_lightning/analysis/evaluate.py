@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from clt_lightning.analysis import statistics
-from clt_lightning.analysis.arms import OF_SKIP, ArmRunner, CascadeOptions, plan_arms
+from clt_lightning.analysis.arms import OF_SKIP, ArmRunner, CascadeOptions, plan_arms, sampled
 from clt_lightning.analysis.contributions import Contributions
 from clt_lightning.analysis.effects import EffectCollector, ImageSample, check_effects
 from clt_lightning.analysis.faithfulness import Faithfulness, FaithfulnessOptions
@@ -26,7 +26,7 @@ from clt_lightning.analysis.reference import Reference, ReferenceCollector
 from clt_lightning.analysis.results import Evaluation
 from clt_lightning.analysis.retrieval import Retrieval, RetrievalCollector
 from clt_lightning.analysis.shares import LogitShares, measurable
-from clt_lightning.analysis.table import ImageTable, divergences, ranks_of
+from clt_lightning.analysis.table import NOT_RUN, ImageTable, divergences, ranks_of
 from clt_lightning.analysis.tower import Observation, observe
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.core.arguments import check_fields
@@ -47,14 +47,14 @@ class EffectOptions:
         check_images: images on which features are really ablated.
         check_features: how many features: the strongest, and as many drawn from the others.
         check_pairs: at most so many pairs of a feature and an image.
-        integrated_pairs: at most so many of these with integrated gradients, which cost eight times as much.
+        integrated_pairs: at most so many of these with integrated gradients, which cost four times as much.
     """
 
     enabled: bool = True
     check_images: int = 64
     check_features: int = 200
-    check_pairs: int = 4096
-    integrated_pairs: int = 1024
+    check_pairs: int = 2048
+    integrated_pairs: int = 512
 
     def __post_init__(self) -> None:
         for name in ("check_images", "check_features", "check_pairs", "integrated_pairs"):
@@ -247,7 +247,7 @@ class Evaluator:
         columns: dict[str, Any] = {"labels": labels}
         if "multi_hot" in batch and self.head is not None:
             columns["multi_hot"] = batch["multi_hot"]
-        columns |= self._run_arms(seen, codes, y_hat, labels, "multi_hot" in columns, "captions" in batch)
+        columns |= self._run_arms(keys, seen, codes, y_hat, labels, "multi_hot" in columns, "captions" in batch)
         self._table.add(keys, columns)
         if "captions" in batch:
             names = [f"{key}\t{i:04d}" for key, texts in zip(keys, batch["captions"]) for i in range(len(texts))]
@@ -256,28 +256,44 @@ class Evaluator:
                 self._captions.add(names, {"embeddings": self.clip.encode_text(texts)})
 
     def _run_arms(
-        self, seen: Observation, codes: Codes, y_hat: Tensor, labels: Tensor, keep_cosines: bool, keep_embeddings: bool
+        self,
+        keys: Sequence[str],
+        seen: Observation,
+        codes: Codes,
+        y_hat: Tensor,
+        labels: Tensor,
+        keep_cosines: bool,
+        keep_embeddings: bool,
     ) -> dict[str, np.ndarray]:
         if self.head is None and not keep_embeddings:
             return {}
+        everyone = torch.ones(len(keys), dtype=torch.bool, device=seen.embeddings.device)
+        some = sampled(keys, self.options.cascade.control_share).to(everyone.device)
+        part = seen, codes, y_hat
+        if any(arm.sampled for arm in self.arms):
+            tokens = some.repeat_interleave(self.clip.n_positions)
+            part = seen.select(some), codes.select_tokens(tokens), y_hat[:, tokens]
+        original = None if self.head is None else self._cosines(seen.embeddings)
         found: dict[str, list[Tensor]] = {}
-        original: Tensor | None = None
         for arm in self.arms:
-            embeddings = self._runner.embeddings(arm, seen, codes, y_hat)
+            here = some if arm.sampled else everyone
             row: dict[str, Tensor] = {}
-            if keep_embeddings:
+            embeddings = seen.embeddings[:0]
+            if bool(here.any()):
+                embeddings = self._runner.embeddings(arm, *(part if arm.sampled else (seen, codes, y_hat)))
+            # recall and average precision depend on which images there are: of arms that are run on all
+            if keep_embeddings and not arm.sampled:
                 row["embeddings"] = embeddings.float()
-            if self.head is not None:
+            if original is not None:
                 cosines = self._cosines(embeddings)
-                original = cosines if original is None else original
-                row["rank"] = ranks_of(cosines, labels)
-                row["kl"] = divergences(original, cosines, self.clip.logit_scale)
-                row["predicted"] = cosines.argmax(1)
-                if keep_cosines:
+                row["rank"] = _placed(ranks_of(cosines, labels[here]), here, NOT_RUN)
+                row["kl"] = _placed(divergences(original[here], cosines, self.clip.logit_scale), here, float("nan"))
+                row["predicted"] = _placed(cosines.argmax(1), here, NOT_RUN)
+                if keep_cosines and not arm.sampled:
                     row["cosines"] = cosines
             for name, value in row.items():
                 found.setdefault(name, []).append(value)
-        return {name: torch.stack(rows, 1).cpu().numpy() for name, rows in found.items()}
+        return {name: torch.stack([row.cpu() for row in rows], 1).numpy() for name, rows in found.items()}
 
     def result(self, split: str = "test") -> tuple[Evaluation, Features | None, Retrieval | None] | None:
         """All numbers of the split on process 0, None on the others; every process must call this.
@@ -418,6 +434,13 @@ def evaluate(
     result = evaluator.result(split)
     assert result is not None, "evaluate() runs in one process; under DDP use an Evaluator on every process"
     return result
+
+
+def _placed(values: Tensor, here: Tensor, nothing: float) -> Tensor:
+    """Values of some images among all, on the CPU; the others get `nothing`."""
+    whole = torch.full((len(here),), nothing, dtype=values.dtype)
+    whole[here.cpu()] = values.cpu()
+    return whole
 
 
 def _keys(batch: dict[str, Any], seen: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,6 +76,7 @@ class FaithfulnessResult:
         drop_bottom: the lowest first; keep_top[n] is drop_bottom[terms - n].
         drop_random: random orders: mean over the draws, and the interval that holds 95 % of them.
         draws: number of random orders.
+        rest: top-1 and KL without any feature: linear skip and decoder bias alone.
     """
 
     layer: int
@@ -87,6 +89,7 @@ class FaithfulnessResult:
     drop_bottom: tuple[list[Interval], list[float]]
     drop_random: tuple[list[Interval], list[float]]
     draws: int
+    rest: tuple[Interval, float] = (NOTHING, math.nan)
 
     @property
     def terms(self) -> int:
@@ -119,6 +122,7 @@ class FaithfulnessResult:
             "n": self.n,
             "baseline": {"top1": self.drop_top[0][0].to_json(), "kl": none_if_nan(self.drop_top[1][0])},
             "original": {"top1": self.original.to_json()},
+            "rest": {"top1": self.rest[0].to_json(), "kl": none_if_nan(self.rest[1])},
             "draws": self.draws,
             "drop_top": curve(self.drop_top),
             "drop_bottom": curve(self.drop_bottom),
@@ -186,6 +190,8 @@ class Faithfulness(ExactMetric):
     right: Tensor
     kl: Tensor
     original_right: Tensor
+    rest_right: Tensor
+    rest_kl: Tensor
     labelled: Tensor
     images: Tensor
 
@@ -214,6 +220,8 @@ class Faithfulness(ExactMetric):
             ("right", (rows, self.terms + 1)),
             ("kl", (rows, self.terms + 1)),
             ("original_right", ()),
+            ("rest_right", ()),
+            ("rest_kl", ()),
             ("labelled", ()),
             ("images", ()),
         ):
@@ -248,6 +256,10 @@ class Faithfulness(ExactMetric):
         stream = seen.before_mlp[self.layer][:, read]
         true_y = seen.y[self.layer].view(b, -1, clt.d_model)[:, read]
         replaced_here = self._replaced_positions(true_y.shape[1], true_y.device)
+        rest = torch.where(replaced_here[:, None], constant[:, read].to(true_y.dtype), true_y)
+        cosines = finish(clip, stream + rest, self.layer + 1).float() @ head
+        self.rest_right += (ranks_of(cosines, labels) == 0).sum()
+        self.rest_kl += divergences(original, cosines, scale).sum().to(self.rest_kl)
         n_rows = masks.shape[1]
         step = max(1, _BLOCK // (stream.numel() * (self.terms + 1)))
         for start in range(0, n_rows, step):
@@ -289,8 +301,13 @@ class Faithfulness(ExactMetric):
         return kinds[:, :, :, index]
 
     def compute(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Right answers `(rows, terms + 1)`, mean KL of the same shape, and (labelled images, right originals)."""
-        return self.right, self.kl / self.images, torch.stack([self.labelled, self.original_right])
+        """Right answers `(rows, terms + 1)`, mean KL of the same shape, and four numbers.
+
+        These are the labelled images, and of them those that the untouched model and the one with skip and bias alone
+        get right, and the latter's mean KL.
+        """
+        numbers = [self.labelled, self.original_right, self.rest_right, self.rest_kl / self.images]
+        return self.right, self.kl / self.images, torch.stack([number.reshape(()) for number in numbers])
 
     def results(self, sums: tuple[Tensor, Tensor, Tensor], bootstrap: int, seed: int = 0) -> list[FaithfulnessResult]:
         """Typed results, one a ranking, from what `compute` returned.
@@ -301,7 +318,7 @@ class Faithfulness(ExactMetric):
             seed: their seed.
         """
         right, kl = sums[0].cpu().numpy(), sums[1].cpu().numpy()
-        n, original = (int(v) for v in sums[2].tolist())
+        n, original, rest = (int(v) for v in sums[2].tolist()[:3])
         ablation = "zero" if self.__dict__["_means"] is None else "mean"
 
         def row(index: int) -> tuple[list[Interval], list[float]]:
@@ -322,6 +339,7 @@ class Faithfulness(ExactMetric):
                 row(2 * index + 1),
                 control,
                 self.draws,
+                (share_interval(rest, n, bootstrap, seed), float(sums[2][3])),
             )
             for index, ranking in enumerate(self.rankings)
         ]

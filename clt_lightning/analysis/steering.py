@@ -15,11 +15,16 @@ from clt_lightning.analysis import notebook
 from clt_lightning.analysis.arms import POSITIONS
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.say import doubt
 from clt_lightning.replacement import check_fit, replaced
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 Kind = Literal["set", "scale", "add"]
 BASES = ("original", "replaced")
+SKIP_DOUBT = (
+    "this transcoder has a linear skip, which steering cannot reach: an edit changes what the features write, and the "
+    "skip writes the rest of each MLP's output from the whole input (test says how much: 'centred reconstruction')"
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,8 @@ def steered(
     """While active, the edited features write what their new codes say, into their own and all later layers.
 
     What is added to layer j is `sum over edits of (z' - z) W_dec[layer -> j]`: nothing else of the reconstruction
-    plays a part. Codes are read from the running stream, so that an edit sees what earlier ones have done.
+    plays a part (a transcoder with a linear skip is warned of: no edit reaches the skip). Codes are read from the
+    running stream, so that an edit sees what earlier ones have done.
 
     Args:
         clip: the backbone.
@@ -98,7 +104,9 @@ def steered(
         UserError: no edits, a layer or feature that does not exist, a value that is not finite, unknown words, a
             backbone of other layers or width, or topology `sae`, whose codes are read from what they would change.
     """
-    _check(clip, clt, edits, tokens, base)
+    check_edits(clip, clt, edits, tokens, base)
+    if clt.skip:
+        doubt(SKIP_DOUBT)
     by_layer: dict[int, list[Edit]] = {}
     for edit in edits:
         by_layer.setdefault(edit.layer, []).append(edit)
@@ -147,7 +155,8 @@ def steered(
             yield
 
 
-def _check(clip: FrozenCLIP, clt: CrossLayerTranscoder, edits: Sequence[Edit], tokens: str, base: str) -> None:
+def check_edits(clip: FrozenCLIP, clt: CrossLayerTranscoder, edits: Sequence[Edit], tokens: str, base: str) -> None:
+    """Whether `steered` can do this; raises what it raises."""
     check_fit(clip, clt)
     if clt.topology == "sae":
         raise UserError("a transcoder of topology 'sae' cannot steer: its codes are read from the output they change")
@@ -262,7 +271,7 @@ def steer(
     Raises:
         UserError: no images, a head of another number of classes, and what `steered` raises.
     """
-    _check(clip, clt, edits, tokens, base)
+    check_edits(clip, clt, edits, tokens, base)
     if head.shape[1] != len(classnames):
         raise UserError(f"the head has {head.shape[1]} columns for {len(classnames)} class names")
     head = head.to(clip.device)

@@ -42,6 +42,22 @@ class Observation:
     def n_images(self) -> int:
         return len(self.embeddings)
 
+    def select(self, chosen: Tensor) -> Observation:
+        """Some of the images.
+
+        Args:
+            chosen: `(images,)` bool.
+        """
+        tokens = chosen.repeat_interleave(self.x.shape[1] // self.n_images)
+        return Observation(
+            [stream[chosen] for stream in self.streams],
+            [part[chosen] for part in self.attention],
+            {layer: stream[chosen] for layer, stream in self.before_mlp.items()},
+            self.x[:, tokens],
+            self.y[:, tokens],
+            self.embeddings[chosen],
+        )
+
 
 def observe(clip: FrozenCLIP, images: Tensor, before_mlp: Iterable[int] = ()) -> Observation:
     """Run images through the tower and keep the stream; an active `replaced` or `mlp_override` holds in it.
@@ -85,17 +101,28 @@ def finish(clip: FrozenCLIP, stream: Tensor, first: int, grad: bool = False) -> 
     """
     # the backbone's own precision and autocast rules, as in its own forwards
     with clip.running(grad):
-        x = stream.to(clip.dtype)
-        if first < clip.n_layers:
-            x = x if clip.batch_first else x.transpose(0, 1)
-            for block in clip.blocks[first:]:
-                x = block(x)
-            x = x if clip.batch_first else x.transpose(0, 1)
+        x = _blocks(clip, stream, first, clip.n_layers)
         visual = clip.model.visual
         pooled = _pool(clip, visual, x)
         if visual.proj is not None:
             pooled = pooled @ visual.proj
         return F.normalize(pooled.float(), dim=-1)
+
+
+def advance(clip: FrozenCLIP, stream: Tensor, first: int, last: int) -> Tensor:
+    """`(images, positions, d_model)` at the entry of block `last`, from that at the entry of block `first`."""
+    with clip.running(grad=False):
+        return _blocks(clip, stream, first, last)
+
+
+def _blocks(clip: FrozenCLIP, stream: Tensor, first: int, last: int) -> Tensor:
+    x = stream.to(clip.dtype)
+    if first < last:
+        x = x if clip.batch_first else x.transpose(0, 1)
+        for block in clip.blocks[first:last]:
+            x = block(x)
+        x = x if clip.batch_first else x.transpose(0, 1)
+    return x
 
 
 def reads_cls_only(clip: FrozenCLIP) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clt_lightning.metrics.base import ExactMetric, metric_device
-from clt_lightning.metrics.codes import L0, DeadFeatures
+from clt_lightning.metrics.codes import L0, CodeHistograms, DeadFeatures
 from clt_lightning.metrics.reconstruction import FVU, MSE, R2, Cosine
 from clt_lightning.metrics.share import FeaturesShare
 from clt_lightning.metrics.tokens import TOKEN_SETS, check_token_sets, select
@@ -16,6 +16,7 @@ __all__ = [
     "MSE",
     "R2",
     "TOKEN_SETS",
+    "CodeHistograms",
     "Cosine",
     "DeadFeatures",
     "ExactMetric",

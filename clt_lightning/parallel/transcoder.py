@@ -95,7 +95,7 @@ class ShardedTranscoder(CrossLayerTranscoder):
             return select_topk(pre, activation.k, self.shards)
         if not (isinstance(activation, BatchTopK) and self.training):
             return activation.select(pre, layer)  # a feature decides alone
-        winners = batch_winners(pre, activation.k, self.shards)
+        winners = batch_winners(pre, activation.budget(layer, pre.shape[0]), self.shards)
         activation.track(winners[winners > 0], layer)
         return (pre >= winners.min()) & (pre > 0) if winners.numel() else pre > 0
 

@@ -23,3 +23,8 @@ def _without_nan(flat: list[float], shape: tuple[int, ...]) -> list[Any]:
     for size in reversed(shape[1:]):
         items = [items[i : i + size] for i in range(0, len(items), size)] if size else [[] for _ in range(shape[0])]
     return items
+
+
+def interval(value: dict[str, Any] | None) -> list[Any]:
+    """An interval of results.json as three cells of a table: value, low, high."""
+    return [None] * 3 if value is None else [value["value"], value["low"], value["high"]]

@@ -156,3 +156,34 @@ def test_a_skip_needs_its_input() -> None:
     clt = CrossLayerTranscoder(2, 4, 3, TopK(1), skip=True)
     with pytest.raises(UserError, match="MLP inputs x"):
         Contributions(clt).update(clt.encode(torch.randn(2, 4, 4)), n_positions=2)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_the_whole_of_each_class_has_skip_and_bias(clip: FrozenCLIP, skip: bool) -> None:
+    clt, data = make_clt(skip=skip), Made(n=17)
+    images, labels, _ = data.everything()
+    acts = clip.capture(images)
+    metric = Contributions(clt, n_classes=6)
+    for start in range(0, 17, 5):
+        part = clip.capture(images[start : start + 5])
+        metric.update(clt.encode(part.x), POSITIONS, torch.from_numpy(labels[start : start + 5]), part.x)
+    found = metric.scores()["patch"]
+    terms = numpy_terms(clt, numpy_codes(clt, acts.x.double().numpy()))
+    whole = np.zeros((LAYERS + 2, *terms.shape[1:]))
+    whole[:LAYERS] = terms
+    for j in range(LAYERS):
+        whole[LAYERS, j] = clt.skip_term(acts.x[j], j).detach().double().numpy()
+        whole[LAYERS + 1, j] = clt.b_dec[j].detach().double().numpy()
+    assert found.whole_by_class is not None
+    std, rows = found.whole_std_over_classes(), []
+    for c in range(5):
+        own = whole.reshape(LAYERS + 2, LAYERS, 17, POSITIONS, -1)[:, :, labels == c, 1:]
+        y = own.sum(0)
+        wanted = ((own * y).sum(-1) / (y**2).sum(-1)).mean((2, 3))
+        assert np.allclose(found.whole_by_class[c].numpy(), wanted, atol=1e-5)
+        assert np.allclose(wanted.sum(0), 1)
+        assert wanted[LAYERS].any() == skip
+        rows.append(found.whole_by_class[c].numpy())
+    assert found.whole_by_class[5].isnan().all()
+    assert std is not None
+    assert np.allclose(std.numpy(), np.std(rows, 0))

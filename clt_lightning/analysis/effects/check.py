@@ -143,8 +143,8 @@ def check_effects(
     images: Tensor,
     strength: np.ndarray,
     features: int = 200,
-    pairs: int = 4096,
-    integrated: int = 1024,
+    pairs: int = 2048,
+    integrated: int = 512,
     draws: int = 1000,
     seed: int = 0,
 ) -> EffectCheck | None:
@@ -161,7 +161,7 @@ def check_effects(
         strength: `(L, F)` root of the summed squares of each feature's effects.
         features: how many features.
         pairs: at most so many pairs of a feature and an image; drawn at random where there are more.
-        integrated: at most so many with integrated gradients, which cost `2 x MIDPOINTS` times as much.
+        integrated: at most so many with integrated gradients, which cost `2 x NODES` times as much.
         draws: resamples behind the intervals.
         seed: of all draws.
 
@@ -189,9 +189,9 @@ def check_effects(
     integral = np.full((len(TARGETS), len(rows)), np.nan)
     for layer in range(clt.n_layers):
         dense = None
-        for part, method, out in (
-            (table["layer"] == layer, ablation_effects, real),
-            ((table["layer"] == layer) & long_way, integrated_effects, integral),
+        for part, real_ones, out in (
+            (table["layer"] == layer, True, real),
+            ((table["layer"] == layer) & long_way, False, integral),
         ):
             index = np.flatnonzero(part)
             if not len(index):
@@ -200,7 +200,11 @@ def check_effects(
             where = torch.from_numpy(table["image"][index]).to(clip.device)
             which = torch.from_numpy(table["feature"][index]).to(clip.device)
             z = dense[where, :, which]
-            values = method(clip, clt, layer, which, z, seen.streams[layer][where], directions[:, where])
+            rows_of = (clip, clt, layer, which, z, seen.streams[layer][where], directions[:, where])
+            if real_ones:
+                values = ablation_effects(*rows_of, embeddings=seen.embeddings[where])
+            else:
+                values = integrated_effects(*rows_of)
             out[:, index] = values.double().cpu().numpy()
     for t, target in enumerate(TARGETS):
         table |= {
