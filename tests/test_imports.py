@@ -33,6 +33,8 @@ ALLOWED = {
         *("replacement", "runs", "schedule", "settings", "transcoder"),
     },
     "analysis": {"analysis", "clip", "data", "metrics", "module", "replacement", "runs", "settings", "transcoder"},
+    "report": {"analysis", "clip", "report", "runs", "transcoder"},
+    "server": {"analysis", "clip", "data", "report", "server", "transcoder"},
 }
 # the script that trains the demo's CLIP draws the demo's renders; loading that CLIP does not
 EXCEPTIONS = {("clip/demo/train.py", "data"), ("clip/demo/evaluate.py", "data")}
