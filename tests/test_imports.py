@@ -37,6 +37,8 @@ ALLOWED = {
         *("analysis", "backbone", "clip", "data", "metrics", "module"),
         *("replacement", "runs", "settings", "transcoder"),
     },
+    "report": {"analysis", "backbone", "clip", "report", "runs", "transcoder"},
+    "server": {"analysis", "backbone", "clip", "data", "report", "server", "transcoder"},
 }
 # the script that trains the demo's CLIP draws the demo's renders; loading that CLIP does not
 EXCEPTIONS = {("clip/demo/train.py", "data"), ("clip/demo/evaluate.py", "data")}

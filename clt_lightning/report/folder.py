@@ -32,6 +32,7 @@ SCRIPTS = (
     "charts/bars.js",
     "charts/scatter.js",
     "charts/waterfall.js",
+    "charts/pareto.js",
     "thumbs.js",
     "maps.js",
     "image/study.js",
@@ -43,11 +44,15 @@ SCRIPTS = (
     "catalogue.js",
     "notes.js",
     "runs.js",
-    "live.js",
+    "compare/features.js",
+    "live/server.js",
+    "live/opened.js",
+    "live/sliders.js",
+    "live/answers.js",
 )
 #: ... and after them
 LAST = ("router.js", "start.js")
-STYLES = ("tokens.css", "layout.css", "parts.css", "charts.css", "image.css", "more.css")
+STYLES = ("tokens.css", "layout.css", "parts.css", "charts.css", "image.css", "notes.css", "runs.css", "live.css")
 MARK = "clt-report.json"
 
 

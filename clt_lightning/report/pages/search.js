@@ -50,7 +50,7 @@
           {},
           h("a", { href: CLT.href("feature", [layer, number]) }, `L${layer} · ${number}`),
           " ",
-          CLT.notes.name(layer, number) || (c ? c.className(c.class_index[i]) : ""),
+          CLT.notes.name(layer, number) || CLT.notes.title(c, i),
           h("span", { class: "ci" }, ` ${text}`),
         ),
         h("a", { href: CLT.href("live", [], { edits: `${layer}:${number}:scale:0` }), class: "small" }, "move it"),
