@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -82,7 +82,6 @@ def replaced(
     window = set(clip.check_layers(layers))
     positions = {"all": slice(None), "cls": slice(0, 1), "patch": slice(1, None)}[tokens]
     trace = ReplacementTrace()
-    blocks: dict[int, tuple[Tensor, ...]] = {}  # of this forward, where gradients are wanted
 
     def linear(x: Tensor, layer: int) -> Tensor:
         return clt.skip_term(x, layer) if skip is None else skip(layer, x)
@@ -95,7 +94,6 @@ def replaced(
             if layer == first_read:
                 trace.codes.clear()
                 trace.y_hat.clear()
-                blocks.clear()
             if clt.topology != "sae":
                 trace.codes[layer] = clt.encode_layer(read(x), layer)
 
@@ -106,12 +104,13 @@ def replaced(
                 assert y is not None
                 trace.codes[layer] = clt.encode_layer(read(y), layer)
             sources = {i: trace.codes[i] for i in range(layer + 1) if clt.writes(i, layer)}
-            if torch.is_grad_enabled():
-                blocks.update({i: clt.decoder_blocks(i) for i in sources if i not in blocks})
-            terms = clt.layer_terms(sources, layer, blocks or None)
-            if edit is not None:
-                terms = edit(layer, terms)
-            y_hat = terms.sum(0) + clt.b_dec[layer] + linear(read(x), layer)
+            if edit is None:
+                y_hat = clt.layer_sum(sources, layer)
+            else:
+                y_hat = edit(layer, clt.layer_terms(sources, layer)).sum(0)
+            y_hat = y_hat + clt.b_dec[layer]
+            if skip is not None or clt.skip:
+                y_hat = y_hat + linear(read(x), layer)
             trace.y_hat[layer] = y_hat
             y_hat = y_hat.view(x.shape[0], -1, clt.d_model).to(x.dtype)
             if y is None or tokens == "all":
@@ -120,5 +119,9 @@ def replaced(
 
     # features of layers before the window write into it, so these layers are read as well
     first_read = 0 if clt.topology == "cross_layer" else min(window)
-    with clip.watch(watch, range(first_read, max(window) + 1)), clip.mlp_override(branch, sorted(window)):
+    with (
+        clt.one_gradient() if grad else nullcontext(),
+        clip.watch(watch, range(first_read, max(window) + 1)),
+        clip.mlp_override(branch, sorted(window)),
+    ):
         yield trace
