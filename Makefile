@@ -1,31 +1,43 @@
 # make quickstart   the main job, offline, on the embedded demo (sets up what is missing)
-# make test         the tests (under 5 minutes on 2 cores)
+# make test         the tests (under 8 minutes on 2 cores)
 # make test-all     also the slow ones and those on a real Slurm
-# make lint         ruff and mypy
+# make test-interop exports read by the real circuit-tracer and SAELens, in an environment of their own
+# make lint         ruff and mypy; Biome for the scripts of the pages
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+NODE_BIN := node_modules/.bin
 # programs that came with the environment are found by tests
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: quickstart test test-all lint format setup clean
+.PHONY: quickstart test test-all test-interop lint format setup tools clean
 quickstart: setup
 	$(BIN)/python -m clt_lightning fit --config configs/quickstart.yaml
 
 test: setup
+	-@$(MAKE) --no-print-directory tools
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-all: setup
+	-@$(MAKE) --no-print-directory tools
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m ""
 
-lint: setup
+# these two pin other versions than this package takes; where they cannot be installed, the tests say so and are skipped
+test-interop: setup
+	test -x .venv-interop/bin/python || $(PYTHON) -m venv .venv-interop
+	.venv-interop/bin/python -m pip install --quiet 'circuit-tracer==0.5.0' 'sae-lens==6.54.12' || true
+	$(BIN)/python -m pytest tests/interop -m interop -rs
+
+lint: setup tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(NODE_BIN)/biome check
 
-format: setup
+format: setup tools
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(NODE_BIN)/biome check --write
 
 # the stamp is newer than pyproject.toml when the environment is up to date: a second call does nothing
 setup: $(VENV)/.installed
@@ -35,5 +47,11 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+# What checks the scripts and the pages, from npm; node itself comes with the environment. The tests can do without.
+tools: node_modules/.installed
+node_modules/.installed: package.json package-lock.json | setup
+	npm ci --no-audit --no-fund --prefer-offline --fetch-retries=1 --loglevel=error
+	touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-interop node_modules .pytest_cache .mypy_cache .ruff_cache

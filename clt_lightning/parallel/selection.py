@@ -67,23 +67,23 @@ def _with_lowest_ties(score: Tensor, cut: Tensor, needed: Tensor, shards: Shards
     return (score > cut) | (level & (level.cumsum(1) <= left[:, None]))
 
 
-def batch_winners(pre: Tensor, k: int, shards: Shards) -> Tensor:
-    """The `k * tokens` largest of all entries of a batch, over all processes; all entries where there are no more.
+def batch_winners(pre: Tensor, budget: int, shards: Shards) -> Tensor:
+    """The largest of all entries of a batch, over all processes; all entries where there are no more than the budget.
 
     Args:
         pre: `(tokens, width)`, this process's columns.
-        k: mean number of entries a token.
+        budget: how many.
         shards: the group.
 
     Returns:
         values in no order, the same on every process.
     """
-    budget = min(k * pre.shape[0], pre.numel() * shards.size)
+    row = min(pre.shape[1], -(-4 * budget // max(pre.shape[0], 1)))
+    budget = min(budget, pre.numel() * shards.size)
     mine = min(budget, pre.numel())
-    row = min(pre.shape[1], 4 * k)
     candidates = torch.topk(pre, row, dim=1, sorted=False).values
     values = torch.topk(candidates.flatten(), mine, sorted=False).values
-    # a token with more than 4 k winners is rare, but possible
+    # a token with more than 4 times its share is rare, but possible
     if row < pre.shape[1] and bool((candidates.amin(1) > values.min()).any()):
         values = torch.topk(pre.flatten(), mine, sorted=False).values
     return torch.topk(shards.all_gather(values).flatten(), budget, sorted=False).values
@@ -106,25 +106,25 @@ def screen_topk(screen: Screen, k: int, shards: Shards, magnitude: bool = False)
     return Chosen(pairs, known[pairs.tokens, pairs.features], own.repeated)
 
 
-def screen_batch(screen: Screen, k: int, shards: Shards) -> tuple[Chosen, Tensor] | None:
+def screen_batch(screen: Screen, budget: int, shards: Shards) -> tuple[Chosen, Tensor] | None:
     """The positive ones of `batch_winners`, from a product in low precision.
 
     Args:
         screen: this process's columns.
-        k: mean number of entries a token.
+        budget: how many of all.
         shards: the group.
 
     Returns:
         this process's winners, and the values of all processes' as `batch_winners` gives them; None, on all processes,
         where the product cannot be trusted.
     """
-    first = batch_winners(screen.rough.to(screen.x.dtype), k + k // 4 + 1, shards)
+    first = batch_winners(screen.rough.to(screen.x.dtype), budget + budget // 4 + 1, shards)
     cut = first.min().clamp_min(0) if first.numel() else screen.x.new_zeros(())
     pairs = Pairs.from_mask(screen.rough > cut)
     repeated = cut.new_zeros((), dtype=torch.int64)
     for _ in range(ROUNDS):
         exact = screen.exact(pairs)
-        winners = batch_winners(_spread_out(pairs, exact), k, shards)
+        winners = batch_winners(_spread_out(pairs, exact), budget, shards)
         least = winners.min().clamp_min(0) if winners.numel() else cut
         error = shards.all_gather(largest_error(screen, pairs, exact)).amax()
         enough = least - DEVIATIONS * error

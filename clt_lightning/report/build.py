@@ -2,65 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
-from torch import Tensor
 
 from clt_lightning import __version__
-from clt_lightning.clip.images import to_pixels
 from clt_lightning.core.errors import UserError
-from clt_lightning.core.progress import Progress, track
-from clt_lightning.report.choice import named, spread
-from clt_lightning.report.features import FeaturePages
-from clt_lightning.report.figures.curves import feature_scatter
-from clt_lightning.report.figures.style import save
-from clt_lightning.report.folder import ReportFolder, report_folder
-from clt_lightning.report.numbers import to_list
+from clt_lightning.report.comparison import compare, match_runs
+from clt_lightning.report.draft import Draft
+from clt_lightning.report.folder import ReportFolder, pages_version, report_folder
+from clt_lightning.report.notes import check_about
+from clt_lightning.report.options import ReportOptions
+from clt_lightning.report.pages import PAGES
 from clt_lightning.report.pictures import Pictures
-from clt_lightning.report.record import record_sections
-from clt_lightning.report.source import Source, read_config, read_source
-from clt_lightning.report.sprites import Sprites
-from clt_lightning.report.tables import count_figures, write_tables_and_figures
-
-
-@dataclass(frozen=True)
-class ReportOptions:
-    """What a report holds.
-
-    Args:
-        split: the split that was evaluated.
-        features: cards a layer, the most frequent features first; None: every feature that ever fired.
-        images: images with a page of their own, evenly over the classes.
-        image_keys: further images with a page of their own, by key.
-        queries: query images of the retrieval page, evenly over the classes.
-        query_keys: further query images, by key.
-        neighbours: images a layer that are shown beside a query.
-        thumbnail: side of a thumbnail in pixels.
-        pictures: whether images are read at all; without them the pages show numbers alone.
-        opening: how the run is opened, as keyword arguments of `open_run`.
-    """
-
-    split: str = "test"
-    features: int | None = None
-    images: int = 24
-    image_keys: tuple[str, ...] = ()
-    queries: int = 24
-    query_keys: tuple[str, ...] = ()
-    neighbours: int = 8
-    thumbnail: int = 128
-    pictures: bool = True
-    opening: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        least = {"features": 0, "images": 0, "queries": 0, "neighbours": 1, "thumbnail": 16}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise UserError(f"--{name} must be {low} or more, got {value}")
+from clt_lightning.report.source import Source, read_source
+from clt_lightning.report.together import Together, alone
 
 
 @dataclass(frozen=True)
@@ -104,173 +62,116 @@ def build_report(
     started = time.perf_counter()
     options = options or ReportOptions()
     source = read_source(Path(run), options.split, with_model=options.pictures and pictures is None)
+    check_about(options.notes, [source.id])
     target = source.run / "report" if output is None else Path(output)
     with report_folder(target) as folder:
-        _Builder(folder, source, options, progress).write(pictures)
-        folder.mark({"clt_lightning": __version__, "run": source.title, "split": options.split})
-        files, size = folder.size()
-    seconds = time.perf_counter() - started
-    return Built(target / "index.html", files, size, seconds, tuple(source.notes))
+        _one(folder, source, options, alone(source), pictures, progress)
+        return _built(folder, target, [source], options, started)
 
 
-@dataclass
-class _Builder:
-    """One report; the steps run in the order of `write`."""
+def build_comparison(
+    runs: Sequence[str | Path],
+    options: ReportOptions | None = None,
+    output: str | Path | None = None,
+    pictures: Sequence[Pictures] | None = None,
+    progress: bool = False,
+) -> Built:
+    """Writes a report of each of several runs, and a page that compares them, in one folder.
 
-    folder: ReportFolder
-    source: Source
-    options: ReportOptions
-    progress: bool
-    shown: set[int] = field(default_factory=set)
-    files: dict[str, Any] = field(default_factory=dict)
-    explained: list[int] = field(default_factory=list)
+    Args:
+        runs: two or more, as in `build_report`; the page compares the others with the first.
+        options: what each report holds.
+        output: the folder to write; None: `<first run>/comparison`.
+        pictures: of each run, as in `build_report`.
+        progress: say on standard error how far it is.
 
-    def write(self, pictures: Pictures | None) -> None:
-        self.folder.assets(f"{self.source.title} · report", self.source.title)
-        if self.source.evaluation is not None:
-            evaluation = self.source.evaluation
-            with self._work("figures", count_figures(evaluation)) as work:
-                self.files |= write_tables_and_figures(self.folder, evaluation, work.update)
-        self._features()
-        self._retrieval()
-        self._pictures(pictures)
-        self._report()
+    Raises:
+        UserError: fewer than two runs, one that is named twice, and as `build_report`.
+    """
+    started = time.perf_counter()
+    options = options or ReportOptions()
+    read = [read_source(Path(run), options.split, with_model=options.pictures and pictures is None) for run in runs]
+    places = [source.run.resolve() for source in read]
+    if len(set(places)) < len(places):
+        twice = next(source.run for n, source in enumerate(read) if places[n] in places[:n])
+        raise UserError(f"--run {twice} is named twice: a comparison takes different runs")
+    if len(read) < 2:
+        raise UserError("a comparison takes two runs or more")
+    check_about(options.notes, [source.id for source in read])
+    matches = match_runs(read, progress)
+    names = [f"{n}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', source.title)}" for n, source in enumerate(read)]
+    comparison = compare(read, [f"../{name}/index.html" for name in names], matches)
+    target = read[0].run / "comparison" if output is None else Path(output)
+    with report_folder(target) as folder:
+        for number, (source, name) in enumerate(zip(read, names)):
+            (folder.path / name).mkdir()
+            together = Together(number, read, comparison, matches)
+            own = None if pictures is None else pictures[number]
+            _one(ReportFolder(folder.path / name), source, options, together, own, progress)
+        folder.lead_to(f"{names[0]}/index.html#/compare", f"{len(read)} runs compared")
+        return _built(folder, target, read, options, started)
 
-    def _features(self) -> None:
-        features = self.source.features
-        if features is None:
-            self.folder.data("features", None)
-            return
-        layers = features.info["layers"]
-        pages = FeaturePages(features, self.options.features)
-        with self._work("feature cards", pages.chunks, "files") as work:
-            self.shown |= pages.write(self.folder, work.update)
-        stats = features.stats
-        names = ("frequency", "image_frequency", "cls_frequency", "mean_code", "max_code", "monosemanticity")
-        rows = (
-            [layer, feature, *(to_list(stats[name][layer, feature : feature + 1])[0] for name in names)]
-            for layer in range(layers)
-            for feature in range(features.info["features"])
-        )
-        table = self.folder.table("features", ["layer", "feature", *names], rows)
-        self.files["features"] = [
-            *save(self.folder, "features", feature_scatter(stats["frequency"], stats["mean_code"])),
-            table,
-        ]
 
-    def _retrieval(self) -> None:
-        retrieval = self.source.retrieval
-        if retrieval is None:
-            self.folder.data("retrieval", None)
-            return
-        keys, labels = self.source.images
-        chosen = named(keys, self.options.query_keys, "--query") + spread(labels, self.options.queries)
-        queries = []
-        for image in track(dict.fromkeys(chosen), "retrieval", unit="queries", show=self.progress, sums_up=True):
-            nearest = [retrieval.nearest(image, layer, self.options.neighbours) for layer in range(retrieval.n_layers)]
-            layers = [[[int(i), s] for i, s in zip(found, to_list(cosines, 4))] for found, cosines in nearest]
-            self.shown |= {image} | {entry[0] for layer in layers for entry in layer}
-            queries.append(
-                {
-                    "image": image,
-                    "key": keys[image],
-                    "class": labels[image],
-                    "label": self._name(labels[image]),
-                    "layers": layers,
-                }
-            )
-        self.folder.data("retrieval", queries)
+def _one(
+    folder: ReportFolder,
+    source: Source,
+    options: ReportOptions,
+    together: Together,
+    pictures: Pictures | None,
+    progress: bool,
+) -> None:
+    draft = Draft(folder, source, options, progress, together)
+    folder.assets(f"{source.title} · report", source.title, [page.entry(str(source.run)) for page in PAGES])
+    _write(draft, pictures)
 
-    def _pictures(self, pictures: Pictures | None) -> None:
-        """Thumbnails and explained images, from one pass over the split."""
-        keys, labels = self.source.images
-        if not keys or not self.options.pictures:
-            if keys:
-                self.source.notes.append("Built without pictures (--no_pictures).")
-            self.folder.data(
-                "sprites", {"size": 1, "columns": 1, "rows": 1, "cell": [], "keys": keys, "labels": labels}
-            )
-            self.folder.data("images", None)
-            return
-        if pictures is None:
-            from clt_lightning.report.model import RunPictures
 
-            pictures = RunPictures(self.source.run, self.options.split, **self.options.opening)
-        chosen = named(keys, self.options.image_keys, "--image") + spread(labels, self.options.images)
-        self.explained = list(dict.fromkeys(chosen))
-        self.shown |= set(self.explained)
-        sprites = Sprites(sorted(self.shown, key=lambda i: (labels[i], i)), self.options.thumbnail)
-        place = {keys[i]: i for i in sprites.order}
-        kept: dict[int, Tensor] = {}
-        for key, image in track(
-            pictures.read(place), "thumbnails", len(place), "images", show=self.progress, sums_up=True
-        ):
-            number = place[key]
-            sprites.add(number, to_pixels(image, pictures.mean, pictures.std))
-            if number in self.explained:
-                kept[number] = image
-        if sprites.missing:
-            first = keys[sprites.missing[0]]
-            self.source.notes.append(
-                f"{len(sprites.missing)} images are no longer in the data (such as {first}): no thumbnails of them."
-            )
-        sprites.write(self.folder, keys, labels)
-        self._explanations(pictures, kept)
+def _built(
+    folder: ReportFolder, target: Path, sources: Sequence[Source], options: ReportOptions, started: float
+) -> Built:
+    steps = [source.id.step for source in sources]
+    titles = [source.title for source in sources]
+    folder.mark(
+        {
+            "clt_lightning": __version__,
+            "run": titles[0] if len(titles) == 1 else titles,
+            "split": options.split,
+            "step": steps[0] if len(steps) == 1 else steps,
+            "pages": pages_version(),
+        }
+    )
+    files, size = folder.size()
+    several = len(sources) > 1
+    notes = [f"{source.title}: {note}" if several else note for source in sources for note in source.notes]
+    return Built(target / "index.html", files, size, time.perf_counter() - started, tuple(notes))
 
-    def _explanations(self, pictures: Pictures, images: dict[int, Tensor]) -> None:
-        keys, labels = self.source.images
-        overview: list[dict[str, Any]] = []
-        there = [number for number in self.explained if number in images]
-        for number in track(there, "explanations", unit="images", show=self.progress, sums_up=True):
-            page = len(overview)
-            found = pictures.explain(keys[number], images[number], labels[number])
-            if found is None:
-                self.source.notes.append("The data has no class names: no logit to explain, and no pages of images.")
-                break
-            pixels = Image.fromarray(to_pixels(images[number], pictures.mean, pictures.std))
-            picture = f"pictures/{page:04d}.webp"
-            pixels.save(self.folder.file(picture), quality=90, method=4)
-            label = self._name(labels[number])
-            best = max(found["classes"], key=lambda entry: entry["original"], default=None)
-            self.folder.data(f"images/{page:04d}", {**found, "picture": picture, "title": label or found["classname"]})
-            overview.append(
-                {
-                    "image": number,
-                    "key": keys[number],
-                    "label": label,
-                    "predicted": "" if best is None else best["name"],
-                }
-            )
-        self.folder.data("images", overview or None)
 
-    def _work(self, what: str, total: int | None = None, unit: str = "") -> Progress:
-        return Progress(what, total, unit, show=self.progress, sums_up=True)
+def _write(draft: Draft, pictures: Pictures | None) -> None:
+    source, options = draft.source, draft.options
+    for page in PAGES:
+        page.write(draft)
+    draft.draw_figures()
+    there = bool(source.images[0])
+    if there and not options.pictures:
+        pictures = None
+        draft.note("Built without pictures (--no_pictures).")
+    elif there and pictures is None:
+        from clt_lightning.report.model import RunPictures
 
-    def _name(self, label: int) -> str:
-        names = self.source.classnames
-        return names[label] if 0 <= label < len(names) else ""
-
-    def _report(self) -> None:
-        source = self.source
-        evaluation = source.evaluation
-        again = f"python -m clt_lightning test --run {source.run}"
-        images = "" if evaluation is None else f", {evaluation['images']} images"
-        self.folder.data(
-            "report",
-            {
-                "title": source.title,
-                "lead": f"Cross-layer transcoder on a frozen CLIP, measured on the {source.split} split{images}.",
-                "record": record_sections(source.record, (source.evaluation or {}).get("run")),
-                "config": read_config(source.run),
-                "notes": source.notes,
-                "classnames": source.classnames,
-                "evaluation": evaluation,
-                "files": self.files,
-                "commands": {
-                    "test": again,
-                    "features": again,
-                    "retrieval": again,
-                    "images": f"python -m clt_lightning report --run {source.run} --images 24",
-                },
-            },
-        )
+        pictures = RunPictures(source.run, options.split, **options.opening)
+    draft.read_pictures(pictures if there else None)
+    if pictures is not None and there:
+        for page in PAGES:
+            if page.finish is not None:
+                page.finish(draft, pictures)
+    images = "" if source.evaluation is None else f", {source.evaluation['images']} images"
+    draft.data(
+        "report",
+        {
+            "title": source.title,
+            "lead": f"Cross-layer transcoder on a frozen CLIP, measured on the {source.split} split{images}.",
+            "notes": source.notes,
+            "classnames": source.classnames,
+            "evaluation": source.evaluation,
+            "files": draft.files,
+        },
+    )

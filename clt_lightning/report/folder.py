@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import html
 import json
 import shutil
@@ -16,36 +17,46 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import whole_folder
 
 ASSETS = Path(__file__).parent / "assets"
-#: In the order in which they must run; pages may be in any
+PAGES = Path(__file__).parent / "pages"
+#: What the pages share, in the order in which it must run; then come the pages, in any
 SCRIPTS = (
     "core.js",
     "theme.js",
     "colors.js",
     "figure.js",
+    "intervals.js",
     "charts/heatmap.js",
     "charts/axes.js",
     "charts/lines.js",
+    "charts/log.js",
     "charts/bars.js",
     "charts/scatter.js",
+    "charts/waterfall.js",
     "thumbs.js",
     "maps.js",
+    "image/study.js",
+    "image/picture.js",
+    "image/terms.js",
+    "image/deciding.js",
+    "image/codes.js",
     "vtable.js",
     "catalogue.js",
-    "pages/summary.js",
-    "pages/reconstruction.js",
-    "pages/cascade.js",
-    "pages/contributions.js",
-    "pages/faithfulness.js",
-    "pages/population.js",
-    "pages/features.js",
-    "pages/feature.js",
-    "pages/images.js",
-    "pages/retrieval.js",
-    "router.js",
-    "start.js",
+    "notes.js",
+    "runs.js",
+    "live.js",
 )
-STYLES = ("tokens.css", "layout.css", "parts.css", "charts.css")
+#: ... and after them
+LAST = ("router.js", "start.js")
+STYLES = ("tokens.css", "layout.css", "parts.css", "charts.css", "image.css", "more.css")
 MARK = "clt-report.json"
+
+
+def pages_version() -> str:
+    """A sum over the scripts and style sheets: pages of another one do not fit this package's server."""
+    digest = hashlib.sha256()
+    for path in sorted([*ASSETS.rglob("*.*"), *PAGES.glob("*.js")]):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 @contextmanager
@@ -100,17 +111,40 @@ class ReportFolder:
             writer.writerows(rows)
         return f"tables/{name}.csv"
 
-    def assets(self, title: str, run: str) -> None:
-        """Writes `index.html`, the style sheets and the scripts."""
+    def assets(self, title: str, run: str, pages: Sequence[dict[str, Any]]) -> None:
+        """Writes `index.html`, the style sheets and the scripts.
+
+        Args:
+            title: of the window.
+            run: the run's name.
+            pages: `Page.entry` of each, in the order of the navigation.
+        """
+        scripts = [*SCRIPTS, *(f"pages/{page['name']}.js" for page in pages), *LAST]
+        addresses = [f"assets/js/{name}" for name in scripts]
+        addresses[1:1] = [f"data/{name}.js" for name in ("pages", "runs", "notes")]  # core.js takes the data
+        parts = {
+            "title": html.escape(title),
+            "run": html.escape(run),
+            "styles": "\n".join(f'<link rel="stylesheet" href="assets/css/{name}">' for name in STYLES),
+            "nav": "\n".join(_link(page, first=page is pages[0]) for page in pages if _listed(page)),
+            "scripts": "\n".join(f'<script src="{address}"></script>' for address in addresses),
+        }
         page = Template((ASSETS / "index.html").read_text(encoding="utf-8"))
-        styles = "\n".join(f'<link rel="stylesheet" href="assets/css/{name}">' for name in STYLES)
-        scripts = "\n".join(f'<script src="assets/js/{name}"></script>' for name in SCRIPTS)
-        self.file("index.html").write_text(
-            page.safe_substitute(title=html.escape(title), run=html.escape(run), styles=styles, scripts=scripts),
-            encoding="utf-8",
-        )
+        self.file("index.html").write_text(page.safe_substitute(parts), encoding="utf-8")
+        self.data("pages", list(pages))
         for kind in ("css", "js"):
             shutil.copytree(ASSETS / kind, self.path / "assets" / kind)
+        for page_name in (page["name"] for page in pages):
+            shutil.copy(PAGES / f"{page_name}.js", self.file(f"assets/js/pages/{page_name}.js"))
+
+    def lead_to(self, address: str, title: str) -> None:
+        """Writes an `index.html` that leads to a page of one of several reports."""
+        page = (
+            f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
+            f'<meta http-equiv="refresh" content="0; url={html.escape(address)}">\n'
+            f'<p><a href="{html.escape(address)}">{html.escape(title)}</a></p></html>\n'
+        )
+        self.file("index.html").write_text(page, encoding="utf-8")
 
     def mark(self, record: dict[str, Any]) -> None:
         """Marks the folder as a report, which a later one may replace."""
@@ -120,3 +154,13 @@ class ReportFolder:
         """Files and bytes written so far."""
         sizes = [path.stat().st_size for path in self.path.rglob("*") if path.is_file()]
         return len(sizes), sum(sizes)
+
+
+def _listed(page: dict[str, Any]) -> bool:
+    return page["under"] is None and not page["optional"]
+
+
+def _link(page: dict[str, Any], first: bool) -> str:
+    """A page's entry in the navigation; the first one is the front page."""
+    address = "" if first else page["name"]
+    return f'<a href="#/{address}" data-page="{page["name"]}">{html.escape(page["title"])}</a>'

@@ -1,4 +1,4 @@
-"""Codes of many patch maps as text: only what is active, positions and 16-bit values."""
+"""Arrays as text: columns of numbers, and codes of many patch maps: only what is active, in 16 bits."""
 
 from __future__ import annotations
 
@@ -10,6 +10,21 @@ from numpy.typing import NDArray
 
 #: Largest step between a code and what the page draws, as a share of the feature's largest code
 RESOLUTION = 0.5 / 65535
+_SIZES = {"b": "i1", "h": "i2", "i": "i4", "f": "f4"}
+
+
+def pack_column(values: NDArray[Any]) -> str:
+    """A column of numbers as `CLT.column` of the page's scripts reads it: a letter for the type, then base64.
+
+    Whole numbers keep their size (`b` int8, `h` int16, `i` int32), others become float32 (`f`); NaN stays NaN.
+    """
+    kind = {"int8": "b", "int16": "h"}.get(values.dtype.name, "f" if values.dtype.kind == "f" else "i")
+    return kind + _text(np.ascontiguousarray(values, dtype=f"<{_SIZES[kind]}"))
+
+
+def unpack_column(text: str) -> NDArray[Any]:
+    """What `pack_column` packed, for tests and for readers in Python."""
+    return np.frombuffer(base64.b64decode(text[1:]), dtype=f"<{_SIZES[text[0]]}")
 
 
 def pack_maps(maps: NDArray[np.floating], peaks: NDArray[np.floating]) -> dict[str, Any]:
@@ -54,6 +69,27 @@ def unpack_maps(packed: dict[str, Any], peaks: NDArray[np.floating], positions: 
     maps = np.zeros((len(counts), positions))
     maps[row, array("positions", "<u2").astype(np.int64)] = codes
     return maps
+
+
+def pack_numbers(values: NDArray[np.floating]) -> dict[str, Any]:
+    """Numbers as 16-bit shares of the largest; NaN stays. `CLT.unpackNumbers` reads them.
+
+    Args:
+        values: of any shape.
+
+    Returns:
+        `peak`: what 32767 stands for; `values`: base64 of little-endian int16, -32768 for NaN.
+    """
+    known = np.abs(values[np.isfinite(values)])
+    peak = float(known.max(initial=0.0)) or 1.0
+    shares = np.where(np.isfinite(values), np.rint(np.nan_to_num(values) / peak * 32767), -32768)
+    return {"peak": peak, "values": _text(shares.astype("<i2"))}
+
+
+def unpack_numbers(packed: dict[str, Any], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """The page's reading of `pack_numbers`."""
+    shares = np.frombuffer(base64.b64decode(packed["values"]), dtype="<i2").astype(np.float64)
+    return np.where(shares == -32768, np.nan, shares / 32767 * packed["peak"]).reshape(shape)
 
 
 def _text(array: NDArray[Any]) -> str:

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.report.cards import PER_QUANTILE, QUANTILE_ROWS, chosen_features, quantile_picks
 from clt_lightning.report.choice import named, spread
-from clt_lightning.report.features import PER_QUANTILE, QUANTILE_ROWS, chosen_features, quantile_picks
 
 
 @given(st.lists(st.integers(-1, 5), max_size=60), st.integers(0, 80))

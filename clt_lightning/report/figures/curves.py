@@ -28,6 +28,7 @@ KINDS = {
     "true_x": ("fed with the true x", GREEN, "s--"),
     "mean_ablated": ("mean-ablated MLPs", VERMILION, "^-"),
     "zero_ablated": ("zero-ablated MLPs", PURPLE, "v:"),
+    "random": ("random features", GREY, "x:"),
 }
 
 
@@ -47,28 +48,29 @@ def _legend(figure: Figure, panels: Iterable[Axes]) -> None:
     figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=3, fontsize=8)
 
 
-def replacement(arms: Arms, metric: str, single: bool, name: str) -> Figure | None:
-    """Accuracy over windows first -> last layer, or over single layers, one panel a token set.
-
-    Args:
-        arms: `evaluation.<split>.zero_shot.arms`.
-        metric: which of their intervals, in 0..1.
-        single: single layers in the place of windows that end at the last layer.
-        name: of the metric, for the axis.
-
-    Returns:
-        The figure; None where no arm fits.
-    """
+def replacement_arms(arms: Arms, metric: str, single: bool) -> list[dict[str, Any]]:
+    """The arms that `replacement` draws, whose arguments it has."""
     last = max((a["last"] for a in arms if a["last"] is not None), default=None)
 
     def fits(a: dict[str, Any]) -> bool:
         inside = a["first"] is not None and (a["first"] == a["last"] if single else a["last"] == last)
         return inside and a.get(metric) is not None and a[metric]["value"] is not None
 
-    chosen = [a for a in arms if fits(a)]
+    return [a for a in arms if fits(a)]
+
+
+def replacement(arms: Arms, metric: str, single: bool, name: str) -> Figure:
+    """Accuracy over windows first -> last layer, or over single layers, one panel a token set.
+
+    Args:
+        arms: `evaluation.<split>.zero_shot.arms`, some of which fit (`replacement_arms`).
+        metric: which of their intervals, in 0..1.
+        single: single layers in the place of windows that end at the last layer.
+        name: of the metric, for the axis.
+    """
+    chosen = replacement_arms(arms, metric, single)
+    last = max(a["last"] for a in chosen)
     sets = [name for name in TOKEN_NAMES if any(a["tokens"] == name for a in chosen)]
-    if not sets:
-        return None
     original = next((a for a in arms if a["kind"] == "original"), None)
     with house_style():
         figure = new_figure(0.6 + 3.2 * len(sets), 3.3)
@@ -110,6 +112,9 @@ def faithfulness(entry: dict[str, Any]) -> Figure:
             _curve(kept, x, entry[f"drop_{complement}"]["top1"][::-1], label, color, form)
         for axes, label in ((out, "terms taken out"), (kept, "terms kept")):
             axes.axhline(100 * entry["baseline"]["top1"]["value"], color="black", linestyle="--", linewidth=0.8)
+            if entry.get("rest") and entry["rest"]["top1"]["value"] is not None:
+                rest = 100 * entry["rest"]["top1"]["value"]
+                axes.axhline(rest, color=PURPLE, linestyle=":", linewidth=1.2, label="skip and bias only")
             axes.set(xlabel=label, xticks=x)
         out.set_ylabel("top-1 (%)")
         _legend(figure, [out])

@@ -1,47 +1,104 @@
 // A figure: title, what it shows, the drawing, its numbers as a table on request, and files to take away.
-(function () {
+(() => {
   "use strict";
   const { h } = CLT;
-  CLT.downloads = (files) => files && files.length
-    ? h("span", { class: "downloads" }, files.map((f) => h("a", { href: f, download: true, "aria-label": `Download ${f}` }, f.split(".").pop().toUpperCase())))
-    : null;
-  CLT.figure = ({ title, note, files, tools, body, numbers, cls }) => h("section", { class: `card ${cls || ""}` },
-    h("header", {}, h("h2", {}, title), CLT.downloads(files)),
-    note && h("p", { class: "note" }, note),
-    tools && h("div", { class: "tools" }, tools), body,
-    numbers && h("details", {}, h("summary", {}, "Numbers"), h("div", { class: "scroll" }, numbers)));
+  CLT.downloads = (files) =>
+    files?.length
+      ? h(
+          "span",
+          { class: "downloads" },
+          files.map((f) =>
+            h("a", { href: f, download: true, "aria-label": `Download ${f}` }, f.split(".").pop().toUpperCase()),
+          ),
+        )
+      : null;
+  CLT.figure = ({ title, note, files, tools, body, numbers, cls }) =>
+    h(
+      "section",
+      { class: `card ${cls || ""}` },
+      h("header", {}, h("h2", {}, title), CLT.downloads(files)),
+      note && h("p", { class: "note" }, note),
+      tools && h("div", { class: "tools" }, tools),
+      body,
+      numbers && h("details", {}, h("summary", {}, "Numbers"), h("div", { class: "scroll" }, numbers)),
+    );
   CLT.empty = (...text) => h("p", { class: "empty" }, text);
+  // a page without its data: what is missing, and the command that makes it
+  CLT.missing = (page, what) => CLT.empty(`${what}. This makes it: `, h("code", {}, CLT.page(page).needs));
 
   // one of several choices; `onpick(value)` is called with the new one
   CLT.segments = (label, choices, current, onpick) => {
     const box = h("div", { class: "seg", role: "group", "aria-label": label });
     for (const [value, text] of choices) {
-      box.append(h("button", { type: "button", "aria-pressed": String(value === current), onclick: (e) => {
-        for (const b of box.children) b.setAttribute("aria-pressed", String(b === e.currentTarget));
-        onpick(value);
-      } }, text));
+      box.append(
+        h(
+          "button",
+          {
+            type: "button",
+            "aria-pressed": String(value === current),
+            onclick: (e) => {
+              for (const b of box.children) b.setAttribute("aria-pressed", String(b === e.currentTarget));
+              onpick(value);
+            },
+          },
+          text,
+        ),
+      );
     }
     return box;
   };
-  CLT.select = (label, choices, current, onpick) => h("label", {}, label,
-    h("select", { onchange: (e) => onpick(e.target.value) }, choices.map(([v, t]) => h("option", { value: v, selected: String(v) === String(current) }, t))));
+  CLT.select = (label, choices, current, onpick) =>
+    h(
+      "label",
+      {},
+      label,
+      h(
+        "select",
+        { onchange: (e) => onpick(e.target.value) },
+        choices.map(([v, t]) => h("option", { value: v, selected: String(v) === String(current) }, t)),
+      ),
+    );
 
   // rows: arrays of cells; a cell is text, a node, or {v: sort value, t: text}. A click on a heading sorts.
   CLT.table = (heads, rows, { strong, sortable = true } = {}) => {
     const body = h("tbody");
     const value = (c) => (c && typeof c === "object" && "v" in c ? c.v : c);
     const text = (c) => (c && typeof c === "object" && "t" in c ? c.t : c);
-    const draw = (list) => body.replaceChildren(...list.map((row) => h("tr", { class: strong && strong(row) ? "strong" : null },
-      row.map((c, i) => (i ? h("td", { class: heads[i].text ? "t" : null }, text(c)) : h("th", { scope: "row" }, text(c)))))));
+    const draw = (list) =>
+      body.replaceChildren(
+        ...list.map((row) =>
+          h(
+            "tr",
+            { class: strong?.(row) ? "strong" : null },
+            row.map((c, i) =>
+              i ? h("td", { class: heads[i].text ? "t" : null }, text(c)) : h("th", { scope: "row" }, text(c)),
+            ),
+          ),
+        ),
+      );
     const ths = heads.map((head, i) => {
       const name = head.name ?? head;
-      return h("th", { scope: "col", class: head.text ? "t" : null }, sortable ? h("button", { type: "button", class: "sort", onclick: () => {
-        const down = ths[i].getAttribute("aria-sort") !== "descending";
-        ths.forEach((th) => th.removeAttribute("aria-sort"));
-        ths[i].setAttribute("aria-sort", down ? "descending" : "ascending");
-        const sign = down ? -1 : 1;
-        draw([...rows].sort((a, b) => sign * CLT.compare(value(a[i]), value(b[i]))));
-      } }, name) : name);
+      return h(
+        "th",
+        { scope: "col", class: head.text ? "t" : null },
+        sortable
+          ? h(
+              "button",
+              {
+                type: "button",
+                class: "sort",
+                onclick: () => {
+                  const down = ths[i].getAttribute("aria-sort") !== "descending";
+                  for (const th of ths) th.removeAttribute("aria-sort");
+                  ths[i].setAttribute("aria-sort", down ? "descending" : "ascending");
+                  const sign = down ? -1 : 1;
+                  draw([...rows].sort((a, b) => sign * CLT.compare(value(a[i]), value(b[i]))));
+                },
+              },
+              name,
+            )
+          : name,
+      );
     });
     draw(rows);
     return h("table", { class: "plain" }, h("thead", {}, h("tr", {}, ths)), body);

@@ -1,12 +1,22 @@
 // Thumbnails out of sprite sheets, with the codes of a feature drawn over their patches.
-(function () {
+(() => {
   "use strict";
   const { h } = CLT;
   const sheets = new Map();
   const SHEETS_KEPT = 48;
   CLT.sheet = (url) => {
-    if (sheets.has(url)) { const known = sheets.get(url); sheets.delete(url); sheets.set(url, known); return known; }
-    const promise = new Promise((resolve, reject) => { const image = new Image(); image.onload = () => resolve(image); image.onerror = () => reject(new Error(`${url} cannot be read`)); image.src = url; });
+    if (sheets.has(url)) {
+      const known = sheets.get(url);
+      sheets.delete(url);
+      sheets.set(url, known);
+      return known;
+    }
+    const promise = new Promise((resolve, reject) => {
+      const image = new Image();
+      image.onload = () => resolve(image);
+      image.onerror = () => reject(new Error(`${url} cannot be read`));
+      image.src = url;
+    });
     sheets.set(url, promise);
     while (sheets.size > SHEETS_KEPT) sheets.delete(sheets.keys().next().value);
     return promise;
@@ -14,29 +24,59 @@
   const place = (sprites, image) => {
     const cell = sprites.cell[image];
     if (cell === undefined || cell < 0) return null;
-    const per = sprites.columns * sprites.rows, inside = cell % per;
-    return { url: `thumbs/${String(Math.floor(cell / per)).padStart(4, "0")}.webp`, x: (inside % sprites.columns) * sprites.size, y: Math.floor(inside / sprites.columns) * sprites.size };
+    const per = sprites.columns * sprites.rows,
+      inside = cell % per;
+    return {
+      url: `thumbs/${String(Math.floor(cell / per)).padStart(4, "0")}.webp`,
+      x: (inside % sprites.columns) * sprites.size,
+      y: Math.floor(inside / sprites.columns) * sprites.size,
+    };
   };
+  // where an image has its page; null where it has none
+  CLT.imageHref = (image) => (CLT.get("sprites")?.page[image] === "1" ? CLT.href("image", [image]) : null);
+
   // only what comes near the screen is read
-  const near = new IntersectionObserver((entries) => { for (const e of entries) if (e.isIntersecting) { near.unobserve(e.target); e.target.paint(); } }, { rootMargin: "300px" });
+  const near = new IntersectionObserver(
+    (entries) => {
+      for (const e of entries)
+        if (e.isIntersecting) {
+          near.unobserve(e.target);
+          e.target.paint();
+        }
+    },
+    { rootMargin: "300px" },
+  );
 
   // map: codes of all positions ([CLS] first), peak: what the top of the colour scale stands for
   // mode: squares (colour over the active patches), reveal (the other patches darkened), image (nothing drawn)
   // crop: a patch index: only its surroundings are shown
-  CLT.thumb = (sprites, image, { map, peak, grid, mode = "squares", crop, alt } = {}) => {
+  // link: whether it leads to the image's page; not inside of other links
+  CLT.thumb = (sprites, image, { map, peak, grid, mode = "squares", crop, alt, link = true } = {}) => {
     const canvas = h("canvas", { role: "img", "aria-label": alt || `image ${image}` });
-    const box = h("span", { class: "thumb loading" }, canvas);
+    const href = link ? CLT.imageHref(image) : null;
+    const box = h(href ? "a" : "span", { class: "thumb loading", href }, canvas);
+    if (link && !href) box.title = "This image has no page of its own (option --pages of the report).";
     const at = place(sprites, image);
     box.paint = async () => {
-      if (!at) { box.classList.remove("loading"); return; }
+      if (!at) {
+        box.classList.remove("loading");
+        return;
+      }
       let sheet;
-      try { sheet = await CLT.sheet(at.url); } catch (error) { box.title = error.message; return; }
+      try {
+        sheet = await CLT.sheet(at.url);
+      } catch (error) {
+        box.title = error.message;
+        return;
+      }
       const size = sprites.size;
       let [sx, sy, side] = [0, 0, size];
       if (crop !== undefined && crop >= 0) {
-        const [rows, columns] = grid, patch = size / columns, wanted = Math.max(3 * patch, size / 3.5);
+        const [rows, columns] = grid,
+          patch = size / columns,
+          wanted = Math.max(3 * patch, size / 3.5);
         side = wanted;
-        sx = CLT.clamp((crop % columns + 0.5) * patch - wanted / 2, 0, size - wanted);
+        sx = CLT.clamp(((crop % columns) + 0.5) * patch - wanted / 2, 0, size - wanted);
         sy = CLT.clamp((Math.floor(crop / columns) + 0.5) * (size / rows) - wanted / 2, 0, size - wanted);
       }
       const shown = Math.max(size, 128);
@@ -52,10 +92,13 @@
   };
 
   function overlay(g, shown, map, peak, [rows, columns], mode, [ox, oy, part]) {
-    const zoom = shown / part, w = zoom / columns, hgt = zoom / rows;
+    const zoom = shown / part,
+      w = zoom / columns,
+      hgt = zoom / rows;
     for (let p = 0; p < rows * columns; p++) {
       const t = Math.abs(map[p + 1]) / peak;
-      const x = (p % columns) * w - ox * zoom, y = Math.floor(p / columns) * hgt - oy * zoom;
+      const x = (p % columns) * w - ox * zoom,
+        y = Math.floor(p / columns) * hgt - oy * zoom;
       if (mode === "reveal") {
         g.fillStyle = `rgb(8 8 12 / ${0.86 * (1 - Math.min(1, t * 1.6))})`;
         g.fillRect(x, y, w, hgt);
@@ -70,9 +113,15 @@
     }
   }
   CLT.strongestPatch = (map) => {
-    let best = -1, value = 0;
-    for (let p = 1; p < map.length; p++) if (Math.abs(map[p]) > value) { value = Math.abs(map[p]); best = p - 1; }
+    let best = -1,
+      value = 0;
+    for (let p = 1; p < map.length; p++)
+      if (Math.abs(map[p]) > value) {
+        value = Math.abs(map[p]);
+        best = p - 1;
+      }
     return best;
   };
-  CLT.scaleFire = (peak) => h("div", { class: "scale" }, "0", h("i", { style: { background: CLT.fireBar() } }), `code ${CLT.num(peak)}`);
+  CLT.scaleFire = (peak) =>
+    h("div", { class: "scale" }, "0", h("i", { style: { background: CLT.fireBar() } }), `code ${CLT.num(peak)}`);
 })();

@@ -1,0 +1,53 @@
+"""What a page is: a Python file that makes its data, a script that draws them, and an entry in the list."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clt_lightning.report.draft import Draft
+    from clt_lightning.report.pictures import Pictures
+
+
+def _nothing(draft: Draft) -> None:
+    """A page of data that others write."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of the report: `pages/<name>.py` holds it as `PAGE`, `pages/<name>.js` sets `CLT.pages.<name>`.
+
+    Navigation, the summary's list, the build, the browser tests and the table of docs/report.md come from these fields.
+
+    Args:
+        name: its address is `#/<name>`; a word without signs.
+        title: in the navigation.
+        about: what it shows, in a sentence.
+        source: which files of a run it draws, for the docs.
+        needs: the command that makes them where they are missing, with `{run}`; shown on the page.
+        under: the page that leads here, for pages of one thing (a feature, an image); None: in the navigation.
+        optional: not in the navigation but where a script puts it there (`CLT.navigation`): where there is a server, or
+            another run.
+        addresses: addresses that the tests open, on a made-up run of 4 layers and 160 features.
+        write: makes the page's data: `draft.data`, `draft.table`, `draft.figure`, and `draft.show` for thumbnails.
+        finish: the same after the images were read (`draft.image`); None where a page needs none.
+    """
+
+    name: str
+    title: str
+    about: str
+    source: str
+    needs: str = "python -m clt_lightning test --run {run}"
+    under: str | None = None
+    optional: bool = False
+    addresses: tuple[str, ...] = ()
+    write: Callable[[Draft], None] = _nothing
+    finish: Callable[[Draft, Pictures], None] | None = None
+
+    def entry(self, run: str) -> dict[str, Any]:
+        """What the scripts know of it: `CLT.page(name)`."""
+        needs = self.needs.format(run=run)
+        entry = {"name": self.name, "title": self.title, "about": self.about, "under": self.under, "needs": needs}
+        return entry | {"optional": self.optional}
