@@ -295,8 +295,8 @@ class CLTModule(lightning.LightningModule):
         with self.clock.part("clip"):
             positions = self._positions(len(batch["image"]), generator)
             if strength:
-                acts, clean = capture_clean(self.clip, batch["image"], positions)
-                clean = clean.first(config.images, self.clip.batch_first)
+                acts, clean = capture_clean(self.clip, batch["image"], positions, self._names)
+                clean = clean.first(config.images)
             else:
                 acts = self._capture(batch, positions)
         self.clock.begin("transcoder")  # ended after the backward pass
