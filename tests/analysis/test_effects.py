@@ -76,6 +76,10 @@ def test_ablation_is_what_taking_a_feature_out_does(clip: FrozenCLIP, head: Tens
         expected = 100 * ((seen.embeddings - gone) * directions).sum(-1)
         assert real.abs().max() > 0.01
         torch.testing.assert_close(real, expected, rtol=1e-3, atol=1e-3)
+        known = ablation_effects(
+            clip, clt, layer, which, z, seen.streams[layer], directions, embeddings=seen.embeddings
+        )
+        torch.testing.assert_close(known, real, rtol=1e-4, atol=1e-4)
 
 
 def test_many_nodes_give_the_ablation(clip: FrozenCLIP, head: Tensor) -> None:

@@ -115,7 +115,8 @@ class Browser:
             if answer.get("id") == self._number:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
-                return answer["result"]
+                result: dict[str, Any] = answer["result"]
+                return result
             self.events.append(answer)
 
     def _read(self, deadline: float) -> dict[str, Any]:
@@ -128,7 +129,8 @@ class Browser:
                 raise RuntimeError("the browser has gone")
             self._buffer += part
         line, self._buffer = self._buffer.split(b"\0", 1)
-        return json.loads(line)
+        result: dict[str, Any] = json.loads(line)
+        return result
 
     def screen(self, width: int, height: int, scale: float = 1.0, mobile: bool = False, dark: bool = False) -> None:
         """Size and colour scheme of the screen."""

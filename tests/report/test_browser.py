@@ -19,9 +19,11 @@ ADDRESSES = [(address, page.name) for page in PAGES for address in page.addresse
 
 
 @pytest.mark.parametrize("screen", [LAPTOP, PHONE], ids=["laptop", "phone"])
-def test_every_page_opens_without_errors_and_fits_the_screen(made: Made, browser: Browser, screen: tuple) -> None:
+def test_every_page_opens_without_errors_and_fits_the_screen(
+    made: Made, browser: Browser, screen: tuple[int, int]
+) -> None:
     for dark in (False, True):
-        browser.screen(*screen, dark=dark)
+        browser.screen(screen[0], screen[1], dark=dark)
         for route, page in ADDRESSES:
             browser.open(made.built.index, route, page)
             assert browser.js("document.querySelectorAll('h1').length") == 1, route

@@ -104,6 +104,7 @@ def test_the_pages_of_images_say_what_clip_does(run: Run) -> None:
     assert len(pages["image"]) == 75
     some = [*pages["full"], pages["image"][1], pages["image"][40]]
     images = run.images([keys[n] for n in some])
+    assert run.head is not None
     for number in some:
         page = read_data(report, f"images/{number:05d}")
         image = images[keys[number]]
@@ -132,6 +133,7 @@ def test_the_pages_of_images_say_what_clip_does(run: Run) -> None:
 
 def test_any_picture_has_a_page(run: Run) -> None:
     """A picture that is no image of the split, as a file that someone drops gives it."""
+    assert run.head is not None
     picture = Image.new("RGBA", (301, 200), (200, 30, 40, 128))
     page = image_page_data(run, picture, "mine.png")
     assert (page["key"], page["label"], page["full"]) == ("mine.png", -1, True)

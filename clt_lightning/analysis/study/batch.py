@@ -1,9 +1,6 @@
-"""Images studied: their codes, their logits as sums, what each feature adds to them, and what happens without it."""
+"""One batch of images, studied: what is shared is computed once."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,169 +13,18 @@ from clt_lightning.analysis.effects.live import (
     total_effects,
     written,
 )
+from clt_lightning.analysis.study.types import Ablation, LayerCodes, Study, StudyOptions
 from clt_lightning.analysis.terms import logit_terms
-from clt_lightning.analysis.tower import Observation, observe, reads_cls_only
+from clt_lightning.analysis.tower import Observation, reads_cls_only
 from clt_lightning.clip import FrozenCLIP
-from clt_lightning.core.errors import UserError
-from clt_lightning.replacement import replaced
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 #: Targets of one backward pass after another on the same images, whose gradients are held at once
 _TARGETS = 8
-#: Columns of effects after the classes': the mean of all classes
-MEAN = -1
+Table = tuple[Tensor, Tensor, Tensor]
 
 
-@dataclass(frozen=True)
-class StudyOptions:
-    """How much is computed of each image.
-
-    Attributes:
-        classes: classes whose feature effects are computed, most likely first; the image's own is among them.
-        shown: features of either sign that the ranking of any two of these classes is complete to.
-        deciding: features that are really ablated, one at a time and together: those that speak most for the answer.
-        full: ablate all that are shown, with integrated gradients beside, and split up the replaced model's logits too.
-    """
-
-    classes: int = 5
-    shown: int = 20
-    deciding: int = 5
-    full: bool = False
-
-    @classmethod
-    def in_full(cls) -> StudyOptions:
-        """For the few images that are looked at closely."""
-        return cls(classes=64, full=True)
-
-
-@dataclass(frozen=True)
-class LayerCodes:
-    """A layer's active features on one image.
-
-    Attributes:
-        features: `(n,)` int64.
-        maps: `(n, P)` their codes, exactly `encode`'s.
-        effects: `(questions, n, P)` what each code adds to the answer of each question, by one gradient.
-    """
-
-    features: Tensor
-    maps: Tensor
-    effects: Tensor
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """What the live model says without what some features write.
-
-    Attributes:
-        question: which question the features were chosen by.
-        rows: which features, as rows of `Study.layer` and the others.
-        predicted: what they should add to the answer: with integrated gradients in a study in full, else by one.
-        logits: `(classes,)` float64, of all classes.
-    """
-
-    question: int
-    rows: list[int]
-    predicted: float
-    logits: Tensor
-
-
-@dataclass(frozen=True)
-class Study:
-    """One image. K classes are asked of the C that there are; U features are active.
-
-    Attributes:
-        logits: `(C,)` float64, of the untouched model; empty without class names, as is all that follows but `codes`.
-        replaced: `(C,)` with all MLPs replaced, cascaded.
-        classes: `(K,)` the classes asked, most likely first.
-        questions: pairs of classes (more, less): the predicted class and the runner-up; the predicted and the image's
-            own class, where that is neither.
-        terms: `(rows, C)` float64, rows as in `term_rows`; None where the embedding is not read from [CLS].
-        replaced_terms: the same of the replaced model; only of studies in full.
-        layer: `(U,)` int64.
-        feature: `(U,)` int64.
-        total: `(U, K + 1)` float64, what each feature adds to the logits of the classes asked and to the mean of all
-            classes' (last column), to first order: code x gradient . decoder rows, summed over positions and layers.
-        direct: `(U, K + 1)` float64, what of it goes straight to the read-out; None as for `terms`.
-        integrated: `(questions, U)` float64, with gradients along the path from the code to 0; NaN where not computed.
-        kept: `(U,)` bool: among the largest of some question about the classes asked.
-        ablations: what really happens; those of one feature, and for each question those of all deciding ones together.
-        codes: for each layer its active features.
-        positions: P.
-    """
-
-    logits: Tensor
-    replaced: Tensor
-    classes: Tensor
-    questions: list[tuple[int, int]]
-    terms: Tensor | None = field(repr=False)
-    replaced_terms: Tensor | None = field(repr=False)
-    layer: Tensor = field(repr=False)
-    feature: Tensor = field(repr=False)
-    total: Tensor = field(repr=False)
-    direct: Tensor | None = field(repr=False)
-    integrated: Tensor = field(repr=False)
-    kept: Tensor = field(repr=False)
-    ablations: list[Ablation] = field(repr=False)
-    codes: list[LayerCodes] = field(repr=False)
-    positions: int
-
-    def effect(self, more: int, less: int | None = None) -> Tensor:
-        """`(U,)` what each feature adds to the logit of a class, or to that minus another's, by one gradient.
-
-        Raises:
-            UserError: a class that was not asked.
-        """
-        return self.total[:, self._column(more)] - (0 if less is None else self.total[:, self._column(less)])
-
-    def _column(self, which: int) -> int:
-        found = (self.classes == which).nonzero()
-        if not len(found):
-            raise UserError(f"class {which} was not asked of this image; there are {self.classes.tolist()}")
-        return int(found[0, 0])
-
-
-@torch.no_grad()
-def study_images(
-    clip: FrozenCLIP,
-    clt: CrossLayerTranscoder,
-    images: Tensor,
-    head: Tensor | None = None,
-    labels: Sequence[int] | None = None,
-    options: StudyOptions | None = None,
-) -> list[Study]:
-    """Study images, all of them in one batch.
-
-    Args:
-        clip: the backbone.
-        clt: the transcoder, on the same device.
-        images: `(images, 3, size, size)`, preprocessed.
-        head: `(embed_dim, classes)` from `clip.zero_shot_head`; None: the codes alone.
-        labels: each image's class, -1 for none.
-        options: how much is computed.
-
-    Raises:
-        UserError: images of another shape, or labels of another number.
-    """
-    if images.ndim != 4:
-        raise UserError(f"study_images takes images (n, 3, size, size), got {tuple(images.shape)}")
-    if labels is not None and len(labels) != len(images):
-        raise UserError(f"study_images: {len(labels)} labels for {len(images)} images")
-    images = images.to(clip.device)
-    seen = observe(clip, images)
-    codes = clt.encode(seen.y if clt.topology == "sae" else seen.x).detach()
-    if head is None or head.shape[1] < 2:
-        return _Batch(clip, clt, seen, codes).codes_alone()
-    own = [-1] * len(images) if labels is None else [int(label) for label in labels]
-    with replaced(clip, clt) as trace:
-        cascade = observe(clip, images)
-    by_layer = [trace.codes[layer].layer(0) for layer in range(clt.n_layers)]
-    cascade_codes = Codes([pairs for pairs, _ in by_layer], [values for _, values in by_layer])
-    batch = _Batch(clip, clt, seen, codes)
-    return batch.studies(head.detach().float().to(clip.device), own, cascade, cascade_codes, options or StudyOptions())
-
-
-class _Batch:
+class StudyBatch:
     """What a batch's studies share."""
 
     def __init__(self, clip: FrozenCLIP, clt: CrossLayerTranscoder, seen: Observation, codes: Codes) -> None:
@@ -232,6 +78,8 @@ class _Batch:
         tables = [self._table(image, found) for image in range(self.n)]
         keeps = [_extremes(total, options.shown) for _, _, total in tables]
         integrated, ablations = self._tried(tables, classes, questions, head, options)
+        for keep, tried in zip(keeps, ablations):
+            keep[[row for ablation in tried for row in ablation.rows]] = True
         out = []
         for image, (layer, feature, total) in enumerate(tables):
             direct = None
@@ -268,7 +116,7 @@ class _Batch:
         parts = [total_effects(self.clip, self.clt, self.seen, self.codes, few) for few in directions.split(_TARGETS)]
         return [torch.cat([part[layer] for part in parts]) for layer in range(self.clt.n_layers)]
 
-    def _table(self, image: int, found: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    def _table(self, image: int, found: list[Table]) -> Table:
         """Layer, feature and effects `(U, targets)` of everything that is active on an image."""
         layers, features, totals = [], [], []
         for layer, (images, which, sums) in enumerate(found):
@@ -308,7 +156,7 @@ class _Batch:
 
     def _tried(
         self,
-        tables: list[tuple[Tensor, Tensor, Tensor]],
+        tables: list[Table],
         classes: Tensor,
         questions: list[list[tuple[int, int]]],
         head: Tensor,
@@ -387,9 +235,7 @@ class _Batch:
         wanted = torch.stack([head[:, a] - head[:, b] for a, b in asked])
         return list(gone), path_effects(self.clip, first, parts, stream, wanted[None])[0].tolist()
 
-    def _written_by(
-        self, sets: list[tuple[int, int, list[int]]], tables: list[tuple[Tensor, Tensor, Tensor]]
-    ) -> tuple[int, list[Tensor]]:
+    def _written_by(self, sets: list[tuple[int, int, list[int]]], tables: list[Table]) -> tuple[int, list[Tensor]]:
         """What each set of features writes together, from the first layer of any of them on."""
         first = min((int(tables[i][0][row]) for i, _, rows in sets for row in rows), default=0)
         parts = [
