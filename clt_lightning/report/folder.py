@@ -23,6 +23,7 @@ SCRIPTS = (
     "theme.js",
     "colors.js",
     "figure.js",
+    "copy.js",
     "charts/heatmap.js",
     "charts/axes.js",
     "charts/lines.js",
@@ -30,8 +31,18 @@ SCRIPTS = (
     "charts/scatter.js",
     "thumbs.js",
     "maps.js",
-    "vtable.js",
-    "catalogue.js",
+    "lightbox.js",
+    "effects.js",
+    "features/catalogue.js",
+    "features/names.js",
+    "features/numbers.js",
+    "features/search.js",
+    "features/columns.js",
+    "features/box.js",
+    "features/vtable.js",
+    "features/gallery.js",
+    "card/drives.js",
+    "card/does.js",
 )
 #: ... and after them
 LAST = ("router.js", "start.js")

@@ -1,4 +1,4 @@
-"""Codes of many patch maps as text: only what is active, positions and 16-bit values."""
+"""Arrays as text: columns of numbers, and codes of many patch maps: only what is active, in 16 bits."""
 
 from __future__ import annotations
 
@@ -10,6 +10,28 @@ from numpy.typing import NDArray
 
 #: Largest step between a code and what the page draws, as a share of the feature's largest code
 RESOLUTION = 0.5 / 65535
+_SIZES = {"b": "i1", "h": "i2", "i": "i4", "f": "f4"}
+
+
+def pack_column(values: NDArray[Any]) -> str:
+    """A column of numbers as `CLT.column` of the page's scripts reads it: a letter for the type, then base64.
+
+    Whole numbers keep their size (`b` int8, `h` int16, `i` int32), others become float32 (`f`); NaN stays NaN.
+    """
+    kind = {"int8": "b", "int16": "h"}.get(values.dtype.name, "f" if values.dtype.kind == "f" else "i")
+    return kind + _text(np.ascontiguousarray(values, dtype=f"<{_SIZES[kind]}"))
+
+
+def unpack_column(text: str) -> NDArray[Any]:
+    """What `pack_column` packed, for tests and for readers in Python."""
+    return np.frombuffer(base64.b64decode(text[1:]), dtype=f"<{_SIZES[text[0]]}")
+
+
+def pack_shares(values: NDArray[Any]) -> dict[str, Any]:
+    """Non-negative numbers in 8 bits as `CLT.shares` reads them: `{"top": what 255 stands for, "values": base64}`."""
+    top = float(np.max(values, initial=0.0))
+    steps = np.rint(np.asarray(values, np.float64) / (top or 1.0) * 255).astype("u1")
+    return {"top": float(f"{top:.4g}"), "values": _text(steps)}
 
 
 def pack_maps(maps: NDArray[np.floating], peaks: NDArray[np.floating]) -> dict[str, Any]:

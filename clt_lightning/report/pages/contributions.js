@@ -51,7 +51,10 @@
       layers = Array.from({ length: e.layers }, (_, i) => i),
       last = e.layers - 1;
     const box = h("div", { class: "stack" });
-    const state = { tokens: sets.includes(query.tokens) ? query.tokens : sets[0], cls: query.cls || "" };
+    const state = {
+      tokens: sets.includes(query.tokens) ? query.tokens : sets[0],
+      cls: CLT.whole(query.cls, e.classnames.length) ?? "",
+    };
     function draw() {
       const c = e.contributions[state.tokens],
         present = ["uncentred", "centred", "std_over_classes"].filter((k) => c[k]);

@@ -110,7 +110,7 @@
       );
       CLT.remember("faithfulness", [], { n });
     }
-    const start = all[query.n] ? Number(query.n) : 0;
+    const start = CLT.whole(query.n, all.length) ?? 0;
     draw(start);
     const keep = (f) => Math.min(4, f.terms);
     const short = (f) => `L${f.layer} ${CLT.tokenName(f.tokens)} · ${f.ranking} · ${f.ablation}`;

@@ -73,8 +73,8 @@
 
   CLT.pages.image = async ([number]) => {
     const list = await CLT.load("images"),
-      n = Number(number);
-    if (!list?.[n]) throw new Error(`There is no image ${number} in this report.`);
+      n = CLT.whole(number);
+    if (!list?.[n]) throw new CLT.Nowhere(`There is no image “${number ?? ""}” in this report.`);
     const [e, sprites, c, meta] = await Promise.all([
       CLT.load(`images/${String(n).padStart(4, "0")}`),
       CLT.load("sprites"),
@@ -184,7 +184,7 @@
           h(
             "section",
             { class: "card" },
-            h("h3", {}, "Classes"),
+            h("h2", {}, "Classes"),
             h(
               "div",
               { class: "scroll" },
