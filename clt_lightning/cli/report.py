@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: nothing to show, data that cannot be read, or a folder that is in the way.
     """
+    from clt_lightning.cli.changes import config_changes
     from clt_lightning.report import ReportOptions, build_report
 
     options = ReportOptions(
@@ -72,6 +73,7 @@ def run(args: argparse.Namespace) -> None:
         thumbnail=args.thumbnail,
         pictures=not args.no_pictures,
         opening=run_options(args),
+        changes=config_changes,
     )
     built = build_report(args.run, options, args.output, progress=True)
     for note in built.notes:

@@ -30,7 +30,7 @@ class Page:
         under: the page that leads here, for pages of one thing (a feature, an image); None: in the navigation.
         addresses: addresses that the tests open, on a made-up run of 4 layers and 160 features.
         write: makes the page's data: `draft.data`, `draft.table`, `draft.figure`, and `draft.show` for thumbnails.
-        finish: the same after the images were read (`draft.image`); None where a page needs none.
+        finish: the same after the images were read (`draft.each`); None where a page needs none.
     """
 
     name: str
