@@ -29,7 +29,7 @@ MALFORMED = (
         "feature/99/0",
         "feature/0/999",
     ),
-    *("nonsense", "constructor", "__proto__", "/", "image/99", "image/x", "image/__proto__", "query/1e1", "query/-1"),
+    *("nonsense", "constructor", "__proto__", "/", "image/999", "image/x", "image/__proto__", "query/1e1", "query/-1"),
     *(
         "features?layer=9&sort=constructor&x=__proto__&preset=none&box=1,2",
         "features?text=%E0%A4%A&layer=%",
@@ -47,7 +47,7 @@ def test_malformed_addresses_are_answered_in_words(made: Made, browser: Browser)
     assert "This page cannot be shown" not in titles
     found = dict(zip(MALFORMED, titles))
     assert {found[a] for a in ("nonsense", "constructor", "__proto__")} == {"No such page"}
-    assert {found[a] for a in ("feature/3/%", "feature", "feature/-1/0", "image/99", "query/-1")} == {"Nothing here"}
+    assert {found[a] for a in ("feature/3/%", "feature", "feature/-1/0", "image/999", "query/-1")} == {"Nothing here"}
     assert found["features?layer=9&sort=constructor&x=__proto__&preset=none&box=1,2"] == "Features"
 
 

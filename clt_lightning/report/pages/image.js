@@ -255,15 +255,26 @@
         bar,
       ),
       h("p", { class: "lead" }, lead, h("br"), h("span", { class: "ci" }, data.key)),
-      h(
-        "div",
-        { class: "imagepage" },
+      inView(
         h("section", { class: "card picturecard", "aria-label": "The picture" }, picker.box, said),
         patches,
         h("div", { class: "stack imagemain" }, named && [question, terms, effects, without, classes], strongest),
       ),
     ];
   };
+
+  // the page's grid: the picture stays below the header, and the patch's codes below the picture, however high they are
+  function inView(picture, ...others) {
+    const page = h("div", { class: "imagepage" }, picture, others);
+    const header = document.querySelector(".top");
+    const sizes = new ResizeObserver(() => {
+      if (!page.isConnected) return;
+      page.style.setProperty("--header", `${header.offsetHeight}px`);
+      page.style.setProperty("--picture", `${picture.offsetHeight}px`);
+    });
+    for (const box of [header, picture]) sizes.observe(box);
+    return page;
+  }
 
   function classesCard(s, nameOf, own, onpick) {
     const likely = [...s.columns].sort((a, b) => s.logit(b) - s.logit(a));
