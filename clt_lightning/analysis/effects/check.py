@@ -188,19 +188,27 @@ def check_effects(
     integral = np.full((len(TARGETS), len(rows)), np.nan)
     for layer in range(clt.n_layers):
         dense = None
-        for part, method, out in (
-            (table["layer"] == layer, ablation_effects, real),
-            ((table["layer"] == layer) & long_way, integrated_effects, integral),
-        ):
+        here = table["layer"] == layer
+        for part, out in ((here, real), (here & long_way, integral)):
             index = np.flatnonzero(part)
             if not len(index):
                 continue
             dense = codes.dense_layer(layer).detach().unflatten(0, (-1, positions)) if dense is None else dense
             where = torch.from_numpy(table["image"][index]).to(clip.device)
             which = torch.from_numpy(table["feature"][index]).to(clip.device)
-            z = dense[where, :, which]
-            known = {"embeddings": seen.embeddings[where]} if method is ablation_effects else {}
-            values = method(clip, clt, layer, which, z, seen.streams[layer][where], directions[:, where], **known)
+            arguments = (
+                clip,
+                clt,
+                layer,
+                which,
+                dense[where, :, which],
+                seen.streams[layer][where],
+                directions[:, where],
+            )
+            if out is real:
+                values = ablation_effects(*arguments, seen.embeddings[where])
+            else:
+                values = integrated_effects(*arguments)
             out[:, index] = values.double().cpu().numpy()
     for t, target in enumerate(TARGETS):
         table |= {
