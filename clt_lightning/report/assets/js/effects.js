@@ -48,7 +48,12 @@
           ]),
         );
         const table = CLT.table(heads, rows, { sortable: false, cls: "compact" });
-        return h("div", {}, h("p", { class: "note strong" }, name), CLT.scroll(`Predicted and real effects, ${name}`, table));
+        return h(
+          "div",
+          {},
+          h("p", { class: "note strong" }, name),
+          CLT.scroll(`Predicted and real effects, ${name}`, table),
+        );
       });
   };
   CLT.EFFECT_CHECK_NOTE =
