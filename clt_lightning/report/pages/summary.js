@@ -102,7 +102,7 @@
         "div",
         {},
         h("h3", {}, `${title}: ${CLT.fixed(parts.sum.value, 1)}`),
-        CLT.charts.bars({ items, label: `Parts of the ${target}`, nameWidth: 92, room: 86 }),
+        CLT.charts.bars({ items, label: `Parts of the ${target}`, nameWidth: 92 }),
       );
     };
     const out = [];
