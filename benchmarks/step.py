@@ -167,7 +167,8 @@ def peak_memory(variant: str, args: argparse.Namespace) -> dict[str, int]:
     process.join()
     if process.exitcode:
         return {"peak": -1, "beyond_weights_gradients_state": -1}
-    return queue.get()
+    result: dict[str, int] = queue.get()
+    return result
 
 
 def main() -> None:

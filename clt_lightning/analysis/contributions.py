@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.tokens import TOKEN_SETS, TokenLayout
 from clt_lightning.metrics.base import ExactMetric
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
-SETS = ("cls", "patch", "all")
+#: The token sets that divide an image's tokens among them
+KINDS = TOKEN_SETS[:-1]
 _BLOCK = 1 << 22  # float64 elements of the terms that are held at once
 
 
@@ -29,6 +31,7 @@ class ContributionScores:
         whole_uncentred: `(L + 2, L)` the scores with the whole reconstruction in the place of `yhat`: rows of the
             sources, of the linear skip and of the decoder bias; columns sum to 1.
         whole_centred: the same, centred; the bias never varies, so its row is 0.
+        whole_by_class: `(C, L + 2, L)` as `by_class`, of `whole_uncentred`.
     """
 
     tokens: int
@@ -39,6 +42,7 @@ class ContributionScores:
     rest_means: Tensor
     whole_uncentred: Tensor
     whole_centred: Tensor
+    whole_by_class: Tensor | None
 
     @property
     def features_share(self) -> Tensor:
@@ -47,10 +51,18 @@ class ContributionScores:
 
     def std_over_classes(self) -> Tensor | None:
         """`(L, L)` standard deviation of the scores over the classes that occur; None without labels."""
-        if self.by_class is None:
-            return None
-        occurs = ~self.by_class.isnan().all(dim=(1, 2))
-        return self.by_class[occurs].std(0, correction=0) if bool(occurs.any()) else None
+        return _std(self.by_class)
+
+    def whole_std_over_classes(self) -> Tensor | None:
+        """`(L + 2, L)` the same of the scores of the whole reconstruction."""
+        return _std(self.whole_by_class)
+
+
+def _std(by_class: Tensor | None) -> Tensor | None:
+    if by_class is None:
+        return None
+    occurs = ~by_class.isnan().all(dim=(1, 2))
+    return by_class[occurs].std(0, correction=0) if bool(occurs.any()) else None
 
 
 class Contributions(ExactMetric):
@@ -77,35 +89,39 @@ class Contributions(ExactMetric):
     tokens: Tensor
     class_ratios: Tensor
     class_counts: Tensor
+    whole_class_ratios: Tensor
+    whole_class_counts: Tensor
 
     def __init__(self, clt: CrossLayerTranscoder, n_classes: int = 0) -> None:
         super().__init__()
         object.__setattr__(self, "_clt", clt)  # not a child: its weights are no state of this metric
         self.n_classes = n_classes
-        L, d = clt.n_layers, clt.d_model
+        K, L, d = len(KINDS), clt.n_layers, clt.d_out
         shapes = {
-            "ratios": (2, L, L),
-            "counts": (2, L),
-            "cross": (2, L, L),
-            "sums": (2, L + 2, L, d),
-            "whole_ratios": (2, L + 2, L),
-            "whole_counts": (2, L),
-            "whole_cross": (2, L + 2, L),
-            "tokens": (2,),
-            "class_ratios": (2, n_classes, L, L),
-            "class_counts": (2, n_classes, L),
+            "ratios": (K, L, L),
+            "counts": (K, L),
+            "cross": (K, L, L),
+            "sums": (K, L + 2, L, d),
+            "whole_ratios": (K, L + 2, L),
+            "whole_counts": (K, L),
+            "whole_cross": (K, L + 2, L),
+            "tokens": (K,),
+            "class_ratios": (K, n_classes, L, L),
+            "class_counts": (K, n_classes, L),
+            "whole_class_ratios": (K, n_classes, L + 2, L),
+            "whole_class_counts": (K, n_classes, L),
         }
         for name, shape in shapes.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, codes: Codes, n_positions: int, labels: Tensor | None = None, x: Tensor | None = None) -> None:
+    def update(self, codes: Codes, layout: TokenLayout, labels: Tensor | None = None, x: Tensor | None = None) -> None:
         """Take in one batch of whole images.
 
         Args:
-            codes: `(layers, images * n_positions, F)`.
-            n_positions: tokens per image, [CLS] first.
+            codes: `(layers, images * positions, F)`.
+            layout: which positions are what.
             labels: `(images,)`, -1 for none.
-            x: `(layers, images * n_positions, d_model)` what the skip path reads; a transcoder without one needs none.
+            x: `(layers, images * positions, d_model)` what the skip path reads; a transcoder without one needs none.
 
         Raises:
             UserError: a transcoder with a skip path, and no x.
@@ -115,11 +131,13 @@ class Contributions(ExactMetric):
             raise UserError("this transcoder has a linear skip path: its contributions need the MLP inputs x as well")
         device = self.ratios.device
         n_tokens = codes.n_tokens
-        positions = torch.arange(n_tokens, device=device) % n_positions
+        n_positions = layout.n_positions
+        own = torch.tensor([KINDS.index(name) for name in layout.kinds], device=device)
+        kinds = own[torch.tensor(layout.kind_of_positions(), device=device)].repeat(n_tokens // n_positions)
         owner = None
         if labels is not None and self.n_classes:
             owner = labels.to(device).repeat_interleave(n_positions)
-        self.tokens += torch.stack([(positions == 0).sum(), (positions > 0).sum()])
+        self.tokens += torch.bincount(kinds, minlength=len(KINDS))
         sources = [codes.slice(i) for i in range(clt.n_layers)]
         for target in range(clt.n_layers):
             terms = clt.layer_terms(sources[: target + 1], target)
@@ -131,44 +149,47 @@ class Contributions(ExactMetric):
                 block = terms[:, part].to(device).double()
                 classes = None if owner is None else owner[part]
                 rest = skip[part].to(device).double(), bias.expand(block.shape[1], -1)
-                self._take(target, block, torch.stack(rest), positions[part] > 0, classes)
+                self._take(target, block, torch.stack(rest), kinds[part], classes)
 
-    def _take(self, target: int, terms: Tensor, rest: Tensor, is_patch: Tensor, classes: Tensor | None) -> None:
-        dots, ratios, valid = _scores(terms, terms.sum(0))
-        n = target + 1
-        self._take_whole(target, torch.cat([terms, rest]), is_patch)
-        for kind, chosen in enumerate((~is_patch, is_patch)):
-            weight = chosen.double()
-            self.ratios[kind, :n, target] += ratios @ weight
-            self.counts[kind, target] += (valid & chosen).sum()
-            self.cross[kind, :n, target] += dots @ weight
-            if classes is not None:
-                use = valid & chosen & (classes >= 0)
-                self.class_ratios[kind, :, :n, target].index_add_(0, classes[use], ratios[:, use].T)
-                self.class_counts[kind, :, target].index_add_(0, classes[use], torch.ones_like(weight[use]))
-
-    def _take_whole(self, target: int, terms: Tensor, is_patch: Tensor) -> None:
-        dots, ratios, valid = _scores(terms, terms.sum(0))
-        rows = torch.cat([torch.arange(target + 1), torch.tensor([-2, -1])]).to(terms.device) % self.sums.shape[1]
-        for kind, chosen in enumerate((~is_patch, is_patch)):
-            weight = chosen.double()
-            self.whole_ratios[kind, rows, target] += ratios @ weight
-            self.whole_counts[kind, target] += (valid & chosen).sum()
-            self.whole_cross[kind, rows, target] += dots @ weight
-            self.sums[kind, rows, target] += torch.einsum("snd,n->sd", terms, weight)
+    def _take(self, target: int, terms: Tensor, rest: Tensor, kinds: Tensor, classes: Tensor | None) -> None:
+        everything = torch.cat([terms, rest])
+        n, L = target + 1, self.sums.shape[1] - 2
+        rows = torch.arange(n, device=terms.device)
+        every = torch.cat([rows, rows.new_tensor([L, L + 1])])
+        there = kinds.unique().tolist()
+        for prefix, part, at in (("", terms, rows), ("whole_", everything, every)):
+            dots, ratios, valid = _scores(part, part.sum(0))
+            for kind in there:
+                chosen = kinds == kind
+                weight = chosen.double()
+                getattr(self, f"{prefix}ratios")[kind, at, target] += ratios @ weight
+                getattr(self, f"{prefix}counts")[kind, target] += (valid & chosen).sum()
+                getattr(self, f"{prefix}cross")[kind, at, target] += dots @ weight
+                if classes is not None:
+                    use = valid & chosen & (classes >= 0)
+                    owner = classes[use]
+                    by_class = getattr(self, f"{prefix}class_ratios")
+                    found = by_class.new_zeros(self.n_classes, len(at)).index_add_(0, owner, ratios[:, use].T)
+                    by_class[kind][:, at, target] += found
+                    counts = torch.bincount(owner, minlength=self.n_classes)
+                    getattr(self, f"{prefix}class_counts")[kind, :, target] += counts
+        for kind in there:
+            self.sums[kind, every, target] += torch.einsum("snd,n->sd", everything, (kinds == kind).double())
 
     def compute(self) -> dict[str, Tensor]:
         """The plain sums of all processes; `scores` makes something of them."""
         return {name: getattr(self, name) for name in self._defaults}
 
     def scores(self) -> dict[str, ContributionScores]:
-        """Scores by token set (`cls`, `patch`, `all`), of all processes, all of which must call this.
+        """Scores by token set, of all processes, all of which must call this: of the sets that had tokens, and `all`.
 
-        Columns are NaN where there were no tokens, and centred ones where nothing varies.
+        Where there were no tokens at all, columns are NaN; centred ones also where nothing varies.
         """
         # torchmetrics squeezes sums of one element
         sums = {name: value.reshape(getattr(self, name).shape) for name, value in self.compute().items()}
-        return {name: self._scores(sums, kinds) for name, kinds in zip(SETS, ([0], [1], [0, 1]))}
+        there = [kind for kind, tokens in enumerate(sums["tokens"].tolist()) if tokens]
+        chosen = {KINDS[kind]: [kind] for kind in there} | {"all": there or [0]}
+        return {name: self._scores(sums, kinds) for name, kinds in chosen.items()}
 
     def _scores(self, sums: dict[str, Tensor], kinds: list[int]) -> ContributionScores:
         total = {name: value[kinds].sum(0) for name, value in sums.items()}
@@ -177,9 +198,10 @@ class Contributions(ExactMetric):
         terms = means[:-2]
         covariance = total["cross"] / tokens - torch.einsum("ijd,jd->ij", terms, terms.sum(0))
         whole = total["whole_cross"] / tokens - torch.einsum("ijd,jd->ij", means, means.sum(0))
-        by_class = None
+        by_class = whole_by_class = None
         if self.n_classes:
             by_class = (total["class_ratios"] / total["class_counts"][:, None]).cpu()
+            whole_by_class = (total["whole_class_ratios"] / total["whole_class_counts"][:, None]).cpu()
         # the sum over sources of the covariances is E ||yhat - E yhat||^2
         centred = covariance / covariance.sum(0)
         uncentred = total["ratios"] / total["counts"]
@@ -192,6 +214,7 @@ class Contributions(ExactMetric):
             means[-2:].cpu(),
             (total["whole_ratios"] / total["whole_counts"]).cpu(),
             (whole / whole.sum(0)).cpu(),
+            whole_by_class,
         )
 
 

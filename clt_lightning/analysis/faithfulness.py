@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.arms import POSITIONS
 from clt_lightning.analysis.intervals import NOTHING, Interval, interval, none_if_nan, share_interval
 from clt_lightning.analysis.table import divergences, ranks_of
 from clt_lightning.analysis.tower import Observation, finish, reads_cls_only
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
-from clt_lightning.metrics import check_token_sets, metric_device
+from clt_lightning.metrics import check_token_sets, metric_device, token_mask
 from clt_lightning.metrics.base import ExactMetric
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 _BLOCK = 1 << 24  # elements of the terms or of the stream that are held at once
 
-Curve = dict[str, list]
+Curve = dict[str, list[Any]]
 
 
 @dataclass
@@ -33,7 +34,7 @@ class FaithfulnessOptions:
         layers: layers whose reconstruction is edited; null takes the last. Earlier ones cost forwards of the rest of
             the tower: (draws + 2) times the number of terms for each ranking, ablation and token set.
         token_sets: at which positions the MLP is replaced by the edited reconstruction, and which tokens the scores of
-            an image are averaged over: cls, patch, all.
+            an image are averaged over: cls, register, patch, all; null: cls, where there is one, and all.
         rankings: `image` orders the terms by their scores in the image itself, `dataset` by the scores over the
             training images (needs `population.images`).
         ablations: `zero` leaves a term out, `mean` puts it to its mean over the training images (needs
@@ -43,14 +44,15 @@ class FaithfulnessOptions:
 
     enabled: bool = True
     layers: list[int] | None = None
-    token_sets: list[str] = field(default_factory=lambda: ["cls", "all"])
+    token_sets: list[str] | None = None
     rankings: list[str] = field(default_factory=lambda: ["image", "dataset"])
     ablations: list[str] = field(default_factory=lambda: ["zero", "mean"])
     draws: int = 20
 
     def __post_init__(self) -> None:
         check_fields(self, "faithfulness")
-        check_token_sets(self.token_sets, option="faithfulness.token_sets")
+        if self.token_sets is not None:
+            check_token_sets(self.token_sets, option="faithfulness.token_sets")
         for name, allowed in (("rankings", ("image", "dataset")), ("ablations", ("zero", "mean"))):
             wrong = [value for value in getattr(self, name) if value not in allowed]
             if wrong:
@@ -74,6 +76,7 @@ class FaithfulnessResult:
         drop_bottom: the lowest first; keep_top[n] is drop_bottom[terms - n].
         drop_random: random orders: mean over the draws, and the interval that holds 95 % of them.
         draws: number of random orders.
+        rest: top-1 and KL without any feature: linear skip and decoder bias alone.
     """
 
     layer: int
@@ -86,6 +89,7 @@ class FaithfulnessResult:
     drop_bottom: tuple[list[Interval], list[float]]
     drop_random: tuple[list[Interval], list[float]]
     draws: int
+    rest: tuple[Interval, float] = (NOTHING, math.nan)
 
     @property
     def terms(self) -> int:
@@ -103,7 +107,7 @@ class FaithfulnessResult:
             for name, points in curves.items()
         }
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """As in docs/results-schema.md."""
 
         def curve(points: tuple[list[Interval], list[float]]) -> Curve:
@@ -118,6 +122,7 @@ class FaithfulnessResult:
             "n": self.n,
             "baseline": {"top1": self.drop_top[0][0].to_json(), "kl": none_if_nan(self.drop_top[1][0])},
             "original": {"top1": self.original.to_json()},
+            "rest": {"top1": self.rest[0].to_json(), "kl": none_if_nan(self.rest[1])},
             "draws": self.draws,
             "drop_top": curve(self.drop_top),
             "drop_bottom": curve(self.drop_bottom),
@@ -177,7 +182,8 @@ class Faithfulness(ExactMetric):
         tokens: positions that are replaced.
         draws: random orders.
         dataset_scores: `(layer + 1,)` scores for the ranking `dataset`; None leaves it out.
-        means: `(2, layer + 1, d_model)` mean terms at [CLS] and at patches, for mean ablation; None for zero ablation.
+        means: `(kinds, layer + 1, d_model)` mean terms at each of `clip.tokens.kinds`, for mean ablation; None for zero
+            ablation.
         image_ranking: whether to rank by the image's own scores as well.
         seed: seed of the random orders.
     """
@@ -185,6 +191,8 @@ class Faithfulness(ExactMetric):
     right: Tensor
     kl: Tensor
     original_right: Tensor
+    rest_right: Tensor
+    rest_kl: Tensor
     labelled: Tensor
     images: Tensor
 
@@ -213,6 +221,8 @@ class Faithfulness(ExactMetric):
             ("right", (rows, self.terms + 1)),
             ("kl", (rows, self.terms + 1)),
             ("original_right", ()),
+            ("rest_right", ()),
+            ("rest_kl", ()),
             ("labelled", ()),
             ("images", ()),
         ):
@@ -233,7 +243,7 @@ class Faithfulness(ExactMetric):
         b = seen.n_images
         raw = clt.layer_terms([codes.slice(i) for i in range(self.terms)], self.layer)
         terms = raw.unflatten(1, (b, -1))
-        positions = POSITIONS[self.target_tokens]
+        positions = clip.tokens.slice(self.target_tokens)
         orders = self._orders(terms[:, :, positions])
         masks = keep_masks(orders).to(terms.dtype)  # (terms + 1, rows, images, terms)
         constant = (clt.b_dec[self.layer] + clt.skip_term(seen.x[self.layer], self.layer)).view(b, -1, clt.d_model)
@@ -247,6 +257,10 @@ class Faithfulness(ExactMetric):
         stream = seen.before_mlp[self.layer][:, read]
         true_y = seen.y[self.layer].view(b, -1, clt.d_model)[:, read]
         replaced_here = self._replaced_positions(true_y.shape[1], true_y.device)
+        rest = torch.where(replaced_here[:, None], constant[:, read].to(true_y.dtype), true_y)
+        cosines = finish(clip, stream + rest, self.layer + 1).float() @ head
+        self.rest_right += (ranks_of(cosines, labels) == 0).sum()
+        self.rest_kl += divergences(original, cosines, scale).sum().to(self.rest_kl)
         n_rows = masks.shape[1]
         step = max(1, _BLOCK // (stream.numel() * (self.terms + 1)))
         for start in range(0, n_rows, step):
@@ -276,20 +290,26 @@ class Faithfulness(ExactMetric):
         return torch.cat([torch.stack(rows), drawn]) if rows else drawn
 
     def _replaced_positions(self, n_positions: int, device: torch.device) -> Tensor:
-        index = torch.arange(n_positions, device=device)
-        return {"all": index >= 0, "cls": index == 0, "patch": index > 0}[self.target_tokens]
+        clip: FrozenCLIP = self.__dict__["_clip"]
+        return token_mask(self.target_tokens, clip.tokens, clip.n_positions, device)[:n_positions]
 
     def _mean_part(self, dropped: Tensor, n_positions: int) -> Tensor:
         means: Tensor | None = self.__dict__["_means"]
         if means is None:
             return dropped.new_zeros(())
         kinds = torch.einsum("nrbs,ksd->nrbkd", dropped, means.to(dropped))
-        index = (torch.arange(n_positions, device=dropped.device) > 0).long()
+        clip: FrozenCLIP = self.__dict__["_clip"]
+        index = clip.tokens.kind_of_positions()[:n_positions]
         return kinds[:, :, :, index]
 
     def compute(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Right answers `(rows, terms + 1)`, mean KL of the same shape, and (labelled images, right originals)."""
-        return self.right, self.kl / self.images, torch.stack([self.labelled, self.original_right])
+        """Right answers `(rows, terms + 1)`, mean KL of the same shape, and four numbers.
+
+        These are the labelled images, and of them those that the untouched model and the one with skip and bias alone
+        get right, and the latter's mean KL.
+        """
+        numbers = [self.labelled, self.original_right, self.rest_right, self.rest_kl / self.images]
+        return self.right, self.kl / self.images, torch.stack([number.reshape(()) for number in numbers])
 
     def results(self, sums: tuple[Tensor, Tensor, Tensor], bootstrap: int, seed: int = 0) -> list[FaithfulnessResult]:
         """Typed results, one a ranking, from what `compute` returned.
@@ -300,7 +320,7 @@ class Faithfulness(ExactMetric):
             seed: their seed.
         """
         right, kl = sums[0].cpu().numpy(), sums[1].cpu().numpy()
-        n, original = (int(v) for v in sums[2].tolist())
+        n, original, rest = (int(v) for v in sums[2].tolist()[:3])
         ablation = "zero" if self.__dict__["_means"] is None else "mean"
 
         def row(index: int) -> tuple[list[Interval], list[float]]:
@@ -321,6 +341,7 @@ class Faithfulness(ExactMetric):
                 row(2 * index + 1),
                 control,
                 self.draws,
+                (share_interval(rest, n, bootstrap, seed), float(sums[2][3])),
             )
             for index, ranking in enumerate(self.rankings)
         ]

@@ -247,7 +247,8 @@ def load_evaluation(run: str | Path, split: str = "test") -> dict[str, Any]:
             f"{path}: the evaluation of {split!r} has schema {found[split].get('schema')}, this version reads "
             f"{SCHEMA}: run `python -m clt_lightning test --run {run}` again"
         )
-    return found[split]
+    result: dict[str, Any] = found[split]
+    return result
 
 
 def load_arrays(run: str | Path, split: str = "test") -> dict[str, np.ndarray]:
@@ -273,16 +274,23 @@ def _contribution_json(scores: ContributionScores) -> dict[str, Any]:
     def matrix(values: Tensor) -> list[list[float | None]]:
         return [[none_if_nan(v) for v in row] for row in values.tolist()]
 
-    std = scores.std_over_classes()
-    by_class = scores.by_class
+    def or_none(values: Tensor | None) -> list[list[float | None]] | None:
+        return None if values is None else matrix(values)
+
+    def last_column(by_class: Tensor | None) -> list[list[float | None] | None] | None:
+        if by_class is None:
+            return None
+        rows = by_class[:, :, -1]
+        return [None if bool(torch.isnan(row).all()) else [none_if_nan(v) for v in row] for row in rows]
+
     return {
         "tokens": scores.tokens,
         "uncentred": matrix(scores.uncentred),
         "centred": matrix(scores.centred),
+        "std_over_classes": or_none(scores.std_over_classes()),
+        "final_by_class": last_column(scores.by_class),
         "whole_uncentred": matrix(scores.whole_uncentred),
         "whole_centred": matrix(scores.whole_centred),
-        "std_over_classes": None if std is None else matrix(std),
-        "final_by_class": None
-        if by_class is None
-        else [None if bool(torch.isnan(row).all()) else [none_if_nan(v) for v in row] for row in by_class[:, :, -1]],
+        "whole_std_over_classes": or_none(scores.whole_std_over_classes()),
+        "whole_final_by_class": last_column(scores.whole_by_class),
     }

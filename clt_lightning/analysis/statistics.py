@@ -13,6 +13,7 @@ from clt_lightning.analysis.intervals import NOTHING, mean_intervals, recall_int
 from clt_lightning.analysis.population import PopulationCheck, mean_check, resample_counts
 from clt_lightning.analysis.reference import Reference
 from clt_lightning.analysis.results import ArmResult
+from clt_lightning.analysis.table import NOT_RUN
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class Measured:
     columns: dict[str, np.ndarray] = field(repr=False)
     captions: tuple[np.ndarray, dict[str, np.ndarray]] = field(repr=False)
 
+    @property
+    def whole_arms(self) -> list[Arm]:
+        """The arms that were run on all images, whose embeddings and cosines were kept."""
+        return [arm for arm in self.arms if not arm.sampled]
+
     def column(self, name: str) -> np.ndarray:
         """`(arms, n)`; empty where it was not measured."""
         found = self.columns.get(name)
@@ -40,32 +46,46 @@ class Measured:
 
 
 def zero_shot(measured: Measured, draws: int, seed: int) -> list[ArmResult]:
-    """Accuracies and KL of every arm; all arms are resampled together."""
+    """Accuracies and KL of every arm; arms that were run on the same images are resampled together."""
     ranks = measured.column("rank")
     if not len(ranks):
         return []
-    labels = measured.columns["labels"]
+    found: dict[int, ArmResult] = {}
+    run = ranks != NOT_RUN
+    groups: dict[bytes, list[int]] = {}
+    for index, here in enumerate(run):
+        groups.setdefault(here.tobytes(), []).append(index)
+    for arms in groups.values():
+        found |= dict(zip(arms, _arms_on(measured, arms, run[arms[0]], draws, seed)))
+    return [found[index] for index in range(len(measured.arms))]
+
+
+def _arms_on(measured: Measured, arms: list[int], images: np.ndarray, draws: int, seed: int) -> list[ArmResult]:
+    """The results of some arms on some images `(n,)` bool, beside the original on the same ones."""
+    ranks = measured.column("rank")[:, images]
+    labels = measured.columns["labels"][images]
     known = labels >= 0
-    n, n_arms, n_classes = int(known.sum()), len(ranks), len(measured.classnames)
-    right, five = ranks[:, known] == 0, (ranks[:, known] >= 0) & (ranks[:, known] < min(5, n_classes))
-    drop = right[:1].astype(np.int8) - right.astype(np.int8)
-    shares = mean_intervals(np.concatenate([right, five, drop]).T.astype(np.float64), draws, seed)
-    divergence = mean_intervals(measured.column("kl").T, draws, seed)
+    n, n_classes = int(known.sum()), len(measured.classnames)
+    right = ranks[:, known] == 0
+    five = (ranks[arms][:, known] >= 0) & (ranks[arms][:, known] < min(5, n_classes))
+    drop = right[:1].astype(np.int8) - right[arms].astype(np.int8)
+    shares = mean_intervals(np.concatenate([right[arms], five, drop]).T.astype(np.float64), draws, seed)
+    divergence = mean_intervals(measured.column("kl")[arms][:, images].T, draws, seed)
     count = np.bincount(labels[known], minlength=n_classes)
     out = []
-    for index, arm in enumerate(measured.arms):
+    for place, index in enumerate(arms):
         hits = np.bincount(labels[known][right[index]], minlength=n_classes)
         recall = np.where(count > 0, hits / np.maximum(count, 1), np.nan)
         out.append(
             ArmResult(
-                arm,
+                measured.arms[index],
                 n,
-                top1=shares[index],
-                top5=shares[n_arms + index],
+                top1=shares[place],
+                top5=shares[len(arms) + place],
                 per_class_recall=recall_interval(hits, count, draws, seed) if n else NOTHING,
                 recall=recall,
-                kl=divergence[index],
-                drop=shares[2 * n_arms + index],
+                kl=divergence[place],
+                drop=shares[2 * len(arms) + place],
             )
         )
     return out
@@ -78,7 +98,7 @@ def multilabel(measured: Measured, draws: int, seed: int) -> list[several.Multil
     cosines, present = measured.columns["cosines"], measured.columns["multi_hot"]
     return [
         several.multilabel_result(arm, cosines[:, index], present, draws, seed)
-        for index, arm in enumerate(measured.arms)
+        for index, arm in enumerate(measured.whole_arms)
     ]
 
 
@@ -93,7 +113,7 @@ def retrieval(measured: Measured, draws: int, seed: int) -> list[RetrievalResult
     embeddings = measured.columns["embeddings"][rows]
     return [
         retrieval_result(arm, embeddings[:, index], columns["embeddings"], owner, draws, seed)
-        for index, arm in enumerate(measured.arms)
+        for index, arm in enumerate(measured.whole_arms)
     ]
 
 

@@ -12,6 +12,9 @@ from torch import Tensor
 from clt_lightning.core.errors import UserError
 from clt_lightning.metrics import metric_device
 
+#: In the place of a rank and of a class: the arm was not run on this image
+NOT_RUN = -2
+
 
 def gather_rows(rows: Any) -> list[Any]:
     """What every process has, in order of rank, on all processes."""

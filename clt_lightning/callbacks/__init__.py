@@ -8,6 +8,7 @@ from lightning.pytorch import Callback
 
 from clt_lightning.callbacks.board import Board
 from clt_lightning.callbacks.checkpoints import Checkpoints
+from clt_lightning.callbacks.curves import Curves
 from clt_lightning.callbacks.dead import TrainDead
 from clt_lightning.callbacks.evaluate import Evaluate
 from clt_lightning.callbacks.export import ExportTranscoder
@@ -45,6 +46,7 @@ def default(
 __all__ = [
     "Board",
     "Checkpoints",
+    "Curves",
     "Evaluate",
     "ExportTranscoder",
     "Figures",

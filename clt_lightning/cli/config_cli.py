@@ -16,6 +16,7 @@ from clt_lightning import compat
 from clt_lightning.callbacks import (
     Board,
     Checkpoints,
+    Curves,
     Evaluate,
     ExportTranscoder,
     Figures,
@@ -112,6 +113,7 @@ def _add_own_keys(parser: LightningArgumentParser) -> None:
     parser.add_lightning_class_args(Evaluate, "evaluate")
     parser.add_lightning_class_args(Checkpoints, "checkpoints")
     parser.add_lightning_class_args(Throughput, "throughput")
+    parser.add_lightning_class_args(Curves, "curves")
     parser.add_lightning_class_args(Figures, "figures")
     parser.add_lightning_class_args(Board, "board")
     for callback, key in ((Table, "table"), (ExportTranscoder, "export_transcoder"), (RunRecord, "run_record")):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from clt_lightning.cli.arguments import add_run_options, run_options
 from clt_lightning.core.errors import UserError
-from clt_lightning.core.files import write_json
+from clt_lightning.core.files import read_json, write_json
 from clt_lightning.core.progress import Progress
 from clt_lightning.core.table import Column, lay_out
 from clt_lightning.core.terminal import line_width
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--{kind}", action="append", default=[], metavar="LAYER/FEATURE=VALUE", help=f"{what}; repeatable"
         )
     parser.add_argument(
-        "--tokens", choices=("all", "cls", "patch"), default="all", help="at which positions (default: all)"
+        "--tokens", choices=("all", "cls", "register", "patch"), default="all", help="at which positions (default: all)"
     )
     parser.add_argument(
         "--base",
@@ -77,6 +77,7 @@ def run(args: argparse.Namespace) -> None:
         args.base,
     )
     print(f"{'; '.join(str(edit) for edit in edits)} at {args.tokens} tokens of the {args.base} model")
+    _say_skip(opened)
     show(found, args.classes)
     if args.output is not None:
         record = {
@@ -88,6 +89,19 @@ def run(args: argparse.Namespace) -> None:
         }
         write_json(args.output, record, indent=None)
         print(f"wrote {args.output}")
+
+
+def _say_skip(opened: Run) -> None:
+    """How much of the output the features make, where a linear skip makes the rest and the run was tested."""
+    results = opened.folder / "results.json"
+    if not opened.transcoder.skip or not results.exists():
+        return
+    for evaluation in read_json(results).get("evaluation", {}).values():
+        shares = (evaluation.get("shares") or {}).get("features") or {}
+        mean = (shares.get("all") or {}).get("mean")
+        if mean is not None:
+            print(f"the features make {mean:.1%} of the centred reconstruction: an edit moves a part of that part")
+            return
 
 
 def _batches(opened: Run, split: str, limit: int, keys: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -66,23 +66,23 @@ def _with_lowest_ties(score: Tensor, cut: Tensor, needed: Tensor, shards: Shards
     return (score > cut) | (level & (level.cumsum(1) <= left[:, None]))
 
 
-def batch_winners(pre: Tensor, k: int, shards: Shards) -> Tensor:
-    """The `k * tokens` largest of all entries of a batch, over all processes; all entries where there are no more.
+def batch_winners(pre: Tensor, budget: int, shards: Shards) -> Tensor:
+    """The largest of all entries of a batch, over all processes; all entries where there are no more than the budget.
 
     Args:
         pre: `(tokens, width)`, this process's columns.
-        k: mean number of entries a token.
+        budget: how many.
         shards: the group.
 
     Returns:
         values in no order, the same on every process.
     """
-    budget = min(k * pre.shape[0], pre.numel() * shards.size)
+    row = min(pre.shape[1], -(-4 * budget // max(pre.shape[0], 1)))
+    budget = min(budget, pre.numel() * shards.size)
     mine = min(budget, pre.numel())
-    row = min(pre.shape[1], 4 * k)
     candidates = torch.topk(pre, row, dim=1, sorted=False).values
     values = torch.topk(candidates.flatten(), mine, sorted=False).values
-    # a token with more than 4 k winners is rare, but possible
+    # a token with more than 4 times its share is rare, but possible
     if row < pre.shape[1] and bool((candidates.amin(1) > values.min()).any()):
         values = torch.topk(pre.flatten(), mine, sorted=False).values
     return torch.topk(shards.all_gather(values).flatten(), budget, sorted=False).values

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clt_lightning.core.sites import Sites
 from clt_lightning.parallel import state
 from clt_lightning.parallel.selection import batch_winners, select_topk
 from clt_lightning.parallel.shards import Shards
 from clt_lightning.transcoder import activations
 from clt_lightning.transcoder.activations import AbsTopK, Activation, BatchTopK, TopK
-from clt_lightning.transcoder.clt import CrossLayerTranscoder, Topology
+from clt_lightning.transcoder.clt import CrossLayerTranscoder, Normalize, Topology
 from clt_lightning.transcoder.codes import Codes, Pairs
 from clt_lightning.transcoder.encoders import Backend
 from clt_lightning.transcoder.requests import AuxiliaryRequest
@@ -30,8 +31,8 @@ class ShardedTranscoder(CrossLayerTranscoder):
 
     Args:
         shards: this process's place.
-        n_layers, d_model, n_features, activation, topology, skip, backend: as of `CrossLayerTranscoder`; `n_features`
-            is F, the whole dictionary.
+        n_layers, d_model, n_features, activation, topology, skip, backend, sites, d_out, normalize: as of
+            `CrossLayerTranscoder`; `n_features` is F, the whole dictionary.
         seed: the weights are the same as those of one process with this seed.
 
     Raises:
@@ -49,11 +50,16 @@ class ShardedTranscoder(CrossLayerTranscoder):
         skip: bool = False,
         backend: Backend = "auto",
         seed: int = 0,
+        sites: Sites | dict[str, Any] | None = None,
+        d_out: int | None = None,
+        normalize: Normalize = "layer",
     ) -> None:
         self.shards = shards
         self.width = shards.width(n_features)
         self.own = slice(shards.rank * self.width, (shards.rank + 1) * self.width)
-        super().__init__(n_layers, d_model, self.width, activation, topology, skip, backend, seed)
+        super().__init__(
+            n_layers, d_model, self.width, activation, topology, skip, backend, seed, sites, d_out, normalize
+        )
         self.n_features = int(n_features)
         # every process draws the whole stream, a layer at a time, and keeps its rows
         generator = torch.Generator().manual_seed(seed)
@@ -95,7 +101,7 @@ class ShardedTranscoder(CrossLayerTranscoder):
             return select_topk(pre, activation.k, self.shards)
         if not (isinstance(activation, BatchTopK) and self.training):
             return activation.select(pre, layer)  # a feature decides alone
-        winners = batch_winners(pre, activation.k, self.shards)
+        winners = batch_winners(pre, activation.budget(layer, pre.shape[0]), self.shards)
         activation.track(winners[winners > 0], layer)
         return (pre >= winners.min()) & (pre > 0) if winners.numel() else pre > 0
 

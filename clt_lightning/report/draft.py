@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
@@ -15,9 +16,13 @@ from clt_lightning.report.folder import ReportFolder
 from clt_lightning.report.options import ReportOptions
 from clt_lightning.report.source import Source
 from clt_lightning.report.sprites import Sprites
+from clt_lightning.report.together import Together, alone
 
 if TYPE_CHECKING:
     from clt_lightning.report.pictures import Pictures
+
+    Choose = Callable[[AbstractSet[int]], Iterable[int]]
+    Take = Callable[[Pictures, int, Tensor], None]
 
 
 class Draft:
@@ -28,17 +33,28 @@ class Draft:
         source: the run.
         options: what the report holds.
         progress: say on standard error how far it is.
+        together: the runs beside it; None: it is alone.
 
     Attributes:
         files: addresses of the figures and tables that a page offers, by a name of its own; the scripts read them as
             `report.files`.
+        kept: what a page's `write` leaves for its `finish`.
     """
 
-    def __init__(self, folder: ReportFolder, source: Source, options: ReportOptions, progress: bool = False) -> None:
+    def __init__(
+        self,
+        folder: ReportFolder,
+        source: Source,
+        options: ReportOptions,
+        progress: bool = False,
+        together: Together | None = None,
+    ) -> None:
         self.folder, self.source, self.options, self.progress = folder, source, options, progress
+        self.together = together or alone(source)
         self.files: dict[str, Any] = {}
+        self.kept: dict[str, Any] = {}
         self._shown: set[int] = set()
-        self._whole: dict[int, Tensor | None] = {}
+        self._takers: list[tuple[Choose, Take]] = []
         self._figures: list[tuple[str, Callable[[], Figure]]] = []
 
     # -- what a page writes ------------------------------------------------------------------------------------------
@@ -64,15 +80,17 @@ class Draft:
         """Thumbnails of these images are shown: `CLT.thumb(sprites, image)` finds them."""
         self._shown.update(int(image) for image in images)
 
-    def want(self, images: Iterable[int]) -> None:
-        """These images are needed whole: `image` gives them to `finish`. Thumbnails of them are made, too."""
-        images = [int(image) for image in images]
-        self._whole.update(dict.fromkeys(images))
-        self.show(images)
+    def each(self, choose: Choose, take: Take) -> None:
+        """Has `take(pictures, number, image)` called for images while the split is read, in its order.
 
-    def image(self, number: int) -> Tensor | None:
-        """A wanted image, normalised, `(3, H, W)`; None where the data no longer has it, or none were read."""
-        return self._whole.get(number)
+        Whoever needs images gets them one at a time: they must not be in memory together.
+
+        Args:
+            choose: gives the numbers of the images, when all pages have said which thumbnails they show, which it is
+                given. Thumbnails of them are made, too.
+            take: is given each of them, normalised, `(3, H, W)`.
+        """
+        self._takers.append((choose, take))
 
     def label(self, number: int) -> str:
         """Name of an image's class; empty without."""
@@ -93,20 +111,23 @@ class Draft:
                     work.update()
 
     def read_pictures(self, pictures: Pictures | None) -> None:
-        """One pass over the split: thumbnails of what is shown, and the images that are wanted whole."""
+        """One pass over the split: thumbnails of what is shown, and the images that pages take."""
         keys, labels = self.source.images
+        takers = [(frozenset(choose(self._shown)), take) for choose, take in self._takers] if pictures else []
+        self._shown.update(*(wanted for wanted, _ in takers))
         sprites = Sprites(sorted(self._shown, key=lambda i: (labels[i], i)), self.options.thumbnail)
         if pictures is not None:
             place = {keys[i]: i for i in sprites.order}
             read = pictures.read(place)
-            for key, image in track(read, "thumbnails", len(place), "images", show=self.progress, sums_up=True):
+            for key, image in track(read, "images", len(place), "images", show=self.progress, sums_up=True):
                 number = place[key]
                 sprites.add(number, to_pixels(image, pictures.mean, pictures.std))
-                if number in self._whole:
-                    self._whole[number] = image
+                for wanted, take in takers:
+                    if number in wanted:
+                        take(pictures, number, image)
             if sprites.missing:
                 first = keys[sprites.missing[0]]
                 self.note(
                     f"{len(sprites.missing)} images are no longer in the data (such as {first}): no thumbnails of them."
                 )
-        sprites.write(self.folder, keys, labels)
+        sprites.write(self.folder, keys, labels, frozenset().union(*(wanted for wanted, _ in takers)))

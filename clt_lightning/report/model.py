@@ -1,8 +1,8 @@
-"""Images and explanations from the run itself: its data, its backbone, its transcoder."""
+"""Images and studies of them from the run itself: its data, its backbone, its transcoder."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.image import explain_image
 from clt_lightning.analysis.run import Run, open_run
+from clt_lightning.analysis.study import StudyOptions, study_images
+from clt_lightning.clip.images import to_pixels
+from clt_lightning.report.studies import pack_study
 
 
 class RunPictures:
-    """Reads a split of a run's data and explains images of it; see `Pictures`.
+    """Reads a split of a run's data and studies images of it; see `Pictures`.
 
     Args:
         run: the run's folder.
@@ -51,12 +53,11 @@ class RunPictures:
     def _head(self) -> Tensor | None:
         return self.run.head
 
-    def explain(self, key: str, image: Tensor, label: int) -> dict[str, Any] | None:
-        """The image's explanation for its own class, or for the top one without a label; None without class names."""
-        if self._head is None:
-            return None
-        names = list(self.run.datamodule.classnames)
-        explanation = explain_image(
-            self.run.clip, self.run.transcoder, image, self._head, names, label if label >= 0 else None
-        )
-        return explanation.to_json(key, label)
+    def study(self, images: Tensor, labels: Sequence[int], full: bool) -> list[dict[str, Any]]:
+        """The data of the images' pages; without class names their codes alone."""
+        clip, options = self.run.clip, StudyOptions.in_full() if full else StudyOptions()
+        studies = study_images(clip, self.run.transcoder, images, self._head, labels, options)
+        return [
+            pack_study(study, to_pixels(image, self.mean, self.std), clip.grid, full)
+            for study, image in zip(studies, images)
+        ]

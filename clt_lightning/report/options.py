@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.report.notes import Notes
 
 
 @dataclass(frozen=True)
@@ -16,13 +17,16 @@ class ReportOptions:
     Args:
         split: the split that was evaluated.
         features: cards a layer, the most frequent features first; None: every feature that ever fired.
-        images: images with a page of their own, evenly over the classes.
-        image_keys: further images with a page of their own, by key.
+        images: images studied in full, evenly over the classes.
+        image_keys: further images to study in full, by key.
+        mistakes: images that the model mistakes, the first of the split, to study in full as well.
+        pages: images with a page of their own, at most: those studied in full, then those that pages show, then others.
         queries: query images of the retrieval page, evenly over the classes.
         query_keys: further query images, by key.
         neighbours: images a layer that are shown beside a query.
         thumbnail: side of a thumbnail in pixels.
         pictures: whether images are read at all; without them the pages show numbers alone.
+        notes: what people have noted of features, shown as their names.
         opening: how the run is opened, as keyword arguments of `open_run`.
         changes: says of a config what it sets to something else than the defaults: (key, default, value), as text; None
             leaves that out.
@@ -32,16 +36,19 @@ class ReportOptions:
     features: int | None = None
     images: int = 24
     image_keys: tuple[str, ...] = ()
+    mistakes: int = 12
+    pages: int = 2000
     queries: int = 24
     query_keys: tuple[str, ...] = ()
     neighbours: int = 8
     thumbnail: int = 128
     pictures: bool = True
+    notes: tuple[Notes, ...] = ()
     opening: dict[str, Any] = field(default_factory=dict)
     changes: Callable[[Mapping[str, Any]], list[tuple[str, str | None, str]]] | None = None
 
     def __post_init__(self) -> None:
-        least = {"features": 0, "images": 0, "queries": 0, "neighbours": 1, "thumbnail": 16}
+        least = {"features": 0, "images": 0, "mistakes": 0, "pages": 0, "queries": 0, "neighbours": 1, "thumbnail": 16}
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and value < low:

@@ -78,5 +78,26 @@ def unpack_maps(packed: dict[str, Any], peaks: NDArray[np.floating], positions: 
     return maps
 
 
+def pack_numbers(values: NDArray[np.floating]) -> dict[str, Any]:
+    """Numbers as 16-bit shares of the largest; NaN stays. `CLT.unpackNumbers` reads them.
+
+    Args:
+        values: of any shape.
+
+    Returns:
+        `peak`: what 32767 stands for; `values`: base64 of little-endian int16, -32768 for NaN.
+    """
+    known = np.abs(values[np.isfinite(values)])
+    peak = float(known.max(initial=0.0)) or 1.0
+    shares = np.where(np.isfinite(values), np.rint(np.nan_to_num(values) / peak * 32767), -32768)
+    return {"peak": peak, "values": _text(shares.astype("<i2"))}
+
+
+def unpack_numbers(packed: dict[str, Any], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """The page's reading of `pack_numbers`."""
+    shares = np.frombuffer(base64.b64decode(packed["values"]), dtype="<i2").astype(np.float64)
+    return np.where(shares == -32768, np.nan, shares / 32767 * packed["peak"]).reshape(shape)
+
+
 def _text(array: NDArray[Any]) -> str:
     return base64.b64encode(array.tobytes()).decode("ascii")

@@ -1,4 +1,4 @@
-"""Pixels for the pages: one pass over a split, and the explanation of single images."""
+"""Pixels for the pages: one pass over a split, and the study of images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Pictures(Protocol):
-    """Where the pages' images come from, and what explains one of them."""
+    """Where the pages' images come from, and what studies them."""
 
     @property
     def mean(self) -> Sequence[float]:
@@ -22,11 +22,11 @@ class Pictures(Protocol):
     def read(self, wanted: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Yields key and normalised image `(3, H, W)` of the wanted images, in any order, each at most once."""
 
-    def explain(self, key: str, image: Tensor, label: int) -> dict[str, Any] | None:
-        """`ImageExplanation.to_json()` of an image (docs/results-schema.md), None where there are no classes.
+    def study(self, images: Tensor, labels: Sequence[int], full: bool) -> list[dict[str, Any]]:
+        """The data of the images' pages, `pack_study` of each (docs/report.md).
 
         Args:
-            key: of the image.
-            image: as `read` gives it.
-            label: its class; -1: none.
+            images: `(n, 3, H, W)`, each as `read` gives it.
+            labels: their classes; -1: none.
+            full: whether to study them in full.
         """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,13 +44,16 @@ class Sprites:
         """Images that have a cell but did not come."""
         return [image for image in self.order if image not in self._thumbnails]
 
-    def write(self, folder: ReportFolder, keys: Sequence[str], labels: Sequence[int]) -> None:
+    def write(
+        self, folder: ReportFolder, keys: Sequence[str], labels: Sequence[int], pages: AbstractSet[int] = frozenset()
+    ) -> None:
         """Writes the sheets `thumbs/<nnnn>.webp` and their index `data/sprites.js`.
 
         Args:
             folder: the report.
             keys: of all images.
             labels: of all images; -1: none.
+            pages: images that have a page of their own, if they came.
         """
         shown = [image for image in self.order if image in self._thumbnails]
         named = frozenset(self.order)
@@ -73,5 +77,7 @@ class Sprites:
                 # names only of what a page shows
                 "keys": [key if image in named else "" for image, key in enumerate(keys)],
                 "labels": list(labels),
+                # a digit an image: whether it has a page
+                "page": "".join("01"[cell >= 0 and image in pages] for image, cell in enumerate(cells.tolist())),
             },
         )

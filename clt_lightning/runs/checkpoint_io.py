@@ -187,7 +187,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self,
         path: str | Path,
-        map_location: Callable | None = lambda storage, loc: storage,
+        map_location: Callable[..., Any] | None = lambda storage, loc: storage,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
         """Read a checkpoint.

@@ -47,7 +47,7 @@ from .world import (
 )
 
 OPTIONS: dict[str, Any] = {
-    "cascade": CascadeOptions(firsts=[0, 1], token_sets=["all", "cls"]),
+    "cascade": CascadeOptions(firsts=[0, 1], token_sets=["all", "cls"], control_share=1.0),
     "faithfulness": FaithfulnessOptions(draws=3),
     "features": FeatureOptions(k=3, samples=2),
     "bootstrap": 50,

@@ -165,3 +165,12 @@ def test_an_autoencoder_does_not_steer(clip: FrozenCLIP) -> None:
         steer(clip, make_clt("sae"), batches(), [Edit(0, 0, "set", 1.0)], head, CLASSES)
     with pytest.raises(UserError, match="at least one image"):
         steer(clip, make_clt(), [], [Edit(0, 0, "set", 1.0)], head, CLASSES)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_skip_is_warned_of(clip: FrozenCLIP) -> None:
+    """Steering cannot reach it; without one there is nothing to warn of."""
+    edits, head = [Edit(0, 3, "add", 1.0)], clip.zero_shot_head(CLASSES, TEMPLATES)
+    steer(clip, make_clt("cross_layer", False), batches(), edits, head, CLASSES)
+    with pytest.warns(UserWarning, match="linear skip, which steering cannot reach"):
+        steer(clip, make_clt("cross_layer", True), batches(), edits, head, CLASSES)

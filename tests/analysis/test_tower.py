@@ -94,8 +94,8 @@ def test_plans() -> None:
 def test_mistakes(clip: FrozenCLIP, clt: CrossLayerTranscoder) -> None:
     with pytest.raises(UserError, match=r"cascade\.firsts=\[0, 5\]: \[5\] do not exist"):
         plan_arms(CascadeOptions(firsts=[0, 5]), 3)
-    with pytest.raises(UserError, match=r"cascade\.controls.*random"):
-        CascadeOptions(controls=["random"])
+    with pytest.raises(UserError, match=r"cascade\.controls.*shuffled"):
+        CascadeOptions(controls=["shuffled"])
     with pytest.raises(UserError, match=r"cascade\.token_sets"):
         CascadeOptions(token_sets=["class"])
     seen = observe(clip, Made(n=1).everything()[0])

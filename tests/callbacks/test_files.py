@@ -21,7 +21,8 @@ from .world import CLASSES, LAYERS, Made, module, trainer
 
 
 def steps(path: Path) -> int:
-    return torch.load(path, weights_only=True)["global_step"]
+    result: int = torch.load(path, weights_only=True)["global_step"]
+    return result
 
 
 def test_a_run_leaves_checkpoints_transcoder_and_record(tmp_path: Path) -> None:
@@ -31,10 +32,10 @@ def test_a_run_leaves_checkpoints_transcoder_and_record(tmp_path: Path) -> None:
     )
     runner.fit(model, datamodule=data)
     folder = tmp_path / "run" / "version_0"
-    assert Path(runner.log_dir) == folder
+    assert Path(str(runner.log_dir)) == folder
     at_end = {k.removeprefix("val/"): float(v) for k, v in runner.callback_metrics.items() if k.startswith("val/")}
 
-    best = runner.checkpoint_callback.best_model_path
+    best = runner.checkpoint_callback.best_model_path  # type: ignore[union-attr]
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == sorted(["last.ckpt", Path(best).name])
     assert Path(best).name == f"best-step{steps(Path(best))}.ckpt"
     assert steps(folder / "checkpoints" / "last.ckpt") == 4

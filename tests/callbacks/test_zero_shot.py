@@ -47,6 +47,7 @@ def test_equals_counting_by_hand(tmp_path: Path, model: CLTModule) -> None:
     images = data.everything()[0]
     original = model.clip.encode_image(images)
     assert metrics["val/zero_shot/original"] == pytest.approx(right(model, original, data))
+    assert data.templates is not None
     head = model.clip.zero_shot_head(CLASSES, data.templates)
     p = (100 * original.double() @ head.double()).log_softmax(1)
     seen = set()

@@ -154,9 +154,10 @@ def selections(cases: list[tuple[Tensor, int, float]]) -> list[list[list[int]]]:
 def winners(cases: list[tuple[Tensor, int]]) -> list[Tensor]:
     shards = Shards.of_group()
     out = []
-    for score, k in cases:
+    for score, k in cases:  # a budget of k per token
         width = score.shape[1] // shards.size
-        out.append(batch_winners(score[:, shards.rank * width : (shards.rank + 1) * width], k, shards))
+        own = score[:, shards.rank * width : (shards.rank + 1) * width]
+        out.append(batch_winners(own, k * score.shape[0], shards))
     return out
 
 

@@ -19,6 +19,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "abs_topk-skip": {"activation": {"class_path": "AbsTopK", "init_args": {"k": 4}}, "skip": True},
     "batch_topk": {"activation": {"class_path": "BatchTopK", "init_args": {"k": 4}}},
     "topk-sparse": {"activation": {"class_path": "TopK", "init_args": {"k": 4}}, "backend": "sparse"},
+    "batch_topk-tilt": {"activation": {"class_path": "BatchTopK", "init_args": {"k": 4, "tilt": 0.5}}},
     "batch_topk-sparse": {"activation": {"class_path": "BatchTopK", "init_args": {"k": 4}}, "backend": "sparse"},
     "jumprelu-per_layer": {"activation": {"class_path": "JumpReLU"}, "topology": "per_layer"},
     "relu-dense": {"activation": {"class_path": "ReLU"}, "backend": "dense"},

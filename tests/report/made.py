@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from clt_lightning.analysis.effects import Effects
 from clt_lightning.analysis.features import Features
 from clt_lightning.analysis.neighbours import Neighbours
 from clt_lightning.analysis.retrieval import Retrieval
+from clt_lightning.clip.images import to_pixels
+from clt_lightning.report.studies import pack_study
+from tests.report.made_studies import make_study
 
 CLASSES = [f"{color} {shape}" for color in ("red", "green", "blue") for shape in ("circle", "square", "star", "cross")]
 WORDS = ["stripe", "corner", "sky", "edge", "dot", "shadow", "left", "bright"]
@@ -241,6 +244,7 @@ def make_evaluation(layers: int, n: int, seed: int = 2) -> dict[str, Any]:
             arms.append(arm("true_x", first, last, tokens, 0.93 - 0.015 * share))
             arms.append(arm("mean_ablated", first, last, tokens, 0.93 - 0.8 * share))
             arms.append(arm("zero_ablated", first, last, tokens, 0.93 - 0.85 * share))
+            arms.append(arm("random", first, last, tokens, 0.93 - 0.7 * share) | {"n": n // 5})
     contributions = {}
     for tokens in ("all",):
         raw = np.triu(rng.normal(0.3, 0.4, (layers, layers))) + 2 * np.eye(layers)
@@ -252,6 +256,15 @@ def make_evaluation(layers: int, n: int, seed: int = 2) -> dict[str, Any]:
             "centred": (other / other.sum(0)).tolist(),
             "std_over_classes": np.triu(rng.uniform(0, 0.1, (layers, layers))).tolist(),
             "final_by_class": [None, *(uncentred[:, -1] + rng.normal(0, 0.02, (len(CLASSES) - 1, layers))).tolist()],
+        }
+        # no linear skip: its row is 0; the bias carries a tenth, and never varies
+        skip, bias = np.zeros((1, layers)), np.full((1, layers), 0.1)
+        whole = np.concatenate([0.9 * uncentred, skip, bias])
+        contributions[tokens] |= {
+            "whole_uncentred": whole.tolist(),
+            "whole_centred": np.concatenate([contributions[tokens]["centred"], skip, 0 * bias]).tolist(),
+            "whole_std_over_classes": np.concatenate([contributions[tokens]["std_over_classes"], skip, bias]).tolist(),
+            "whole_final_by_class": [None, *([whole[:, -1].tolist()] * (len(CLASSES) - 1))],
         }
     faithfulness = [
         _faithfulness(layers, "cls", "image", "zero", n),
@@ -361,6 +374,7 @@ def _faithfulness(layers: int, tokens: str, ranking: str, ablation: str, n: int)
         "baseline": {"top1": interval(0.9), "kl": 0.0},
         "original": {"top1": interval(0.92)},
         "draws": 20,
+        "rest": {"top1": interval(0.31), "kl": 1.4},
         "drop_top": curve(0.5),
         "drop_bottom": curve(3.0),
         "drop_random": curve(1.0),
@@ -369,7 +383,7 @@ def _faithfulness(layers: int, tokens: str, ranking: str, ablation: str, n: int)
 
 
 class MadePictures:
-    """A coloured shape for each class, on noise; explanations whose terms sum to the logit."""
+    """A coloured shape for each class, on noise; studies whose terms sum to the logit."""
 
     mean = (0.5, 0.5, 0.5)
     std = (0.25, 0.25, 0.25)
@@ -401,64 +415,18 @@ class MadePictures:
         pixels = torch.where(shape[label % 4], color[:, None, None], pixels)
         return (pixels - 0.5) / 0.25
 
-    def explain(self, key: str, image: Tensor, label: int) -> dict[str, Any]:
-        layers, positions = self.features.info["layers"], self.features.info["positions"]
-        rng = np.random.default_rng(int(key.split("/")[1]))
-
-        def decomposition(error: float) -> dict[str, Any]:
-            d: dict[str, Any] = {
-                "embedding": 1.2,
-                "attention": rng.normal(0.5, 1, layers).tolist(),
-                "features": np.triu(rng.normal(0.8, 1, (layers, layers))).tolist(),
-                "bias": rng.normal(0, 0.2, layers).tolist(),
-                "skip": [0.0] * layers,
-                "error": rng.normal(0, error, layers).tolist() if error else [0.0] * layers,
-                "norm_bias": 0.3,
-            }
-            total = d["embedding"] + d["norm_bias"] + sum(sum(d[k]) for k in ("attention", "bias", "skip", "error"))
-            d["sum"] = total + float(np.sum(d["features"]))
-            return d | {"logit": d["sum"]}
-
-        tops = []
-        for _ in range(layers):
-            alive = [f for f in range(self.features.info["features"]) if f % 7 != 6][label :: len(CLASSES)][:8]
-            row = []
-            for f in alive:
-                codes = np.zeros(positions)
-                codes[rng.integers(1, positions, 3)] = rng.uniform(0.5, 3, 3)
-                row.append(
-                    {
-                        "feature": f,
-                        "value": float(codes.max()),
-                        "position": int(codes.argmax()),
-                        "map": codes.tolist(),
-                        "mean": 0.5,
-                    }
-                )
-            tops.append(row)
-        classes = [
-            {
-                "class": c % len(CLASSES),
-                "name": CLASSES[c % len(CLASSES)],
-                "original": 31.0 - i * 2,
-                "replaced": 30.8 - i * 2,
-                "p_original": 0.9 / (i * 9 + 1),
-                "p_replaced": 0.88 / (i * 9 + 1),
-            }
-            for i, c in enumerate(range(label, label + 5))
-        ]
-        return {
-            "key": key,
-            "label": label,
-            "class": label,
-            "classname": CLASSES[label],
-            "layers": layers,
-            "grid": self.features.info["grid"],
-            "classes": classes,
-            "top_features": tops,
-            "replaced": decomposition(0.0),
-            "original": decomposition(0.3),
-        }
+    def study(self, images: Tensor, labels: Sequence[int], full: bool) -> list[dict[str, Any]]:
+        """Every fifth image is mistaken for the class after its own."""
+        info = self.features.info
+        grid = tuple(info["grid"])
+        out = []
+        for image, label in zip(images, labels):
+            seed = int((image * 1000).long().sum()) % (1 << 31)
+            study = make_study(
+                *(label, seed, len(CLASSES), info["layers"], info["features"], info["positions"], full), seed % 5 == 0
+            )
+            out.append(pack_study(study, to_pixels(image, self.mean, self.std), grid, full))
+        return out
 
 
 RECORD = {

@@ -25,7 +25,9 @@ LAYER = (
 
 
 @pytest.mark.parametrize("screen", [LAPTOP, PHONE], ids=["laptop", "phone"])
-def test_every_page_opens_without_errors_and_fits_the_screen(made: Made, browser: Browser, screen: tuple) -> None:
+def test_every_page_opens_without_errors_and_fits_the_screen(
+    made: Made, browser: Browser, screen: tuple[int, int]
+) -> None:
     for dark in (False, True):
         browser.screen(*screen, dark=dark)
         browser.open(made.built.index)
@@ -79,26 +81,67 @@ def test_a_card_draws_the_codes_of_the_encoder(made: Made, browser: Browser) -> 
     np.testing.assert_array_equal(middles > 4, wanted[0, 1:] > 0)
 
 
-def test_the_terms_on_the_image_page_sum_to_the_logit(made: Made, browser: Browser) -> None:
-    browser.open(made.built.index, "image/2", "image")
-    sums, logits = (
-        browser.js(f"[...document.querySelectorAll('.terms-{k}')].map(e => e.textContent)") for k in ("sum", "logit")
-    )
-    assert len(sums) == 2
-    assert sums == logits
-    assert "of it the transcoder's error" in browser.js("document.body.innerText")
-
-
 def test_heat_maps_show_the_evaluations_numbers(made: Made, browser: Browser) -> None:
     scores = load_evaluation(made.run)["contributions"]["all"]
-    browser.open(made.built.index, "contributions?tokens=all", "contributions")
-    shown = browser.js(
-        "[...document.querySelector('table.heat').rows].slice(1).map(r => [...r.cells].slice(1).map(c => c.title))"
-    )
+    titles = "[...document.querySelector('table.heat').rows].slice(1).map(r => [...r.cells].slice(1).map(c => c.title))"
+    browser.open(made.built.index, "contributions?tokens=all&part=features", "contributions")
+    shown = browser.js(titles)
+    assert len(shown) == 4
     for source, row in enumerate(shown):
         for target, title in enumerate(row):
             wanted = "" if target < source else f"layer {source} → {target}: {scores['uncentred'][source][target]:.4f}"
             assert title == wanted
+    browser.open(made.built.index, "contributions?tokens=all", "contributions")
+    shown = browser.js(titles)
+    assert len(shown) == 5  # no row of a skip that is not there
+    assert shown[-1] == [f"decoder bias → {target}: 0.1000" for target in range(4)]
+    assert shown[0][2] == f"layer 0 → 2: {scores['whole_uncentred'][0][2]:.4f}"
+    assert browser.js("[...document.querySelectorAll('.column-sums')].map(e => e.textContent)") == [
+        "Columns sum to 1.000.",
+        "Columns sum to 1.000.",
+    ]
+
+
+def test_intervals_hold_the_value_that_is_printed(made: Made, browser: Browser) -> None:
+    """Rounded outward: 97.94 between 97.90 and 97.96 reads 97.9, which must not lie outside its interval."""
+    browser.open(made.built.index, "faithfulness", "faithfulness")
+    cases = [
+        (0.9794, 0.97951, 0.9799),
+        (0.62549, 0.62544, 0.62551),
+        (1.0, 1.0, 1.0),
+        (0.5, 0.4996, 0.5),
+        (0, 0, 0.0007),
+    ]
+    for value, low, high in cases:
+        text = browser.js(f"CLT.intervalCell({{value: {value}, low: {low}, high: {high}}}).t.textContent")
+        shown, ends = text.split(" % ")
+        a, b = (float(end) for end in ends.split("–"))
+        assert a <= min(100 * low, float(shown)) + 1e-9
+        assert b >= max(100 * high, float(shown)) - 1e-9
+        assert b - a <= 100 * (high - low) + 0.2 + 1e-9
+    assert browser.js("CLT.rangeOf(0.01234, 0.0987, 3)") == "0.0123–0.0987"
+    assert browser.js("CLT.rangeOf(0.012341, 0.09871, 3)") == "0.0123–0.0988"
+    text = browser.js("document.body.innerText")
+    assert "skip and bias only 31.0 %" in text
+    assert "2 of 4:" in text
+    assert "4 of 4" not in text
+
+
+def test_kl_is_drawn_on_a_logarithmic_axis(made: Made, browser: Browser) -> None:
+    for route in ("cascade?metric=kl&tokens=all", "faithfulness?metric=kl"):
+        browser.open(made.built.index, route, route.split("?")[0])
+        browser.wait("document.querySelector('svg.chart .gridline')")
+        marks = browser.js(
+            "[...document.querySelector('svg.chart').querySelectorAll('.gridline + text')]"
+            ".map(t => [Number(t.textContent), Number(t.getAttribute('y'))])"
+        )
+        assert len(marks) >= 3
+        (a, ya), (b, yb), (c, yc) = marks[0], marks[1], marks[-1]
+        assert (yb - ya) / np.log(b / a) == pytest.approx((yc - ya) / np.log(c / a), rel=0.05)
+    browser.open(made.built.index, "cascade?tokens=patch", "cascade")
+    text = browser.js("document.body.innerText")
+    assert text.count("random features") >= 2
+    assert "48" in text  # images behind a control on fewer of them
 
 
 def test_light_and_dark(made: Made, browser: Browser) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from clt_lightning.analysis.features import load_features
 from clt_lightning.cli.main import main
 from clt_lightning.core.errors import UserError
 from clt_lightning.report import ReportOptions, build_report
@@ -61,7 +64,7 @@ def test_without_pictures_neither_data_nor_model_are_read(run: Path, capsys: pyt
 
 def test_images_that_left_the_data_are_named(run: Path, made: Made) -> None:
     class Fewer:
-        mean, std, explain = made.pictures.mean, made.pictures.std, made.pictures.explain
+        mean, std, study = made.pictures.mean, made.pictures.std, made.pictures.study
 
         def read(self, wanted):  # type: ignore[no-untyped-def]
             yield from list(made.pictures.read(wanted))[2:]
@@ -90,7 +93,7 @@ def test_a_report_that_fails_leaves_nothing_behind(run: Path, tmp_path: Path) ->
         def read(self, wanted):  # type: ignore[no-untyped-def]
             raise UserError("the disk is gone")
 
-        def explain(self, key, image, label):  # type: ignore[no-untyped-def]
+        def study(self, images, labels, full):  # type: ignore[no-untyped-def]
             raise AssertionError
 
     with pytest.raises(UserError, match="the disk is gone"):
@@ -105,7 +108,7 @@ def test_a_report_that_fails_leaves_nothing_behind(run: Path, tmp_path: Path) ->
         ({"query_keys": ("nowhere/2",)}, "--query 'nowhere/2'"),
     ],
 )
-def test_keys_that_no_image_has(run: Path, made: Made, options: dict, words: str) -> None:
+def test_keys_that_no_image_has(run: Path, made: Made, options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         build_report(run, ReportOptions(features=0, images=0, queries=0, **options), pictures=made.pictures)
 
@@ -113,7 +116,38 @@ def test_keys_that_no_image_has(run: Path, made: Made, options: dict, words: str
 def test_images_asked_for_by_key_come_first(run: Path, made: Made) -> None:
     keys = ("00001/00000123", "00000/00000007")
     build_report(run, ReportOptions(features=0, images=2, queries=0, image_keys=keys), pictures=made.pictures)
-    assert [entry["key"] for entry in read_data(run / "report", "images")][:2] == list(keys)
+    names = read_data(run / "report", "sprites")["keys"]
+    assert [names[n] for n in read_data(run / "report", "images")["full"]][:2] == list(keys)
+
+
+def test_at_most_so_many_images_have_a_page(run: Path, made: Made) -> None:
+    options = ReportOptions(features=1, images=3, queries=1, pages=7)
+    build_report(run, options, pictures=made.pictures)
+    pages, sprites = read_data(run / "report", "images"), read_data(run / "report", "sprites")
+    assert (len(pages["image"]), len(pages["full"]), pages["without"]) == (7, 3, 240 - 7)
+    assert set(pages["full"]) <= set(pages["image"])
+    assert [n for n, there in enumerate(sprites["page"]) if there == "1"] == pages["image"]
+    # those that pages show come before the others
+    shown = {image for q in read_data(run / "report", "retrieval") for layer in q["layers"] for image, _ in layer}
+    assert len(set(pages["image"]) & shown) >= 4
+    files = {path.stem for path in (run / "report" / "data" / "images").iterdir()}
+    assert files == {f"{n:05d}" for n in pages["image"]}
+    with pytest.raises(UserError, match="--pages must be 0 or more"):
+        ReportOptions(pages=-1)
+
+
+def test_the_first_mistakes_are_studied_in_full(run: Path, made: Made) -> None:
+    features = load_features(run)
+    keys, labels = np.asarray(features.keys), features.labels
+    predicted = labels.copy()
+    wrong = [3, 50, 111, 200]
+    predicted[wrong] = (labels[wrong] + 1) % 12
+    (run / "evaluation").mkdir()
+    order = np.argsort(keys)[::-1]
+    np.savez(run / "evaluation" / "test.npz", keys=keys[order], labels=labels[order], predicted=predicted[None, order])
+    options = ReportOptions(features=0, images=0, queries=0, mistakes=3, pages=0)
+    build_report(run, options, pictures=made.pictures)
+    assert read_data(run / "report", "images")["full"] == wrong[:3]
 
 
 def test_mistakes_are_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

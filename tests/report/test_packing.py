@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from clt_lightning.report.numbers import to_list
-from clt_lightning.report.packing import RESOLUTION, pack_column, pack_maps, pack_shares, unpack_column, unpack_maps
+from clt_lightning.report.packing import (
+    RESOLUTION,
+    pack_column,
+    pack_maps,
+    pack_numbers,
+    pack_shares,
+    unpack_column,
+    unpack_maps,
+    unpack_numbers,
+)
 
 codes = st.floats(-1e4, 1e4, width=32, allow_nan=False)
 maps = hnp.arrays(np.float32, st.tuples(st.integers(0, 6), st.integers(1, 20)), elements=st.one_of(st.just(0.0), codes))
@@ -62,3 +71,15 @@ def test_wide_numbers_fit_into_a_column() -> None:
 def test_shares_are_read_against_their_largest() -> None:
     assert pack_shares(np.zeros(3)) == {"top": 0.0, "values": "AAAA"}
     assert pack_shares(np.array([0.0, 0.1, 0.2]))["top"] == 0.2
+
+
+def test_numbers_keep_their_order_and_what_is_missing() -> None:
+    rng = np.random.default_rng(3)
+    values = rng.normal(0, 4, (7, 3))
+    values[2, 1] = np.nan
+    back = unpack_numbers(pack_numbers(values), (7, 3))
+    assert np.isnan(back[2, 1])
+    np.testing.assert_allclose(back, values, atol=0.51 * np.nanmax(np.abs(values)) / 32767)
+    assert (unpack_numbers(pack_numbers(np.zeros((2, 2))), (2, 2)) == 0).all()
+    assert unpack_numbers(pack_numbers(np.zeros((0, 2))), (0, 2)).shape == (0, 2)
+    assert np.isnan(unpack_numbers(pack_numbers(np.full(3, np.nan)), (3,))).all()

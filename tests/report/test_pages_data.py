@@ -184,7 +184,7 @@ def test_thumbnails_lie_in_their_cells(made: Made) -> None:
 
 def test_every_image_on_a_page_has_a_thumbnail(made: Made) -> None:
     sprites = made.data("sprites")
-    shown = {entry["image"] for entry in made.data("images")}
+    shown = set(made.data("images")["image"])
     for query in made.data("retrieval"):
         shown |= {query["image"]} | {image for layer in query["layers"] for image, _ in layer}
     for path in sorted((made.folder / "data" / "cards").iterdir()):
@@ -203,13 +203,29 @@ def test_neighbours_are_the_nearest(made: Made) -> None:
             np.testing.assert_allclose([s for _, s in found], cosines, rtol=1e-3)
 
 
-def test_terms_of_every_explained_image_sum_to_its_logit(made: Made) -> None:
-    for page in range(len(made.data("images"))):
-        explanation = made.data(f"images/{page:04d}")
-        for d in (explanation["original"], explanation["replaced"]):
-            parts = [*d["attention"], *(v for row in d["features"] for v in row), *d["bias"], *d["skip"], *d["error"]]
-            assert d["embedding"] + d["norm_bias"] + sum(parts) == pytest.approx(d["logit"], abs=1e-4)
-        assert (made.folder / explanation["picture"]).is_file()
+def test_terms_of_every_image_sum_to_its_logits(made: Made) -> None:
+    pages = made.data("images")
+    assert len(pages["image"]) == len(made.data("sprites")["keys"])
+    for number in pages["image"][::7]:
+        page = made.data(f"images/{number:05d}")
+        for terms, logits in (("terms", "logits"), ("replaced_terms", "replaced")):
+            assert (page[terms] is None) == (terms == "replaced_terms" and number not in pages["full"])
+            if page[terms] is not None:
+                sums = unpack_column(page[terms]).reshape(-1, len(page["logits"]) + 1).sum(0)
+                np.testing.assert_allclose(sums[:-1], page[logits], atol=1e-4)
+        assert page["picture"].startswith("data:image/webp;base64,")
+
+
+def test_the_list_of_images_says_what_they_are_seen_as(made: Made) -> None:
+    pages = made.data("images")
+    assert pages["without"] == 0
+    for number, predicted, replaced in zip(pages["image"], pages["predicted"], pages["replaced"]):
+        if number % 9 == 0:
+            page = made.data(f"images/{number:05d}")
+            assert (page["image"], page["key"]) == (number, made.data("sprites")["keys"][number])
+            assert predicted == page["classes"][0] == int(np.argmax(page["logits"]))
+            assert replaced == int(np.argmax(page["replaced"]))
+            assert page["label"] in page["classes"]
 
 
 def test_tables_hold_the_evaluations_numbers(made: Made) -> None:

@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from clt_lightning.analysis.features import FeatureCollector, FeatureOptions
 from clt_lightning.analysis.retrieval import RetrievalCollector
 from clt_lightning.analysis.run import Run, open_run
+from clt_lightning.analysis.steering import Edit, steered
 from clt_lightning.cli.main import main
 from clt_lightning.clip import FrozenCLIP
-from clt_lightning.report.packing import RESOLUTION, unpack_maps
+from clt_lightning.core.errors import UserError
+from clt_lightning.report.packing import RESOLUTION, unpack_column, unpack_maps
+from clt_lightning.report.studies import image_page_data
 from clt_lightning.transcoder import CrossLayerTranscoder, StatisticsAccumulator, TopK
 from tests.report.conftest import read_data
 
@@ -105,17 +109,55 @@ def test_what_copy_as_python_gives_runs(run: Run, capsys: pytest.CaptureFixture[
     assert str(run.folder) in text
 
 
-def test_the_terms_of_each_image_sum_to_the_logit_that_clip_gives(run: Run) -> None:
+def test_the_pages_of_images_say_what_clip_does(run: Run) -> None:
     report = run.folder / "report"
-    overview = read_data(report, "images")
-    assert len(overview) == 3
-    images = run.images([entry["key"] for entry in overview])
-    for page, entry in enumerate(overview):
-        explanation = read_data(report, f"images/{page:04d}")
+    keys, pages = read_data(report, "sprites")["keys"], read_data(report, "images")
+    assert len(pages["full"]) == 3
+    assert len(pages["image"]) == 75
+    some = [*pages["full"], pages["image"][1], pages["image"][40]]
+    images = run.images([keys[n] for n in some])
+    assert run.head is not None
+    for number in some:
+        page = read_data(report, f"images/{number:05d}")
+        image = images[keys[number]]
         with torch.no_grad():
-            logits = run.clip.encode_image(images[entry["key"]][None]) @ run.head * run.clip.logit_scale
-        assert explanation["original"]["logit"] == pytest.approx(float(logits[0, explanation["class"]]), abs=1e-3)
-        assert explanation["classname"] == entry["label"]
-        for d in (explanation["original"], explanation["replaced"]):
-            parts = [*d["attention"], *(v for row in d["features"] for v in row), *d["bias"], *d["skip"], *d["error"]]
-            assert d["embedding"] + d["norm_bias"] + sum(parts) == pytest.approx(d["logit"], abs=1e-4)
+            logits = (run.clip.encode_image(image[None]) @ run.head * run.clip.logit_scale)[0]
+            codes = run.transcoder.encode(run.clip.capture(image[None]).x).dense()
+        np.testing.assert_allclose(page["logits"], logits, atol=1e-3)
+        terms = unpack_column(page["terms"]).reshape(-1, len(logits) + 1)
+        np.testing.assert_allclose(terms.sum(0)[:-1], logits, atol=1e-3)
+        for layer, part in enumerate(page["codes"]):
+            peaks = unpack_column(part["peaks"])
+            maps = unpack_maps(part["maps"], peaks, run.clip.n_positions)
+            wanted = codes[layer][:, unpack_column(part["features"]).tolist()].T.numpy()
+            np.testing.assert_allclose(maps, wanted, atol=2e-4 * float(peaks.max()))
+            assert part["active"] == (codes[layer] != 0).sum(1).tolist()
+        assert page["full"] == (number in pages["full"])
+        assert page["tops"][0] == int(logits.argmax())
+        for ablation in page["ablations"][:2]:
+            row = ablation["rows"][0]
+            layer, feature = (int(unpack_column(page["features"][k])[row]) for k in ("layer", "feature"))
+            change = steered(run.clip, run.transcoder, [Edit(layer, feature, "set", 0.0)])
+            with torch.no_grad(), change:
+                after = (run.clip.encode_image(image[None]) @ run.head * run.clip.logit_scale)[0]
+            np.testing.assert_allclose(ablation["after"], after[page["classes"]], atol=2e-3)
+
+
+def test_any_picture_has_a_page(run: Run) -> None:
+    """A picture that is no image of the split, as a file that someone drops gives it."""
+    assert run.head is not None
+    picture = Image.new("RGBA", (301, 200), (200, 30, 40, 128))
+    page = image_page_data(run, picture, "mine.png")
+    assert (page["key"], page["label"], page["full"]) == ("mine.png", -1, True)
+    tensor = run.clip.preprocess(picture.convert("RGB"))
+    with torch.no_grad():
+        logits = (run.clip.encode_image(tensor[None]) @ run.head * run.clip.logit_scale)[0]
+    np.testing.assert_allclose(page["logits"], logits, atol=1e-3)
+    again = image_page_data(run, tensor, "mine.png", full=False)
+    assert again["questions"] == page["questions"]
+    assert len(again["classes"]) == 5
+    json.dumps(page, allow_nan=False)
+    with pytest.raises(UserError, match="one image"):
+        image_page_data(run, tensor[None])
+    with pytest.raises(UserError, match="label 64"):
+        image_page_data(run, tensor, label=64)

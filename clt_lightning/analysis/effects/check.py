@@ -97,7 +97,8 @@ def agreement(predicted: np.ndarray, real: np.ndarray, image: np.ndarray, draws:
     def correlation(weights: np.ndarray) -> np.ndarray:
         n, sp, sr, spp, srr, spr = (weights.astype(np.float64) @ sums).T
         with np.errstate(invalid="ignore", divide="ignore"):
-            return ((spr - sp * sr / n) / np.sqrt((spp - sp * sp / n) * (srr - sr * sr / n)))[:, None]
+            result: np.ndarray = ((spr - sp * sr / n) / np.sqrt((spp - sp * sp / n) * (srr - sr * sr / n)))[:, None]
+            return result
 
     weighty = np.abs(r) > _TINY * np.abs(r).max(initial=0.0)
     return Agreement(
@@ -142,8 +143,8 @@ def check_effects(
     images: Tensor,
     strength: np.ndarray,
     features: int = 200,
-    pairs: int = 4096,
-    integrated: int = 1024,
+    pairs: int = 2048,
+    integrated: int = 512,
     draws: int = 1000,
     seed: int = 0,
 ) -> EffectCheck | None:
@@ -160,7 +161,7 @@ def check_effects(
         strength: `(L, F)` root of the summed squares of each feature's effects.
         features: how many features.
         pairs: at most so many pairs of a feature and an image; drawn at random where there are more.
-        integrated: at most so many with integrated gradients, which cost `2 x MIDPOINTS` times as much.
+        integrated: at most so many with integrated gradients, which cost `2 x NODES` times as much.
         draws: resamples behind the intervals.
         seed: of all draws.
 
@@ -168,8 +169,8 @@ def check_effects(
         None where no feature is active.
     """
     images = images.to(clip.device)
-    seen = observe(clip, images)
-    codes = clt.encode(seen.y if clt.topology == "sae" else seen.x)
+    seen = observe(clip, images, clt=clt)
+    codes = clt.encode(seen.x)
     directions = image_directions(head.to(clip.device).float(), seen.embeddings)[0]
     rng = np.random.default_rng(seed)
     positions = codes.n_tokens // len(images)
@@ -188,9 +189,9 @@ def check_effects(
     integral = np.full((len(TARGETS), len(rows)), np.nan)
     for layer in range(clt.n_layers):
         dense = None
-        for part, method, out in (
-            (table["layer"] == layer, ablation_effects, real),
-            ((table["layer"] == layer) & long_way, integrated_effects, integral),
+        for part, real_ones, out in (
+            (table["layer"] == layer, True, real),
+            ((table["layer"] == layer) & long_way, False, integral),
         ):
             index = np.flatnonzero(part)
             if not len(index):
@@ -199,7 +200,11 @@ def check_effects(
             where = torch.from_numpy(table["image"][index]).to(clip.device)
             which = torch.from_numpy(table["feature"][index]).to(clip.device)
             z = dense[where, :, which]
-            values = method(clip, clt, layer, which, z, seen.streams[layer][where], directions[:, where])
+            rows_of = (clip, clt, layer, which, z, seen.streams[layer][where], directions[:, where])
+            if real_ones:
+                values = ablation_effects(*rows_of, embeddings=seen.embeddings[where])
+            else:
+                values = integrated_effects(*rows_of)
             out[:, index] = values.double().cpu().numpy()
     for t, target in enumerate(TARGETS):
         table |= {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,8 +14,9 @@ from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 #: Rows (images, or features on images) that run through the tower at once
 ROWS = 64
-#: Midpoints on the path from the code to 0
-MIDPOINTS = 4
+#: Gradients on the path from the code to 0, at the nodes of Gauss and Legendre: n of them are exact where the target
+#: is a polynomial of degree 2 n along it
+NODES = 2
 
 
 def _run(clip: FrozenCLIP, stream: Tensor, first: int, added: Sequence[Tensor], grad: bool) -> Tensor:
@@ -124,6 +126,22 @@ def written(clt: CrossLayerTranscoder, layer: int, features: Tensor, codes: Tens
     ]
 
 
+def _slopes(
+    clip: FrozenCLIP, stream: Tensor, first: int, directions: Tensor, parts: Sequence[Tensor], missing: float
+) -> Tensor:
+    """`(targets, rows)`: how fast each target grows with what a row's feature writes, `missing` of it taken away.
+
+    The gradient by one number a row: nothing of the size of the gradients by MLP outputs is kept.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        taken = torch.full((len(stream),), -missing, device=stream.device, requires_grad=True)
+        added = [taken[:, None, None] * part.clone() for part in parts]
+        embeddings = _run(clip, stream.detach().clone(), first, added, grad=True)
+        values = torch.einsum("trd,rd->tr", directions.to(embeddings).clone(), embeddings)
+        rows = [torch.autograd.grad(row.sum(), taken, retain_graph=t + 1 < len(values)) for t, row in enumerate(values)]
+    return clip.logit_scale * torch.stack([slope for (slope,) in rows])
+
+
 @torch.no_grad()
 def ablation_effects(
     clip: FrozenCLIP,
@@ -133,6 +151,7 @@ def ablation_effects(
     codes: Tensor,
     stream: Tensor,
     directions: Tensor,
+    embeddings: Tensor | None = None,
 ) -> Tensor:
     """What really happens: target as it is minus target without what the feature writes, in the live model.
 
@@ -146,6 +165,7 @@ def ablation_effects(
         codes: `(rows, positions)` its codes.
         stream: `(rows, positions, d_model)` the untouched stream at the entry of block `layer`.
         directions: `(targets, rows, embed_dim)`.
+        embeddings: `(rows, embed_dim)` of the untouched model, where they are known.
 
     Returns:
         `(targets, rows)`.
@@ -153,12 +173,24 @@ def ablation_effects(
     out = []
     for start in range(0, len(features), ROWS):
         rows = slice(start, start + ROWS)
-        parts = written(clt, layer, features[rows], codes[rows])
-        as_it_is = finish(clip, stream[rows], layer)
-        without = _run(clip, stream[rows], layer, [-part for part in parts], grad=False)
+        as_it_is = finish(clip, stream[rows], layer) if embeddings is None else embeddings[rows]
+        without = embeddings_without(clip, layer, written(clt, layer, features[rows], codes[rows]), stream[rows])
         wanted = directions[:, rows].to(as_it_is)
         out.append(clip.logit_scale * torch.einsum("trd,rd->tr", wanted, as_it_is - without))
     return torch.cat(out, 1)
+
+
+@torch.no_grad()
+def embeddings_without(clip: FrozenCLIP, first: int, parts: Sequence[Tensor], stream: Tensor) -> Tensor:
+    """Embeddings `(rows, embed_dim)` of the live model with something taken out of its MLP outputs.
+
+    Args:
+        clip: the backbone.
+        first: the first layer of which something is taken.
+        parts: what is taken, `(rows, positions, d_model)` for each layer from `first` on: `written`, or a sum of it.
+        stream: `(rows, positions, d_model)` the untouched stream at the entry of block `first`.
+    """
+    return _run(clip, stream, first, [-part for part in parts], grad=False)
 
 
 def integrated_effects(
@@ -169,22 +201,41 @@ def integrated_effects(
     codes: Tensor,
     stream: Tensor,
     directions: Tensor,
-    midpoints: int = MIDPOINTS,
+    nodes: int = NODES,
 ) -> Tensor:
     """As `ablation_effects`, predicted by gradients along the path from the code to 0 (Sundararajan et al. 2017).
 
     Args:
-        midpoints: how many gradients; 1 is the one at half of the code.
+        nodes: how many gradients; 1 is the one at half of the code.
     """
     total: list[Tensor] = []
     for start in range(0, len(features), ROWS):
         rows = slice(start, start + ROWS)
         parts = written(clt, layer, features[rows], codes[rows])
-        effect = directions.new_zeros(len(directions), len(parts[0]))
-        for step in range(midpoints):
-            missing = 1 - (step + 0.5) / midpoints
-            added = [-missing * part for part in parts]
-            gradient = output_gradients(clip, stream[rows], layer, directions[:, rows], added)[1]
-            effect += torch.einsum("tlrpd,lrpd->tr", gradient.float(), torch.stack(parts)).to(effect) / midpoints
-        total.append(effect)
+        total.append(path_effects(clip, layer, parts, stream[rows], directions[:, rows], nodes))
     return torch.cat(total, 1)
+
+
+def path_effects(
+    clip: FrozenCLIP,
+    first: int,
+    parts: Sequence[Tensor],
+    stream: Tensor,
+    directions: Tensor,
+    nodes: int = NODES,
+) -> Tensor:
+    """`(targets, rows)`: what some writing adds to targets, by gradients along the path to the model without it.
+
+    Args:
+        clip: the backbone.
+        first: the first layer that is written to.
+        parts: `(rows, positions, d_model)` what is written, for each layer from `first` on.
+        stream: `(rows, positions, d_model)` the untouched stream at the entry of block `first`.
+        directions: `(targets, rows, embed_dim)`.
+        nodes: how many gradients; 1 is the one half way.
+    """
+    effect = directions.new_zeros(len(directions), len(parts[0]))
+    places, weights = np.polynomial.legendre.leggauss(nodes)
+    for missing, weight in zip(((1 - places) / 2).tolist(), (weights / 2).tolist()):
+        effect += weight * _slopes(clip, stream, first, directions, parts, missing).to(effect)
+    return effect

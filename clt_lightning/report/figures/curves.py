@@ -28,6 +28,7 @@ KINDS = {
     "true_x": ("fed with the true x", GREEN, "s--"),
     "mean_ablated": ("mean-ablated MLPs", VERMILION, "^-"),
     "zero_ablated": ("zero-ablated MLPs", PURPLE, "v:"),
+    "random": ("random features", GREY, "x:"),
 }
 
 
@@ -121,6 +122,9 @@ def faithfulness(entry: dict[str, Any]) -> Figure:
             _curve(kept, x, entry[f"drop_{complement}"]["top1"][::-1], label, color, form)
         for axes, label in ((out, "terms taken out"), (kept, "terms kept")):
             axes.axhline(100 * entry["baseline"]["top1"]["value"], color="black", linestyle="--", linewidth=0.8)
+            if entry.get("rest") and entry["rest"]["top1"]["value"] is not None:
+                rest = 100 * entry["rest"]["top1"]["value"]
+                axes.axhline(rest, color=PURPLE, linestyle=":", linewidth=1.2, label="skip and bias only")
             axes.set(xlabel=label, xticks=x)
         out.set_ylabel("top-1 (%)")
         _legend(figure, [out])

@@ -48,21 +48,29 @@ def contribution_map(scores: ArrayLike, title: str, limit: float | None = None) 
     """Source layers along y, target layers along x.
 
     Args:
-        scores: `(L, L)` [source][target]; below the diagonal of targets nothing is drawn.
+        scores: `(L, L)` [source][target], below the diagonal of targets nothing is drawn; or `(L + 2, L)`, with rows of
+            the linear skip and of the decoder bias, of which one that is 0 throughout is left out.
         title: which scores.
         limit: where the colour scale ends on both sides of zero; None: the largest |score|.
     """
     values = np.asarray(scores, dtype=np.float64)
-    n = len(values)
-    values = np.where(np.arange(n)[:, None] <= np.arange(n)[None, :], values, np.nan)
+    n = values.shape[1]
+    names = [str(layer) for layer in range(n)] + ["skip", "bias"][: len(values) - n]
+    sources = np.minimum(np.arange(len(values)), np.where(np.arange(len(values)) < n, n, 0))
+    values = np.where(sources[:, None] <= np.arange(n)[None, :], values, np.nan)
+    there = [row for row in range(len(values)) if row < n or np.nan_to_num(values[row]).any()]
+    values, names = values[there], [names[row] for row in there]
     top = limit or float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
     with house_style():
         side = max(3.2, 0.42 * n + 1.0)
-        figure = new_figure(side + 0.7, side)
+        figure = new_figure(side + 0.7, side + 0.42 * (len(values) - n))
         axes = figure.subplots()
         image = axes.imshow(values, cmap="RdBu", vmin=-top, vmax=top)
         axes.grid(False)
-        axes.set(title=title, xlabel="target layer", ylabel="source layer", xticks=range(n), yticks=range(n))
+        axes.set(title=title, xlabel="target layer", ylabel="source layer", xticks=range(n))
+        axes.set_yticks(range(len(values)), names)
+        if len(values) > n:
+            axes.axhline(n - 0.5, color="black", linewidth=0.8)
         _write_values(axes, values, top, ".2f", 7.0 if n > 6 else 9.0)
         figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
     return figure

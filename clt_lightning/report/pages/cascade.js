@@ -23,36 +23,23 @@
     true_x: "fed with the true x",
     mean_ablated: "mean-ablated MLPs",
     zero_ablated: "zero-ablated MLPs",
+    random: "random features",
+    skip_alone: "linear skip alone",
+    features_alone: "features alone",
   };
   const STYLE = {
     replaced: { color: "var(--s0)" },
     true_x: { color: "var(--s2)", dash: "6 4" },
     mean_ablated: { color: "var(--s1)" },
     zero_ablated: { color: "var(--s3)", dash: "2 4" },
+    random: { color: "var(--s5)", dash: "1 4" },
+    skip_alone: { color: "var(--s4)", dash: "8 3" },
+    features_alone: { color: "var(--ink)", dash: "8 3 2 3" },
   };
   const show = (metric, v) =>
     metric === "kl" ? CLT.num(v) : metric === "drop" ? `${CLT.fixed(100 * v, 1)} pp` : CLT.percent(v);
   const cell = (metric, i) =>
-    i && i.value !== null
-      ? {
-          v: i.value,
-          t: h(
-            "span",
-            {},
-            show(metric, i.value),
-            " ",
-            h(
-              "span",
-              { class: "ci" },
-              i.low === null
-                ? ""
-                : metric === "kl"
-                  ? `${CLT.num(i.low, 2)}–${CLT.num(i.high, 2)}`
-                  : `${CLT.fixed(100 * i.low, 1)}–${CLT.fixed(100 * i.high, 1)}`,
-            ),
-          ),
-        }
-      : { v: null, t: "–" };
+    CLT.intervalCell(i, metric === "kl" ? "number" : metric === "drop" ? "points" : "percent");
 
   function plot(arms, metric, keep, at, xLabel, layers, tokens) {
     const original = arms.find((a) => a.kind === "original");
@@ -71,7 +58,10 @@
         };
       })
       .filter((s) => s.x.length);
-    if (!series.length) return CLT.empty("No such arms were measured for these tokens.");
+    if (!series.length)
+      return CLT.empty(
+        "No such arms were measured for these tokens: evaluate.cascade.token_sets and single_token_sets of the config say which are.",
+      );
     const level =
       original && original[metric] && original[metric].value !== null && metric !== "drop"
         ? [
@@ -82,7 +72,7 @@
             },
           ]
         : [];
-    return CLT.charts.lines({
+    return CLT.charts[metric === "kl" ? "logLines" : "lines"]({
       series,
       levels: level,
       xLabel,
@@ -90,7 +80,7 @@
       xTicks: [...new Set(series.flatMap((s) => s.x))].sort((a, b) => a - b),
       xText: (v) => (xLabel === "layers replaced" ? `${v}→${layers - 1}` : String(v)),
       yText: (v) => show(metric, v),
-      yZero: metric === "kl" || metric === "drop",
+      yZero: metric === "drop",
       label: `${metric} by ${xLabel}`,
       height: 330,
     });
@@ -103,7 +93,7 @@
       h(
         "p",
         { class: "lead" },
-        "The MLPs of a window of layers are taken out, and the transcoder's reconstruction is added to the stream in their place. “Cascaded”: every later layer reads the stream that the replaced ones have written. Intervals: 95 % bootstrap over images.",
+        "The MLPs of a window of layers are taken out, and the transcoder's reconstruction is added to the stream in their place. “Cascaded”: every later layer reads the stream that the replaced ones have written. Controls run beside every window and single layer; those on fewer images say so in the table. Intervals: 95 % bootstrap over images, rounded outward. KL is drawn on a logarithmic axis.",
       ),
     ];
     const tasks = e ? Object.keys(TASKS).filter((t) => e[t]?.arms.length) : [];
@@ -217,7 +207,7 @@
         ),
         CLT.figure({
           title: "Every arm",
-          note: `${CLT.tokenName(state.tokens)} replaced. Measured in one pass on the same images; a click on a heading sorts, and the file holds the other token sets, too.`,
+          note: `${CLT.tokenName(state.tokens)} replaced. Measured in one pass; an arm on fewer images than the others (a control) is paired with the original on the same ones. A click on a heading sorts, and the file holds the other token sets, too.`,
           files: files.arms?.[state.task],
           body: h("div", { class: "scroll" }, CLT.table(heads, rows, { strong: (row) => row[0].kind === "original" })),
         }),

@@ -47,6 +47,6 @@ PAGE = Page(
     title="Replacement",
     about="Windows to the last layer and single layers, beside controls, with intervals; COCO's and captions' metrics.",
     source="`zero_shot`, `multilabel`, `retrieval`",
-    addresses=("cascade", "cascade?metric=kl&tokens=cls"),
+    addresses=("cascade", "cascade?metric=kl&tokens=cls", "cascade?tokens=patch&metric=drop"),
     write=write,
 )

@@ -28,6 +28,11 @@ def _table(draft: Draft, entries: list[dict[str, Any]]) -> str:
         for order in ("top", "random", "bottom")
         for n, (top1, kl) in enumerate(zip(entry[f"drop_{order}"]["top1"], entry[f"drop_{order}"]["kl"]))
     ]
+    rows += [
+        [entry[k] for k in head[:4]] + ["skip and bias only", entry["terms"], *interval(rest["top1"]), rest["kl"]]
+        for entry in entries
+        if (rest := entry.get("rest"))
+    ]
     return draft.table("faithfulness", head, rows)
 
 
@@ -36,6 +41,6 @@ PAGE = Page(
     title="Faithfulness",
     about="Terms taken out and kept, by score, at random, from the bottom.",
     source="`faithfulness`",
-    addresses=("faithfulness", "faithfulness?n=1"),
+    addresses=("faithfulness", "faithfulness?n=1&metric=kl"),
     write=write,
 )

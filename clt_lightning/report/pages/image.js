@@ -1,256 +1,296 @@
-// One image: its strongest features a layer, and its class logit term by term.
+// One image: why this class and not that one, which features decide it, what happens without them.
 (() => {
   "use strict";
   const { h } = CLT;
-  const item = (name, value, color) => ({ name, value, color });
-  const sum = (list) => list.reduce((a, b) => a + b, 0);
+  const padded = (n) => String(n).padStart(5, "0");
 
-  function decomposition(d, layers, which) {
-    const features = layers.map((l) => sum(d.features[l])),
-      items = [
-        item("embedding", d.embedding, "var(--s5)"),
-        ...layers.map((l) => item(`attention ${l}`, d.attention[l], "var(--s4)")),
-        ...layers.map((l) => item(`features ${l}`, features[l], "var(--s0)")),
-        item("decoder bias", sum(d.bias), "var(--s3)"),
+  CLT.pages.image = async ([number], query) => {
+    const sprites = await CLT.load("sprites");
+    const n = CLT.whole(number, sprites.keys.length);
+    if (n === null) throw new CLT.Nowhere(`There is no image “${number ?? ""}” in this report.`);
+    if (sprites.page[n] !== "1")
+      return [
+        h("h1", {}, sprites.keys[n] || `Image ${n}`),
+        CLT.empty(
+          "This image has no page of its own. This makes one: ",
+          h("code", {}, `${CLT.page("image").needs.replace(/ --images.*/, "")} --image KEY`),
+          sprites.keys[n] ? ` with the key ${sprites.keys[n]}.` : "",
+        ),
       ];
-    if (d.skip.some((v) => v !== 0)) items.push(item("linear skip", sum(d.skip), "var(--s2)"));
-    if (which === "original") items.push(...layers.map((l) => item(`error ${l}`, d.error[l], "var(--s1)")));
-    items.push(item("norm bias", d.norm_bias, "var(--s5)"));
-    const left = d.logit - d.sum;
-    return CLT.figure({
-      title: which === "original" ? "The untouched CLIP's logit" : "The replaced CLIP's logit",
-      note:
-        which === "original"
-          ? "Each MLP output is split into features, bias and the error that the transcoder leaves."
-          : "All MLPs replaced, cascaded: no error term is left, because nothing else writes.",
-      body: h(
-        "div",
-        {},
-        CLT.charts.bars({
-          items,
-          show: (v) => CLT.fixed(v, 2),
-          label: "Terms of the logit",
-          nameWidth: 92,
-          rowHeight: 20,
-        }),
-        h(
-          "table",
-          { class: "plain", style: { "margin-top": "8px" } },
-          h(
-            "tbody",
-            {},
-            h(
-              "tr",
-              {},
-              h("th", { scope: "row" }, "sum of the terms"),
-              h("td", { class: "terms-sum" }, CLT.fixed(d.sum, 4)),
-            ),
-            h("tr", {}, h("th", { scope: "row" }, "logit"), h("td", { class: "terms-logit" }, CLT.fixed(d.logit, 4))),
-            h(
-              "tr",
-              {},
-              h("th", { scope: "row" }, "left unexplained"),
-              h("td", {}, left === 0 ? "0" : left.toExponential(1).replace("-", "−")),
-            ),
-            which === "original"
-              ? h(
-                  "tr",
-                  {},
-                  h("th", { scope: "row" }, "of it the transcoder's error"),
-                  h("td", {}, CLT.fixed(sum(d.error), 3)),
-                )
-              : null,
-          ),
-        ),
-      ),
-      numbers: CLT.table(
-        [{ name: "from layer", text: true }, ...layers.map((l) => `to ${l}`)],
-        layers.map((i) => [`features ${i}`, ...layers.map((j) => (j < i ? "" : CLT.fixed(d.features[i][j], 3)))]),
-        { sortable: false },
-      ),
-    });
-  }
-
-  CLT.pages.image = async ([number]) => {
-    const list = await CLT.load("images"),
-      n = CLT.whole(number);
-    if (!list?.[n]) throw new CLT.Nowhere(`There is no image “${number ?? ""}” in this report.`);
-    const [e, sprites, c, meta] = await Promise.all([
-      CLT.load(`images/${String(n).padStart(4, "0")}`),
-      CLT.load("sprites"),
-      CLT.catalogue(),
-      CLT.load("features"),
-    ]);
-    const layers = Array.from({ length: e.layers }, (_, l) => l),
-      picture = h("img", {
-        src: e.picture,
-        alt: `${e.key}`,
-        style: {
-          width: "100%",
-          "max-width": "320px",
-          "border-radius": "8px",
-          display: "block",
-          "image-rendering": "auto",
-        },
-      });
-    const canvasBox = h("div", { style: { position: "relative", "max-width": "320px" } }, picture);
-    const overlay = h("canvas", {
-      style: {
-        position: "absolute",
-        inset: 0,
-        width: "100%",
-        height: "100%",
-        "border-radius": "8px",
-        "pointer-events": "none",
-      },
-      "aria-hidden": "true",
-    });
-    canvasBox.append(overlay);
-    const said = h(
-      "p",
-      { class: "note", style: { "min-height": "2.6em", margin: "6px 0 0" } },
-      "Point at a feature to see where it is active.",
+    const [data, list] = await Promise.all([CLT.load(`images/${padded(n)}`), CLT.load("images")]);
+    const order = CLT.imageOrder?.includes(n) ? CLT.imageOrder : list.image;
+    const at = order.indexOf(n);
+    const link = (k, rel, text) =>
+      k >= 0 && k < order.length && h("a", { rel, href: CLT.href("image", [order[k]]) }, text);
+    const bar = h(
+      "div",
+      { class: "row" },
+      link(at - 1, "previous", "← previous"),
+      link(at + 1, "next", "next →"),
+      h("a", { href: CLT.href("images") }, "all images"),
     );
-    const paint = (f) => {
-      const g = overlay.getContext("2d"),
-        [rows, columns] = e.grid,
-        side = 320;
-      overlay.width = overlay.height = side;
-      g.clearRect(0, 0, side, side);
-      if (!f) return;
-      const peak = Math.max(...f.map.map(Math.abs)) || 1;
-      f.map.slice(1).forEach((v, p) => {
-        if (v) {
-          const [r, gr, b] = CLT.fire(0.25 + (0.75 * Math.abs(v)) / peak);
-          g.fillStyle = `rgb(${r} ${gr} ${b} / .5)`;
-          g.strokeStyle = `rgb(${r} ${gr} ${b})`;
-          g.lineWidth = 2;
-          const w = side / columns,
-            hh = side / rows,
-            x = (p % columns) * w,
-            y = Math.floor(p / columns) * hh;
-          g.fillRect(x, y, w, hh);
-          g.strokeRect(x + 1, y + 1, w - 2, hh - 2);
-        }
-      });
+    return CLT.imagePage(data, { sprites, bar, query, remember: (state) => CLT.remember("image", [n], state) });
+  };
+
+  // The page of any image whose data are there: of the report, or of a picture that was dropped
+  CLT.imagePage = async (data, { sprites = null, bar = null, query = {}, remember = () => {} } = {}) => {
+    const s = CLT.study(data);
+    const [{ classnames }, c] = await Promise.all([CLT.load("report"), CLT.catalogue()]);
+    sprites ||= await CLT.load("sprites");
+    const nameOf = (k) => (k === null ? "" : k === CLT.MEAN ? "the mean of all classes" : classnames[k]);
+    const own = data.label >= 0 ? data.label : null;
+    const named = s.classes.length > 0;
+    const wrong = named && own !== null && own !== s.predicted;
+
+    // -- the question, from the address or predicted minus runner-up
+    const asked = (text) => (CLT.whole(text) !== null && s.known(Number(text)) ? Number(text) : null);
+    let [more, less] = named ? s.questions[0] : [null, null];
+    if (named && asked(query.more) !== null) {
+      more = asked(query.more);
+      less = query.less === "mean" ? CLT.MEAN : asked(query.less);
+      if (less === more) less = null;
+    }
+    const state = {
+      by: query.by === "layer" ? "layer" : "kind",
+      model: query.model === "replaced" ? "replaced" : "original",
     };
-    const chip = (l, f) => {
-      const i = meta ? l * meta.features + f.feature : -1,
-        name = c ? c.className(c.class_index[i]) : "";
-      const over = () => {
-        paint(f);
-        said.textContent = `Layer ${l}, feature ${f.feature}: code ${CLT.num(f.value)} at ${f.position === 0 ? "[CLS]" : `patch ${f.position - 1}`}${f.map[0] ? `, [CLS] ${CLT.num(f.map[0])}` : ""}`;
+    const words = () => {
+      const [a, b] = [nameOf(more), nameOf(less)];
+      const [short, answer] =
+        less === null
+          ? ["logit", `the logit of ${a}`]
+          : less === CLT.MEAN
+            ? ["margin", `${a} minus the mean of all classes`]
+            : ["margin", `${a} minus ${b}`];
+      return {
+        short,
+        answer: named ? answer : "",
+        more: less === null ? `a higher logit of ${a}` : a,
+        less: less === null ? `a lower logit of ${a}` : b,
+        name: nameOf,
+        asked: s.questions.map(([x, y]) => `${nameOf(x)} minus ${nameOf(y)}`).join(", and for "),
+        command: `${CLT.page("image").needs.replace(/ --images.*/, "")} --image ${data.key}`,
       };
-      return h(
-        "a",
-        {
-          class: "shot",
-          href: CLT.href("feature", [l, f.feature]),
-          onpointerenter: over,
-          onfocus: over,
-          onpointerleave: () => paint(null),
-        },
-        c && c.image[i] >= 0
-          ? CLT.thumb(sprites, c.image[i], { mode: "image", alt: `feature ${f.feature}` })
-          : h("span", { class: "thumb" }),
-        h(
-          "div",
-          { class: "shot" },
-          h("figcaption", {}, h("b", {}, f.feature), ` ${CLT.num(f.value, 2)}`, h("span", { class: "cut" }, name)),
-        ),
+    };
+
+    // -- the picture, and what is drawn on it
+    const said = h("p", { class: "note said" });
+    const rest = "Point at a feature, or tap its row, to see where it is active.";
+    said.textContent = rest;
+    const patches = h("section", { class: "card patchcard", "aria-live": "polite" });
+    const picker = CLT.picturePicker(data.picture, s.grid, data.key || "the picture", () => {
+      drawPatch();
+      if (picker.picked() !== null) patches.scrollIntoView({ block: "nearest" });
+    });
+    const where = (p) => (p === 0 ? "[CLS]" : picker.said(p - 1).replace("patch in", "Patch in"));
+    let kept = null;
+    const show = (layer, feature) => {
+      const map = s.map(layer, feature);
+      picker.paint(map);
+      if (!map) return;
+      let best = 0;
+      map.forEach((v, p) => {
+        if (Math.abs(v) > Math.abs(map[best])) best = p;
+      });
+      said.replaceChildren(
+        h("b", {}, `L${layer} · ${feature}`),
+        ` ${nameOfFeature(layer, feature)}: code ${CLT.num(map[best])} at ${best ? picker.said(best - 1) : "[CLS]"}${best && map[0] ? `, ${CLT.num(map[0])} at [CLS]` : ""}`,
       );
     };
+    const back = () => {
+      if (kept) show(kept.layer, kept.feature);
+      else {
+        picker.paint(null);
+        said.textContent = rest;
+      }
+    };
+    const nameOfFeature = (layer, feature) => {
+      if (!c) return "";
+      const i = layer * c.size + feature;
+      return CLT.featureName(c, i).text;
+    };
+    const tie = {
+      name: nameOfFeature,
+      link: (layer, feature) => [
+        h("a", { href: CLT.href("feature", [layer, feature]) }, `L${layer} · ${feature}`),
+        " ",
+        h("span", { class: "ci" }, nameOfFeature(layer, feature)),
+      ],
+      // a mouse that comes shows the map, and so does the keyboard; a tap on the row keeps it
+      watch: (node, layer, feature) => {
+        node.addEventListener("pointerenter", (e) => e.pointerType === "mouse" && show(layer, feature));
+        node.addEventListener("pointerleave", (e) => e.pointerType === "mouse" && back());
+        node.addEventListener("focusin", () => show(layer, feature));
+        node.addEventListener("focusout", back);
+        if (node.localName === "tr") {
+          node.classList.add("watched");
+          node.addEventListener("click", (e) => {
+            if (e.target.closest("a")) return;
+            const same = kept && kept.node === node;
+            kept?.node.classList.remove("kept");
+            kept = same ? null : { node, layer, feature };
+            node.classList.toggle("kept", !same);
+            back();
+          });
+        }
+        return node;
+      },
+    };
+
+    // -- cards that follow the question
+    const main = h("div", { class: "stack imagemain" });
+    const question = h("section", { class: "card question" });
+    const probability = (k, replaced) => `${nameOf(k)} ${CLT.percent(s.probability(k, replaced))}`;
+    function drawPatch() {
+      const head = h("div", { class: "row between" }, h("h2", {}, "Codes of a patch"), picker.cls);
+      patches.replaceChildren(head, CLT.patchCard(s, words(), [more, less], picker.picked(), tie, where));
+    }
+    function ask(a, b) {
+      [more, less] = [a, b];
+      if (less === more) less = null;
+      draw();
+    }
+    function drawQuestion() {
+      const presets = [
+        ...s.questions.map(([a, b]) => [
+          `${a}/${b}`,
+          `${nameOf(a)} − ${nameOf(b)}${b === own ? " (its class)" : " (runner-up)"}`,
+        ]),
+        [`${s.predicted}/`, `logit of ${nameOf(s.predicted)}`],
+      ];
+      const choice = (k) => [k, `${nameOf(k)}${s.asked(k, null) ? "" : " ·"}`];
+      const likely = [...s.columns].sort((a, b) => s.logit(b) - s.logit(a));
+      question.replaceChildren(
+        h("h2", {}, less === null ? `What makes ${nameOf(more)}` : `Why ${nameOf(more)} and not ${nameOf(less)}`),
+        h(
+          "div",
+          { class: "tools" },
+          CLT.segments("Question", presets, `${more}/${less ?? ""}`, (v) => {
+            const [a, b] = v.split("/");
+            ask(Number(a), b === "" ? null : Number(b));
+          }),
+          CLT.select("class", likely.map(choice), more, (v) => ask(Number(v), less)),
+          CLT.select(
+            "minus",
+            [["", "nothing: its logit"], [CLT.MEAN, "the mean of all classes"], ...likely.map(choice)],
+            less ?? "",
+            (v) => ask(more, v === "" ? null : Number(v)),
+          ),
+          h(
+            "button",
+            {
+              type: "button",
+              class: "plain",
+              disabled: less === null || less === CLT.MEAN,
+              onclick: () => ask(less, more),
+            },
+            "swap",
+          ),
+        ),
+        s.columns.length > s.classes.length
+          ? h(
+              "p",
+              { class: "note" },
+              "·: the logits are split up for this class, but no features' effects were computed.",
+            )
+          : "",
+      );
+    }
+    function draw() {
+      const w = words();
+      const focus = document.activeElement?.closest?.(".question") ? "question" : null;
+      kept = null;
+      if (named) {
+        drawQuestion();
+        main.replaceChildren(
+          question,
+          CLT.termsCard(s, w, [more, less], state, draw),
+          CLT.effectsCard(s, w, [more, less], tie),
+          CLT.withoutCard(s, w, [more, less], tie),
+          classes,
+          strongest,
+        );
+      } else main.replaceChildren(strongest);
+      drawPatch();
+      back();
+      if (focus) question.querySelector("[aria-pressed='true'], select")?.focus({ preventScroll: true });
+      const first = named && s.questions[0][0] === more && s.questions[0][1] === less;
+      remember({
+        ...(first ? {} : { more, less: less === CLT.MEAN ? "mean" : less }),
+        by: state.by === "kind" ? "" : state.by,
+        model: state.model === "original" ? "" : state.model,
+      });
+    }
+    const strongest = CLT.strongestCard(s, sprites, c, tie);
+    const classes =
+      named && classesCard(s, nameOf, own, (k) => ask(k, k === s.predicted ? s.questions[0][1] : s.predicted));
+    draw();
+
+    const lead = !named
+      ? "The data has no class names: the codes alone."
+      : [
+          "Seen as ",
+          h("b", {}, probability(s.predicted)),
+          own === null ? "" : wrong ? [", but it is ", h("b", {}, probability(own))] : ", which it is",
+          `. With all MLPs replaced: ${probability(s.replacedTop, true)}.`,
+          s.full ? "" : ` Integrated gradients and more ablations: ${words().command}.`,
+        ];
     return [
       h(
         "div",
         { class: "row between" },
-        h("h1", {}, e.title),
         h(
-          "div",
-          { class: "row" },
-          n > 0 && h("a", { href: CLT.href("image", [n - 1]) }, "← previous"),
-          n < list.length - 1 && h("a", { href: CLT.href("image", [n + 1]) }, "next →"),
-          h("a", { href: CLT.href("images") }, "all images"),
+          "h1",
+          {},
+          own === null ? data.key || "A picture" : nameOf(own),
+          " ",
+          wrong ? h("span", { class: "pill warn" }, "mistaken") : null,
         ),
+        bar,
       ),
-      h("p", { class: "lead" }, e.key),
+      h("p", { class: "lead" }, lead, h("br"), h("span", { class: "ci" }, data.key)),
       h(
         "div",
-        { class: "grid" },
-        h(
-          "div",
-          { class: "w4 stack" },
-          h("section", { class: "card" }, canvasBox, said),
-          h(
-            "section",
-            { class: "card" },
-            h("h2", {}, "Classes"),
-            h(
-              "div",
-              { class: "scroll" },
-              CLT.table(
-                [{ name: "Class", text: true }, "original", "replaced"],
-                e.classes.map((k) => [
-                  { v: k.name, t: k.class === e.class ? h("b", {}, k.name) : k.name },
-                  {
-                    v: k.original,
-                    t: h(
-                      "span",
-                      {},
-                      CLT.fixed(k.original, 1),
-                      " ",
-                      h("span", { class: "ci" }, CLT.percent(k.p_original)),
-                    ),
-                  },
-                  {
-                    v: k.replaced,
-                    t: h(
-                      "span",
-                      {},
-                      CLT.fixed(k.replaced, 1),
-                      " ",
-                      h("span", { class: "ci" }, CLT.percent(k.p_replaced)),
-                    ),
-                  },
-                ]),
-              ),
-            ),
-            h("p", { class: "note" }, "Logits (100 × cosine) and probabilities. Bold: the class taken apart below."),
-          ),
-        ),
-        h(
-          "div",
-          { class: "w8" },
-          h(
-            "section",
-            { class: "card" },
-            h("header", {}, h("h2", {}, "Strongest features of every layer")),
-            h(
-              "p",
-              { class: "note" },
-              "The picture is the image on which the feature is strongest; the name, the class it fires for most.",
-            ),
-            h(
-              "div",
-              { class: "stack", style: { gap: "12px" } },
-              layers.map((l) =>
-                h(
-                  "div",
-                  { class: "row", style: { "flex-wrap": "nowrap", "align-items": "flex-start" } },
-                  h("b", { style: { width: "30px", flex: "none", "padding-top": "4px" } }, `L${l}`),
-                  h(
-                    "div",
-                    { class: "shots small eight", style: { flex: 1, "min-width": 0 } },
-                    e.top_features[l].map((f) => chip(l, f)),
-                  ),
-                ),
-              ),
-            ),
-          ),
-        ),
-        h("div", { class: "w6" }, decomposition(e.replaced, layers, "replaced")),
-        h("div", { class: "w6" }, decomposition(e.original, layers, "original")),
+        { class: "imagepage" },
+        h("section", { class: "card picturecard", "aria-label": "The picture" }, picker.box, said),
+        patches,
+        main,
       ),
     ];
   };
+
+  function classesCard(s, nameOf, own, onpick) {
+    const likely = [...s.columns].sort((a, b) => s.logit(b) - s.logit(a));
+    const shown = new Set([...likely.slice(0, 6), s.replacedTop, ...(own === null ? [] : [own])].filter(s.known));
+    const cell = (k, replaced) => ({
+      v: s.logit(k, replaced),
+      t: h(
+        "span",
+        {},
+        CLT.fixed(s.logit(k, replaced), 2),
+        " ",
+        h("span", { class: "ci" }, CLT.percent(s.probability(k, replaced))),
+      ),
+    });
+    const rows = [...shown].map((k) => [
+      {
+        v: nameOf(k),
+        t: [
+          h("button", { type: "button", class: "link", onclick: () => onpick(k) }, nameOf(k)),
+          k === own ? h("span", { class: "pill" }, "its class") : null,
+        ],
+      },
+      cell(k, false),
+      cell(k, true),
+    ]);
+    return CLT.figure({
+      title: "Classes",
+      note: "Logits (100 x cosine) and probabilities. A click asks why.",
+      body: h(
+        "div",
+        { class: "scroll" },
+        CLT.table([{ name: "Class", text: true }, "untouched", "all MLPs replaced"], rows),
+      ),
+    });
+  }
 })();

@@ -23,7 +23,7 @@
           h(
             "a",
             { class: "shot", href: CLT.href("query", [n]) },
-            CLT.thumb(sprites, q.image, { mode: "image", alt: q.key }),
+            CLT.thumb(sprites, q.image, { mode: "image", alt: q.key, link: false }),
             h(
               "div",
               { class: "shot" },

@@ -246,7 +246,7 @@
           { class: "doors", "aria-label": "What there is to see" },
           CLT.get("pages")
             .slice(1)
-            .filter((page) => !page.under)
+            .filter((page) => document.querySelector(`#nav [data-page="${page.name}"]`))
             .map((page) => h("a", { href: CLT.href(page.name) }, h("b", {}, page.title), h("span", {}, page.about))),
         ),
         s.changes

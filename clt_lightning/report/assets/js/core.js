@@ -39,10 +39,10 @@
     return promise;
   };
 
-  // Cards come in chunks; a long visit must not gather all of them in memory.
+  // Cards and images come one by one; a long visit must not gather all of them in memory.
   const chunks = [];
   function forgetOldChunks(name) {
-    if (!name.startsWith("cards/")) return;
+    if (!/^(cards|images)\//.test(name)) return;
     chunks.push(name);
     while (chunks.length > CHUNKS_KEPT) store.delete(chunks.shift());
   }

@@ -43,8 +43,8 @@
           h("b", {}, CLT.num(value)),
           cls ? h("span", { class: "pill", title: `[CLS] code ${CLT.num(map[0])}` }, "[CLS]") : null,
           h(
-            "span",
-            { class: "cut", title: sprites.keys[image] },
+            CLT.imageHref(image) ? "a" : "span",
+            { class: "cut", title: sprites.keys[image], href: CLT.imageHref(image) },
             sprites.labels[image] >= 0 ? c.className(sprites.labels[image]) : sprites.keys[image],
           ),
         ),

@@ -24,6 +24,7 @@
     yText = (v) => CLT.num(v),
     yZero = false,
     yDomain,
+    yTicks,
     label,
     height = 320,
   }) => {
@@ -43,7 +44,7 @@
         width,
         height,
         xs: { domain: xd, ticks: thin(xTicks || CLT.ticks(xd[0], xd[1], 7), width) },
-        ys: { domain: yd, ticks: CLT.ticks(yd[0], yd[1]) },
+        ys: { domain: yd, ticks: yTicks || CLT.ticks(yd[0], yd[1]) },
         xLabel,
         yLabel,
         xText,

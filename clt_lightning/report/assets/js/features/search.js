@@ -73,14 +73,18 @@
     return { layer: first ? Number(first[1]) : null, feature: null, words: rest.split(" ").filter(Boolean) };
   };
 
-  // does a feature fit the words? Its name, its strongest class, the nearest class and word
+  // does a feature fit the words? Its name, its strongest class, the nearest class and word, and what a
+  // reader has noted
   function byWords(c, words) {
     if (!words.length) return null;
     const hit = (names) => names.map((name) => words.every((w) => name.toLowerCase().includes(w)));
     const classes = hit(c.classnames);
     const near = hit(c.words);
     const kinds = hit(["no name", "", "dense", "position"]);
+    const noted = CLT.notes.all().filter(([, , note]) => hit([`${note.label || ""} ${note.comment || ""}`])[0]);
+    const mine = new Set(noted.map(([layer, feature]) => layer * c.size + feature));
     return (i) =>
+      mine.has(i) ||
       (c.name_kind[i] === 1 ? classes[c.lift_class[i]] : kinds[c.name_kind[i]]) ||
       classes[c.class_index[i]] ||
       classes[c.nearest_class[i]] ||
@@ -157,6 +161,11 @@
     }
     return c.orders.get(name);
   }
+  // every feature that fits a text, the most frequent first
+  CLT.searchFeatures = (c, { text }) => {
+    const found = CLT.filterFeatures(c, { preset: "all", layer: "", text, dead: false, box: null });
+    return CLT.sortFeatures(c, found, "frequency", true);
+  };
   CLT.sortFeatures = (c, { inside, count }, key, down) => {
     const out = new Int32Array(count);
     let n = 0;
