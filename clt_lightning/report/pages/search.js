@@ -48,7 +48,7 @@
           {},
           h("a", { href: CLT.href("feature", [layer, number]) }, `L${layer} · ${number}`),
           " ",
-          c ? CLT.featureName(c, i).text : CLT.notes.name(layer, number),
+          c ? CLT.namePill(c, i) : CLT.notes.name(layer, number),
           h("span", { class: "ci" }, ` ${text}`),
         ),
         h("a", { href: CLT.href("live", [], { edits: `${layer}:${number}:scale:0` }), class: "small" }, "move it"),

@@ -109,12 +109,12 @@
     main.replaceChildren(...[drawn].flat(Infinity).filter(Boolean));
     const title = main.querySelector("h1");
     document.title = `${title ? `${title.textContent} · ` : ""}${document.querySelector(".brand b").textContent}`;
-    // what stands on every page of a kind: notes of a feature, the same one in another run
-    window.dispatchEvent(new CustomEvent("pageshown", { detail: asked }));
     const known = history.state?.place;
     here = known ?? Math.random();
     if (known === undefined) history.replaceState({ place: here }, "");
     const place = places.get(here);
+    // what stands on every page of a kind: notes of a feature, the same one in another run
+    window.dispatchEvent(new CustomEvent("pageshown", { detail: asked }));
     if (mine > 1) {
       main.focus({ preventScroll: true });
       CLT.say(title ? title.textContent : "");

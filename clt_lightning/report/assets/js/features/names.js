@@ -5,13 +5,13 @@
   const KINDS = ["none", "class", "dense", "position"];
   const WORDS = { none: "no name", dense: "dense", position: "position" };
   const WHY = {
+    person: "A name that a person gave.",
     none: "No class is surely twice as frequent among its images as among all.",
     dense: "Active on more than a tenth of all tokens, and no class stands out.",
     position: "It fires at few positions of the image, and no class stands out.",
-    person: "A name that a person gave",
   };
 
-  // {kind, text, lift: how many times as often its class is among its images as among all; null without}
+  // {kind (`person`: a reader's own name), text, lift: how many times as often its class is among its images as among all; null without}
   CLT.featureName = (c, i) => {
     const { label } = CLT.notes.of(c.layer(i), c.feature(i));
     if (label) return { kind: "person", text: label, lift: null };
@@ -27,7 +27,8 @@
     return h(
       "span",
       { class: `name ${kind}`, title: why },
-      h("span", { class: "cut" }, kind === "person" ? `✎ ${text}` : text),
+      kind === "person" ? h("span", { "aria-hidden": "true" }, "✎") : null,
+      h("span", { class: "cut" }, text),
       lift === null ? null : h("small", {}, `×${CLT.num(lift, 2)}`),
     );
   };

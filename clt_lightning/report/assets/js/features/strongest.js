@@ -1,16 +1,10 @@
-// The image on which a feature is strongest, as a thumbnail that fills in when its layer was read; a grey box without.
+// The image on which a feature is strongest, beside its name; a grey box where there is none.
 (() => {
   "use strict";
   CLT.strongest = (c, sprites, layer, feature) => {
-    const box = CLT.h("span", { class: "thumb", "aria-hidden": "true" });
-    const known = c && layer < c.layers && feature < c.size;
-    if (known)
-      CLT.crops(c, layer * c.size + feature).then(
-        ([first]) => {
-          if (first) box.replaceWith(CLT.thumb(sprites, first[0], { mode: "image", alt: "", link: false }));
-        },
-        () => {},
-      );
-    return box;
+    const image = c && layer < c.layers && feature < c.size ? c.image[layer * c.size + feature] : -1;
+    return image >= 0
+      ? CLT.thumb(sprites, image, { mode: "image", alt: "", link: false })
+      : CLT.h("span", { class: "thumb" });
   };
 })();
