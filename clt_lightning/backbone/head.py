@@ -53,7 +53,7 @@ class BackboneWithSAE(nn.Module):
                 f"the autoencoder is of width {sae.d_model}, {self.site} of '{backbone.name}' has "
                 f"{backbone.site_width(self.site)}"
             )
-        span = backbone.tokens.slice(tokens)
+        span = backbone.tokens.span(tokens)
         if self.site == "final" and tokens != "all":
             raise UserError(f"the site final is one vector an image: tokens must be all, got {tokens!r}")
         self.positions = None if tokens == "all" else torch.arange(span.start, span.stop)

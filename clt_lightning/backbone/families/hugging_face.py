@@ -102,7 +102,7 @@ class HuggingFaceViT(Family):
         return pooled if self.projection is None else self.projection(pooled)
 
     def _pick(self, tokens: Tensor) -> Tensor:
-        return tokens[:, 0] if self.tokens.has_cls else tokens[:, self.tokens.slice("patch")].mean(1)
+        return tokens[:, 0] if self.tokens.has_cls else tokens[:, self.tokens.span("patch")].mean(1)
 
     def norms(self, block: Any) -> tuple[nn.Module | None, nn.Module | None]:
         return _one(block, _NORM_1), _one(block, _NORM_2)

@@ -57,7 +57,7 @@ class TimmViT(Family):
         if pooled.ndim == 2:
             return pooled
         # a model that was made without pooling: [CLS], or the mean of the patches
-        return pooled[:, 0] if self.tokens.has_cls else pooled[:, self.tokens.slice("patch")].mean(1)
+        return pooled[:, 0] if self.tokens.has_cls else pooled[:, self.tokens.span("patch")].mean(1)
 
     def norms(self, block: Any) -> tuple[nn.Module | None, nn.Module | None]:
         return (None, None) if isinstance(block, _POST_NORM) else (block.norm1, block.norm2)
