@@ -101,7 +101,8 @@ class Activations:
 
         def cut(t: Tensor) -> Tensor:
             by_image = t.unflatten(1, (self.n_images, self.n_positions))
-            return by_image[:, :, keep].flatten(1, 2).contiguous()
+            found: Tensor = by_image[:, :, keep].flatten(1, 2).contiguous()
+            return found
 
         return replace(self, x=cut(self.x), y=cut(self.y), n_positions=keep.stop - keep.start, token_set=token_set)
 

@@ -68,7 +68,7 @@ class BackboneWithSAE(nn.Module):
         n = len(batch)
         positions = None if self.positions is None else self.positions.expand(n, -1)
         x = self.backbone.read(batch, self.site, self.blocks, positions)[self.site]
-        found = self.sae.encode(x).dense() if self.output == "codes" else self.sae(x).y_hat
+        found: Tensor = self.sae.encode(x).dense() if self.output == "codes" else self.sae(x).y_hat
         return found[0] if self.site == "final" else found[0].unflatten(0, (n, -1)) if n else found[0][:, None]
 
     def train(self, mode: bool = True) -> Self:

@@ -33,7 +33,8 @@ def select(tensor: Tensor, token_set: str, layout: TokenLayout) -> Tensor:
             f"token set {token_set!r}: a tensor of shape {tuple(tensor.shape)} does not hold whole images of "
             f"{positions} positions along its second dimension"
         )
-    return tensor.unflatten(1, (tensor.shape[1] // positions, positions))[:, :, span]
+    found: Tensor = tensor.unflatten(1, (tensor.shape[1] // positions, positions))[:, :, span]
+    return found
 
 
 def token_mask(token_set: str, layout: TokenLayout, n_tokens: int, device: torch.device | str = "cpu") -> Tensor:
@@ -44,4 +45,5 @@ def token_mask(token_set: str, layout: TokenLayout, n_tokens: int, device: torch
     """
     span = layout.span(token_set)
     positions = torch.arange(n_tokens, device=device) % layout.n_positions
-    return (positions >= span.start) & (positions < span.stop)
+    found: Tensor = (positions >= span.start) & (positions < span.stop)
+    return found

@@ -120,7 +120,8 @@ class HuggingFaceViT(Family):
         if _one(block, ("mlp",)) is not None:
             return _passed(block, block.mlp(x), "layer_scale2", "dropout")
         # the older layout adds the stream inside `output`
-        return block.output.dropout(block.output.dense(block.intermediate(x)))
+        found: Tensor = block.output.dropout(block.output.dense(block.intermediate(x)))
+        return found
 
     def run_block(self, layer: int, at: At, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         found = super().run_block(layer, at, x, *args, **kwargs)
