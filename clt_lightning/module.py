@@ -408,7 +408,7 @@ class CLTModule(lightning.LightningModule):
     def _positions(self, n_images: int, generator: torch.Generator) -> Tensor | None:
         if self.transcoder.sites.read == "final":
             return None
-        span, wanted = self.clip.tokens.slice(self.tokens_config.set), self.tokens_config.per_image
+        span, wanted = self.clip.tokens.span(self.tokens_config.set), self.tokens_config.per_image
         size = span.stop - span.start
         if wanted is not None and wanted < size:
             return random_positions(n_images, size, wanted, generator) + span.start

@@ -90,7 +90,8 @@ class Backbone(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.model.parameters()).device
+        found: torch.device = next(self.model.parameters()).device
+        return found
 
     @property
     def dtype(self) -> torch.dtype:
@@ -108,7 +109,7 @@ class Backbone(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # `.to()`, `.cuda()`, `.double()` of a parent all end here. Ask where `fn` would put a tensor, and follow it in
         # device only: the precision is the backbone's own
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         target = fn(torch.empty(0, device=self.device)).device
         if target != self.device:
             self.model.to(target)

@@ -16,6 +16,7 @@ from clt_lightning.analysis.circuits.parts import TowerParts, cast
 from clt_lightning.analysis.circuits.read_out import ReadOutRow, Rows, read_out_row
 from clt_lightning.analysis.circuits.sources import Sources, skip_matrices
 from clt_lightning.analysis.target import Target
+from clt_lightning.analysis.tower import at_all_mlps
 from clt_lightning.core.errors import UserError
 from clt_lightning.replacement import check_fit
 from clt_lightning.transcoder import CrossLayerTranscoder
@@ -86,7 +87,11 @@ def model_of_image(
     Raises:
         UserError: shapes, transcoder or architecture do not fit.
     """
-    check_fit(clip, clt)
+    if not at_all_mlps(clip, clt):
+        raise UserError(
+            f"circuits are of transcoders in the place of all MLPs: this one rebuilds {clt.sites.write} at blocks "
+            f"{list(check_fit(clip, clt))}"
+        )
     if dtype not in (torch.float32, torch.float64):
         raise UserError(f"circuits are computed in float32 or float64, got {dtype}")
     if skip not in ("node", "through"):
