@@ -36,8 +36,9 @@ def parsed(capsys: pytest.CaptureFixture[str], *paths: Path) -> dict[str, Any]:
 
 
 def test_the_promised_configs_are_there() -> None:
-    assert {"quickstart.yaml", "vitb32.yaml", "vitb16.yaml"} <= {p.name for p in BASES}
-    assert {"cifar100.yaml", "coco.yaml", "imagenet100.yaml", "jumprelu.yaml"} <= {p.name for p in OVERLAYS}
+    assert {"quickstart.yaml", "vitb32.yaml", "vitb16.yaml", "sae.yaml"} <= {p.name for p in BASES}
+    overlays = {"cifar100.yaml", "coco.yaml", "imagenet100.yaml", "jumprelu.yaml", "residual.yaml", "output.yaml"}
+    assert overlays <= {p.name for p in OVERLAYS}
 
 
 @pytest.mark.parametrize("path", BASES, ids=lambda p: p.stem)
@@ -59,6 +60,10 @@ def test_overlays_parse_over_a_base(path: Path, capsys: pytest.CaptureFixture[st
         assert config["model"]["transcoder"]["skip"] is False
     elif path.stem == "skip":
         assert config["model"]["transcoder"]["skip"] is True
+    elif path.parent.name == "site":
+        assert config["model"]["transcoder"]["sites"] == chosen["model"]["transcoder"]["sites"]
+        assert config["model"]["transcoder"]["topology"] == "sae"
+        assert config["model"]["loss"]["cascade"]["stream"] == 0
     else:
         wanted = chosen["model"]["transcoder"]["activation"]["class_path"]
         assert config["model"]["transcoder"]["activation"]["class_path"].endswith(wanted)

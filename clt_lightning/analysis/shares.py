@@ -75,10 +75,10 @@ class LogitShares:
             ]
         )
         read = torch.einsum("pnd,tnd->ntp", vectors, directions)
-        visual = clip.model.visual
-        own = visual.ln_post.bias.double()
-        own = own if visual.proj is None else own @ visual.proj.double()
-        norm_bias = torch.einsum("e,tne->nt", own, texts) * factor[:, None]
+        readout = clip.readout()
+        assert readout is not None
+        constants = readout.constants(texts.flatten(0, 1).T).view(len(TARGETS), n)
+        norm_bias = constants.T * factor[:, None]
         return torch.cat([read, norm_bias[:, :, None]], 2)
 
     def result(self, draws: int, seed: int) -> dict[str, dict[str, Interval]]:

@@ -23,6 +23,7 @@ from clt_lightning.core.progress import track
 from clt_lightning.core.table import Column, lay_out
 from clt_lightning.core.terminal import line_width
 from clt_lightning.metrics import TOKEN_SETS
+from clt_lightning.replacement import tokens_of
 
 
 class Evaluate(pl.Callback):
@@ -77,7 +78,8 @@ class Evaluate(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         # in fit as well: a mistake in the config must not wait for the test after it
         if self.enabled:
-            plan_arms(self.options.cascade, pl_module.clip.n_layers, pl_module.transcoder.skip)
+            clt = pl_module.transcoder
+            plan_arms(self.options.cascade, clt.n_layers, clt.skip, tokens_of(pl_module.clip, clt))
             if self.options.faithfulness.layers is not None:
                 pl_module.clip.check_layers(self.options.faithfulness.layers)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clt_lightning.callbacks.base import fast_dev_run, weights_at
 from clt_lightning.core.errors import UserError
-from clt_lightning.metrics import TOKEN_SETS, CodeHistograms, check_token_sets, metric_device
+from clt_lightning.metrics import TOKEN_SETS, CodeHistograms, check_token_sets, metric_device, present
 
 if TYPE_CHECKING:  # matplotlib takes its time: it is imported when the first picture is drawn
     from matplotlib.figure import Figure
@@ -63,7 +63,7 @@ class Figures(pl.Callback):
         self,
         every: int = 1,
         images: int = 256,
-        token_sets: Sequence[str] = ("cls", "all"),
+        token_sets: Sequence[str] | None = None,
         features: int = 3,
         top: int = 6,
         per_layer: bool = False,
@@ -78,7 +78,7 @@ class Figures(pl.Callback):
                 raise UserError(f"figures.{name} must be {least} or more, got {value}")
         self.every, self.images, self.features, self.top = every, images, features, top
         self.per_layer = per_layer
-        self.token_sets = check_token_sets(token_sets, option="figures.token_sets")
+        self.token_sets = None if token_sets is None else check_token_sets(token_sets, option="figures.token_sets")
         self._validations = 0
         self._draws = False
         self._seen = 0
@@ -119,7 +119,7 @@ class Figures(pl.Callback):
         self._seen += len(batch["image"])
         assert self._contributions is not None
         assert self._histograms is not None
-        self._contributions.update(codes, acts.n_positions, x=acts.x)
+        self._contributions.update(codes, acts.layout, x=acts.x)
         pairs = [codes.layer(layer) for layer in range(codes.n_layers)]
         self._histograms.update([(p.features, values) for p, values in pairs], codes.n_tokens)
         if self.features and trainer.is_global_zero:
@@ -153,14 +153,15 @@ class Figures(pl.Callback):
         if tables:
             figure = reconstruction_strip(tables, "Fraction of variance unexplained", limit=1.0)
             add_picture(logger, "figures/reconstruction", figure, step)
-        for tokens in self.token_sets:
+        wanted = present(self.token_sets, pl_module.clip.tokens, "figures.token_sets", ("cls", "all"))
+        for tokens in (name for name in wanted if name in scores):
             for kind in ("uncentred", "centred"):
                 values = getattr(scores[tokens], f"whole_{kind}").numpy()
                 figure = contribution_map(values, f"contributions, {kind}, {tokens}")
                 add_picture(logger, f"figures/contributions/{tokens}/{kind}", figure, step)
         for grid in self._grids:
             if grid.features:
-                figure = top_images_grid(grid, pl_module.clip.grid)
+                figure = top_images_grid(grid, pl_module.clip.grid, pl_module.clip.n_prefix)
                 add_picture(logger, f"figures/features/layer_{grid.layer:02d}", figure, step)
         self._grids = []
 

@@ -186,7 +186,7 @@ def show(graph: Graph, n: int) -> None:
 
 def _validate(args: argparse.Namespace, opened: Run, image: Tensor, dtype: Any) -> None:
     from clt_lightning.analysis.circuits import validate
-    from clt_lightning.analysis.circuits.validate import images_of, lines
+    from clt_lightning.analysis.circuits.validation import images_of, lines
     from clt_lightning.analysis.target import Target
     from clt_lightning.core.files import write_json
 

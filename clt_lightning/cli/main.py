@@ -41,6 +41,10 @@ COMMANDS = {
         "clt_lightning.cli.completion",
         "print a script that completes commands and options with the tab key",
     ),
+    "serve": (
+        "clt_lightning.cli.serve",
+        "a run's pages with the model behind them: own images, moved features, phrases",
+    ),
     "steer": ("clt_lightning.cli.steer", "set, scale or move features, and see which classes the model names then"),
     "graph": ("clt_lightning.cli.graph", "the attribution graph of one image, and whether it predicts interventions"),
 }

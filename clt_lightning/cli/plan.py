@@ -170,23 +170,45 @@ def _gpus(config: dict[str, Any]) -> int:
 
 
 def _shape(config: dict[str, Any], n_features: int | None, k: int | None) -> Any:
-    from clt_lightning.clip.source import find_source
+    from clt_lightning.core.sites import Sites
     from clt_lightning.parallel.plan import Shape
 
-    name = _at(config, "model.clip.name", "ViT-B-32-quickgelu")
-    clip = config.get("model", {}).get("clip", {})
-    pretrained = clip.get("pretrained", "openai")
-    pretrained = None if pretrained is None else expand(pretrained, "model.clip.pretrained")
-    tower = find_source(name, pretrained).model_cfg["vision_cfg"]
-    patch = tower["patch_size"]
-    positions = (tower["image_size"] // patch) ** 2 + 1
+    depth, width, positions = _tower(config)
+    sites = Sites.from_config(_at(config, "model.transcoder.sites", None)).of(
+        _at(config, "model.transcoder.topology", "cross_layer")
+    )
+    layers = sites.resolve(depth, "the backbone")
     per_image = _at(config, "model.tokens.per_image", None)
     return Shape(
-        n_layers=tower["layers"],
-        d_model=tower["width"],
+        n_layers=len(layers),
+        d_model=width,
         positions=positions,
         n_features=n_features or int(_at(config, "model.transcoder.n_features", 6144)),
         k=k or int(_at(config, "model.transcoder.activation.init_args.k", 64)),
         cross_layer=_at(config, "model.transcoder.topology", "cross_layer") == "cross_layer",
         used=None if per_image is None else min(int(per_image), positions),
+        tower=depth if sites.once else layers[-1] + 1,
     )
+
+
+def _tower(config: dict[str, Any]) -> tuple[int, int, int]:
+    """Blocks, width and tokens of an image of the backbone, without its weights."""
+    from clt_lightning.clip.source import find_source
+
+    name = _at(config, "model.clip.name", "ViT-B-32-quickgelu")
+    if _at(config, "model.clip.library", "open_clip") == "timm":
+        return _timm_tower(name, _at(config, "model.clip.image_size", None))
+    clip = config.get("model", {}).get("clip", {})
+    pretrained = clip.get("pretrained", "openai")
+    pretrained = None if pretrained is None else expand(pretrained, "model.clip.pretrained")
+    tower = find_source(name, pretrained).model_cfg["vision_cfg"]
+    if tower.get("timm_model_name"):
+        return _timm_tower(tower["timm_model_name"], None)
+    return tower["layers"], tower["width"], (tower["image_size"] // tower["patch_size"]) ** 2 + 1
+
+
+def _timm_tower(name: str, image_size: int | None) -> tuple[int, int, int]:
+    from clt_lightning.backbone.vit import family_by_name
+
+    family = family_by_name(name, image_size)
+    return len(family.blocks), family.d_model, family.tokens.n_positions

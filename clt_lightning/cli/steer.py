@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--{kind}", action="append", default=[], metavar="LAYER/FEATURE=VALUE", help=f"{what}; repeatable"
         )
     parser.add_argument(
-        "--tokens", choices=("all", "cls", "patch"), default="all", help="at which positions (default: all)"
+        "--tokens", choices=("all", "cls", "register", "patch"), default="all", help="at which positions (default: all)"
     )
     parser.add_argument(
         "--base",

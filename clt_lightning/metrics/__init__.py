@@ -6,7 +6,7 @@ from clt_lightning.metrics.base import ExactMetric, metric_device
 from clt_lightning.metrics.codes import L0, CodeHistograms, DeadFeatures
 from clt_lightning.metrics.reconstruction import FVU, MSE, R2, Cosine
 from clt_lightning.metrics.share import FeaturesShare
-from clt_lightning.metrics.tokens import TOKEN_SETS, check_token_sets, select
+from clt_lightning.metrics.tokens import TOKEN_SETS, TokenLayout, check_token_sets, present, select, token_mask
 from clt_lightning.metrics.zero_shot import LOGIT_SCALE, LogitKL, ZeroShotAccuracy
 
 __all__ = [
@@ -22,8 +22,11 @@ __all__ = [
     "ExactMetric",
     "FeaturesShare",
     "LogitKL",
+    "TokenLayout",
     "ZeroShotAccuracy",
     "check_token_sets",
     "metric_device",
+    "present",
     "select",
+    "token_mask",
 ]

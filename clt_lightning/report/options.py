@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.report.notes import Notes
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class ReportOptions:
         neighbours: images a layer that are shown beside a query.
         thumbnail: side of a thumbnail in pixels.
         pictures: whether images are read at all; without them the pages show numbers alone.
+        notes: what people have noted of features, shown as their names.
         opening: how the run is opened, as keyword arguments of `open_run`.
     """
 
@@ -38,6 +40,7 @@ class ReportOptions:
     neighbours: int = 8
     thumbnail: int = 128
     pictures: bool = True
+    notes: tuple[Notes, ...] = ()
     opening: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -167,10 +167,11 @@ class Browser:
                 raise TimeoutError(f"{condition} did not become true in {self.timeout:.0f} s; errors: {self.errors()}")
             time.sleep(0.03)
 
-    def open(self, index: Path, route: str = "", page: str = "summary") -> None:
-        """Opens a page of the report afresh, from the disk."""
+    def open(self, index: Path | str, route: str = "", page: str = "summary") -> None:
+        """Opens a page of the report afresh: from the disk, or from a server's address."""
+        address = index if isinstance(index, str) else index.resolve().as_uri()
         self.call("Page.navigate", url="about:blank")
-        self.call("Page.navigate", url=f"{index.resolve().as_uri()}#/{route}")
+        self.call("Page.navigate", url=f"{address}#/{route}")
         self.wait("performance.timing.loadEventEnd > 0")  # before that, links replace the address in the history
         self.wait(f"document.getElementById('main') && document.getElementById('main').dataset.ready === '{page}'")
 

@@ -91,7 +91,7 @@ def explain_score(model: ImageModel, graph: Graph, layer: int, head: int, query:
     n = len(graph.nodes)
     sides = []
     for which, weights in ((0, at_query), (1, contrast)):
-        found = _channels(model, layer, head, which, weights.to(sources.like))
+        found = _channels(model, layer, head, which, weights.to(sources.like)).cpu()
         sides.append(found.new_zeros(len(found), n).index_add_(1, columns, found))
     pairs = sides[0].T @ sides[1] * scale
     return HeadScore(layer, head, query, key, float(scores[key]), float(scores[key] - scores.mean()), pairs)

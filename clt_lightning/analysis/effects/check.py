@@ -169,8 +169,8 @@ def check_effects(
         None where no feature is active.
     """
     images = images.to(clip.device)
-    seen = observe(clip, images)
-    codes = clt.encode(seen.y if clt.topology == "sae" else seen.x)
+    seen = observe(clip, images, clt=clt)
+    codes = clt.encode(seen.x)
     directions = image_directions(head.to(clip.device).float(), seen.embeddings)[0]
     rng = np.random.default_rng(seed)
     positions = codes.n_tokens // len(images)

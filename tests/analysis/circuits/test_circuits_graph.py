@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from clt_lightning.analysis.circuits.attribute import attribute, top_targets
+from clt_lightning.analysis.circuits.attribution import attribute, top_targets
 from clt_lightning.analysis.circuits.edges import Edges
 from clt_lightning.analysis.circuits.graph import Graph, with_influence
 from clt_lightning.analysis.circuits.nodes import make_nodes
@@ -335,7 +335,7 @@ def test_mistakes_are_told(clip: FrozenCLIP) -> None:
 
 
 def test_too_little_memory_is_said_before(clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clt_lightning.analysis.circuits.attribute.available", lambda: 1000)
+    monkeypatch.setattr("clt_lightning.analysis.circuits.attribution.available", lambda: 1000)
     with pytest.raises(UserError, match="lower max_nodes"):
         made(clip)
 

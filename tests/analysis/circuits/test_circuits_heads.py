@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.circuits.attribute import attribute
+from clt_lightning.analysis.circuits.attribution import attribute
 from clt_lightning.analysis.circuits.graph import Graph
 from clt_lightning.analysis.circuits.heads import head_table, split_by_heads
 from clt_lightning.analysis.circuits.image_model import ImageModel, model_of_image

@@ -33,6 +33,8 @@
     return { page: page || CLT.get("pages")[0].name, parts, query };
   }
 
+  CLT.where = where;
+
   async function show() {
     const mine = ++turn,
       { page, parts, query } = where(),
@@ -59,6 +61,8 @@
     main.replaceChildren(...[content].flat(Infinity).filter(Boolean));
     const title = main.querySelector("h1");
     document.title = `${title ? `${title.textContent} · ` : ""}${document.querySelector(".brand b").textContent}`;
+    // what stands on every page of a kind: notes of a feature, the same one in another run
+    window.dispatchEvent(new CustomEvent("pageshown", { detail: { page, parts, query } }));
     main.dataset.ready = page;
     window.scrollTo(0, 0);
     if (mine > 1) {

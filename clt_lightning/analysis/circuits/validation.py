@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.circuits.attribute import attribute
+from clt_lightning.analysis.circuits.attribution import attribute
 from clt_lightning.analysis.circuits.graph import Graph
 from clt_lightning.analysis.circuits.image_model import ImageModel, model_of_image
-from clt_lightning.analysis.circuits.intervene import changes_of, intervene_on
+from clt_lightning.analysis.circuits.intervention import changes_of, intervene_on
 from clt_lightning.analysis.circuits.nodeset import NodeSet
 from clt_lightning.analysis.circuits.predict import predicted
 from clt_lightning.analysis.effects import total_effects
