@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clt_lightning.analysis.circuits.attribution import attribute, top_targets
 from clt_lightning.analysis.circuits.edges import Edges
+from clt_lightning.analysis.circuits.estimate import seconds_of
 from clt_lightning.analysis.circuits.graph import Graph, with_influence
 from clt_lightning.analysis.circuits.nodes import make_nodes
 from clt_lightning.clip import FrozenCLIP
@@ -344,3 +345,23 @@ def test_the_cost_is_said_before(clip: FrozenCLIP, capsys: pytest.CaptureFixture
     made(clip, progress=True, batch_size=4)
     said = capsys.readouterr()
     assert "active features" in said.out + said.err
+
+
+def test_the_time_of_all_rows_follows_from_two_batches() -> None:
+    """Made costs, linear and quadratic in the depth: two of them tell the others."""
+
+    def cost(layer: int) -> float:
+        return 0.3 * (layer + 1) + 0.02 * (layer + 1) ** 2
+
+    layers = torch.arange(12).repeat_interleave(40)
+    expected = sum(cost(layer) for layer in layers.tolist()) / 64
+    assert seconds_of(layers, {5: cost(5), 10: cost(10)}, 64) == pytest.approx(expected)
+    assert seconds_of(layers[layers == 3], {3: cost(3)}, 64) == pytest.approx(40 * cost(3) / 64)
+
+
+def test_a_graph_shows_itself(clip: FrozenCLIP) -> None:
+    graph = made(clip)
+    assert "84 feature" in repr(graph)
+    shown = graph._repr_html_()
+    assert graph.nodes[graph.top(1)[0]].name in shown
+    assert "influence ends in" in shown
