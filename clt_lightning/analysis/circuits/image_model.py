@@ -10,7 +10,8 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.circuits.linear import LinearTower, Seen, see
+from clt_lightning.analysis.circuits.forward import Seen, see
+from clt_lightning.analysis.circuits.linear import LinearTower
 from clt_lightning.analysis.circuits.open_clip_parts import parts_of
 from clt_lightning.analysis.circuits.parts import TowerParts, cast
 from clt_lightning.analysis.circuits.read_out import ReadOutRow, Rows, read_out_row
