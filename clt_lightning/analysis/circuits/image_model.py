@@ -99,8 +99,10 @@ def model_of_image(
         raise UserError(
             f"a graph is of one image {size[1:]}, got {tuple(prepared.shape)}: pass it through `preprocess`"
         )
-    prepared = prepared.to(device=clip.device, dtype=dtype)
-    if not bool(prepared.isfinite().all()):
-        raise UserError("the image holds NaN or infinite values")
-    parts = cast(parts_of(clip), dtype, clip.device)
-    return ImageModel(clip, clt, prepared, parts, see(parts, parts.embed(prepared)), skip, tangent)
+    # inference mode's tensors could not be differentiated later, for tangent rows
+    with torch.inference_mode(False):
+        prepared = prepared.detach().to(device=clip.device, dtype=dtype, copy=True)
+        if not bool(prepared.isfinite().all()):
+            raise UserError("the image holds NaN or infinite values")
+        parts = cast(parts_of(clip), dtype, clip.device)
+        return ImageModel(clip, clt, prepared, parts, see(parts, parts.embed(prepared)), skip, tangent)

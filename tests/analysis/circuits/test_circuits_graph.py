@@ -13,6 +13,7 @@ from clt_lightning.analysis.circuits.edges import Edges
 from clt_lightning.analysis.circuits.estimate import seconds_of
 from clt_lightning.analysis.circuits.graph import Graph, with_influence
 from clt_lightning.analysis.circuits.nodes import make_nodes
+from clt_lightning.analysis.circuits.validation import validate
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
 from tests.analysis import world
@@ -365,3 +366,26 @@ def test_a_graph_shows_itself(clip: FrozenCLIP) -> None:
     shown = graph._repr_html_()
     assert graph.nodes[graph.top(1)[0]].name in shown
     assert "influence ends in" in shown
+
+
+def test_an_image_without_active_features_is_all_errors(clip: FrozenCLIP) -> None:
+    clt = clt_of("ReLU")
+    with torch.no_grad():
+        clt.b_enc.fill_(-1000.0)
+    for positions in ("each", "summed"):
+        graph = attribute(clip, clt, an_image(), a_target(), positions=positions, dtype=F64, progress=True)  # type: ignore[arg-type]
+        assert not bool(graph.nodes.of("feature").any())
+        assert books(graph) < 1e-10
+        assert graph.prune().top(5) == []
+        assert 0 <= graph.scores.replacement <= 1
+    with pytest.raises(UserError, match="no feature is active in image 0"):
+        validate(clip, clt, [an_image()], [a_target()], 4, draws=2)
+
+
+def test_graphs_are_made_in_inference_mode_as_well(clip: FrozenCLIP) -> None:
+    for tower in ("held", "tangent"):
+        expected = made(clip, tower=tower)
+        with torch.inference_mode():
+            found = made(clip, tower=tower)
+        torch.testing.assert_close(found.edges.dense(), expected.edges.dense())
+        torch.testing.assert_close(found.tangent, expected.tangent)
