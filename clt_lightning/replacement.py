@@ -148,7 +148,6 @@ class _Replacement:
             raise UserError(f"error must be none or clean, got {error!r}")
         self.error = error
         self.trace = ReplacementTrace()
-        self.decoders: dict[int, tuple[Tensor, ...]] = {}  # of this forward, where gradients are wanted
         self.inputs: dict[int, Tensor] = {}
         self.clean = _Clean()
         # features of layers before the window write into it, so these layers are read as well
@@ -168,6 +167,8 @@ class _Replacement:
     def active(self) -> Iterator[None]:
         entry = self.clip.n_layers - 1 if self.clt.sites.once else self.to_read[0]
         with ExitStack() as stack:
+            if self.grad:
+                stack.enter_context(self.clt.one_gradient())
             stack.enter_context(self.clip.taps.read(self._begin, [(ENTRY, entry)]))
             if self.read != self.write:
                 stack.enter_context(self.clip.watch(self._see, self.to_read, self.read))
@@ -177,7 +178,6 @@ class _Replacement:
     def _begin(self, block: int, stream: Tensor) -> None:
         self.trace.codes.clear()
         self.trace.y_hat.clear()
-        self.decoders.clear()
         self.inputs.clear()
         if self.error == "clean":
             self.clean = self._run_clean(block, stream)
@@ -229,12 +229,11 @@ class _Replacement:
         """The reconstruction of a layer, `(tokens, d_out)`."""
         clt = self.clt
         sources = {i: codes[i] for i in range(row + 1) if clt.writes(i, row)}
-        if torch.is_grad_enabled():
-            self.decoders.update({i: clt.decoder_blocks(i) for i in sources if i not in self.decoders})
-        terms = clt.in_units(clt.layer_terms(sources, row, self.decoders or None), x)
-        terms = terms if edit is None else edit(row, terms)
-        rest = clt.rest_term(x, row) if self.skip is None else clt.b_dec[row] + self.skip(row, x)
-        return terms.sum(0) + rest
+        if edit is None:
+            added = clt.in_units(clt.layer_sum(sources, row), x)
+        else:
+            added = edit(row, clt.in_units(clt.layer_terms(sources, row), x)).sum(0)
+        return added + (clt.rest_term(x, row) if self.skip is None else clt.b_dec[row] + self.skip(row, x))
 
     @torch.no_grad()
     def _left_out(self, row: int) -> Tensor:
