@@ -103,7 +103,7 @@ def _say_whole_run(config: dict[str, Any], step: Any, cascade: tuple[float, floa
     extra = f", {(1 - start) * more * steps / whole:.0%} of them the cascade's terms" if more else ""
     gpus = f" on {step.gpus} GPUs, {step.gpus * whole / 3600:,.3g} GPU hours" if step.gpus > 1 else ""
     print(
-        f"the whole run: {steps:,} steps, {people_count(steps * step.tokens)} tokens, {duration(whole)}{gpus}{extra}; "
+        f"the whole run: {steps:,} steps, {people_count(steps * step.tokens * step.gpus // step.feature)} tokens, {duration(whole)}{gpus}{extra}; "
         "validations, reading and decoding come on top"
     )
 
