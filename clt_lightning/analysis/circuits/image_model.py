@@ -10,7 +10,8 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.circuits.linear import LinearTower, Seen, see
+from clt_lightning.analysis.circuits.forward import Seen, see
+from clt_lightning.analysis.circuits.linear import LinearTower
 from clt_lightning.analysis.circuits.open_clip_parts import parts_of
 from clt_lightning.analysis.circuits.parts import TowerParts, cast
 from clt_lightning.analysis.circuits.read_out import ReadOutRow, Rows, read_out_row
@@ -103,8 +104,10 @@ def model_of_image(
         raise UserError(
             f"a graph is of one image {size[1:]}, got {tuple(prepared.shape)}: pass it through `preprocess`"
         )
-    prepared = prepared.to(device=clip.device, dtype=dtype)
-    if not bool(prepared.isfinite().all()):
-        raise UserError("the image holds NaN or infinite values")
-    parts = cast(parts_of(clip), dtype, clip.device)
-    return ImageModel(clip, clt, prepared, parts, see(parts, parts.embed(prepared)), skip, tangent)
+    # inference mode's tensors could not be differentiated later, for tangent rows
+    with torch.inference_mode(False):
+        prepared = prepared.detach().to(device=clip.device, dtype=dtype, copy=True)
+        if not bool(prepared.isfinite().all()):
+            raise UserError("the image holds NaN or infinite values")
+        parts = cast(parts_of(clip), dtype, clip.device)
+        return ImageModel(clip, clt, prepared, parts, see(parts, parts.embed(prepared)), skip, tangent)
