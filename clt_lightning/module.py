@@ -25,7 +25,7 @@ from clt_lightning.backbone import Activations, Backbone, random_positions
 from clt_lightning.backbone.make import make_backbone, settings_of
 from clt_lightning.batches import as_batch
 from clt_lightning.buffer import ActivationBuffer
-from clt_lightning.cascade import cascade_parts
+from clt_lightning.cascade import Clean, capture_clean, cascade_parts
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.core import seeds
 from clt_lightning.core.errors import UserError, within
@@ -83,12 +83,14 @@ def default_optimizer(params: Iterable[Any]) -> torch.optim.Optimizer:
 
 @dataclass
 class StepPart:
-    """What a step keeps of one chunk of tokens: parts of the loss, `y_hat`, fired features, number of active codes."""
+    """What a step keeps of one chunk of tokens: parts of the loss, `y_hat`, fired features, number of active codes, and
+    the share of rows that a low-precision product left open."""
 
     parts: dict[str, Tensor]
     y_hat: Tensor
     fired: Tensor
     active: Tensor
+    repeated: Tensor | None = None
 
 
 class CLTModule(lightning.LightningModule):
@@ -180,6 +182,7 @@ class CLTModule(lightning.LightningModule):
         self.buffer = ActivationBuffer(self.tokens_config.buffer) if self.tokens_config.buffer else None
         self.finite = FiniteWatch()
         self.clock = StepClock()
+        self.entries: set[int] = set()  # blocks whose entry an evaluation keeps
         self.batches_seen = 0
         self.total_steps = -1  # optimizer steps of the whole run; known when training starts
         self.validated_at_step: int | None = None
@@ -288,8 +291,15 @@ class CLTModule(lightning.LightningModule):
     # -- the step ----------------------------------------------------------------------------------------------------
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         generator = self._generator(self.batches_seen)
+        config, strength = self.loss_config.cascade, self._cascade_strength()
+        clean: Clean | None = None
         with self.clock.part("clip"):
-            acts = self._capture(batch, self._positions(len(batch["image"]), generator))
+            positions = self._positions(len(batch["image"]), generator)
+            if strength:
+                acts, clean = capture_clean(self.clip, batch["image"], positions, self._names)
+                clean = clean.first(config.images)
+            else:
+                acts = self._capture(batch, positions)
         self.clock.begin("transcoder")  # ended after the backward pass
         x, y = self._sites(acts)
         if self.buffer is not None:
@@ -298,11 +308,16 @@ class CLTModule(lightning.LightningModule):
         chunk = self.tokens_config.max_tokens_per_chunk or x.shape[1]
         done: list[StepPart] = []
         losses = self._chunk_losses(x, y, request, chunk, done)
-        if chunk >= x.shape[1]:
-            loss = next(losses)
-        else:
-            loss = add_up(losses, [p for p in self.transcoder.parameters() if p.requires_grad])
-        cascade = self._cascade(batch)
+        together = chunk >= x.shape[1]
+        with self.transcoder.one_gradient() if together else nullcontext():
+            if together:
+                loss = next(losses)
+            else:
+                loss = add_up(losses, [p for p in self.transcoder.parameters() if p.requires_grad])
+            cascade = {}
+            if clean is not None:
+                found = cascade_parts(self.clip, self.transcoder, batch["image"][: config.images], config, clean)
+                cascade = {name: strength * value for name, value in found.items()}
         loss = torch.stack([loss, *cascade.values()]).sum()
         names = dict.fromkeys(name for part in done for name in part.parts)
         parts = {name: torch.stack([p.parts[name] for p in done if name in p.parts]).sum() for name in names}
@@ -312,7 +327,8 @@ class CLTModule(lightning.LightningModule):
         self._average_threshold()
         self.batches_seen += 1
         active = self.transcoder.sum_over_shards(torch.stack([part.active for part in done]).sum())
-        self._log_step(loss, parts, active / x.shape[:2].numel())
+        repeated = [part.repeated for part in done if part.repeated is not None]
+        self._log_step(loss, parts, active / x.shape[:2].numel(), torch.stack(repeated).mean() if repeated else None)
         return {"loss": loss, "tokens": x.shape[1]}
 
     def _chunk_losses(
@@ -335,26 +351,23 @@ class CLTModule(lightning.LightningModule):
                     share = part.tokens.numel() / request.tokens.numel()
                 parts[name] = parts[name] * share
             detached = {name: value.detach() for name, value in parts.items()}
-            done.append(StepPart(detached, out.y_hat.detach(), self.transcoder.fired(out.codes), out.codes.l0().sum()))
+            fired, active = self.transcoder.fired(out.codes), out.codes.l0().sum()
+            done.append(StepPart(detached, out.y_hat.detach(), fired, active, out.repeated))
             yield torch.stack(list(parts.values())).sum()
 
-    def _cascade(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        if not self._at_all_mlps:
-            return {}
+    def _cascade_strength(self) -> float:
         config = self.loss_config.cascade
-        strength = config.strength(self.global_step, self.total_steps)
-        if not strength:
-            return {}
-        parts = cascade_parts(self.clip, self.transcoder, batch["image"][: config.images], config)
-        return {name: strength * value for name, value in parts.items()}
+        return config.strength(self.global_step, self.total_steps) if self._at_all_mlps else 0.0
 
-    def _log_step(self, loss: Tensor, parts: dict[str, Tensor], l0: Tensor) -> None:
+    def _log_step(self, loss: Tensor, parts: dict[str, Tensor], l0: Tensor, repeated: Tensor | None) -> None:
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not every or (self.global_step + 1) % every:
             return  # one transfer every few steps: reading a scalar stalls the device
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log_dict({f"train/loss/{name}": value for name, value in parts.items()})
         self.log("train/l0", l0, prog_bar=True)
+        if repeated is not None:
+            self.log("train/repeated_rows", repeated)
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
 
     def _capture(self, batch: dict[str, Any], positions: Tensor | None) -> Activations:
@@ -396,7 +409,7 @@ class CLTModule(lightning.LightningModule):
     def _positions(self, n_images: int, generator: torch.Generator) -> Tensor | None:
         if self.transcoder.sites.read == "final":
             return None
-        span, wanted = self.clip.tokens.slice(self.tokens_config.set), self.tokens_config.per_image
+        span, wanted = self.clip.tokens.span(self.tokens_config.set), self.tokens_config.per_image
         size = span.stop - span.start
         if wanted is not None and wanted < size:
             return random_positions(n_images, size, wanted, generator) + span.start
@@ -466,14 +479,20 @@ class CLTModule(lightning.LightningModule):
 
         Returns:
             `{"acts": Activations (all tokens, with embeddings), "y_hat": (layers, tokens, d_model), "codes": Codes,
-            "features": (layers, tokens, d_model) what the features add to y_hat; None without a linear skip}`.
+            "features": (layers, tokens, d_model) what the features add to y_hat; None without a linear skip,
+            "entries": the stream at the entry of the blocks in `self.entries`, (images, positions, d_model) by block}`.
         """
-        acts = self.clip.capture(batch["image"], self._blocks, embeddings=True, sites=self._names)
+        entries: dict[int, Tensor] = {}
+        seen = (
+            self.clip.watch(entries.__setitem__, sorted(self.entries), "resid_pre") if self.entries else nullcontext()
+        )
+        with seen:
+            acts = self.clip.capture(batch["image"], self._blocks, embeddings=True, sites=self._names)
         x = acts.x
         out = self.transcoder(x)
         features = out.y_hat - self.transcoder.linear_part(x) if self.transcoder.skip else None
         codes = self.transcoder.gather_codes(out.codes)
-        return {"acts": acts, "y_hat": out.y_hat, "codes": codes, "features": features}
+        return {"acts": acts, "y_hat": out.y_hat, "codes": codes, "features": features, "entries": entries}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         return self.evaluate_batch(batch)

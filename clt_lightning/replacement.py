@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -51,7 +51,7 @@ def check_fit(clip: Backbone, clt: CrossLayerTranscoder) -> tuple[int, ...]:
     """
     sites = clt.sites
     layers = sites.resolve(clip.n_layers, clip.name)
-    widths = clip.site_width(str(sites.read)), clip.site_width(str(sites.write))
+    widths = [clip.embed_dim if site == "final" else clip.d_model for site in (sites.read, sites.write)]
     if (clt.n_layers, clt.d_model) != (len(layers), widths[0]):
         raise UserError(
             f"the transcoder is for {clt.n_layers} layers of width {clt.d_model}, "
@@ -110,6 +110,45 @@ def replaced(
         yield swap.trace
 
 
+def embed_replaced(
+    clip: Backbone,
+    clt: CrossLayerTranscoder,
+    window: Sequence[int],
+    tokens: str,
+    entries: Mapping[int, Tensor],
+    codes: Codes,
+) -> Tensor:
+    """The embeddings with a window replaced, from what an untouched forward saw: nothing before it is run again.
+
+    Args:
+        clip: the backbone.
+        clt: the transcoder.
+        window: blocks, as `replaced` takes them.
+        tokens: as well.
+        entries: the untouched stream `(images, positions, d_model)` at the entry of some blocks.
+        codes: the untouched model's codes at all positions.
+
+    Returns:
+        unit-norm `(images, embed_dim)`: what `encode_image` gives within `replaced`.
+
+    Raises:
+        UserError: as `replaced`.
+    """
+    first = min(window)
+    stream = entries[first]
+    with replaced(clip, clt, window, tokens) as trace:
+        images, positions = stream.shape[:2]
+        row = check_fit(clip, clt).index(first)
+        if clt.topology == "cross_layer" and row:
+            earlier = codes
+            if tokens != "all":
+                kept = torch.zeros(positions, dtype=torch.bool, device=codes.device)
+                kept[clip.tokens.slice(tokens)] = True
+                earlier = codes.select_tokens(kept.repeat(images))
+            trace.codes.update({i: earlier.slice(i) for i in range(row)})
+        return clip.run_from(first, stream)
+
+
 @dataclass
 class _Clean:
     """The untouched model at the two sites, and its codes, by layer: the replaced tokens alone."""
@@ -140,7 +179,7 @@ class _Replacement:
         self.rows = {block: row for row, block in enumerate(self.blocks)}
         self.window = self._window(layers)
         self.whole = tokens == "all"
-        span = clip.tokens.slice(tokens)
+        span = clip.tokens.span(tokens)
         if self.write == "final" and not self.whole:
             raise UserError(f"the site final is one vector an image: tokens must be all, got {tokens!r}")
         self.span = slice(None) if self.whole else span
@@ -148,7 +187,6 @@ class _Replacement:
             raise UserError(f"error must be none or clean, got {error!r}")
         self.error = error
         self.trace = ReplacementTrace()
-        self.decoders: dict[int, tuple[Tensor, ...]] = {}  # of this forward, where gradients are wanted
         self.inputs: dict[int, Tensor] = {}
         self.clean = _Clean()
         # features of layers before the window write into it, so these layers are read as well
@@ -168,6 +206,8 @@ class _Replacement:
     def active(self) -> Iterator[None]:
         entry = self.clip.n_layers - 1 if self.clt.sites.once else self.to_read[0]
         with ExitStack() as stack:
+            if self.grad:
+                stack.enter_context(self.clt.one_gradient())
             stack.enter_context(self.clip.taps.read(self._begin, [(ENTRY, entry)]))
             if self.read != self.write:
                 stack.enter_context(self.clip.watch(self._see, self.to_read, self.read))
@@ -177,7 +217,6 @@ class _Replacement:
     def _begin(self, block: int, stream: Tensor) -> None:
         self.trace.codes.clear()
         self.trace.y_hat.clear()
-        self.decoders.clear()
         self.inputs.clear()
         if self.error == "clean":
             self.clean = self._run_clean(block, stream)
@@ -229,12 +268,11 @@ class _Replacement:
         """The reconstruction of a layer, `(tokens, d_out)`."""
         clt = self.clt
         sources = {i: codes[i] for i in range(row + 1) if clt.writes(i, row)}
-        if torch.is_grad_enabled():
-            self.decoders.update({i: clt.decoder_blocks(i) for i in sources if i not in self.decoders})
-        terms = clt.in_units(clt.layer_terms(sources, row, self.decoders or None), x)
-        terms = terms if edit is None else edit(row, terms)
-        rest = clt.rest_term(x, row) if self.skip is None else clt.b_dec[row] + self.skip(row, x)
-        return terms.sum(0) + rest
+        if edit is None:
+            added = clt.in_units(clt.layer_sum(sources, row), x)
+        else:
+            added = edit(row, clt.in_units(clt.layer_terms(sources, row), x)).sum(0)
+        return added + (clt.rest_term(x, row) if self.skip is None else clt.b_dec[row] + self.skip(row, x))
 
     @torch.no_grad()
     def _left_out(self, row: int) -> Tensor:

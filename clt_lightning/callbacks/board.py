@@ -118,6 +118,7 @@ def layout(per_layer: bool = False) -> dict[str, dict[str, list[Any]]]:
             "cosine, mean over layers": lines(r"val/cosine/(cls|patch|all)$"),
             "dead share, mean over layers": lines(r"val/dead/(cls|patch|all)$"),
             "who explains: features and skip": lines(r"val/share/(features|skip)$"),
+            "who makes the margin": lines(r"val/share/margin/.*"),
             **(by_layer if per_layer else {}),
         },
         "replacement": {

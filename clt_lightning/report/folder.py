@@ -33,6 +33,7 @@ SCRIPTS = (
     "charts/bars.js",
     "charts/scatter.js",
     "charts/waterfall.js",
+    "charts/pareto.js",
     "thumbs.js",
     "maps.js",
     "lightbox.js",
@@ -45,6 +46,7 @@ SCRIPTS = (
     "features/box.js",
     "features/vtable.js",
     "features/gallery.js",
+    "features/strongest.js",
     "card/drives.js",
     "card/does.js",
     "image/study.js",
@@ -54,11 +56,15 @@ SCRIPTS = (
     "image/codes.js",
     "notes.js",
     "runs.js",
-    "live.js",
+    "compare/features.js",
+    "live/server.js",
+    "live/opened.js",
+    "live/sliders.js",
+    "live/answers.js",
 )
 #: ... and after them
 LAST = ("router.js", "start.js")
-STYLES = ("tokens.css", "layout.css", "parts.css", "charts.css", "image.css", "more.css")
+STYLES = ("tokens.css", "layout.css", "parts.css", "charts.css", "image.css", "notes.css", "runs.css", "live.css")
 MARK = "clt-report.json"
 
 

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from clt_lightning.core.arguments import number, whole
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder.codes import Pairs
+from clt_lightning.transcoder.screening import Chosen, Screen, choose_above, choose_batch_top, choose_top
+from clt_lightning.transcoder.top import top_indices
 
 
 class Activation(nn.Module):
@@ -60,6 +62,18 @@ class Activation(nn.Module):
         """
         raise NotImplementedError
 
+    def choose(self, screen: Screen, layer: int) -> Chosen | None:
+        """The pairs that `select` would name, from a product in low precision, and their exact pre-activations.
+
+        Args:
+            screen: of one layer.
+            layer: which.
+
+        Returns:
+            None where an fp32 product is to be made instead; activations that know of no better way need not override.
+        """
+        return None
+
     def values(self, pre: Tensor, features: Tensor | None, layer: int) -> Tensor:
         """Codes of selected pre-activations, differentiable.
 
@@ -77,32 +91,11 @@ class ReLU(Activation):
     def select(self, pre: Tensor, layer: int) -> Pairs | Tensor:
         return pre > 0
 
+    def choose(self, screen: Screen, layer: int) -> Chosen | None:
+        return choose_above(screen, screen.x.new_zeros(()))
+
     def values(self, pre: Tensor, features: Tensor | None, layer: int) -> Tensor:
         return torch.relu(pre)
-
-
-def top_indices(pre: Tensor, k: int) -> Tensor:
-    """Indices of the k largest entries of every row, in no order: `torch.topk`, faster on CPU for wide rows.
-
-    Columns are dealt into groups of 16. The k largest entries of a row lie in the k groups with the largest maxima
-    (each of these maxima is at least as large as anything in the other groups), so that 16 k candidates are left.
-
-    Args:
-        pre: `(rows, F)`.
-        k: at most F.
-
-    Returns:
-        `(rows, k)` int64.
-    """
-    rows, width = pre.shape
-    groups = width // 16
-    if pre.device.type != "cpu" or width % 16 or groups < 4 * k:
-        return torch.topk(pre, k, dim=1, sorted=False).indices
-    dealt = pre.view(rows, 16, groups)  # group g holds columns g, g + groups, ...: the maximum runs along memory
-    best = torch.topk(dealt.amax(1), k, dim=1, sorted=False).indices
-    candidates = dealt.gather(2, best[:, None, :].expand(-1, 16, -1)).view(rows, 16 * k)
-    chosen = torch.topk(candidates, k, dim=1, sorted=False).indices
-    return best.gather(1, chosen % k) + (chosen // k) * groups
 
 
 class TopK(Activation):
@@ -129,6 +122,9 @@ class TopK(Activation):
         k = min(self.k, pre.shape[1])
         return Pairs.rectangular(top_indices(pre, k), pre.shape[1])
 
+    def choose(self, screen: Screen, layer: int) -> Chosen | None:
+        return choose_top(screen, min(self.k, screen.rough.shape[1]))
+
     def values(self, pre: Tensor, features: Tensor | None, layer: int) -> Tensor:
         return torch.relu(pre)
 
@@ -142,6 +138,9 @@ class AbsTopK(TopK):
 
     def select(self, pre: Tensor, layer: int) -> Pairs:
         return super().select(pre.abs(), layer)
+
+    def choose(self, screen: Screen, layer: int) -> Chosen | None:
+        return choose_top(screen, min(self.k, screen.rough.shape[1]), magnitude=True)
 
     def values(self, pre: Tensor, features: Tensor | None, layer: int) -> Tensor:
         return pre
@@ -216,20 +215,34 @@ class BatchTopK(Activation):
         return pairs
 
     def _above_guess(self, pre: Tensor, layer: int) -> Pairs | None:
-        """The winners among all entries above a guessed cut, several times faster; None if these are too few.
-
-        The guess is the cut of every 17th token (17 divides no usual number of positions) with a budget a third larger.
-        """
-        sample = pre[::_SAMPLE]
-        budget, share = self.budget(layer, pre.shape[0]), self.budget(layer, sample.shape[0])
-        if share < 64 or 4 * share > 3 * sample.numel():  # too few for a good guess, or so many that it saves nothing
+        """The winners among all entries above a guessed cut, several times faster; None if these are too few."""
+        guess, budget = self._guess(pre, layer), self.budget(layer, pre.shape[0])
+        if guess is None:
             return None
-        guess = torch.topk(sample.flatten(), share + share // 3, sorted=False).values.min()
-        pairs = Pairs.from_mask(pre > guess.clamp(min=0))
+        pairs = Pairs.from_mask(pre > guess)
         if pairs.features.numel() < budget:
             return None
         values = pre[pairs.tokens, pairs.features]
         return pairs.keep(values >= torch.topk(values, budget, sorted=False).values.min())
+
+    def _guess(self, pre: Tensor, layer: int) -> Tensor | None:
+        """A value that likely more than the budget lie above; None where it is not worth guessing.
+
+        The cut of every 17th token (17 divides no usual number of positions) with a budget a third larger.
+        """
+        sample = pre[::_SAMPLE]
+        share = self.budget(layer, sample.shape[0])
+        if share < 64 or 4 * share > 3 * sample.numel():  # too few for a good guess, or so many that it saves nothing
+            return None
+        return torch.topk(sample.flatten(), share + share // 3, sorted=False).values.min().clamp(min=0)
+
+    def choose(self, screen: Screen, layer: int) -> Chosen | None:
+        if not self.training:
+            return choose_above(screen, self.threshold[layer].clamp_min(0))
+        chosen = choose_batch_top(screen, self.budget(layer, len(screen.rough)), self._guess(screen.rough, layer))
+        if chosen is not None and self.tracking:
+            self.track(chosen.values, layer)
+        return chosen
 
     def _mask(self, pre: Tensor, budget: int) -> Tensor:
         if budget >= pre.numel():
@@ -313,9 +326,16 @@ class JumpReLU(Activation):
         return self.log_threshold.exp()
 
     def select(self, pre: Tensor, layer: int) -> Pairs | Tensor:
+        return pre > self._limit(layer, pre.dtype)
+
+    def choose(self, screen: Screen, layer: int) -> Chosen | None:
+        return choose_above(screen, self._limit(layer, screen.x.dtype))
+
+    def _limit(self, layer: int, dtype: torch.dtype) -> Tensor:
+        """`(F,)`: what lies above is selected."""
         # The window below the threshold holds codes of 0 that matter to the threshold's gradient only
         margin = self.bandwidth / 2 if self.training else 0.0
-        return pre > self.log_threshold[layer].detach().exp().to(pre.dtype) - margin
+        return self.log_threshold[layer].detach().exp().to(dtype) - margin
 
     def values(self, pre: Tensor, features: Tensor | None, layer: int) -> Tensor:
         threshold = self.log_threshold[layer].exp().to(pre.dtype)

@@ -25,7 +25,7 @@ from clt_lightning.transcoder.normalization import ActivationStatistics, input_s
 from clt_lightning.transcoder.precision import float_type, full_precision
 from clt_lightning.transcoder.reference import decode_dense
 from clt_lightning.transcoder.requests import AuxiliaryRequest, CLTOutput
-from clt_lightning.transcoder.sparse import decode_pairs
+from clt_lightning.transcoder.sparse import Part, decode_pairs, decode_parts, dense_term
 
 Topology = Literal["cross_layer", "per_layer", "sae"]
 Normalize = Literal["layer", "token"]
@@ -36,6 +36,12 @@ def _decoder(n_features: int, targets: int, d_model: int) -> Tensor:
     # a dimension of size 1 has no stride of its own to keep: the plain one agrees with DDP's buckets
     blocks = torch.zeros(targets, n_features, d_model)
     return blocks.view(n_features, 1, d_model) if targets == 1 else blocks.transpose(0, 1)
+
+
+def _share(counts: Sequence[Tensor | None], n_tokens: int) -> Tensor | None:
+    """Of all rows of those layers that have a count."""
+    known = [count for count in counts if count is not None]
+    return torch.stack(known).sum() / max(len(known) * n_tokens, 1) if known else None
 
 
 class CrossLayerTranscoder(SparseEncoders):
@@ -286,13 +292,14 @@ class CrossLayerTranscoder(SparseEncoders):
             layers = self._encode(scaled, low, want_pre, auxiliary)
             codes = Codes([e.pairs for e in layers], [e.values for e in layers])
             pre = [e.pre for e in layers if e.pre is not None] if want_pre else None
+            repeated = _share([e.repeated for e in layers], codes.n_tokens)
             if auxiliary is None:
-                return CLTOutput(self._decode(codes, scaled), codes, pre)
+                return CLTOutput(self._decode(codes, scaled), codes, pre, repeated=repeated)
             # dead features at work are more tokens of the same decoder: one pass, one gradient of each weight
             dead = Codes([e.dead[0] for e in layers if e.dead], [e.dead[1] for e in layers if e.dead])
             sums = self._decode_features(Codes.cat(codes, dead))
             main, extra = sums.split([codes.n_tokens, dead.n_tokens], 1)
-            return CLTOutput(self._finish(main, scaled), codes, pre, extra * self.y_scale[:, None, None])
+            return CLTOutput(self._finish(main, scaled), codes, pre, extra * self.y_scale[:, None, None], repeated)
 
     def encode(self, x: Tensor) -> Codes:
         """Codes of MLP inputs `(layers, tokens, d_model)`; `.dense()` gives `(layers, tokens, n_features)`."""
@@ -311,7 +318,7 @@ class CrossLayerTranscoder(SparseEncoders):
         """
         x = self.standardised(x)
         with full_precision(x.device.type) as low:
-            encoded = self._encode_layer(x.to(self.b_dec.dtype) * self.x_scale[layer], layer, low)
+            encoded = self._encode_alone(x.to(self.b_dec.dtype) * self.x_scale[layer], layer, low)
         return Codes([encoded.pairs], [encoded.values])
 
     def decode(self, codes: Codes | Tensor, x: Tensor | None = None) -> Tensor:
@@ -383,47 +390,44 @@ class CrossLayerTranscoder(SparseEncoders):
         rows: Tensor = self.W_dec[source][features, target - source]
         return rows * self.y_scale[target]
 
-    def decoder_blocks(self, source: int) -> tuple[Tensor, ...]:
-        """The decoders of a source layer, `(F, 1, d_model)` for each of its targets.
-
-        In one node of the graph: a slice for every target would each make a gradient of the size of all of them.
-        """
-        return tuple(block.unsqueeze(1) for block in self.W_dec[source].transpose(0, 1).unbind())
-
-    def layer_terms(
-        self,
-        codes: Mapping[int, Codes] | Sequence[Codes],
-        target: int,
-        blocks: Mapping[int, Sequence[Tensor]] | None = None,
-    ) -> Tensor:
+    def layer_terms(self, codes: Mapping[int, Codes] | Sequence[Codes], target: int) -> Tensor:
         """What the layers up to `target` add to it, from single-layer codes (`encode_layer`).
 
         Args:
             codes: single-layer `Codes` by layer; at least those of the layers that write to `target`.
             target: layer j.
-            blocks: `decoder_blocks` by layer, for gradients of several targets in one graph.
 
         Returns:
             `(target + 1, tokens, d_model)`; their sum + `b_dec[target]` (+ skip) is `y_hat[target]`.
         """
         return torch.stack(
             [
-                self._term(codes[source], source, target, None if blocks is None else blocks[source])
+                self._sum_of({source: codes[source]}, target)
                 if self.writes(source, target)
                 else self.b_dec.new_zeros(codes[target].n_tokens, self.d_out)
                 for source in range(target + 1)
             ]
         )
 
-    def _term(self, codes: Codes, source: int, target: int, blocks: Sequence[Tensor] | None) -> Tensor:
-        t = target - source
-        W = self.W_dec[source][:, t : t + 1] if blocks is None else blocks[t]
-        if codes.is_dense(0):
-            term = decode_dense([codes.layer_values[0]], [W], 1)[0]
-        else:
-            pairs, values = codes.layer(0)
-            term = decode_pairs(1, [pairs], [values], [W])[0]
-        return term * self.y_scale[target]
+    def layer_sum(self, codes: Mapping[int, Codes] | Sequence[Codes], target: int) -> Tensor:
+        """The sum of `layer_terms`, `(tokens, d_model)`, without the memory of the terms."""
+        return self._sum_of({i: codes[i] for i in range(target + 1) if self.writes(i, target)}, target)
+
+    def _sum_of(self, codes: Mapping[int, Codes], target: int) -> Tensor:
+        """What some layers, all of which write to `target`, add to it."""
+        parts, values, dense = [], [], []
+        for source, own in codes.items():
+            shared, t = self.shared("W_dec", source), target - source
+            if own.is_dense(0):
+                dense.append(dense_term(own.layer_values[0], shared, t))
+            else:
+                pairs, v = own.layer(0)
+                parts.append(Part(pairs, shared, t, t + 1, 0))
+                values.append(v)
+        if parts:
+            dense.append(decode_parts(1, parts, values)[0])
+        total = dense[0] if len(dense) == 1 else torch.stack(dense).sum(0)
+        return total * self.y_scale[target]
 
     def skip_term(self, x: Tensor, layer: int) -> Tensor:
         """What the linear path adds to layer `layer`: `(tokens, d_model)` from x `(tokens, d_model)`; 0 without it."""
@@ -499,7 +503,8 @@ class CrossLayerTranscoder(SparseEncoders):
             return decode_dense(codes.layer_values, list(self.W_dec), self.n_layers)
         layers = [codes.layer(layer) for layer in range(self.n_layers)]
         pairs, values = [p for p, _ in layers], [v for _, v in layers]
-        return decode_pairs(self.n_layers, pairs, values, list(self.W_dec), self.gradients)
+        decoders = [self.shared("W_dec", layer) for layer in range(self.n_layers)]
+        return decode_pairs(self.n_layers, pairs, values, decoders)
 
     def train(self, mode: bool = True) -> Self:
         """Training mode on or off; off gives the gradients' memory back."""

@@ -126,7 +126,7 @@ def test_token_sets(row: Row, images: Tensor) -> None:
     first = vit.read(images, "resid_pre", [0])["resid_pre"].unflatten(1, (3, -1))[0]
     moved = vit.read(images.flip(0), "resid_pre", [0])["resid_pre"].unflatten(1, (3, -1))[0]
     differs = (first - moved).abs().amax((0, 2)) > 1e-5
-    patches = vit.tokens.slice("patch")
+    patches = vit.tokens.span("patch")
     assert bool(differs[patches].all())
     assert int(differs.sum()) == vit.tokens.n_patches == vit.grid[0] * vit.grid[1]
     for name in {"cls", "register"} - set(vit.tokens.sets):

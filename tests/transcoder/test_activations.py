@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import AbsTopK, BatchTopK, JumpReLU, ReLU, TopK
-from clt_lightning.transcoder.activations import ACTIVATIONS, Activation, dense, from_config, top_indices
+from clt_lightning.transcoder.activations import ACTIVATIONS, Activation, dense, from_config
+from clt_lightning.transcoder.top import top_indices
 
 A = TypeVar("A", bound=Activation)
 pre_table = torch.tensor([[3.0, -4.0, 1.0, 2.0], [-1.0, -2.0, 0.5, -3.0]])

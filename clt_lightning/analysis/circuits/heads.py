@@ -102,6 +102,7 @@ def split_by_heads(model: ImageModel, graph: Graph, node: int, rows: Rows = "fro
     n = len(graph.nodes)
 
     def among(rows_: Tensor) -> Tensor:
+        rows_ = rows_.cpu()
         return rows_.new_zeros(len(rows_), n).index_add_(1, columns, rows_)
 
     return HeadSplit(node, among(direct)[0], among(heads.flatten(0, 1)).unflatten(0, (L, n_heads)))

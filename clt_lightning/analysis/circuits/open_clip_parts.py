@@ -17,6 +17,9 @@ from clt_lightning.analysis.circuits.parts import (
     ReadOutParts,
     TowerParts,
 )
+from clt_lightning.analysis.circuits.timm_parts import timm_parts
+from clt_lightning.backbone.families.open_clip import OpenClipViT
+from clt_lightning.backbone.families.timm import TimmViT
 from clt_lightning.core.errors import UserError
 
 
@@ -24,7 +27,8 @@ def parts_of(clip: Any) -> TowerParts:
     """The parts of a backbone's image tower.
 
     Args:
-        clip: a `FrozenCLIP`, or a backbone with a method `circuit_parts()`.
+        clip: a `FrozenCLIP` with a tower of open_clip's own, a `FrozenViT` of timm's, or a backbone with a method
+            `circuit_parts()`.
 
     Raises:
         UserError: an architecture whose parts are not known.
@@ -33,6 +37,14 @@ def parts_of(clip: Any) -> TowerParts:
     if callable(own):
         found: TowerParts = own()
         return found
+    family = getattr(clip, "family", None)
+    if isinstance(family, TimmViT):
+        return timm_parts(clip, family)
+    if not isinstance(family, OpenClipViT):
+        raise UserError(
+            f"'{clip.name}' is of the family {type(family).__name__}: circuits are known of open_clip's own towers "
+            "and of timm's"
+        )
     visual = clip.model.visual
     return TowerParts(
         name=clip.name,

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.circuits.linear import Held, LinearBlock, score_scale
+from clt_lightning.analysis.circuits.forward import Held, score_scale
+from clt_lightning.analysis.circuits.linear import LinearBlock
 from clt_lightning.analysis.circuits.parts import BlockParts, Norm
 
 

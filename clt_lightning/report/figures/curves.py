@@ -97,6 +97,8 @@ def replacement(arms: Arms, metric: str, single: bool, name: str) -> Figure:
             axes.set(title=TOKEN_NAMES[tokens], xlabel="layer" if single else f"first layer replaced (to {last})")
             axes.set_xticks(sorted({a["first"] for a in chosen}))
         panels[0].set_ylabel(f"{name} ({'nats' if metric == 'kl' else '%'})")
+        if metric == "kl" and any(a[metric]["value"] > 0 for a in chosen):
+            panels[0].set_yscale("log")  # shared: it spans decades
         _legend(figure, panels)
     return figure
 

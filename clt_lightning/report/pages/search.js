@@ -42,9 +42,7 @@
       return h(
         "li",
         {},
-        c && c.image[i] >= 0
-          ? CLT.thumb(sprites, c.image[i], { mode: "image", alt: "its strongest image" })
-          : h("span", { class: "thumb" }),
+        CLT.strongest(c, sprites, layer, number),
         h(
           "span",
           {},

@@ -14,7 +14,7 @@ import yaml
 import clt_lightning as cl
 from clt_lightning.analysis.circuits import validate
 from clt_lightning.analysis.circuits.graph import Graph
-from clt_lightning.analysis.circuits.validate import COLUMNS, lines
+from clt_lightning.analysis.circuits.validation import COLUMNS, lines
 from clt_lightning.cli.main import main
 from tests.analysis import world
 from tests.analysis.circuits.circuit_world import a_target, an_image, clip_of, clt_of
@@ -128,7 +128,7 @@ def test_validation_of_made_graphs() -> None:
 
 def test_the_live_gradient_is_the_slope_of_small_changes() -> None:
     from clt_lightning.analysis.circuits import NodeSet, intervene, model_of_image
-    from clt_lightning.analysis.circuits.validate import live_gradients
+    from clt_lightning.analysis.circuits.validation import live_gradients
 
     clip, clt = clip_of("plain"), clt_of()
     model = model_of_image(clip, clt, an_image(), torch.float64, "through")

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from clt_lightning.analysis.circuits.attribute import attribute
+from clt_lightning.analysis.circuits.attribution import attribute
 from clt_lightning.analysis.circuits.graph import Graph
-from clt_lightning.analysis.circuits.intervene import Effects, intervene
+from clt_lightning.analysis.circuits.intervention import Effects, intervene
 from clt_lightning.analysis.circuits.nodeset import NodeEdit, NodeSet
 from clt_lightning.analysis.effects import ablation_effects
 from clt_lightning.analysis.steering import Edit, steered

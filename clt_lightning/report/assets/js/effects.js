@@ -57,5 +57,5 @@
       });
   };
   CLT.EFFECT_CHECK_NOTE =
-    "Features were really ablated, one at a time: what each writes was taken out of the live model's MLP outputs. Slope: of the real effect on the predicted one. Half of the features are the strongest, half drawn from the others; intervals are over images. Integrated: four midpoints on the path from the code to 0.";
+    "Features were really ablated, one at a time: what each writes was taken out of the live model's MLP outputs. Slope: of the real effect on the predicted one. Half of the features are the strongest, half drawn from the others; intervals are over images. Integrated: gradients at two nodes of Gauss and Legendre on the path from the code to 0.";
 })();
