@@ -77,7 +77,7 @@ COLUMNS = {
 }
 
 
-class InMemory(torch.utils.data.Dataset):
+class InMemory(torch.utils.data.Dataset[dict[str, Any]]):
     """A split, decoded once."""
 
     def __init__(self, loader: Any, n: int | None = None) -> None:
@@ -114,8 +114,10 @@ class World(lightning.LightningDataModule):
             self.clip_config = ClipConfig(pretrained="demo")
             data = Demo(root=root, n_train=n_train, n_test=n_test, batch_size=200)
         else:
-            self.clip_config = ClipConfig(name="photo", pretrained=f"{root}/clip/open_clip_model.safetensors")
+            weights = f"{root}/clip/open_clip_model.safetensors"
+            self.clip_config = ClipConfig(name="photo", pretrained=weights)
             data = WebImages(root=f"{root}/data", batch_size=200)
+        assert not isinstance(self.clip_config.pretrained, Path)  # the config has made it a string
         clip = FrozenCLIP(self.clip_config.name, self.clip_config.pretrained)
         self.n_layers, data.transform = clip.n_layers, clip.preprocess
         data.prepare_data()

@@ -22,9 +22,9 @@ from benchmarks.common import machine, medians, rates, seconds, write
 from clt_lightning.core.memory import peak_resident, resident
 from clt_lightning.optim import AdamW
 from clt_lightning.transcoder import AuxiliaryRequest, CrossLayerTranscoder, TopK
-from clt_lightning.transcoder.activations import top_indices
 from clt_lightning.transcoder.clt import Topology
 from clt_lightning.transcoder.losses import AuxKConfig, auxiliary_tokens, auxk_loss, reconstruction_loss
+from clt_lightning.transcoder.top import top_indices
 
 VARIANTS = ("ours", "dense", "bag", "per_layer", "auxk")
 
@@ -167,7 +167,8 @@ def peak_memory(variant: str, args: argparse.Namespace) -> dict[str, int]:
     process.join()
     if process.exitcode:
         return {"peak": -1, "beyond_weights_gradients_state": -1}
-    return queue.get()
+    result: dict[str, int] = queue.get()
+    return result
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace, root: str) -> dict[str, Any]:
     clt = CrossLayerTranscoder(clip.n_layers, clip.d_model, options.features, TopK(options.k), seed=0)
     clt.to(options.device)
     optimizer = AdamW(clt.parameters(), lr=1e-4)
-    spent: Counter[str] = Counter()
+    spent: defaultdict[str, float] = defaultdict(float)
     tokens = 0
     mark = time.perf_counter()
 

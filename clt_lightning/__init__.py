@@ -10,9 +10,13 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from clt_lightning import analysis, callbacks, data, metrics
     from clt_lightning.analysis import Edit, evaluate, explain_image, open_run, steer
+    from clt_lightning.analysis.circuits import Graph, NodeSet, attribute, intervene
     from clt_lightning.analysis.target import Target
+    from clt_lightning.backbone.vit import FrozenViT
     from clt_lightning.clip import FrozenCLIP
     from clt_lightning.core.errors import UserError
+    from clt_lightning.core.sites import Sites
+    from clt_lightning.core.tokens import TokenLayout
     from clt_lightning.module import CLTModule
     from clt_lightning.replacement import replaced
     from clt_lightning.settings import (
@@ -28,6 +32,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "FrozenCLIP": "clip",
+    "FrozenViT": "backbone.vit",
+    "Sites": "core.sites",
+    "TokenLayout": "core.tokens",
     "CrossLayerTranscoder": "transcoder",
     "Codes": "transcoder",
     "ReLU": "transcoder",
@@ -45,6 +52,10 @@ _HOME = {
     "TokensConfig": "settings",
     "TranscoderConfig": "settings",
     "Edit": "analysis",
+    "Graph": "analysis.circuits",
+    "NodeSet": "analysis.circuits",
+    "attribute": "analysis.circuits",
+    "intervene": "analysis.circuits",
     "Target": "analysis.target",
     "evaluate": "analysis",
     "explain_image": "analysis",
@@ -52,7 +63,7 @@ _HOME = {
     "steer": "analysis",
     "UserError": "core.errors",
 }
-_MODULES = ("analysis", "callbacks", "clip", "data", "metrics", "optim", "transcoder")
+_MODULES = ("analysis", "backbone", "callbacks", "clip", "data", "metrics", "optim", "transcoder")
 
 __all__ = [
     "AbsTopK",
@@ -63,22 +74,29 @@ __all__ = [
     "CrossLayerTranscoder",
     "Edit",
     "FrozenCLIP",
+    "FrozenViT",
+    "Graph",
     "JumpReLU",
     "LossConfig",
+    "NodeSet",
     "ParallelConfig",
     "ReLU",
     "ReviveConfig",
     "ScheduleConfig",
+    "Sites",
     "Target",
+    "TokenLayout",
     "TokensConfig",
     "TopK",
     "TranscoderConfig",
     "UserError",
     "analysis",
+    "attribute",
     "callbacks",
     "data",
     "evaluate",
     "explain_image",
+    "intervene",
     "metrics",
     "open_run",
     "replaced",

@@ -6,6 +6,7 @@ these tests.
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 from collections.abc import Callable
 from typing import Any
@@ -135,9 +136,20 @@ class CheckpointFiles(ModelCheckpoint):
         super()._save_last_checkpoint(trainer, monitor_candidates)
         self.after_last(trainer)
 
+    def after_file(self, trainer: pl.Trainer, filepath: str) -> None:
+        """Called on every process after a checkpoint was written."""
+
+    def give_name(self, trainer: pl.Trainer, filepath: str) -> bool:
+        """Called on every process in the place of writing: whether a file that holds this state has got the name."""
+        return False
+
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
         self.before_file(trainer, filepath)
+        if self.give_name(trainer, filepath):
+            self._last_global_step_saved, self._last_checkpoint_saved = trainer.global_step, filepath
+            return
         super()._save_checkpoint(trainer, filepath)
+        self.after_file(trainer, filepath)
 
 
 def stop_after_validations(stopping: EarlyStopping) -> None:
@@ -200,6 +212,11 @@ def set_process_group(strategy: Any, group: Any) -> None:
 def forget_module(strategy: Any) -> None:
     """Leaves a module out of a strategy's teardown."""
     strategy._lightning_module = None
+
+
+def options_of(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """The options of a parser, which argparse keeps to itself."""
+    return [action for action in parser._actions if action.option_strings]
 
 
 def children(trainer: pl.Trainer) -> list[subprocess.Popen[bytes]]:

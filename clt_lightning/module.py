@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
@@ -21,11 +21,12 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from clt_lightning import compat
+from clt_lightning.backbone import Activations, Backbone, random_positions
+from clt_lightning.backbone.make import make_backbone, settings_of
 from clt_lightning.batches import as_batch
 from clt_lightning.buffer import ActivationBuffer
-from clt_lightning.cascade import cascade_parts
-from clt_lightning.clip import Activations, FrozenCLIP
-from clt_lightning.clip.activations import random_positions
+from clt_lightning.cascade import Clean, capture_clean, cascade_parts
+from clt_lightning.clip import FrozenCLIP
 from clt_lightning.core import seeds
 from clt_lightning.core.errors import UserError, within
 from clt_lightning.core.progress import Progress
@@ -57,20 +58,22 @@ warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer
 
 MYPY = False  # type checkers take it for true; jsonargparse would read a TYPE_CHECKING block
 if MYPY:
-    Backbone = ClipConfig | FrozenCLIP
+    AnyBackbone = ClipConfig | Backbone
     Transcoder = TranscoderConfig | CrossLayerTranscoder
 else:  # what the command line reads: settings alone
-    Backbone, Transcoder = ClipConfig, TranscoderConfig
+    AnyBackbone, Transcoder = ClipConfig, TranscoderConfig
 
 
-def describe_clip(clip: FrozenCLIP) -> ClipConfig:
+def describe_clip(clip: Backbone) -> ClipConfig:
     """The settings that make a backbone like this one."""
-    return ClipConfig(clip.name, clip.pretrained, "bf16" if clip.precision == "bf16" else "fp32")
+    return ClipConfig(**settings_of(clip))
 
 
 def describe_transcoder(clt: CrossLayerTranscoder) -> TranscoderConfig:
     """The settings that make a transcoder like this one, untrained."""
-    return TranscoderConfig(clt.n_features, clt.activation, clt.topology, clt.skip, clt.backend)
+    return TranscoderConfig(
+        clt.n_features, clt.activation, clt.topology, clt.skip, clt.backend, clt.sites, clt.normalization
+    )
 
 
 def default_optimizer(params: Iterable[Any]) -> torch.optim.Optimizer:
@@ -80,12 +83,14 @@ def default_optimizer(params: Iterable[Any]) -> torch.optim.Optimizer:
 
 @dataclass
 class StepPart:
-    """What a step keeps of one chunk of tokens: parts of the loss, `y_hat`, fired features, number of active codes."""
+    """What a step keeps of one chunk of tokens: parts of the loss, `y_hat`, fired features, number of active codes, and
+    the share of rows that a low-precision product left open."""
 
     parts: dict[str, Tensor]
     y_hat: Tensor
     fired: Tensor
     active: Tensor
+    repeated: Tensor | None = None
 
 
 class CLTModule(lightning.LightningModule):
@@ -94,7 +99,7 @@ class CLTModule(lightning.LightningModule):
     Batches are dicts with `image` (docs/design.md), tuples `(image, label)`, or images alone, from any loader.
 
     Args:
-        clip: the frozen backbone: settings, or a `FrozenCLIP`.
+        clip: the frozen backbone: settings, or a `FrozenCLIP` or `FrozenViT`.
         transcoder: the transcoder: settings, or a `CrossLayerTranscoder`, which is trained in place.
         loss: coefficients and warm-up of each part of the loss.
         optimizer: optimizer class and arguments, e.g. `{class_path: torch.optim.AdamW, init_args: {lr: 4.0e-4}}`;
@@ -111,7 +116,7 @@ class CLTModule(lightning.LightningModule):
     def __init__(
         self,
         # defaults are never changed; no `| None`, since the types carry the command line's help
-        clip: Backbone = ClipConfig(),  # noqa: B008
+        clip: AnyBackbone = ClipConfig(),  # noqa: B008
         transcoder: Transcoder = TranscoderConfig(),  # noqa: B008
         loss: LossConfig = LossConfig(),  # noqa: B008
         optimizer: OptimizerCallable = default_optimizer,
@@ -122,7 +127,7 @@ class CLTModule(lightning.LightningModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        self.clip_config = describe_clip(clip) if isinstance(clip, FrozenCLIP) else from_plain(ClipConfig, clip)
+        self.clip_config = describe_clip(clip) if isinstance(clip, Backbone) else from_plain(ClipConfig, clip)
         if isinstance(transcoder, CrossLayerTranscoder):
             self.transcoder_config = describe_transcoder(transcoder)
         else:
@@ -147,11 +152,12 @@ class CLTModule(lightning.LightningModule):
             }
         )
 
-        if isinstance(clip, FrozenCLIP):
-            self.clip = clip
+        self.clip: FrozenCLIP  # other backbones have the same methods; those of texts refuse
+        if isinstance(clip, Backbone):
+            self.clip = cast(FrozenCLIP, clip)
         else:
             with within("model.clip"):
-                self.clip = FrozenCLIP(**to_plain(self.clip_config), seed=seed)
+                self.clip = cast(FrozenCLIP, make_backbone(**to_plain(self.clip_config), seed=seed))
         t = self.transcoder_config
         sharded = self.parallel_config.feature > 1
         if isinstance(transcoder, CrossLayerTranscoder):
@@ -166,11 +172,17 @@ class CLTModule(lightning.LightningModule):
             with torch.device("meta") if sharded else nullcontext():
                 self.transcoder = CrossLayerTranscoder(**self._form(), seed=None if sharded else seed)
         self.register_buffer(
-            "tokens_since_fired", torch.zeros(self.clip.n_layers, t.n_features, dtype=torch.int64), persistent=True
+            "tokens_since_fired",
+            torch.zeros(self.transcoder.n_layers, t.n_features, dtype=torch.int64),
+            persistent=True,
         )
+        self._at_all_mlps = self.transcoder.sites.is_mlp and self.transcoder.n_layers == self.clip.n_layers
+        if self.loss_config.cascade.is_on and not self._at_all_mlps:
+            say("the cascade's terms of the loss are off: they are for a transcoder in the place of all MLPs")
         self.buffer = ActivationBuffer(self.tokens_config.buffer) if self.tokens_config.buffer else None
         self.finite = FiniteWatch()
         self.clock = StepClock()
+        self.entries: set[int] = set()  # blocks whose entry an evaluation keeps
         self.batches_seen = 0
         self.total_steps = -1  # optimizer steps of the whole run; known when training starts
         self.validated_at_step: int | None = None
@@ -178,8 +190,19 @@ class CLTModule(lightning.LightningModule):
     def _form(self) -> dict[str, Any]:
         """What makes the transcoder, without its seed."""
         t = self.transcoder_config
-        own = {name: getattr(t, name) for name in ("n_features", "activation", "topology", "skip", "backend")}
-        return {"n_layers": self.clip.n_layers, "d_model": self.clip.d_model, **own}
+        kept = ("n_features", "activation", "topology", "skip", "backend", "normalize")
+        sites = t.sites.of(t.topology)
+        layers = sites.resolve(self.clip.n_layers, self.clip.name)
+        if sites.layers is not None and not sites.once:
+            sites = dataclasses.replace(sites, layers=list(layers))  # as the backbone numbers them
+        widths = [self.clip.site_width(str(site)) for site in (sites.read, sites.write)]
+        return {
+            "n_layers": len(layers),
+            "d_model": widths[0],
+            "d_out": widths[1],
+            "sites": sites,
+            **{name: getattr(t, name) for name in kept},
+        }
 
     # -- set-up ------------------------------------------------------------------------------------------------------
     def setup(self, stage: str) -> None:
@@ -248,15 +271,15 @@ class CLTModule(lightning.LightningModule):
         # a loader of its own: reading from the training loader would move its place in the data
         datamodule = getattr(self.trainer, "datamodule", None)
         loader: Any = self.trainer.train_dataloader if datamodule is None else datamodule.train_dataloader()
-        sums = StatisticsAccumulator(self.clip.n_layers, self.clip.d_model, self.device)
+        clt = self.transcoder
+        sums = StatisticsAccumulator(clt.n_layers, clt.d_model, self.device, clt.d_out)
         wanted = -(-self.tokens_config.statistics // self._data_place()[1])
         say(f"normalisation: {wanted:,} training tokens set the transcoder's scales, once")
         with Progress("normalisation", wanted, "tokens") as bar:
             for index, raw in enumerate(loader):
                 batch = as_batch(raw)
-                sums.update(
-                    *self._sites(self._capture(batch, self._positions(len(batch["image"]), self._generator(index))))
-                )
+                acts = self._capture(batch, self._positions(len(batch["image"]), self._generator(index)))
+                sums.update(*self._sites(acts))
                 bar.to(min(int(sums.n), wanted))
                 if int(sums.n) >= wanted:
                     break
@@ -268,8 +291,15 @@ class CLTModule(lightning.LightningModule):
     # -- the step ----------------------------------------------------------------------------------------------------
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         generator = self._generator(self.batches_seen)
+        config, strength = self.loss_config.cascade, self._cascade_strength()
+        clean: Clean | None = None
         with self.clock.part("clip"):
-            acts = self._capture(batch, self._positions(len(batch["image"]), generator))
+            positions = self._positions(len(batch["image"]), generator)
+            if strength:
+                acts, clean = capture_clean(self.clip, batch["image"], positions, self._names)
+                clean = clean.first(config.images)
+            else:
+                acts = self._capture(batch, positions)
         self.clock.begin("transcoder")  # ended after the backward pass
         x, y = self._sites(acts)
         if self.buffer is not None:
@@ -278,11 +308,16 @@ class CLTModule(lightning.LightningModule):
         chunk = self.tokens_config.max_tokens_per_chunk or x.shape[1]
         done: list[StepPart] = []
         losses = self._chunk_losses(x, y, request, chunk, done)
-        if chunk >= x.shape[1]:
-            loss = next(losses)
-        else:
-            loss = add_up(losses, [p for p in self.transcoder.parameters() if p.requires_grad])
-        cascade = self._cascade(batch)
+        together = chunk >= x.shape[1]
+        with self.transcoder.one_gradient() if together else nullcontext():
+            if together:
+                loss = next(losses)
+            else:
+                loss = add_up(losses, [p for p in self.transcoder.parameters() if p.requires_grad])
+            cascade = {}
+            if clean is not None:
+                found = cascade_parts(self.clip, self.transcoder, batch["image"][: config.images], config, clean)
+                cascade = {name: strength * value for name, value in found.items()}
         loss = torch.stack([loss, *cascade.values()]).sum()
         names = dict.fromkeys(name for part in done for name in part.parts)
         parts = {name: torch.stack([p.parts[name] for p in done if name in p.parts]).sum() for name in names}
@@ -292,7 +327,8 @@ class CLTModule(lightning.LightningModule):
         self._average_threshold()
         self.batches_seen += 1
         active = self.transcoder.sum_over_shards(torch.stack([part.active for part in done]).sum())
-        self._log_step(loss, parts, active / x.shape[:2].numel())
+        repeated = [part.repeated for part in done if part.repeated is not None]
+        self._log_step(loss, parts, active / x.shape[:2].numel(), torch.stack(repeated).mean() if repeated else None)
         return {"loss": loss, "tokens": x.shape[1]}
 
     def _chunk_losses(
@@ -304,7 +340,7 @@ class CLTModule(lightning.LightningModule):
         for start in range(0, n_tokens, chunk):
             stop = min(start + chunk, n_tokens)
             part = split_request(request, start, stop)
-            out = self.transcoder(x[:, start:stop], want_pre=want_pre, auxiliary=part)
+            out = self.transcoder(x[:, start:stop], want_pre=want_pre, auxiliary=part, standardised=True)
             tokens = None if part is None else part.tokens
             parts = loss_parts(
                 self.loss_config, self.transcoder, y[:, start:stop], out, self.global_step, tokens, self._max_steps
@@ -315,28 +351,27 @@ class CLTModule(lightning.LightningModule):
                     share = part.tokens.numel() / request.tokens.numel()
                 parts[name] = parts[name] * share
             detached = {name: value.detach() for name, value in parts.items()}
-            done.append(StepPart(detached, out.y_hat.detach(), self.transcoder.fired(out.codes), out.codes.l0().sum()))
+            fired, active = self.transcoder.fired(out.codes), out.codes.l0().sum()
+            done.append(StepPart(detached, out.y_hat.detach(), fired, active, out.repeated))
             yield torch.stack(list(parts.values())).sum()
 
-    def _cascade(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def _cascade_strength(self) -> float:
         config = self.loss_config.cascade
-        strength = config.strength(self.global_step, self.total_steps)
-        if not strength:
-            return {}
-        parts = cascade_parts(self.clip, self.transcoder, batch["image"][: config.images], config)
-        return {name: strength * value for name, value in parts.items()}
+        return config.strength(self.global_step, self.total_steps) if self._at_all_mlps else 0.0
 
-    def _log_step(self, loss: Tensor, parts: dict[str, Tensor], l0: Tensor) -> None:
+    def _log_step(self, loss: Tensor, parts: dict[str, Tensor], l0: Tensor, repeated: Tensor | None) -> None:
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not every or (self.global_step + 1) % every:
             return  # one transfer every few steps: reading a scalar stalls the device
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log_dict({f"train/loss/{name}": value for name, value in parts.items()})
         self.log("train/l0", l0, prog_bar=True)
+        if repeated is not None:
+            self.log("train/repeated_rows", repeated)
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
 
     def _capture(self, batch: dict[str, Any], positions: Tensor | None) -> Activations:
-        return self.clip.capture(batch["image"], positions=positions)
+        return self.clip.capture(batch["image"], self._blocks, positions=positions, sites=self._names)
 
     @property
     def _max_steps(self) -> int:
@@ -344,8 +379,17 @@ class CLTModule(lightning.LightningModule):
         return 0 if trainer is None else trainer.max_steps
 
     def _sites(self, acts: Activations) -> tuple[Tensor, Tensor]:
-        """What the encoders read and what the decoders rebuild."""
-        return (acts.y if self.transcoder.topology == "sae" else acts.x), acts.y
+        """What the encoders read and what the decoders rebuild, standardised where the transcoder does that."""
+        x = self.transcoder.standardised(acts.x)
+        return x, x if acts.y is acts.x else acts.y
+
+    @property
+    def _names(self) -> tuple[str, str]:
+        return str(self.transcoder.sites.read), str(self.transcoder.sites.write)
+
+    @property
+    def _blocks(self) -> tuple[int, ...]:
+        return self.transcoder.sites.resolve(self.clip.n_layers, self.clip.name)
 
     def _generator(self, index: int) -> torch.Generator:
         """A generator that depends on seed, batch and place alone, so that a resumed run draws the same."""
@@ -363,10 +407,13 @@ class CLTModule(lightning.LightningModule):
         return (int(told["rank"]), int(told["num_replicas"])) if told else (0, 1)
 
     def _positions(self, n_images: int, generator: torch.Generator) -> Tensor | None:
-        wanted = self.tokens_config.per_image
-        if wanted is None or wanted >= self.clip.n_positions:
+        if self.transcoder.sites.read == "final":
             return None
-        return random_positions(n_images, self.clip.n_positions, wanted, generator)
+        span, wanted = self.clip.tokens.span(self.tokens_config.set), self.tokens_config.per_image
+        size = span.stop - span.start
+        if wanted is not None and wanted < size:
+            return random_positions(n_images, size, wanted, generator) + span.start
+        return None if size == self.clip.n_positions else torch.arange(span.start, span.stop).expand(n_images, -1)
 
     def _auxiliary_request(self, n_tokens: int, generator: torch.Generator) -> AuxiliaryRequest | None:
         config = self.loss_config.auxk
@@ -376,7 +423,7 @@ class CLTModule(lightning.LightningModule):
         most = int(dead.sum(1).max())
         if not most:
             return None
-        k = config.k or max(1, self.clip.d_model // 2)
+        k = config.k or max(1, self.transcoder.d_out // 2)
         live = self.transcoder.activation.most_active or 64  # others bound nothing: a usual number
         n = auxiliary_tokens(config, n_tokens, k, most, live)
         chosen = torch.randperm(n_tokens, generator=generator)[:n]
@@ -432,14 +479,20 @@ class CLTModule(lightning.LightningModule):
 
         Returns:
             `{"acts": Activations (all tokens, with embeddings), "y_hat": (layers, tokens, d_model), "codes": Codes,
-            "features": (layers, tokens, d_model) what the features add to y_hat; None without a linear skip}`.
+            "features": (layers, tokens, d_model) what the features add to y_hat; None without a linear skip,
+            "entries": the stream at the entry of the blocks in `self.entries`, (images, positions, d_model) by block}`.
         """
-        acts = self.clip.capture(batch["image"], embeddings=True)
-        x = self._sites(acts)[0]
+        entries: dict[int, Tensor] = {}
+        seen = (
+            self.clip.watch(entries.__setitem__, sorted(self.entries), "resid_pre") if self.entries else nullcontext()
+        )
+        with seen:
+            acts = self.clip.capture(batch["image"], self._blocks, embeddings=True, sites=self._names)
+        x = acts.x
         out = self.transcoder(x)
         features = out.y_hat - self.transcoder.linear_part(x) if self.transcoder.skip else None
         codes = self.transcoder.gather_codes(out.codes)
-        return {"acts": acts, "y_hat": out.y_hat, "codes": codes, "features": features}
+        return {"acts": acts, "y_hat": out.y_hat, "codes": codes, "features": features, "entries": entries}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         return self.evaluate_batch(batch)
@@ -527,7 +580,10 @@ class CLTModule(lightning.LightningModule):
 
 def _form_keys(own: dict[str, Any], theirs: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Keys that decide the shape and meaning of the weights, with the values of two sets of hyperparameters."""
-    for section, keys in (("clip", ("name", "pretrained")), ("transcoder", ("n_features", "topology", "skip"))):
+    for section, keys in (
+        ("clip", ("library", "name", "pretrained", "image_size")),
+        ("transcoder", ("n_features", "topology", "skip", "sites", "normalize")),
+    ):
         for key in keys:
             a, b = own[section][key], theirs.get(section, {}).get(key, own[section][key])
             if key == "pretrained" and a and b:

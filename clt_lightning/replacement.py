@@ -1,16 +1,19 @@
-"""A transcoder in the place of CLIP's MLPs."""
+"""A transcoder in the place of what it rebuilds: the MLPs of a backbone, or any other site."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone import Backbone
+from clt_lightning.backbone.taps import ENTRY
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.tokens import TokenLayout
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 TermEditor = Callable[[int, Tensor], Tensor]
@@ -19,56 +22,82 @@ TermEditor = Callable[[int, Tensor], Tensor]
 SkipFn = Callable[[int, Tensor], Tensor]
 """`skip(layer, x) -> (tokens, d_model)`: what takes the place of the linear skip."""
 
+Error = Literal["none", "clean"]
+
 
 @dataclass
 class ReplacementTrace:
     """What happened inside a replaced forward; filled anew by every one.
 
+    Layers are numbered as the transcoder numbers them: those of the backbone, if it stands at all of its blocks.
+
     Attributes:
         codes: the codes of each layer read so far, by layer, of the replaced tokens.
-        y_hat: what was added to the stream instead of the MLP's output, by layer, `(tokens, d_model)`.
+        y_hat: what was put in the place of each layer's site, without the error, by layer, `(tokens, d_out)`.
     """
 
     codes: dict[int, Codes] = field(default_factory=dict)
     y_hat: dict[int, Tensor] = field(default_factory=dict)
 
 
-def check_fit(clip: FrozenCLIP, clt: CrossLayerTranscoder) -> None:
+def check_fit(clip: Backbone, clt: CrossLayerTranscoder) -> tuple[int, ...]:
     """Whether a transcoder is one for this backbone.
+
+    Returns:
+        the backbone's block of each of the transcoder's layers; a single 0 for a site that the model has once.
 
     Raises:
         UserError: they have other numbers of layers or other widths.
     """
-    if (clt.n_layers, clt.d_model) != (clip.n_layers, clip.d_model):
+    sites = clt.sites
+    layers = sites.resolve(clip.n_layers, clip.name)
+    widths = [clip.embed_dim if site == "final" else clip.d_model for site in (sites.read, sites.write)]
+    if (clt.n_layers, clt.d_model) != (len(layers), widths[0]):
         raise UserError(
             f"the transcoder is for {clt.n_layers} layers of width {clt.d_model}, "
-            f"the backbone {clip.name!r} has {clip.n_layers} of width {clip.d_model}"
+            f"the backbone {clip.name!r} has {len(layers)} of width {widths[0]}"
         )
+    if clt.d_out != widths[1]:
+        raise UserError(
+            f"the transcoder rebuilds vectors of width {clt.d_out}, {sites.write} of the backbone {clip.name!r} has "
+            f"{widths[1]}"
+        )
+    return layers
+
+
+def tokens_of(clip: Backbone, clt: CrossLayerTranscoder) -> TokenLayout:
+    """Which token is what at a transcoder's sites: the backbone's own; at `final` one vector an image, as of [CLS]."""
+    return TokenLayout(0) if clt.sites.read == "final" else clip.tokens
 
 
 @contextmanager
 def replaced(
-    clip: FrozenCLIP,
+    clip: Backbone,
     clt: CrossLayerTranscoder,
     layers: Iterable[int] | None = None,
     tokens: str = "all",
     edit: TermEditor | None = None,
     skip: SkipFn | None = None,
     grad: bool = False,
+    error: Error = "none",
 ) -> Iterator[ReplacementTrace]:
-    """While active, the transcoder's reconstruction is added to the residual stream instead of the MLPs' outputs.
+    """While active, the transcoder's reconstruction stands in the place of the site that it rebuilds.
 
-    Cascaded: every x is read from the running, already modified stream. A feature of a layer before the window still
-    writes into the window, read from the stream as it is there. A topology of `sae` reads the MLP's own output.
+    That is the MLPs' outputs, where no other sites were named. Cascaded: every x is read from the running, already
+    modified stream. A feature of a layer before the window still writes into the window, read from the stream as it is
+    there. A transcoder of topology `sae` reads the site's own tensor.
 
     Args:
         clip: the backbone.
         clt: the transcoder, on the same device.
-        layers: the MLPs to replace; None for all.
-        tokens: `all`, `cls` or `patch`: at which positions; the others keep the MLP's own output.
+        layers: the backbone's blocks whose site is replaced, of those where the transcoder stands; None for all of
+            them.
+        tokens: `all`, `cls`, `register` or `patch`: at which positions; the others keep the site's own tensor.
         edit: changes the terms of a target layer before they are summed (faithfulness, steering).
         skip: takes the place of the linear skip path; None: the transcoder's own.
         grad: let gradients flow (with `clip.encode_image(images, grad=True)`).
+        error: `clean` adds back what the reconstruction leaves out in the untouched model (which runs once more, on the
+            same images): with nothing else changed, the numbers are the untouched model's. `none` adds nothing.
 
     Yields:
         the trace of the last forward.
@@ -76,49 +105,188 @@ def replaced(
     Raises:
         UserError: transcoder and backbone do not fit, unknown layers or token set.
     """
-    check_fit(clip, clt)
-    if tokens not in ("all", "cls", "patch"):
-        raise UserError(f"tokens must be all, cls or patch, got {tokens!r}")
-    window = set(clip.check_layers(layers))
-    positions = {"all": slice(None), "cls": slice(0, 1), "patch": slice(1, None)}[tokens]
-    trace = ReplacementTrace()
-    blocks: dict[int, tuple[Tensor, ...]] = {}  # of this forward, where gradients are wanted
+    swap = _Replacement(clip, clt, layers, tokens, edit, skip, grad, error)
+    with swap.active():
+        yield swap.trace
 
-    def linear(x: Tensor, layer: int) -> Tensor:
-        return clt.skip_term(x, layer) if skip is None else skip(layer, x)
 
-    def read(site: Tensor) -> Tensor:
-        return site[:, positions].reshape(-1, clt.d_model)
+def embed_replaced(
+    clip: Backbone,
+    clt: CrossLayerTranscoder,
+    window: Sequence[int],
+    tokens: str,
+    entries: Mapping[int, Tensor],
+    codes: Codes,
+) -> Tensor:
+    """The embeddings with a window replaced, from what an untouched forward saw: nothing before it is run again.
 
-    def watch(layer: int, x: Tensor) -> None:
-        with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
-            if layer == first_read:
-                trace.codes.clear()
-                trace.y_hat.clear()
-                blocks.clear()
-            if clt.topology != "sae":
-                trace.codes[layer] = clt.encode_layer(read(x), layer)
+    Args:
+        clip: the backbone.
+        clt: the transcoder.
+        window: blocks, as `replaced` takes them.
+        tokens: as well.
+        entries: the untouched stream `(images, positions, d_model)` at the entry of some blocks.
+        codes: the untouched model's codes at all positions.
 
-    def branch(layer: int, x: Tensor, compute_y: Callable[[], Tensor]) -> Tensor:
-        with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
-            y = compute_y() if tokens != "all" or clt.topology == "sae" else None
-            if clt.topology == "sae":
-                assert y is not None
-                trace.codes[layer] = clt.encode_layer(read(y), layer)
-            sources = {i: trace.codes[i] for i in range(layer + 1) if clt.writes(i, layer)}
-            if torch.is_grad_enabled():
-                blocks.update({i: clt.decoder_blocks(i) for i in sources if i not in blocks})
-            terms = clt.layer_terms(sources, layer, blocks or None)
-            if edit is not None:
-                terms = edit(layer, terms)
-            y_hat = terms.sum(0) + clt.b_dec[layer] + linear(read(x), layer)
-            trace.y_hat[layer] = y_hat
-            y_hat = y_hat.view(x.shape[0], -1, clt.d_model).to(x.dtype)
-            if y is None or tokens == "all":
+    Returns:
+        unit-norm `(images, embed_dim)`: what `encode_image` gives within `replaced`.
+
+    Raises:
+        UserError: as `replaced`.
+    """
+    first = min(window)
+    stream = entries[first]
+    with replaced(clip, clt, window, tokens) as trace:
+        images, positions = stream.shape[:2]
+        row = check_fit(clip, clt).index(first)
+        if clt.topology == "cross_layer" and row:
+            earlier = codes
+            if tokens != "all":
+                kept = torch.zeros(positions, dtype=torch.bool, device=codes.device)
+                kept[clip.tokens.slice(tokens)] = True
+                earlier = codes.select_tokens(kept.repeat(images))
+            trace.codes.update({i: earlier.slice(i) for i in range(row)})
+        return clip.run_from(first, stream)
+
+
+@dataclass
+class _Clean:
+    """The untouched model at the two sites, and its codes, by layer: the replaced tokens alone."""
+
+    x: dict[int, Tensor] = field(default_factory=dict)
+    y: dict[int, Tensor] = field(default_factory=dict)
+    codes: dict[int, Codes] = field(default_factory=dict)
+
+
+class _Replacement:
+    """One `replaced`, with what it keeps of a forward under way."""
+
+    def __init__(
+        self,
+        clip: Backbone,
+        clt: CrossLayerTranscoder,
+        layers: Iterable[int] | None,
+        tokens: str,
+        edit: TermEditor | None,
+        skip: SkipFn | None,
+        grad: bool,
+        error: Error,
+    ) -> None:
+        self.clip, self.clt = clip, clt
+        self.edit, self.skip, self.grad = edit, skip, grad
+        self.read, self.write = str(clt.sites.read), str(clt.sites.write)
+        self.blocks = check_fit(clip, clt)
+        self.rows = {block: row for row, block in enumerate(self.blocks)}
+        self.window = self._window(layers)
+        self.whole = tokens == "all"
+        span = clip.tokens.span(tokens)
+        if self.write == "final" and not self.whole:
+            raise UserError(f"the site final is one vector an image: tokens must be all, got {tokens!r}")
+        self.span = slice(None) if self.whole else span
+        if error not in ("none", "clean"):
+            raise UserError(f"error must be none or clean, got {error!r}")
+        self.error = error
+        self.trace = ReplacementTrace()
+        self.inputs: dict[int, Tensor] = {}
+        self.clean = _Clean()
+        # features of layers before the window write into it, so these layers are read as well
+        first = 0 if clt.topology == "cross_layer" else min(self.rows[block] for block in self.window)
+        self.to_read = self.blocks[first : max(self.rows[block] for block in self.window) + 1]
+
+    def _window(self, layers: Iterable[int] | None) -> list[int]:
+        if layers is None or self.clt.sites.once:
+            return list(self.blocks)
+        wanted = sorted(self.clip.check_layers(layers))
+        missing = [block for block in wanted if block not in self.rows]
+        if missing:
+            raise UserError(f"layers {missing}: this transcoder stands at blocks {list(self.blocks)} alone")
+        return wanted
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        entry = self.clip.n_layers - 1 if self.clt.sites.once else self.to_read[0]
+        with ExitStack() as stack:
+            if self.grad:
+                stack.enter_context(self.clt.one_gradient())
+            stack.enter_context(self.clip.taps.read(self._begin, [(ENTRY, entry)]))
+            if self.read != self.write:
+                stack.enter_context(self.clip.watch(self._see, self.to_read, self.read))
+            stack.enter_context(self.clip.override(self.write, self._put, self.window))
+            yield
+
+    def _begin(self, block: int, stream: Tensor) -> None:
+        self.trace.codes.clear()
+        self.trace.y_hat.clear()
+        self.inputs.clear()
+        if self.error == "clean":
+            self.clean = self._run_clean(block, stream)
+
+    def _run_clean(self, block: int, stream: Tensor) -> _Clean:
+        """The untouched model from the entry of a block on: what it has at the two sites."""
+        found = _Clean()
+        with torch.no_grad(), self.clip.taps.aside(), ExitStack() as stack:
+            if self.read != self.write:
+                keep = lambda of, x: found.x.update({self.rows[of]: self._flat(x)})  # noqa: E731
+                stack.enter_context(self.clip.watch(keep, self.to_read, self.read))
+            keep_y = lambda of, y: found.y.update({self.rows[of]: self._flat(y)})  # noqa: E731
+            stack.enter_context(self.clip.watch(keep_y, self.to_read, self.write))
+            self.clip.run_from(block, stream.detach())
+            found.x = found.x or found.y
+            if self.read != self.write:
+                found.codes = {row: self.clt.encode_layer(x, row) for row, x in found.x.items()}
+        return found
+
+    def _see(self, block: int, x: Tensor) -> None:
+        with self._grad():
+            row = self.rows[block]
+            self.inputs[row] = self._flat(x)
+            self.trace.codes[row] = self.clt.encode_layer(self.inputs[row], row)
+
+    def _put(self, block: int, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+        with self._grad():
+            row = self.rows[block]
+            # what is read may be a part of what is rebuilt (resid_mid of resid_post): it is there once this has run
+            inside = self.read != self.write and row not in self.inputs
+            own = compute() if inside or not self.whole or self.read == self.write else None
+            if self.read == self.write:
+                assert own is not None
+                self.inputs[row] = self._flat(own)
+                self.trace.codes[row] = self.clt.encode_layer(self.inputs[row], row)
+            y_hat = self._rebuilt(row, self.trace.codes, self.inputs.pop(row), self.edit)
+            self.trace.y_hat[row] = y_hat
+            if self.error == "clean":
+                y_hat = y_hat + self._left_out(row)
+            shape = x.shape if own is None else own.shape
+            y_hat = y_hat.view(shape[0], *([-1] if len(shape) == 3 else []), self.clt.d_out).to(x.dtype)
+            if own is None or self.whole:
                 return y_hat
-            return torch.cat([y_hat, y[:, 1:]], 1) if tokens == "cls" else torch.cat([y[:, :1], y_hat], 1)
+            out = own.clone()
+            out[:, self.span] = y_hat
+            return out
 
-    # features of layers before the window write into it, so these layers are read as well
-    first_read = 0 if clt.topology == "cross_layer" else min(window)
-    with clip.watch(watch, range(first_read, max(window) + 1)), clip.mlp_override(branch, sorted(window)):
-        yield trace
+    def _rebuilt(self, row: int, codes: dict[int, Codes], x: Tensor, edit: TermEditor | None) -> Tensor:
+        """The reconstruction of a layer, `(tokens, d_out)`."""
+        clt = self.clt
+        sources = {i: codes[i] for i in range(row + 1) if clt.writes(i, row)}
+        if edit is None:
+            added = clt.in_units(clt.layer_sum(sources, row), x)
+        else:
+            added = edit(row, clt.in_units(clt.layer_terms(sources, row), x)).sum(0)
+        return added + (clt.rest_term(x, row) if self.skip is None else clt.b_dec[row] + self.skip(row, x))
+
+    @torch.no_grad()
+    def _left_out(self, row: int) -> Tensor:
+        """What the reconstruction leaves out in the untouched model, `(tokens, d_out)`."""
+        clean = self.clean
+        if row not in clean.y:
+            raise UserError(f"error='clean' needs the untouched model: run it from block {self.to_read[0]} or before")
+        if self.read == self.write:
+            clean.codes[row] = self.clt.encode_layer(clean.y[row], row)
+        return clean.y[row] - self._rebuilt(row, clean.codes, clean.x[row], None)
+
+    def _flat(self, site: Tensor) -> Tensor:
+        """The replaced positions of a site, `(tokens, width)`."""
+        return site if site.ndim == 2 else site[:, self.span].reshape(-1, site.shape[-1])
+
+    def _grad(self) -> torch.set_grad_enabled:
+        return torch.set_grad_enabled(self.grad and torch.is_grad_enabled())

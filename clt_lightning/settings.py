@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
+from clt_lightning.backbone.make import Library
 from clt_lightning.core.arguments import check_fields
-from clt_lightning.core.errors import UserError
+from clt_lightning.core.errors import UserError, about
+from clt_lightning.core.sites import Sites
 from clt_lightning.transcoder import Activation, BatchTopK
 from clt_lightning.transcoder.activations import from_config
-from clt_lightning.transcoder.clt import Topology
+from clt_lightning.transcoder.clt import Normalize, Topology
 from clt_lightning.transcoder.encoders import Backend
 from clt_lightning.transcoder.losses import LossConfig
 
@@ -21,17 +23,23 @@ class ClipConfig:
     """The frozen backbone.
 
     Args:
-        name: open_clip's name of the architecture. OpenAI's weights were trained with QuickGELU: take
+        name: the library's name of the architecture. OpenAI's weights were trained with QuickGELU: take
             `ViT-B-32-quickgelu`, not `ViT-B-32`. Or `hf-hub:ORG/NAME` or `local-dir:FOLDER`, which bring weights along.
         pretrained: open_clip tag (downloaded on first use), path of a file of weights, folder with
             `open_clip_config.json` and weights, `hf-hub:ORG/NAME`, `demo` for the small CLIP that comes with this
             package, or null for random weights. Folders, repositories and `demo` bring their architecture along.
-        precision: `fp32` or `bf16`, the backbone's own, whatever the trainer's is.
+            Of timm: `default` for its own choice, a tag, path of a file, or null.
+        precision: `fp32` or `bf16`, the backbone's own, whatever the trainer's is; `fp64` for checks.
+        image_size: side of the images in pixels, of a model of timm's; null: its own.
+        library: whose names these are: `open_clip` (with a text tower), or `timm` (any Vision Transformer without one;
+            docs/backbones.md).
     """
 
     name: str = "ViT-B-32-quickgelu"
     pretrained: str | Path | None = "openai"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    image_size: int | None = None
+    library: Library = "open_clip"
 
     def __post_init__(self) -> None:
         check_fields(self, "clip")
@@ -49,6 +57,10 @@ class TranscoderConfig:
             outputs).
         skip: adds a linear path from x to y_hat in each layer.
         backend: `auto` takes the sparse or the dense path by measured density; `sparse` and `dense` force one.
+        sites: what of the backbone is read and rebuilt, and at which blocks (docs/sites.md); the topology's own by
+            default: MLP inputs and outputs of all blocks, or MLP outputs alone for `sae`.
+        normalize: `layer` scales x and y per layer; `token` (topology `sae`) standardises every token, so that those of
+            large norm do not have the loss to themselves.
     """
 
     n_features: int = 6144
@@ -56,9 +68,16 @@ class TranscoderConfig:
     topology: Topology = "cross_layer"
     skip: bool = False
     backend: Backend = "auto"
+    sites: Sites = field(default_factory=Sites)
+    normalize: Normalize = "layer"
 
     def __post_init__(self) -> None:
         check_fields(self, "transcoder")
+        with about("transcoder"):
+            self.sites.of(self.topology)
+
+
+TokenSet = Literal["all", "cls", "register", "patch"]
 
 
 @dataclass
@@ -92,7 +111,8 @@ class TokensConfig:
     """Which tokens a training step learns from.
 
     Args:
-        per_image: random positions kept of every image, the same ones in all layers; null keeps all.
+        set: the tokens that are learned from: `all`, `cls`, `register` or `patch`.
+        per_image: random positions kept of every image, of that set, the same ones in all layers; null keeps all.
         buffer: capacity in tokens of an in-memory shuffle buffer of activations, a process; a step's tokens then come
             from many batches of images. 0 turns it off. Memory: capacity x layers x d_model x 2 x (2 or 4) bytes.
         statistics: tokens (of all processes together) that the normalisation is estimated from, once, before the
@@ -102,6 +122,7 @@ class TokensConfig:
             its budget within a chunk. null: all at once.
     """
 
+    set: TokenSet = "all"
     per_image: int | None = None
     buffer: int = 0
     statistics: int = 16384

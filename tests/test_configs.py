@@ -31,12 +31,14 @@ def parsed(capsys: pytest.CaptureFixture[str], *paths: Path) -> dict[str, Any]:
         main(["fit", *options, "--print_config"])
     captured = capsys.readouterr()
     assert stopped.value.code == 0, captured.err
-    return yaml.safe_load(captured.out)
+    result: dict[str, Any] = yaml.safe_load(captured.out)
+    return result
 
 
 def test_the_promised_configs_are_there() -> None:
-    assert {"quickstart.yaml", "vitb32.yaml", "vitb16.yaml"} <= {p.name for p in BASES}
-    assert {"cifar100.yaml", "coco.yaml", "imagenet100.yaml", "jumprelu.yaml"} <= {p.name for p in OVERLAYS}
+    assert {"quickstart.yaml", "vitb32.yaml", "vitb16.yaml", "sae.yaml"} <= {p.name for p in BASES}
+    overlays = {"cifar100.yaml", "coco.yaml", "imagenet100.yaml", "jumprelu.yaml", "residual.yaml", "output.yaml"}
+    assert overlays <= {p.name for p in OVERLAYS}
 
 
 @pytest.mark.parametrize("path", BASES, ids=lambda p: p.stem)
@@ -50,11 +52,18 @@ def test_bases_parse(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_overlays_parse_over_a_base(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = parsed(capsys, CONFIGS / "vitb32.yaml", path)
     chosen = yaml.safe_load(path.read_text())
-    if "data" in chosen:
+    if "class_path" in chosen.get("data", {}):
         assert config["data"]["class_path"].endswith(chosen["data"]["class_path"])
         assert config["data"]["init_args"]["batch_size"] == 64  # what the base says of batches stays
+    elif path.parent.name == "paper":
+        assert config["model"]["loss"]["cascade"]["stream"] == 0
+        assert config["model"]["transcoder"]["skip"] is False
     elif path.stem == "skip":
         assert config["model"]["transcoder"]["skip"] is True
+    elif path.parent.name == "site":
+        assert config["model"]["transcoder"]["sites"] == chosen["model"]["transcoder"]["sites"]
+        assert config["model"]["transcoder"]["topology"] == "sae"
+        assert config["model"]["loss"]["cascade"]["stream"] == 0
     else:
         wanted = chosen["model"]["transcoder"]["activation"]["class_path"]
         assert config["model"]["transcoder"]["activation"]["class_path"].endswith(wanted)

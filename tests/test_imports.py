@@ -15,24 +15,30 @@ PACKAGE = Path(__file__).parent.parent / "clt_lightning"
 ALLOWED = {
     "core": set(),
     "transcoder": {"transcoder"},
-    "clip": {"clip"},
+    "backbone": {"backbone", "clip"},
+    "clip": {"backbone", "clip"},
     "data": {"data"},
     "metrics": {"metrics"},
-    "replacement": {"clip", "transcoder"},
-    "settings": {"transcoder"},
+    "replacement": {"backbone", "transcoder"},
+    "settings": {"backbone", "transcoder"},
     "schedule": {"settings"},
     "buffer": set(),
     "optim": {"optim"},
     "compat": set(),
     "runs": {"compat", "runs"},
     "parallel": {"compat", "parallel", "runs", "transcoder"},
-    "cascade": {"clip", "replacement", "transcoder"},
+    "cascade": {"backbone", "replacement", "transcoder"},
     "batches": set(),
     "module": {
-        *("batches", "buffer", "cascade", "clip", "compat", "optim", "parallel"),
+        *("backbone", "batches", "buffer", "cascade", "clip", "compat", "optim", "parallel"),
         *("replacement", "runs", "schedule", "settings", "transcoder"),
     },
-    "analysis": {"analysis", "clip", "data", "metrics", "module", "replacement", "runs", "settings", "transcoder"},
+    "analysis": {
+        *("analysis", "backbone", "clip", "data", "metrics", "module"),
+        *("replacement", "runs", "settings", "transcoder"),
+    },
+    "report": {"analysis", "backbone", "clip", "report", "runs", "transcoder"},
+    "server": {"analysis", "backbone", "clip", "data", "report", "server", "transcoder"},
 }
 # the script that trains the demo's CLIP draws the demo's renders; loading that CLIP does not
 EXCEPTIONS = {("clip/demo/train.py", "data"), ("clip/demo/evaluate.py", "data")}

@@ -15,13 +15,10 @@ from clt_lightning.analysis.tower import Observation, finish, reads_cls_only
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
-from clt_lightning.metrics import TOKEN_SETS, check_token_sets
-from clt_lightning.replacement import replaced
+from clt_lightning.metrics import TOKEN_SETS, TokenLayout, check_token_sets, present, token_mask
+from clt_lightning.replacement import check_fit, replaced, tokens_of
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 from clt_lightning.transcoder.codes import Pairs
-
-POSITIONS = {"all": slice(None), "cls": slice(0, 1), "patch": slice(1, None)}
-
 
 #: Controls that tell the linear skip's part from the features'
 OF_SKIP = ("skip_alone", "features_alone")
@@ -63,7 +60,8 @@ class CascadeOptions:
     Args:
         firsts: first layers of the windows that reach to the last layer; null takes the paper's 0, 3, 7, 10 of 12,
             scaled to the model's depth.
-        token_sets: at which tokens the windows are replaced: cls, patch, all.
+        token_sets: at which tokens the windows are replaced: cls, register, patch, all; of all four those that there
+            are.
         singles: replace each layer alone as well.
         single_token_sets: the same for single layers.
         controls: kinds of controls beside every window and single layer: true_x, mean_ablated, zero_ablated, random;
@@ -99,30 +97,38 @@ def default_firsts(n_layers: int) -> list[int]:
     return sorted({round(first * n_layers / 12) for first in (0, 3, 7, 10)} & set(range(n_layers)))
 
 
-def plan_arms(options: CascadeOptions, n_layers: int, skip: bool = False) -> list[Arm]:
+def plan_arms(
+    options: CascadeOptions, n_layers: int, skip: bool = False, layout: TokenLayout | None = None
+) -> list[Arm]:
     """All arms of an evaluation, the original first.
 
     Args:
         options: what was asked for.
         n_layers: of the model.
         skip: whether the transcoder has a linear skip, whose part is measured alone then.
+        layout: the tokens of the model; None: [CLS] and patches.
 
     Raises:
-        UserError: a first layer that the model has not.
+        UserError: a first layer, or a token set, that the model has not.
     """
+    layout = TokenLayout(1) if layout is None else layout
+    at, at_singles, at_controls = (
+        present(getattr(options, name), layout, f"cascade.{name}")
+        for name in ("token_sets", "single_token_sets", "control_token_sets")
+    )
     firsts = default_firsts(n_layers) if options.firsts is None else options.firsts
     wrong = [first for first in firsts if not 0 <= first < n_layers]
     if wrong:
         raise UserError(f"cascade.firsts={firsts}: {wrong} do not exist in a model with layers 0..{n_layers - 1}")
     last = n_layers - 1
     arms = [Arm("original")]
-    arms += [Arm("replaced", first, last, tokens) for first in firsts for tokens in options.token_sets]
+    arms += [Arm("replaced", first, last, tokens) for first in firsts for tokens in at]
     if options.singles:
-        arms += [Arm("replaced", i, i, tokens) for i in range(n_layers) for tokens in options.single_token_sets]
-    everywhere = [(first, last, tokens) for first in firsts for tokens in options.control_token_sets]
-    elsewhere = [(first, last, tokens) for first in firsts for tokens in options.token_sets]
+        arms += [Arm("replaced", i, i, tokens) for i in range(n_layers) for tokens in at_singles]
+    everywhere = [(first, last, tokens) for first in firsts for tokens in at_controls]
+    elsewhere = [(first, last, tokens) for first in firsts for tokens in at]
     if options.singles:
-        elsewhere += [(i, i, tokens) for i in range(n_layers) for tokens in options.single_token_sets]
+        elsewhere += [(i, i, tokens) for i in range(n_layers) for tokens in at_singles]
     for kind in (kind for kind in options.controls if skip or kind not in OF_SKIP):
         arms += [Arm(kind, *place) for place in everywhere]
         if options.control_share > 0 and kind not in OF_SKIP:
@@ -153,10 +159,10 @@ class ArmRunner:
     Args:
         clip: the backbone.
         clt: the transcoder.
-        means: `(layers, 2, d_model)` mean MLP outputs over the training data, of [CLS] and of patches; None where they
-            are not known, which the arm `mean_ablated` does not survive.
-        feature_means: `(layers, 2, d_model)` the same of what the features add, for `skip_alone`.
-        skip_means: `(layers, 2, d_model)` the same of the linear skip's part, for `features_alone`.
+        means: `(layers, kinds, d_model)` mean MLP outputs over the training data, of each of `clip.tokens.kinds`; None
+            where they are not known, which the arm `mean_ablated` does not survive.
+        feature_means: `(layers, kinds, d_model)` the same of what the features add, for `skip_alone`.
+        skip_means: `(layers, kinds, d_model)` the same of the linear skip's part, for `features_alone`.
     """
 
     def __init__(
@@ -168,6 +174,7 @@ class ArmRunner:
         skip_means: Tensor | None = None,
     ) -> None:
         self.clip, self.clt, self.means = clip, clt, means
+        self.blocks, self.tokens = check_fit(clip, clt), tokens_of(clip, clt)
         self.feature_means, self.skip_means = feature_means, skip_means
         self._random: tuple[Codes, Tensor] | None = None
 
@@ -192,21 +199,22 @@ class ArmRunner:
         """
         if arm.first is None or arm.last is None or arm.tokens is None:
             return seen.embeddings
-        if arm.tokens == "patch" and arm.first == self.clip.n_layers - 1 and reads_cls_only(self.clip):
-            return seen.embeddings  # what the last MLP writes at patches reaches nothing
+        first = self.clip.n_layers - 1 if self.clt.sites.once else self.blocks[arm.first]
+        if arm.tokens == "patch" and first == self.clip.n_layers - 1 and reads_cls_only(self.clip):
+            return seen.embeddings  # what the last block writes at patches reaches nothing
         with self._active(arm, seen, codes, y_hat):
-            return finish(self.clip, seen.streams[arm.first], arm.first)
+            return finish(self.clip, seen.streams[first], first)
 
     def _active(self, arm: Arm, seen: Observation, codes: Codes, y_hat: Tensor) -> AbstractContextManager[None]:
         assert arm.first is not None
         assert arm.last is not None
         assert arm.tokens is not None
-        window = range(arm.first, arm.last + 1)
+        window = self.blocks[arm.first : arm.last + 1]
         if arm.kind == "replaced":
             return self._cascade(window, arm.tokens, seen, codes)
         if arm.kind in OF_SKIP:
             return self._part_alone(arm.kind, window, arm.tokens, seen.n_images)
-        positions = POSITIONS[arm.tokens]
+        positions = self.tokens.span(arm.tokens)
         if arm.kind == "random":
             y_hat = self._random_y(seen, codes)
         by_image = y_hat.unflatten(1, (seen.n_images, -1))
@@ -214,29 +222,32 @@ class ArmRunner:
         if arm.kind == "mean_ablated" and means is None:
             raise UserError("mean ablation needs the training data's means: give ArmRunner(means=...)")
 
-        def branch(layer: int, x: Tensor, compute_y: Callable[[], Tensor]) -> Tensor:
+        kinds = self.tokens.kind_of_positions()
+
+        def branch(block: int, x: Tensor, compute_y: Callable[[], Tensor]) -> Tensor:
+            layer = self.blocks.index(block)
             if arm.kind in ("true_x", "random"):
-                new = by_image[layer].to(x)
+                new = by_image[layer].to(x).view_as(x)
             elif arm.kind == "mean_ablated":
                 assert means is not None
-                patch = means[layer, 1].to(x).expand(x.shape[0], x.shape[1] - 1, -1)
-                new = torch.cat([means[layer, 0].to(x).expand(x.shape[0], 1, -1), patch], 1)
+                new = means[layer, kinds].to(x).expand_as(x)
             else:
                 new = torch.zeros_like(x)
             if arm.tokens == "all":
-                return new
+                result: Tensor = new
+                return result
             y = compute_y().clone()
             y[:, positions] = new[:, positions].to(y.dtype)
             return y
 
-        return self.clip.mlp_override(branch, window)
+        return self.clip.override(str(self.clt.sites.write), branch, window)
 
     def _part_alone(self, kind: str, window: Sequence[int], tokens: str, images: int) -> AbstractContextManager[Any]:
         means = self.feature_means if kind == "skip_alone" else self.skip_means
         if means is None:
             raise UserError(f"{kind} needs the training data's means: give ArmRunner(feature_means=, skip_means=)")
-        kinds = {"all": [0] + [1] * (self.clip.n_positions - 1), "cls": [0], "patch": [1] * (self.clip.n_positions - 1)}
-        place = torch.tensor(kinds[tokens] * images, device=means.device)
+        kinds = self.tokens.kind_of_positions()[self.tokens.span(tokens)]
+        place = torch.tensor(kinds * images, device=means.device)
 
         def mean_features(layer: int, terms: Tensor) -> Tensor:
             return means[layer, place].to(terms)[None]
@@ -253,8 +264,8 @@ class ArmRunner:
         # what layers before the window write is known from the untouched forward: they are not run again
         earlier = codes
         if tokens != "all":
-            is_cls = torch.arange(codes.n_tokens, device=codes.device) % (codes.n_tokens // seen.n_images) == 0
-            earlier = codes.select_tokens(is_cls if tokens == "cls" else ~is_cls)
+            earlier = codes.select_tokens(token_mask(tokens, self.tokens, codes.n_tokens, codes.device))
         with replaced(self.clip, self.clt, window, tokens) as trace:
-            trace.codes.update({layer: earlier.slice(layer) for layer in range(window[0])})
+            first = self.blocks.index(window[0])
+            trace.codes.update({layer: earlier.slice(layer) for layer in range(first)})
             yield

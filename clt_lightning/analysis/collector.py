@@ -140,7 +140,6 @@ class LayerCollector:
 
         self.sums = {
             "tokens": zeros(n_features),  # tokens on which it is active
-            "cls": zeros(n_features),
             "images": zeros(n_features),
             "code": zeros(n_features),
             "a": zeros(n_features),  # of image-level magnitudes
@@ -179,7 +178,6 @@ class LayerCollector:
         labels, seeds = labels.to(self.device), seeds.to(self.device)
         s, F = self.sums, self.n_features
         s["tokens"] += torch.bincount(batch.features, minlength=F)
-        s["cls"] += torch.bincount(batch.features[batch.positions == 0], minlength=F)
         s["code"].index_add_(0, batch.features, batch.values.double())
         cells = batch.features * self.n_positions + batch.positions
         s["positions"] += torch.bincount(cells, minlength=F * self.n_positions).view(F, -1).int()

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.tokens import TOKEN_SETS, TokenLayout
 from clt_lightning.metrics.base import ExactMetric
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
-SETS = ("cls", "patch", "all")
+#: The token sets that divide an image's tokens among them
+KINDS = TOKEN_SETS[:-1]
 _BLOCK = 1 << 22  # float64 elements of the terms that are held at once
 
 
@@ -94,32 +96,32 @@ class Contributions(ExactMetric):
         super().__init__()
         object.__setattr__(self, "_clt", clt)  # not a child: its weights are no state of this metric
         self.n_classes = n_classes
-        L, d = clt.n_layers, clt.d_model
+        K, L, d = len(KINDS), clt.n_layers, clt.d_out
         shapes = {
-            "ratios": (2, L, L),
-            "counts": (2, L),
-            "cross": (2, L, L),
-            "sums": (2, L + 2, L, d),
-            "whole_ratios": (2, L + 2, L),
-            "whole_counts": (2, L),
-            "whole_cross": (2, L + 2, L),
-            "tokens": (2,),
-            "class_ratios": (2, n_classes, L, L),
-            "class_counts": (2, n_classes, L),
-            "whole_class_ratios": (2, n_classes, L + 2, L),
-            "whole_class_counts": (2, n_classes, L),
+            "ratios": (K, L, L),
+            "counts": (K, L),
+            "cross": (K, L, L),
+            "sums": (K, L + 2, L, d),
+            "whole_ratios": (K, L + 2, L),
+            "whole_counts": (K, L),
+            "whole_cross": (K, L + 2, L),
+            "tokens": (K,),
+            "class_ratios": (K, n_classes, L, L),
+            "class_counts": (K, n_classes, L),
+            "whole_class_ratios": (K, n_classes, L + 2, L),
+            "whole_class_counts": (K, n_classes, L),
         }
         for name, shape in shapes.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, codes: Codes, n_positions: int, labels: Tensor | None = None, x: Tensor | None = None) -> None:
+    def update(self, codes: Codes, layout: TokenLayout, labels: Tensor | None = None, x: Tensor | None = None) -> None:
         """Take in one batch of whole images.
 
         Args:
-            codes: `(layers, images * n_positions, F)`.
-            n_positions: tokens per image, [CLS] first.
+            codes: `(layers, images * positions, F)`.
+            layout: which positions are what.
             labels: `(images,)`, -1 for none.
-            x: `(layers, images * n_positions, d_model)` what the skip path reads; a transcoder without one needs none.
+            x: `(layers, images * positions, d_model)` what the skip path reads; a transcoder without one needs none.
 
         Raises:
             UserError: a transcoder with a skip path, and no x.
@@ -129,11 +131,13 @@ class Contributions(ExactMetric):
             raise UserError("this transcoder has a linear skip path: its contributions need the MLP inputs x as well")
         device = self.ratios.device
         n_tokens = codes.n_tokens
-        positions = torch.arange(n_tokens, device=device) % n_positions
+        n_positions = layout.n_positions
+        own = torch.tensor([KINDS.index(name) for name in layout.kinds], device=device)
+        kinds = own[torch.tensor(layout.kind_of_positions(), device=device)].repeat(n_tokens // n_positions)
         owner = None
         if labels is not None and self.n_classes:
             owner = labels.to(device).repeat_interleave(n_positions)
-        self.tokens += torch.stack([(positions == 0).sum(), (positions > 0).sum()])
+        self.tokens += torch.bincount(kinds, minlength=len(KINDS))
         sources = [codes.slice(i) for i in range(clt.n_layers)]
         for target in range(clt.n_layers):
             terms = clt.layer_terms(sources[: target + 1], target)
@@ -145,16 +149,18 @@ class Contributions(ExactMetric):
                 block = terms[:, part].to(device).double()
                 classes = None if owner is None else owner[part]
                 rest = skip[part].to(device).double(), bias.expand(block.shape[1], -1)
-                self._take(target, block, torch.stack(rest), positions[part] > 0, classes)
+                self._take(target, block, torch.stack(rest), kinds[part], classes)
 
-    def _take(self, target: int, terms: Tensor, rest: Tensor, is_patch: Tensor, classes: Tensor | None) -> None:
+    def _take(self, target: int, terms: Tensor, rest: Tensor, kinds: Tensor, classes: Tensor | None) -> None:
         everything = torch.cat([terms, rest])
         n, L = target + 1, self.sums.shape[1] - 2
         rows = torch.arange(n, device=terms.device)
         every = torch.cat([rows, rows.new_tensor([L, L + 1])])
+        there = kinds.unique().tolist()
         for prefix, part, at in (("", terms, rows), ("whole_", everything, every)):
             dots, ratios, valid = _scores(part, part.sum(0))
-            for kind, chosen in enumerate((~is_patch, is_patch)):
+            for kind in there:
+                chosen = kinds == kind
                 weight = chosen.double()
                 getattr(self, f"{prefix}ratios")[kind, at, target] += ratios @ weight
                 getattr(self, f"{prefix}counts")[kind, target] += (valid & chosen).sum()
@@ -167,21 +173,23 @@ class Contributions(ExactMetric):
                     by_class[kind][:, at, target] += found
                     counts = torch.bincount(owner, minlength=self.n_classes)
                     getattr(self, f"{prefix}class_counts")[kind, :, target] += counts
-        for kind, chosen in enumerate((~is_patch, is_patch)):
-            self.sums[kind, every, target] += torch.einsum("snd,n->sd", everything, chosen.double())
+        for kind in there:
+            self.sums[kind, every, target] += torch.einsum("snd,n->sd", everything, (kinds == kind).double())
 
     def compute(self) -> dict[str, Tensor]:
         """The plain sums of all processes; `scores` makes something of them."""
         return {name: getattr(self, name) for name in self._defaults}
 
     def scores(self) -> dict[str, ContributionScores]:
-        """Scores by token set (`cls`, `patch`, `all`), of all processes, all of which must call this.
+        """Scores by token set, of all processes, all of which must call this: of the sets that had tokens, and `all`.
 
-        Columns are NaN where there were no tokens, and centred ones where nothing varies.
+        Where there were no tokens at all, columns are NaN; centred ones also where nothing varies.
         """
         # torchmetrics squeezes sums of one element
         sums = {name: value.reshape(getattr(self, name).shape) for name, value in self.compute().items()}
-        return {name: self._scores(sums, kinds) for name, kinds in zip(SETS, ([0], [1], [0, 1]))}
+        there = [kind for kind, tokens in enumerate(sums["tokens"].tolist()) if tokens]
+        chosen = {KINDS[kind]: [kind] for kind in there} | {"all": there or [0]}
+        return {name: self._scores(sums, kinds) for name, kinds in chosen.items()}
 
     def _scores(self, sums: dict[str, Tensor], kinds: list[int]) -> ContributionScores:
         total = {name: value[kinds].sum(0) for name, value in sums.items()}

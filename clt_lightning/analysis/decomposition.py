@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.tower import Observation, reads_cls_only
+from clt_lightning.analysis.tower import Observation
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
@@ -77,28 +77,20 @@ class LogitReader:
     """
 
     def __init__(self, clip: FrozenCLIP, residual: Tensor, text: Tensor) -> None:
-        if not reads_cls_only(clip):
+        readout = clip.readout()
+        if readout is None:
             raise UserError(
                 f"'{clip.name}' does not read its embedding from [CLS]: its logits cannot be split up so far"
             )
-        visual = clip.model.visual
-        norm = visual.ln_post
-        r = residual.double()
-        scale = (r.var(correction=0) + norm.eps).rsqrt()
-        text = text.double().to(r.device)
-        direction = text if visual.proj is None else visual.proj.double() @ text
-        weight = norm.weight.double() * direction
-        bias = float(norm.bias.double() @ direction)
-        normed = (r - r.mean()) * scale * norm.weight.double() + norm.bias.double()
-        embedding = normed if visual.proj is None else normed @ visual.proj.double()
-        factor = clip.logit_scale / float(embedding.norm())
-        # the mean that the LayerNorm takes off is linear as well: it is taken off the direction
-        self.direction = (weight - weight.mean()) * scale * factor
-        self.bias = bias * factor
+        text = text.to(residual.device)[:, None]
+        factor = clip.logit_scale / float(readout.embed(residual).norm())
+        self.direction = readout.directions(text)[:, 0] * readout.scale(residual) * factor
+        self.bias = float(readout.constants(text)) * factor
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """What vectors `(..., d_model)` in the residual add to the logit, `(...)` float64 on the CPU."""
-        return (vectors.double() @ self.direction).cpu()
+        result: Tensor = (vectors.double() @ self.direction).cpu()
+        return result
 
 
 @torch.no_grad()

@@ -27,12 +27,13 @@ from clt_lightning.analysis.results import Evaluation
 from clt_lightning.analysis.retrieval import Retrieval, RetrievalCollector
 from clt_lightning.analysis.shares import LogitShares, measurable
 from clt_lightning.analysis.table import NOT_RUN, ImageTable, divergences, ranks_of
-from clt_lightning.analysis.tower import Observation, observe
+from clt_lightning.analysis.tower import Observation, at_all_mlps, observe
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.progress import track
-from clt_lightning.metrics import TOKEN_SETS, check_token_sets, metric_device
+from clt_lightning.metrics import TOKEN_SETS, check_token_sets, metric_device, present
+from clt_lightning.replacement import tokens_of
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 log = logging.getLogger(__name__)
@@ -53,8 +54,8 @@ class EffectOptions:
     enabled: bool = True
     check_images: int = 64
     check_features: int = 200
-    check_pairs: int = 4096
-    integrated_pairs: int = 1024
+    check_pairs: int = 2048
+    integrated_pairs: int = 512
 
     def __post_init__(self) -> None:
         for name in ("check_images", "check_features", "check_pairs", "integrated_pairs"):
@@ -67,7 +68,7 @@ class EvaluateOptions:
     """What an evaluation measures.
 
     Args:
-        token_sets: token sets of the reconstruction: cls, patch, all.
+        token_sets: token sets of the reconstruction: cls, register, patch, all; all four take those that there are.
         cascade: which windows of MLPs are replaced.
         faithfulness: which terms are taken away, where.
         population: the pass over training images.
@@ -121,17 +122,26 @@ class Evaluator:
     ) -> None:
         self.clip, self.clt = clip, clt
         self.options = options or EvaluateOptions()
-        named = bool(classnames) and bool(templates)
+        named = bool(classnames) and bool(templates) and clip.has_text
         self.classnames = list(classnames or []) if named else []
         self.head = clip.zero_shot_head(self.classnames, list(templates or [])) if named else None
-        self.arms = plan_arms(self.options.cascade, clip.n_layers, clt.skip)
+        self._at_mlps = at_all_mlps(clip, clt)
+        if not self._at_mlps:
+            log.info("no faithfulness, shares and effects of logits: they take a transcoder of all MLPs for granted")
+        self.arms = plan_arms(self.options.cascade, clt.n_layers, clt.skip, tokens_of(clip, clt))
+        self._tokens = tokens_of(clip, clt)
+        self._token_sets = present(self.options.token_sets, self._tokens, "evaluate.token_sets")
         self._device = metric_device(clip.device)
         self._reference: Reference | None = None
         self._training = ReferenceCollector(clip, clt)
         self._runner = ArmRunner(clip, clt)
         self._started: float | None = None
         wanted = self.options.faithfulness
-        self._layers = [] if not wanted.enabled or self.head is None else list(wanted.layers or [clip.n_layers - 1])
+        self._layers = (
+            []
+            if not wanted.enabled or self.head is None or not self._at_mlps
+            else list(wanted.layers or [clip.n_layers - 1])
+        )
         clip.check_layers(self._layers or None)
         self._population_arm = next((arm for arm in self.arms if arm.kind == "replaced" and arm.tokens == "all"), None)
 
@@ -172,14 +182,17 @@ class Evaluator:
             parts["feature_means"] = self._reference.feature_means.to(self.clip.device)
             parts["skip_means"] = self._reference.skip_means.to(self.clip.device)
         self._runner = ArmRunner(self.clip, clt, means, **parts)
-        self._shares = LogitShares(self.clip, clt, self.head) if measurable(self.clip, self.head) else None
-        self._reconstruction = Reconstruction(clt, options.token_sets, self._device)
+        self._shares = None
+        if self._at_mlps and measurable(self.clip, self.head):
+            self._shares = LogitShares(self.clip, clt, self.head)
+        self._reconstruction = Reconstruction(clt, self._token_sets, self._device)
         self._contributions = Contributions(clt, len(self.classnames)).to(self._device)
         self._faithfulness = [metric.to(self._device) for metric in self._plan_faithfulness()]
         collects = options.features.enabled
         self._features = FeatureCollector(self.clip, clt, self.classnames, options.features) if collects else None
         self._retrieval = RetrievalCollector(clt.n_features, options.retrieval) if options.retrieval else None
-        measures = options.effects.enabled and collects and self.head is not None and len(self.classnames) > 1
+        named = self.head is not None and len(self.classnames) > 1
+        measures = options.effects.enabled and collects and named and self._at_mlps
         self._effects = None
         if measures:
             assert self.head is not None
@@ -190,13 +203,13 @@ class Evaluator:
     def _y_means(self) -> Tensor | None:
         if self._reference is not None:
             return self._reference.y_means.to(self.clip.device)
-        return self.clt.y_mean[:, None].expand(-1, 2, -1) if bool(self.clt.normalized) else None
+        return self.clt.y_mean[:, None].expand(-1, len(self._tokens.kinds), -1) if bool(self.clt.normalized) else None
 
     def _plan_faithfulness(self) -> list[Faithfulness]:
         options, known = self.options.faithfulness, self._reference
         metrics = []
         for layer in self._layers:
-            for tokens in options.token_sets:
+            for tokens in present(options.token_sets, self._tokens, "faithfulness.token_sets", ("cls", "all")):
                 scores = None
                 if "dataset" in options.rankings and known is not None:
                     scores = known.scores[tokens].uncentred[: layer + 1, layer]
@@ -230,10 +243,10 @@ class Evaluator:
             return  # a process that has run out of images
         labels, keys = self._labels(batch), _keys(batch, len(self._table))
         seen, codes, y_hat = self._forward(batch["image"])
-        self._reconstruction.update(seen.y, y_hat, codes, self.clip.n_positions)
+        self._reconstruction.update(seen.y, y_hat, codes, self._tokens)
         if self._shares is not None:
             self._shares.update(keys, seen, y_hat)
-        self._contributions.update(codes, self.clip.n_positions, labels, seen.x)
+        self._contributions.update(codes, self._tokens, labels, seen.x)
         for metric in self._faithfulness:
             assert self.head is not None
             metric.update(seen, codes, self.head.to(self.clip.device), self.clip.logit_scale, labels)
@@ -375,8 +388,8 @@ class Evaluator:
 
     # -- parts -------------------------------------------------------------------------------------------------------
     def _forward(self, images: Tensor) -> tuple[Observation, Codes, Tensor]:
-        seen = observe(self.clip, images, self._layers)
-        out = self.clt(seen.y if self.clt.topology == "sae" else seen.x)
+        seen = observe(self.clip, images, self._layers, self.clt)
+        out = self.clt(seen.x)
         return seen, out.codes, out.y_hat
 
     def _labels(self, batch: dict[str, Any]) -> Tensor:
@@ -384,13 +397,13 @@ class Evaluator:
         n, device = len(batch["image"]), self.clip.device
         if labels is None or not self.classnames:
             return torch.full((n,), -1, dtype=torch.int64, device=device)
-        labels = labels.to(device)
-        if labels.numel() and int(labels.max()) >= len(self.classnames):
+        found: Tensor = labels.to(device)
+        if found.numel() and int(found.max()) >= len(self.classnames):
             raise UserError(
-                f"label {int(labels.max())} is outside the {len(self.classnames)} class names: check classnames "
+                f"label {int(found.max())} is outside the {len(self.classnames)} class names: check classnames "
                 "against the labels in the shards"
             )
-        return labels
+        return found
 
     def _cosines(self, embeddings: Tensor) -> Tensor:
         assert self.head is not None

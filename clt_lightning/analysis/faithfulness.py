@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.arms import POSITIONS
 from clt_lightning.analysis.intervals import NOTHING, Interval, interval, none_if_nan, share_interval
 from clt_lightning.analysis.table import divergences, ranks_of
 from clt_lightning.analysis.tower import Observation, finish, reads_cls_only
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
-from clt_lightning.metrics import check_token_sets, metric_device
+from clt_lightning.metrics import check_token_sets, metric_device, token_mask
 from clt_lightning.metrics.base import ExactMetric
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 _BLOCK = 1 << 24  # elements of the terms or of the stream that are held at once
 
-Curve = dict[str, list]
+Curve = dict[str, list[Any]]
 
 
 @dataclass
@@ -34,7 +34,7 @@ class FaithfulnessOptions:
         layers: layers whose reconstruction is edited; null takes the last. Earlier ones cost forwards of the rest of
             the tower: (draws + 2) times the number of terms for each ranking, ablation and token set.
         token_sets: at which positions the MLP is replaced by the edited reconstruction, and which tokens the scores of
-            an image are averaged over: cls, patch, all.
+            an image are averaged over: cls, register, patch, all; null: cls, where there is one, and all.
         rankings: `image` orders the terms by their scores in the image itself, `dataset` by the scores over the
             training images (needs `population.images`).
         ablations: `zero` leaves a term out, `mean` puts it to its mean over the training images (needs
@@ -44,14 +44,15 @@ class FaithfulnessOptions:
 
     enabled: bool = True
     layers: list[int] | None = None
-    token_sets: list[str] = field(default_factory=lambda: ["cls", "all"])
+    token_sets: list[str] | None = None
     rankings: list[str] = field(default_factory=lambda: ["image", "dataset"])
     ablations: list[str] = field(default_factory=lambda: ["zero", "mean"])
     draws: int = 20
 
     def __post_init__(self) -> None:
         check_fields(self, "faithfulness")
-        check_token_sets(self.token_sets, option="faithfulness.token_sets")
+        if self.token_sets is not None:
+            check_token_sets(self.token_sets, option="faithfulness.token_sets")
         for name, allowed in (("rankings", ("image", "dataset")), ("ablations", ("zero", "mean"))):
             wrong = [value for value in getattr(self, name) if value not in allowed]
             if wrong:
@@ -106,7 +107,7 @@ class FaithfulnessResult:
             for name, points in curves.items()
         }
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """As in docs/results-schema.md."""
 
         def curve(points: tuple[list[Interval], list[float]]) -> Curve:
@@ -181,7 +182,8 @@ class Faithfulness(ExactMetric):
         tokens: positions that are replaced.
         draws: random orders.
         dataset_scores: `(layer + 1,)` scores for the ranking `dataset`; None leaves it out.
-        means: `(2, layer + 1, d_model)` mean terms at [CLS] and at patches, for mean ablation; None for zero ablation.
+        means: `(kinds, layer + 1, d_model)` mean terms at each of `clip.tokens.kinds`, for mean ablation; None for zero
+            ablation.
         image_ranking: whether to rank by the image's own scores as well.
         seed: seed of the random orders.
     """
@@ -241,7 +243,7 @@ class Faithfulness(ExactMetric):
         b = seen.n_images
         raw = clt.layer_terms([codes.slice(i) for i in range(self.terms)], self.layer)
         terms = raw.unflatten(1, (b, -1))
-        positions = POSITIONS[self.target_tokens]
+        positions = clip.tokens.span(self.target_tokens)
         orders = self._orders(terms[:, :, positions])
         masks = keep_masks(orders).to(terms.dtype)  # (terms + 1, rows, images, terms)
         constant = (clt.b_dec[self.layer] + clt.skip_term(seen.x[self.layer], self.layer)).view(b, -1, clt.d_model)
@@ -288,15 +290,16 @@ class Faithfulness(ExactMetric):
         return torch.cat([torch.stack(rows), drawn]) if rows else drawn
 
     def _replaced_positions(self, n_positions: int, device: torch.device) -> Tensor:
-        index = torch.arange(n_positions, device=device)
-        return {"all": index >= 0, "cls": index == 0, "patch": index > 0}[self.target_tokens]
+        clip: FrozenCLIP = self.__dict__["_clip"]
+        return token_mask(self.target_tokens, clip.tokens, clip.n_positions, device)[:n_positions]
 
     def _mean_part(self, dropped: Tensor, n_positions: int) -> Tensor:
         means: Tensor | None = self.__dict__["_means"]
         if means is None:
             return dropped.new_zeros(())
         kinds = torch.einsum("nrbs,ksd->nrbkd", dropped, means.to(dropped))
-        index = (torch.arange(n_positions, device=dropped.device) > 0).long()
+        clip: FrozenCLIP = self.__dict__["_clip"]
+        index = clip.tokens.kind_of_positions()[:n_positions]
         return kinds[:, :, :, index]
 
     def compute(self) -> tuple[Tensor, Tensor, Tensor]:

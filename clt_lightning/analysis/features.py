@@ -23,6 +23,8 @@ from clt_lightning.clip import FrozenCLIP
 from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import read_json, whole_folder, write_json
+from clt_lightning.core.tokens import TokenLayout
+from clt_lightning.replacement import tokens_of
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 SCHEMA = 1
@@ -161,12 +163,13 @@ class FeatureCollector:
         self, clip: FrozenCLIP, clt: CrossLayerTranscoder, classnames: Sequence[str], options: FeatureOptions
     ) -> None:
         self.clip, self.clt, self.classnames, self.options = clip, clt, list(classnames), options
-        self.words = known_words(clip, read_words(options.words), options.words)
+        self.tokens = tokens_of(clip, clt)
+        self.words = known_words(clip, read_words(options.words), options.words) if clip.has_text else []
         device = clip.device if options.device == "auto" else torch.device("cpu")
         self.layers = [
             LayerCollector(
                 clt.n_features,
-                clip.n_positions,
+                self.tokens.n_positions,
                 clip.embed_dim,
                 len(self.classnames),
                 options.k,
@@ -223,10 +226,11 @@ class FeatureCollector:
             "schema": SCHEMA,
             "split": split,
             "images": images,
-            "tokens": images * self.clip.n_positions,
+            "tokens": images * self.tokens.n_positions,
             "layers": self.clt.n_layers,
             "features": self.clt.n_features,
-            "positions": self.clip.n_positions,
+            "positions": self.tokens.n_positions,
+            "prefix": self.tokens.n_prefix,
             "grid": list(self.clip.grid),
             "k": self.options.k,
             "samples": self.options.samples,
@@ -240,7 +244,7 @@ class FeatureCollector:
         names = {"class": None if head is None else head.T, "word": embed_words(self.clip, self.words)}
         norms = decoder_norms(self.clt)
         rows = [
-            layer_stats(layer, images, self.clip.n_positions, mean_embedding, names, norms[index])
+            layer_stats(layer, images, self.tokens, mean_embedding, names, norms[index])
             for index, layer in enumerate(self.layers)
         ]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
@@ -249,7 +253,7 @@ class FeatureCollector:
 def layer_stats(
     layer: LayerCollector,
     images: int,
-    positions: int,
+    tokens: TokenLayout,
     mean_embedding: Tensor,
     names: dict[str, Tensor | None],
     norms: Tensor,
@@ -266,9 +270,9 @@ def layer_stats(
         class_share[:, : share.shape[1]] = share.float()
         class_index[:, : share.shape[1]] = index.int().masked_fill(share <= 0, -1)
     out = {
-        "frequency": s["tokens"] / (images * positions),
+        "frequency": s["tokens"] / (images * tokens.n_positions),
         "image_frequency": s["images"] / images,
-        "cls_frequency": s["cls"] / images,
+        "cls_frequency": s["positions"][:, : int(tokens.has_cls)].double().sum(1) / images,
         "mean_code": s["code"] / s["tokens"].clamp(min=1),
         "max_code": layer.max_code.cpu(),
         "label_entropy": entropy,
@@ -279,7 +283,12 @@ def layer_stats(
         "histogram": s["histogram"],
         "position_share": s["positions"] / s["tokens"].clamp(min=1)[:, None],
     }
-    out |= label_features(s["class_images"], s["class_total"], s["positions"], out["frequency"])
+    out |= label_features(
+        s["class_images"],
+        s["class_total"],
+        s["positions"][:, tokens.n_prefix : tokens.n_prefix + tokens.n_patches],
+        out["frequency"],
+    )
     direction = F.normalize(s["ae"] / s["a"].clamp(min=1e-300)[:, None] - mean_embedding, dim=-1)
     for name, texts in names.items():
         index, score = nearest_texts(direction, texts)
@@ -323,7 +332,8 @@ def _merged(layer: LayerCollector, rank: int, world: int) -> LayerCollector:
         return layer
     for other in gathered[1:]:
         gathered[0].merge(other)
-    return gathered[0]
+    result: LayerCollector = gathered[0]
+    return result
 
 
 def _ranked(name: str, best: Any, score: Tensor | None, place: np.ndarray) -> dict[str, np.ndarray]:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from clt_lightning.analysis import notebook
 from clt_lightning.analysis.decomposition import Decomposition, decompose
-from clt_lightning.analysis.tower import observe
+from clt_lightning.analysis.tower import at_all_mlps, observe
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.clip.images import to_pixels
 from clt_lightning.core.errors import UserError
-from clt_lightning.replacement import replaced
+from clt_lightning.replacement import check_fit, replaced
 from clt_lightning.transcoder import CrossLayerTranscoder
 from clt_lightning.transcoder.codes import Codes
 
@@ -77,6 +77,7 @@ class ImageExplanation:
         replaced: decomposition of the logit with all MLPs replaced, cascaded.
         grid: patches as (rows, columns).
         pixels: `(size, size, 3)` uint8, the image as the backbone sees it.
+        n_prefix: tokens before the patches.
     """
 
     class_index: int
@@ -87,6 +88,7 @@ class ImageExplanation:
     replaced: Decomposition = field(repr=False)
     grid: tuple[int, int]
     pixels: np.ndarray = field(repr=False)
+    n_prefix: int = 1
 
     def _repr_html_(self) -> str:
         classes = [
@@ -104,7 +106,9 @@ class ImageExplanation:
         shown = [notebook.picture(self.pixels, None, self.grid, self.classname)]
         for layer, features in enumerate(self.top_features):
             shown += [
-                notebook.picture(self.pixels, f.map, self.grid, f"layer {layer}, {f.feature}: {f.value:.2f}", 96)
+                notebook.picture(
+                    self.pixels, f.map, self.grid, f"layer {layer}, {f.feature}: {f.value:.2f}", 96, self.n_prefix
+                )
                 for f in features[:4]
             ]
         head = ["class", "logit", "replaced", "probability", "replaced"]
@@ -166,6 +170,11 @@ def explain_image(
     Raises:
         UserError: shapes or the class do not fit, or a backbone that does not read its embedding from [CLS].
     """
+    if not at_all_mlps(clip, clt):
+        raise UserError(
+            f"a logit is split up where the transcoder stands in the place of all MLPs: this one rebuilds "
+            f"{clt.sites.write} at blocks {list(check_fit(clip, clt))}"
+        )
     if image.ndim != 3:
         raise UserError(f"explain_image takes one image (3, size, size), got {tuple(image.shape)}")
     if head.shape[1] != len(classnames):
@@ -174,10 +183,10 @@ def explain_image(
         raise UserError(f"class_index {class_index} is outside the {len(classnames)} classes")
     images = image[None].to(clip.device)
     head = head.to(clip.device)
-    seen = observe(clip, images)
-    codes = clt.encode(seen.y if clt.topology == "sae" else seen.x)
+    seen = observe(clip, images, clt=clt)
+    codes = clt.encode(seen.x)
     with replaced(clip, clt) as trace:
-        cascade = observe(clip, images)
+        cascade = observe(clip, images, clt=clt)
         cascade_codes = _joined(trace.codes, clt.n_layers)
         added = torch.stack([trace.y_hat[layer][0] for layer in range(clt.n_layers)])
     chosen = int((seen.embeddings @ head)[0].argmax()) if class_index is None else class_index
@@ -193,6 +202,7 @@ def explain_image(
         decompose(clip, clt, cascade, cascade_codes, added.to(clip.dtype), text, replaced=True),
         clip.grid,
         to_pixels(images[0], clip.mean, clip.std),
+        clip.n_prefix,
     )
 
 

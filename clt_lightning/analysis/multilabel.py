@@ -91,12 +91,14 @@ def multilabel_result(arm: Arm, scores: np.ndarray, multi_hot: np.ndarray, draws
     def mean_ap(weights: np.ndarray) -> np.ndarray:
         ap = average_precision(scores, present, weights)
         occurs = ~np.isnan(ap)
-        return np.where(occurs, ap, 0).sum(1, keepdims=True) / np.maximum(occurs.sum(1, keepdims=True), 1)
+        result: np.ndarray = np.where(occurs, ap, 0).sum(1, keepdims=True) / np.maximum(occurs.sum(1, keepdims=True), 1)
+        return result
 
     (interval_map,) = weighted_interval(n, mean_ap, min(draws, 200), seed)
 
     def hits(weights: np.ndarray) -> np.ndarray:
-        return (weights @ hit.astype(np.float64) / weights.sum(1))[:, None]
+        result: np.ndarray = (weights @ hit.astype(np.float64) / weights.sum(1))[:, None]
+        return result
 
     (top1_hit,) = weighted_interval(len(hit), hits, draws, seed)
     own = average_precision(scores, present, np.ones((1, n)))[0]

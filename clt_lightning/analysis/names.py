@@ -35,9 +35,7 @@ FEW_POSITIONS = 0.25
 FIRINGS = 20
 
 
-def label_features(
-    class_images: Tensor, class_total: Tensor, positions: Tensor, frequency: Tensor
-) -> dict[str, Tensor]:
+def label_features(class_images: Tensor, class_total: Tensor, patches: Tensor, frequency: Tensor) -> dict[str, Tensor]:
     """Gives each feature a class, or says why it has none.
 
     The lift of a class is its share among the labelled images on which the feature is active, over its share among all
@@ -47,7 +45,7 @@ def label_features(
     Args:
         class_images: `(F, C)` images of each class on which each feature is active.
         class_total: `(C,)` images of each class.
-        positions: `(F, P)` firings at each position, [CLS] first.
+        patches: `(F, patches)` firings at each patch.
         frequency: `(F,)` share of tokens on which it is active.
 
     Returns:
@@ -74,7 +72,7 @@ def label_features(
         best = chosen[:, 0].int().where(active, torch.tensor(-1, dtype=torch.int32))
         for out, values in ((lift, share / prior), (low, lows), (high, (centre + width) / scale)):
             out.copy_(values.gather(1, chosen)[:, 0].where(active, torch.nan))
-    patches = positions[:, 1:].double()
+    patches = patches.double()
     firings = patches.sum(1)
     shares = patches / firings.clamp(min=1)[:, None]
     spread = (-torch.special.xlogy(shares, shares).sum(1)).exp() / max(patches.shape[1], 1)

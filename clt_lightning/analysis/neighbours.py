@@ -62,7 +62,7 @@ def find_neighbours(
     """The neighbours of all features that ever fired.
 
     Args:
-        clip: the backbone, whose `ln_2` weights stand between what is written and what is read.
+        clip: the backbone, whose norms' weights stand between what is written and what is read.
         clt: the transcoder.
         alive: `(L, F)` bool: features that count, as neighbours too.
         retrieval: codes of images, for co-firing; None leaves it out.
@@ -84,7 +84,7 @@ def find_neighbours(
     arrays: dict[str, np.ndarray] = {}
     for kind, (score, index) in tables.items():
         arrays[f"{kind}_feature"], arrays[f"{kind}_score"] = index.int().cpu().numpy(), score.float().cpu().numpy()
-    if clt.topology == "sae":
+    if clt.sites.read != "mlp_in" or not clt.sites.is_mlp:
         return Neighbours(arrays)  # its encoders read what its decoders rebuild, not the stream
     return Neighbours(arrays | _virtual(clip, clt, living, n))
 
@@ -92,18 +92,21 @@ def find_neighbours(
 def concatenated_decoders(clt: CrossLayerTranscoder, layer: int) -> Tensor:
     """`(F, targets * d_model)`: each feature's rows into all layers that it writes to, in the backbone's units."""
     scales = clt.y_scale[layer : layer + clt.n_targets(layer)]
-    return (clt.W_dec[layer] * scales[None, :, None]).flatten(1)
+    result: Tensor = (clt.W_dec[layer] * scales[None, :, None]).flatten(1)
+    return result
 
 
 def read_directions(clip: FrozenCLIP, clt: CrossLayerTranscoder, layer: int) -> Tensor:
-    """`(F, d_model)`: how each encoder of a layer reads the residual stream: through `ln_2`'s weight, without the mean.
+    """`(F, d_model)`: how each encoder of a layer reads the stream: through the norm's weight, without its mean.
 
     The LayerNorm's scale, which differs from token to token, is left out: weights compare within a layer.
     """
-    block = clip.blocks[layer]
-    weight: Tensor = block.ln_2.weight  # type: ignore[union-attr, assignment]
-    rows = clt.W_enc[layer] * clt.x_scale[layer] * weight.to(clt.W_enc[layer])
-    return rows - rows.mean(1, keepdim=True)
+    rows = clt.W_enc[layer] * clt.x_scale[layer]
+    norm = clip.family.norms(clip.blocks[layer])[1]
+    weight = getattr(norm, "weight", None)
+    rows = rows if weight is None else rows * weight.to(rows)
+    result: Tensor = rows - rows.mean(1, keepdim=True) if isinstance(norm, torch.nn.LayerNorm) else rows
+    return result
 
 
 def _nearest(unit: Tensor, alive: Tensor, n: int) -> tuple[Tensor, Tensor]:

@@ -29,20 +29,26 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], title: str = ""
 
 
 def picture(
-    pixels: np.ndarray, codes: Tensor | np.ndarray | None, grid: tuple[int, int], caption: str, side: int = 144
+    pixels: np.ndarray,
+    codes: Tensor | np.ndarray | None,
+    grid: tuple[int, int],
+    caption: str,
+    side: int = 144,
+    n_prefix: int = 1,
 ) -> str:
     """One image as HTML, with a feature's codes drawn over its patches.
 
     Args:
         pixels: `(size, size, 3)` uint8.
-        codes: `(1 + rows x columns,)` codes, [CLS] first; None draws none.
+        codes: `(positions,)` codes; None draws none.
         grid: patches as (rows, columns).
         caption: text below.
         side: how large, in pixels.
+        n_prefix: tokens before the patches.
     """
     shown = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
     if codes is not None:
-        values = np.abs(np.asarray(codes, dtype=np.float32)[1:]).reshape(grid)
+        values = np.abs(np.asarray(codes, dtype=np.float32)[n_prefix : n_prefix + grid[0] * grid[1]]).reshape(grid)
         share = values / max(float(values.max()), 1e-30)
         colour = np.zeros((*grid, 4), np.uint8)
         colour[..., 0], colour[..., 1] = 255, (150 * (1 - share)).astype(np.uint8)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from clt_lightning.metrics import FVU, L0, MSE, Cosine, DeadFeatures, select
+from clt_lightning.metrics import FVU, L0, MSE, Cosine, DeadFeatures, TokenLayout, select, token_mask
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 
@@ -23,7 +23,7 @@ class Reconstruction:
     """
 
     def __init__(self, clt: CrossLayerTranscoder, token_sets: Sequence[str], device: torch.device) -> None:
-        L, d = clt.n_layers, clt.d_model
+        L, d = clt.n_layers, clt.d_out
 
         def metrics() -> dict[str, Any]:
             # FVU and MSE come from the same sums: one group, updated once
@@ -33,16 +33,16 @@ class Reconstruction:
 
         self.metrics = {name: metrics() for name in token_sets}
 
-    def update(self, y: Tensor, y_hat: Tensor, codes: Codes, positions: int) -> None:
+    def update(self, y: Tensor, y_hat: Tensor, codes: Codes, layout: TokenLayout) -> None:
         """Take in one batch of whole images: `(L, tokens, d)` true and rebuilt MLP outputs, and the codes."""
         active = codes.l0()
-        is_cls = torch.arange(active.shape[1], device=active.device) % positions == 0
         for name, metrics in self.metrics.items():
-            true, rebuilt, counts = (select(t, name, positions) for t in (y, y_hat, active))
+            true, rebuilt, counts = (select(t, name, layout) for t in (y, y_hat, active))
             metrics["errors"].update(true, rebuilt)
             metrics["cosine"].update(true, rebuilt)
             metrics["l0"].update(counts)
-            chosen = codes if name == "all" else codes.select_tokens(is_cls if name == "cls" else ~is_cls)
+            mask = None if name == "all" else token_mask(name, layout, active.shape[1], active.device)
+            chosen = codes if mask is None else codes.select_tokens(mask)
             metrics["dead"].update(chosen.fired(), counts[0].numel())
 
     def result(self) -> dict[str, dict[str, Tensor]]:

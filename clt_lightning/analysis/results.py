@@ -247,7 +247,8 @@ def load_evaluation(run: str | Path, split: str = "test") -> dict[str, Any]:
             f"{path}: the evaluation of {split!r} has schema {found[split].get('schema')}, this version reads "
             f"{SCHEMA}: run `python -m clt_lightning test --run {run}` again"
         )
-    return found[split]
+    result: dict[str, Any] = found[split]
+    return result
 
 
 def load_arrays(run: str | Path, split: str = "test") -> dict[str, np.ndarray]:

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
+from clt_lightning.backbone.make import make_backbone
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.clip.images import to_pixels
 from clt_lightning.core import seeds
@@ -20,6 +21,7 @@ from clt_lightning.core.config_file import ConfigFile, read_config
 from clt_lightning.core.errors import UserError, within
 from clt_lightning.core.paths import expand
 from clt_lightning.data.modules import WebImages
+from clt_lightning.replacement import check_fit
 from clt_lightning.runs.folder import find_run
 from clt_lightning.settings import ClipConfig, from_plain, to_plain
 from clt_lightning.transcoder import CrossLayerTranscoder
@@ -118,13 +120,13 @@ def open_run(
     datamodule = _datamodule(file, data, data_root, allow_pipe, trust_config)
     clip_config = from_plain(ClipConfig, model.get("clip"))
     with within("model.clip"):
-        clip = FrozenCLIP(**to_plain(clip_config), seed=seeds.resolve(model.get("seed"))).to(device)
+        made = make_backbone(**to_plain(clip_config), seed=seeds.resolve(model.get("seed"))).to(device)
+    clip = cast(FrozenCLIP, made)  # other backbones have the same methods; those of texts refuse
     transcoder = CrossLayerTranscoder.from_pretrained(path / "transcoder", device=device)
-    if (transcoder.n_layers, transcoder.d_model) != (clip.n_layers, clip.d_model):
-        raise UserError(
-            f"{path}: the transcoder has {transcoder.n_layers} layers of width {transcoder.d_model}, the backbone "
-            f"{clip.n_layers} of {clip.d_model}"
-        )
+    try:
+        check_fit(clip, transcoder)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     datamodule.transform = clip.preprocess
     return Run(path, clip, transcoder, datamodule, file.content)
 
@@ -159,4 +161,5 @@ def _datamodule(
         raise UserError(f"{file.where(('data', 'init_args'))}: data: {error}") from error
     if root is None and isinstance(made, WebImages):
         made.require_root()
-    return made
+    result: WebImages = made
+    return result

@@ -57,7 +57,8 @@ class LogitShares:
         directions = read_out(clip, texts.flatten(0, 1).T).view(len(TARGETS), n, -1) * scale[:, None]
 
         def at_cls(tokens: Tensor) -> Tensor:
-            return tokens.unflatten(1, (n, -1))[:, :, 0].double()
+            result: Tensor = tokens.unflatten(1, (n, -1))[:, :, 0].double()
+            return result
 
         x = torch.stack([at_cls(seen.x[layer][None])[0] for layer in range(clt.n_layers)])
         skip = torch.stack([clt.skip_term(x[layer], layer).double() for layer in range(clt.n_layers)]).sum(0)
@@ -74,10 +75,10 @@ class LogitShares:
             ]
         )
         read = torch.einsum("pnd,tnd->ntp", vectors, directions)
-        visual = clip.model.visual
-        own = visual.ln_post.bias.double()
-        own = own if visual.proj is None else own @ visual.proj.double()
-        norm_bias = torch.einsum("e,tne->nt", own, texts) * factor[:, None]
+        readout = clip.readout()
+        assert readout is not None
+        constants = readout.constants(texts.flatten(0, 1).T).view(len(TARGETS), n)
+        norm_bias = constants.T * factor[:, None]
         return torch.cat([read, norm_bias[:, :, None]], 2)
 
     def result(self, draws: int, seed: int) -> dict[str, dict[str, Interval]]:

@@ -12,14 +12,18 @@ import torch
 from torch import Tensor
 
 from clt_lightning.analysis import notebook
-from clt_lightning.analysis.arms import POSITIONS
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.say import doubt
 from clt_lightning.replacement import check_fit, replaced
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 Kind = Literal["set", "scale", "add"]
 BASES = ("original", "replaced")
+SKIP_DOUBT = (
+    "this transcoder has a linear skip, which steering cannot reach: an edit changes what the features write, and the "
+    "skip writes the rest of each MLP's output from the whole input (test says how much: 'centred reconstruction')"
+)
 
 
 @dataclass(frozen=True)
@@ -84,13 +88,14 @@ def steered(
     """While active, the edited features write what their new codes say, into their own and all later layers.
 
     What is added to layer j is `sum over edits of (z' - z) W_dec[layer -> j]`: nothing else of the reconstruction
-    plays a part. Codes are read from the running stream, so that an edit sees what earlier ones have done.
+    plays a part (a transcoder with a linear skip is warned of: no edit reaches the skip). Codes are read from the
+    running stream, so that an edit sees what earlier ones have done.
 
     Args:
         clip: the backbone.
         clt: the transcoder, on the same device.
         edits: applied in order; two of one feature follow one another.
-        tokens: `all`, `cls` or `patch`: at which positions.
+        tokens: `all`, `cls`, `register` or `patch`: at which positions.
         base: `original` keeps CLIP's own MLPs and adds the change to their outputs; `replaced` has the transcoder in
             the place of all MLPs.
 
@@ -98,11 +103,13 @@ def steered(
         UserError: no edits, a layer or feature that does not exist, a value that is not finite, unknown words, a
             backbone of other layers or width, or topology `sae`, whose codes are read from what they would change.
     """
-    _check(clip, clt, edits, tokens, base)
+    check_edits(clip, clt, edits, tokens, base)
+    if clt.skip:
+        doubt(SKIP_DOUBT)
     by_layer: dict[int, list[Edit]] = {}
     for edit in edits:
         by_layer.setdefault(edit.layer, []).append(edit)
-    positions = POSITIONS[tokens]
+    positions, blocks = clip.tokens.span(tokens), check_fit(clip, clt)
     #: layer -> the edited features and `(images, positions, features)` change of their codes
     changes: dict[int, tuple[list[int], Tensor]] = {}
 
@@ -123,16 +130,19 @@ def steered(
 
     if base == "original":
 
-        def see(layer: int, x: Tensor) -> None:
+        def see(block: int, x: Tensor) -> None:
+            layer = blocks.index(block)
             read(layer, clt.encode_layer(x.flatten(0, 1), layer), len(x))
 
-        def branch(layer: int, x: Tensor, compute_y: Callable[[], Tensor]) -> Tensor:
-            y = compute_y()
+        def branch(block: int, x: Tensor, compute_y: Callable[[], Tensor]) -> Tensor:
+            layer, y = blocks.index(block), compute_y()
             for _, part in written(layer):
                 y = y + part.to(y.dtype)
             return y
 
-        with clip.watch(see, by_layer), clip.mlp_override(branch):
+        site_in, site_out = str(clt.sites.read), str(clt.sites.write)
+        watched = [blocks[layer] for layer in by_layer]
+        with clip.watch(see, watched, site_in), clip.override(site_out, branch, blocks):
             yield
     else:
 
@@ -147,7 +157,8 @@ def steered(
             yield
 
 
-def _check(clip: FrozenCLIP, clt: CrossLayerTranscoder, edits: Sequence[Edit], tokens: str, base: str) -> None:
+def check_edits(clip: FrozenCLIP, clt: CrossLayerTranscoder, edits: Sequence[Edit], tokens: str, base: str) -> None:
+    """Whether `steered` can do this; raises what it raises."""
     check_fit(clip, clt)
     if clt.topology == "sae":
         raise UserError("a transcoder of topology 'sae' cannot steer: its codes are read from the output they change")
@@ -163,8 +174,7 @@ def _check(clip: FrozenCLIP, clt: CrossLayerTranscoder, edits: Sequence[Edit], t
             raise UserError(f"an edit is of kind set, scale or add, got {edit.kind!r}")
         if not abs(edit.value) < float("inf"):
             raise UserError(f"edit {edit}: the value must be finite")
-    if tokens not in POSITIONS:
-        raise UserError(f"tokens must be all, cls or patch, got {tokens!r}")
+    clip.tokens.span(tokens)
     if base not in BASES:
         raise UserError(f"base must be original or replaced, got {base!r}")
 
@@ -256,13 +266,13 @@ def steer(
         edits: what is changed.
         head: `(embed_dim, classes)` from `clip.zero_shot_head`.
         classnames: names of the head's columns.
-        tokens: at which positions: all, cls, patch.
+        tokens: at which positions: all, cls, register, patch.
         base: `original` or `replaced`, see `steered`.
 
     Raises:
         UserError: no images, a head of another number of classes, and what `steered` raises.
     """
-    _check(clip, clt, edits, tokens, base)
+    check_edits(clip, clt, edits, tokens, base)
     if head.shape[1] != len(classnames):
         raise UserError(f"the head has {head.shape[1]} columns for {len(classnames)} class names")
     head = head.to(clip.device)

@@ -7,15 +7,14 @@ once.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from clt_lightning.clip import FrozenCLIP
-from clt_lightning.core.errors import UserError
+from clt_lightning.backbone import Backbone
+from clt_lightning.replacement import check_fit
+from clt_lightning.transcoder import CrossLayerTranscoder
 
 
 @dataclass(frozen=True)
@@ -24,10 +23,10 @@ class Observation:
 
     Attributes:
         streams: the residual stream at the entry of every block, `(images, positions, d_model)` each.
-        attention: what each block's attention added at [CLS], `(images, d_model)` each.
-        before_mlp: the stream that `ln_2` of some layers read, by layer, `(images, positions, d_model)`.
-        x: MLP inputs, `(layers, tokens, d_model)`.
-        y: MLP outputs (or what was added in their place), same shape.
+        attention: what each block's attention added at [CLS], `(images, d_model)` each; empty without a [CLS].
+        before_mlp: the stream that the MLP's norm of some layers read, by layer, `(images, positions, d_model)`.
+        x: what the transcoder reads, `(layers, tokens, d_in)`: MLP inputs, where it names no other site.
+        y: what it rebuilds (or what was put in its place), `(layers, tokens, d_out)`: MLP outputs.
         embeddings: unit-norm `(images, embed_dim)` fp32.
     """
 
@@ -59,83 +58,51 @@ class Observation:
         )
 
 
-def observe(clip: FrozenCLIP, images: Tensor, before_mlp: Iterable[int] = ()) -> Observation:
+def observe(
+    clip: Backbone, images: Tensor, before_mlp: Iterable[int] = (), clt: CrossLayerTranscoder | None = None
+) -> Observation:
     """Run images through the tower and keep the stream; an active `replaced` or `mlp_override` holds in it.
 
     Args:
         clip: the backbone.
         images: `(images, 3, size, size)`, preprocessed.
         before_mlp: layers whose stream before the MLP is kept as well.
+        clt: whose sites are kept; None: the inputs and outputs of all MLPs.
     """
     streams: list[Tensor] = []
     attention: list[Tensor] = []
     kept: dict[int, Tensor] = {}
-    handles = []
-    try:
-        for layer, module in enumerate(clip.blocks):
-            block: Any = module
-            handles.append(block.register_forward_pre_hook(lambda m, args: streams.append(_image_major(clip, args[0]))))
-            handles.append(
-                block.ls_1.register_forward_hook(lambda m, i, out: attention.append(_image_major(clip, out)[:, 0]))
-            )
-            if layer in set(before_mlp):
-                handles.append(block.ln_2.register_forward_pre_hook(_keep(clip, kept, layer)))
-        acts = clip.capture(images, embeddings=True)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack:
+        stack.enter_context(clip.watch(lambda layer, x: streams.append(x), site="resid_pre"))
+        if clip.has_cls:
+            stack.enter_context(clip.watch(lambda layer, y: attention.append(y[:, 0]), site="attn_out"))
+        if wanted := sorted(set(before_mlp)):
+            stack.enter_context(clip.watch(kept.__setitem__, wanted, site="resid_mid"))
+        if clt is None:
+            acts = clip.capture(images, embeddings=True)
+        else:
+            sites = str(clt.sites.read), str(clt.sites.write)
+            acts = clip.capture(images, check_fit(clip, clt), embeddings=True, sites=sites)
     assert acts.embeddings is not None
     return Observation(streams, attention, kept, acts.x, acts.y, acts.embeddings)
 
 
-def finish(clip: FrozenCLIP, stream: Tensor, first: int, grad: bool = False) -> Tensor:
-    """The rest of a forward: blocks `first` to the last, pooling, projection.
-
-    Args:
-        clip: the backbone; an active `replaced` or `mlp_override` holds in the blocks that are run.
-        stream: `(images, positions, d_model)` at the entry of block `first`; `first == n_layers` runs no block.
-        grad: let gradients flow to the stream and to what an override puts in.
-
-    Returns:
-        unit-norm `(images, embed_dim)` fp32: for an unchanged stream the numbers of `encode_image`.
-    """
-    # the backbone's own precision and autocast rules, as in its own forwards
-    with clip.running(grad):
-        x = stream.to(clip.dtype)
-        if first < clip.n_layers:
-            x = x if clip.batch_first else x.transpose(0, 1)
-            for block in clip.blocks[first:]:
-                x = block(x)
-            x = x if clip.batch_first else x.transpose(0, 1)
-        visual = clip.model.visual
-        pooled = _pool(clip, visual, x)
-        if visual.proj is not None:
-            pooled = pooled @ visual.proj
-        return F.normalize(pooled.float(), dim=-1)
+def finish(clip: Backbone, stream: Tensor, first: int, grad: bool = False) -> Tensor:
+    """The rest of a forward from block `first` on: `clip.run_from`, whose words hold."""
+    return clip.run_from(first, stream, grad=grad)
 
 
-def reads_cls_only(clip: FrozenCLIP) -> bool:
+def advance(clip: Backbone, stream: Tensor, first: int, last: int) -> Tensor:
+    """`(images, positions, d_model)` at the entry of block `last`, from that at the entry of block `first`."""
+    with clip.running(grad=False):
+        return clip.family.run_blocks(first, stream.to(clip.dtype), last)
+
+
+def reads_cls_only(clip: Backbone) -> bool:
     """Whether the embedding is made of the last [CLS] token alone (OpenAI's CLIP), so that no other matters there."""
-    visual = clip.model.visual
-    return getattr(visual, "attn_pool", None) is None and getattr(visual, "pool_type", "tok") == "tok"
+    return clip.readout() is not None
 
 
-def _pool(clip: FrozenCLIP, visual: Any, x: Tensor) -> Tensor:
-    if hasattr(visual, "_pool"):
-        return visual._pool(x)[0]
-    if getattr(visual, "attn_pool", None) is not None:  # only releases of open_clip before _pool
-        raise UserError(f"'{clip.name}' pools by attention: this needs a newer open_clip (3.0 or later)")
-    if getattr(visual, "final_ln_after_pool", False):
-        return visual.ln_post(visual._global_pool(x)[0])
-    return visual._global_pool(visual.ln_post(x))[0]
-
-
-def _image_major(clip: FrozenCLIP, tokens: Tensor) -> Tensor:
-    return tokens if clip.batch_first else tokens.transpose(0, 1)
-
-
-def _keep(clip: FrozenCLIP, kept: dict[int, Tensor], layer: int) -> Any:
-    def hook(module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
-        kept[layer] = _image_major(clip, args[0])
-
-    return hook
+def at_all_mlps(clip: Backbone, clt: CrossLayerTranscoder) -> bool:
+    """Whether a transcoder rebuilds the MLP outputs of all blocks: what splitting up a logit takes for granted."""
+    return clt.sites.is_mlp and len(check_fit(clip, clt)) == clip.n_layers

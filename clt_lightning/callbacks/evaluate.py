@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,6 +15,7 @@ from clt_lightning.analysis.effects import EffectCheck
 from clt_lightning.analysis.evaluate import EffectOptions, EvaluateOptions
 from clt_lightning.analysis.faithfulness import FaithfulnessOptions
 from clt_lightning.analysis.features import FeatureOptions
+from clt_lightning.analysis.intervals import Interval
 from clt_lightning.analysis.population import PopulationOptions
 from clt_lightning.callbacks.base import fast_dev_run, run_folder, say_not_written, weights_at
 from clt_lightning.callbacks.record import describe_run
@@ -21,6 +23,7 @@ from clt_lightning.core.progress import track
 from clt_lightning.core.table import Column, lay_out
 from clt_lightning.core.terminal import line_width
 from clt_lightning.metrics import TOKEN_SETS
+from clt_lightning.replacement import tokens_of
 
 
 class Evaluate(pl.Callback):
@@ -75,7 +78,8 @@ class Evaluate(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         # in fit as well: a mistake in the config must not wait for the test after it
         if self.enabled:
-            plan_arms(self.options.cascade, pl_module.clip.n_layers, pl_module.transcoder.skip)
+            clt = pl_module.transcoder
+            plan_arms(self.options.cascade, clt.n_layers, clt.skip, tokens_of(pl_module.clip, clt))
             if self.options.faithfulness.layers is not None:
                 pl_module.clip.check_layers(self.options.faithfulness.layers)
 
@@ -147,6 +151,8 @@ def summary(evaluation: Evaluation, width: int | None = None) -> list[str]:
     lines = [f"FVU, mean over layers: {', '.join(f'{name} {value:.4f}' for name, value in fvu.items())}"]
     if evaluation.arms:
         lines += ["", *_arms(evaluation, width), ""]
+    if evaluation.shares is not None:
+        lines += [*logit_lines(evaluation.shares, width), ""]
     if evaluation.effect_check is not None:
         lines += [*effect_lines(evaluation.effect_check, width), ""]
     for check in evaluation.population:
@@ -169,6 +175,19 @@ def _arms(evaluation: Evaluation, width: int | None) -> list[str]:
     if others:
         lines.append(f"and {len(others)} more controls, on {others[0].n:,} images: in results.json and the report")
     return lines
+
+
+def logit_lines(shares: Mapping[str, Mapping[str, Interval]], width: int | None = None) -> list[str]:
+    """Who makes the logit of the predicted class and its margin over the runner-up, in the mean, for the terminal."""
+    names = {"norm_bias": "last LayerNorm's bias", "sum": "together"}
+    parts = list(next(iter(shares.values())))
+    columns = []
+    for target, values in shares.items():
+        whole = values["sum"].value
+        columns.append(Column(target, [f"{values[part].value:.2f}" for part in parts], 10))
+        told = [f"{100 * values[part].value / whole:.1f} %" if whole else "" for part in parts]
+        columns.append(Column("share", told, 9))
+    return lay_out(Column("who makes it", [names.get(part, part) for part in parts], left=True), columns, width)
 
 
 def effect_lines(check: EffectCheck, width: int | None = None) -> list[str]:

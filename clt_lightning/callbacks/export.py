@@ -8,11 +8,17 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 
 from clt_lightning.callbacks.base import run_folder, say_not_written
+from clt_lightning.transcoder.files import what_maps
 
 
 class ExportTranscoder(pl.Callback):
     """Writes `<run>/transcoder/` at the end of training: the final weights, scales folded in, with the CLIP that they
-    belong to and the step in the config's `metadata`."""
+    belong to and the step in the config's `metadata`. At the start it says for which other tools such a transcoder can
+    be exported, and why not for the others."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if run_folder(trainer) is not None:
+            rank_zero_info(what_maps(pl_module.transcoder))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         folder = run_folder(trainer)

@@ -8,19 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import numpy as np
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from clt_lightning.callbacks.base import fast_dev_run, weights_at
 from clt_lightning.core.errors import UserError
-from clt_lightning.metrics import TOKEN_SETS, check_token_sets
+from clt_lightning.metrics import TOKEN_SETS, CodeHistograms, check_token_sets, metric_device, present
 
 if TYPE_CHECKING:  # matplotlib takes its time: it is imported when the first picture is drawn
     from matplotlib.figure import Figure
 
     from clt_lightning.analysis.contributions import Contributions
     from clt_lightning.report.figures.top_images import TopImages
+
+
+#: Layers of which grids of features are drawn
+_GRIDS = 4
 
 
 def tensorboard(trainer: pl.Trainer) -> TensorBoardLogger | None:
@@ -35,8 +40,11 @@ class Figures(pl.Callback):
 
     `figures/reconstruction` (FVU, layers x token sets, over the whole split), `figures/contributions/<token
     set>/<centred or uncentred>` (over the first `images` of every process, all processes together) and
-    `figures/features/layer_<ll>` (a few features and their strongest images among the first `images` of process 0;
-    the same features every time, chosen among those that fire in the first batch).
+    `figures/features/layer_<ll>` (a few features of a few layers and their strongest images among the first `images` of
+    process 0; the same features every time, chosen among those that fire in the first batch).
+
+    `val/histogram/log10_frequency` (one count a feature: the share of the tokens on which it fired; silent ones are
+    left out) and `val/histogram/log2_code` (all codes by magnitude), over the images of the contribution maps.
 
     Args:
         every: draw at every n-th validation; 0 draws nothing.
@@ -44,6 +52,8 @@ class Figures(pl.Callback):
         token_sets: token sets of the contribution maps.
         features: features a layer in the grids; 0 draws none.
         top: images a feature.
+        per_layer: draw histograms and feature grids (at most 4 otherwise) of every layer; the run's logger then keeps
+            the curves of every layer, too: 150 in a ViT-B.
 
     Raises:
         UserError: on a negative number or an unknown token set.
@@ -53,9 +63,10 @@ class Figures(pl.Callback):
         self,
         every: int = 1,
         images: int = 256,
-        token_sets: Sequence[str] = ("cls", "all"),
+        token_sets: Sequence[str] | None = None,
         features: int = 3,
         top: int = 6,
+        per_layer: bool = False,
     ) -> None:
         for name, value, least in (
             ("every", every, 0),
@@ -66,12 +77,14 @@ class Figures(pl.Callback):
             if value < least:
                 raise UserError(f"figures.{name} must be {least} or more, got {value}")
         self.every, self.images, self.features, self.top = every, images, features, top
-        self.token_sets = check_token_sets(token_sets, option="figures.token_sets")
+        self.per_layer = per_layer
+        self.token_sets = None if token_sets is None else check_token_sets(token_sets, option="figures.token_sets")
         self._validations = 0
         self._draws = False
         self._seen = 0
         self._chosen: list[list[int]] | None = None
         self._contributions: Contributions | None = None
+        self._histograms: CodeHistograms | None = None
         self._grids: list[TopImages] = []
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -85,9 +98,10 @@ class Figures(pl.Callback):
         self._seen = 0
         if self._draws:
             from clt_lightning.analysis.contributions import Contributions
-            from clt_lightning.metrics import metric_device
 
-            self._contributions = Contributions(pl_module.transcoder).to(metric_device(pl_module.device))
+            clt, device = pl_module.transcoder, metric_device(pl_module.device)
+            self._contributions = Contributions(clt).to(device)
+            self._histograms = CodeHistograms(clt.n_layers, clt.n_features).to(device)
             self._grids = [] if self._chosen is None else self._new_grids()
 
     def on_validation_batch_end(
@@ -104,7 +118,10 @@ class Figures(pl.Callback):
         codes, acts = outputs["codes"], outputs["acts"]
         self._seen += len(batch["image"])
         assert self._contributions is not None
-        self._contributions.update(codes, acts.n_positions, x=acts.x)
+        assert self._histograms is not None
+        self._contributions.update(codes, acts.layout, x=acts.x)
+        pairs = [codes.layer(layer) for layer in range(codes.n_layers)]
+        self._histograms.update([(p.features, values) for p, values in pairs], codes.n_tokens)
         if self.features and trainer.is_global_zero:
             from clt_lightning.clip.images import to_pixels
 
@@ -119,8 +136,10 @@ class Figures(pl.Callback):
         if trainer.sanity_checking or not self._draws:
             return
         assert self._contributions is not None
+        assert self._histograms is not None
         scores = self._contributions.scores()  # of all processes: each must ask
-        self._contributions = None
+        frequency, magnitudes = self._histograms.compute()
+        self._contributions = self._histograms = None
         if not trainer.is_global_zero:
             return
         from clt_lightning.report.figures.maps import contribution_map, reconstruction_strip
@@ -129,25 +148,29 @@ class Figures(pl.Callback):
         logger = tensorboard(trainer)
         assert logger is not None
         step = weights_at(trainer)[0]
+        add_histograms(logger, frequency, magnitudes, step, self.per_layer)
         tables = fvu_tables(trainer.callback_metrics)
         if tables:
             figure = reconstruction_strip(tables, "Fraction of variance unexplained", limit=1.0)
             add_picture(logger, "figures/reconstruction", figure, step)
-        for tokens in self.token_sets:
+        wanted = present(self.token_sets, pl_module.clip.tokens, "figures.token_sets", ("cls", "all"))
+        for tokens in (name for name in wanted if name in scores):
             for kind in ("uncentred", "centred"):
                 values = getattr(scores[tokens], f"whole_{kind}").numpy()
                 figure = contribution_map(values, f"contributions, {kind}, {tokens}")
                 add_picture(logger, f"figures/contributions/{tokens}/{kind}", figure, step)
         for grid in self._grids:
             if grid.features:
-                figure = top_images_grid(grid, pl_module.clip.grid)
+                figure = top_images_grid(grid, pl_module.clip.grid, pl_module.clip.n_prefix)
                 add_picture(logger, f"figures/features/layer_{grid.layer:02d}", figure, step)
         self._grids = []
 
     def _new_grids(self) -> list[TopImages]:
         from clt_lightning.report.figures.top_images import TopImages
 
-        return [TopImages(layer, chosen, self.top) for layer, chosen in enumerate(self._chosen or [])]
+        chosen = self._chosen or []
+        layers = range(len(chosen)) if self.per_layer else _spaced(len(chosen), _GRIDS)
+        return [TopImages(layer, chosen[layer], self.top) for layer in layers]
 
     def state_dict(self) -> dict[str, Any]:
         """Which features are shown, so that a resumed run shows the same ones."""
@@ -171,9 +194,52 @@ def add_picture(logger: TensorBoardLogger, tag: str, figure: Figure, step: int) 
     """Draws a figure into TensorBoard, without pyplot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     logger.experiment.add_image(tag, np.asarray(canvas.buffer_rgba())[..., :3], step, dataformats="HWC")
+
+
+def add_histograms(
+    logger: TensorBoardLogger, frequency: Tensor, magnitudes: Tensor, step: int, per_layer: bool
+) -> None:
+    """Firing frequencies and codes into TensorBoard's histograms.
+
+    Args:
+        logger: where to.
+        frequency: `(L, F)` share of the tokens on which a feature fired.
+        magnitudes: `(L, bins)` codes by magnitude, as `CodeHistograms` counts them.
+        step: of the weights.
+        per_layer: also one of each layer.
+    """
+    writer = logger.experiment
+    parts = {"": slice(None)}
+    if per_layer:
+        parts |= {f"/layer_{layer:02d}": slice(layer, layer + 1) for layer in range(len(frequency))}
+    for name, part in parts.items():
+        fired = frequency[part][frequency[part] > 0]
+        if len(fired):
+            writer.add_histogram(f"val/histogram/log10_frequency{name}", fired.log10().cpu(), step)
+        counts = magnitudes[part].sum(0).cpu().double()
+        if counts.sum():
+            edges = torch.tensor(CodeHistograms.edges(), dtype=torch.float64)
+            centres = (edges[1:] + edges[:-1]) / 2
+            held = counts.nonzero()[:, 0]
+            writer.add_histogram_raw(
+                f"val/histogram/log2_code{name}",
+                min=float(edges[held[0]]),
+                max=float(edges[held[-1] + 1]),
+                num=int(counts.sum()),
+                sum=float((counts * centres).sum()),
+                sum_squares=float((counts * centres.square()).sum()),
+                bucket_limits=edges[1:].tolist(),
+                bucket_counts=counts.tolist(),
+                global_step=step,
+            )
+
+
+def _spaced(n: int, most: int) -> list[int]:
+    """At most so many of n numbers, the first and the last among them."""
+    return list(range(n)) if n <= most else [round(i * (n - 1) / (most - 1)) for i in range(most)]
 
 
 def _spread(fired: Tensor, count: int) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.runs.claim import Claim
 from clt_lightning.runs.folder import RunFolder
 
+#: tags of single layers, shares by token set, and the lesser parts of the margin
+_PER_LAYER = re.compile(r"/layer_\d+$|/share/(?:features|skip)/|/share/margin/(?!features$|skip$)")
+
 
 class RunLogger(TensorBoardLogger):
     """TensorBoard's logger of a run whose version may still be open; it makes no file before something is logged.
@@ -23,11 +28,16 @@ class RunLogger(TensorBoardLogger):
     Args:
         root: `<runs_dir>/<name>`.
         folder: the run's folder; None while it is not claimed.
+        writes: false for an evaluation in the folder of a training: its numbers stand in results.json, and the
+            training's curves stay its own.
+        per_layer: whether the curves of every layer are kept: in a ViT-B 150, in which nobody finds the ten that say
+            how a run goes. Callbacks, tables and results.json have these numbers either way.
     """
 
-    def __init__(self, root: Path, folder: Path | None = None) -> None:
+    def __init__(self, root: Path, folder: Path | None = None, writes: bool = True, per_layer: bool = False) -> None:
         super().__init__(root.parent, root.name, default_hp_metric=False)
         self._root, self._folder, self._open = root, folder, False
+        self._writes, self.per_layer = writes, per_layer
 
     def place(self, folder: Path) -> None:
         """Says where the run lives."""
@@ -44,12 +54,19 @@ class RunLogger(TensorBoardLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
+        if not self._writes:
+            return _Nowhere()
         # Lightning asks for it in the set-up, where nothing is to be written yet
         return super().experiment if self._open else _Opens(self)
 
     def open(self) -> None:
         """Makes the file of events."""
-        self._open = True
+        self._open = self._writes
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """As in the base class, without what is of one layer alone."""
+        shown = {name: value for name, value in metrics.items() if self.per_layer or not _PER_LAYER.search(name)}
+        super().log_metrics(shown, step)
 
     def save(self) -> None:
         if self._open:
@@ -65,6 +82,13 @@ class _Opens:
     def __getattr__(self, name: str) -> Any:
         self._logger.open()
         return getattr(self._logger.experiment, name)
+
+
+class _Nowhere:
+    """A writer of events that writes none."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: None
 
 
 class Place(pl.Callback):

@@ -19,8 +19,11 @@ from clt_lightning.metrics import (
     FeaturesShare,
     check_token_sets,
     metric_device,
+    present,
     select,
+    token_mask,
 )
+from clt_lightning.replacement import tokens_of
 
 
 class Reconstruction(Evaluation):
@@ -33,7 +36,7 @@ class Reconstruction(Evaluation):
 
     Args:
         token_sets: which tokens are reported: `cls` ([CLS] alone; nearly constant in early layers, so it looks perfect
-            there), `patch` (all others), `all`.
+            there), `register`, `patch`, `all`; of all four those that the backbone has.
 
     Raises:
         UserError: on an unknown or repeated token set.
@@ -51,29 +54,29 @@ class Reconstruction(Evaluation):
 
     def begin(self, trainer: pl.Trainer, pl_module: Any) -> None:
         clt, device = pl_module.transcoder, metric_device(pl_module.device)
-        for name in self.token_sets:
-            self._fvu[name] = FVU(clt.n_layers, clt.d_model).to(device)
+        for name in present(self.token_sets, tokens_of(pl_module.clip, clt), "reconstruction.token_sets"):
+            self._fvu[name] = FVU(clt.n_layers, clt.d_out).to(device)
             self._cosine[name] = Cosine(clt.n_layers).to(device)
             self._l0[name] = L0(clt.n_layers).to(device)
             self._dead[name] = DeadFeatures(clt.n_layers, clt.n_features).to(device)
             if clt.skip:
-                self._share[name] = FeaturesShare(clt.n_layers, clt.d_model).to(device)
+                self._share[name] = FeaturesShare(clt.n_layers, clt.d_out).to(device)
 
     def take(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any) -> None:
         acts, y_hat, codes = outputs["acts"], outputs["y_hat"], outputs["codes"]
-        positions = acts.n_positions
+        layout = acts.layout
         features = outputs["features"]
         active = codes.l0()
-        is_cls = torch.arange(active.shape[1], device=active.device) % positions == 0
-        for name in self.token_sets:
-            y, rebuilt = select(acts.y, name, positions), select(y_hat, name, positions)
+        for name in self._fvu:
+            y, rebuilt = select(acts.y, name, layout), select(y_hat, name, layout)
             self._fvu[name].update(y, rebuilt)
             self._cosine[name].update(y, rebuilt)
             if features is not None:
-                self._share[name].update(select(features, name, positions), rebuilt)
-            counts = select(active, name, positions)
+                self._share[name].update(select(features, name, layout), rebuilt)
+            counts = select(active, name, layout)
             self._l0[name].update(counts)
-            chosen = codes if name == "all" else codes.select_tokens(is_cls if name == "cls" else ~is_cls)
+            mask = None if name == "all" else token_mask(name, layout, active.shape[1], active.device)
+            chosen = codes if mask is None else codes.select_tokens(mask)
             self._dead[name].update(chosen.fired(), counts[0].numel())
 
     def results(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, Tensor]:

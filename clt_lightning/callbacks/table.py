@@ -22,7 +22,9 @@ _COLUMNS = {"fvu": ("FVU", 8), "cosine": ("cosine", 8), "l0": ("L0", 8), "dead":
 LEGEND = (
     "FVU: share of the variance that is not explained, 0 is perfect. L0: active",
     "features per token. dead: features that never fired in this pass. gap: points",
-    "of accuracy. KL: of the class probabilities from the original's.",
+    "of accuracy. KL: of the class probabilities from the original's. who makes",
+    "it: shares of the centred reconstruction and of the margin, which attention",
+    "and the embedding make as well; a skip names nothing.",
 )
 
 
@@ -92,6 +94,41 @@ def zero_shot_lines(metrics: Mapping[str, float], width: int | None = None) -> l
     )
 
 
+def share_lines(metrics: Mapping[str, float], width: int | None = None) -> list[str]:
+    """Lines of the table of who makes the centred reconstruction, the sparse features or the linear skip, and what they
+    add to the margin over the runner-up (attention and the rest make what is missing there).
+
+    Args:
+        metrics: numbers by tag without the stage: `share/features`, with a skip `share/features/all` and by layer, and
+            `share/margin/features` and `.../skip`.
+        width: characters that a line may have; None: any number.
+
+    Returns:
+        One line a token set, and with a skip one a layer, for the set `all`; empty if it was not measured.
+    """
+    if "share/features" not in metrics:
+        return []
+    rows = {f"{name} tokens": metrics.get(f"share/features/{name}") for name in TOKEN_SETS}
+    rows |= {
+        f"all tokens, layer {m[1]}": value
+        for tag, value in metrics.items()
+        if (m := re.fullmatch(r"share/features/all/layer_(\d+)", tag))
+    }
+    found = {label: value for label, value in rows.items() if value is not None}
+    found = found or {"all tokens": metrics["share/features"]}
+    shares = {f"reconstruction, {label}": (value, 1 - value) for label, value in found.items()}
+    if "share/margin/features" in metrics:
+        shares["margin over the runner-up"] = metrics["share/margin/features"], metrics["share/margin/skip"]
+    return lay_out(
+        Column("who makes it", [f"{label}  " for label in shares], left=True),
+        [
+            Column("features", [f"{100 * features:.1f} %" for features, _ in shares.values()], 11),
+            Column("skip", [f"{100 * skip:.1f} %" for _, skip in shares.values()], 11),
+        ],
+        width,
+    )
+
+
 def doubt_lines(trainer: pl.Trainer) -> list[str]:
     """Why the zero-shot accuracies say little, as lines under their table; empty where nothing speaks against them."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
@@ -100,7 +137,7 @@ def doubt_lines(trainer: pl.Trainer) -> list[str]:
 
 
 class Table(pl.Callback):
-    """Prints the numbers of `Reconstruction` and `ZeroShot` as a table at the end of every validation and test: plain
+    """Prints the numbers of `Reconstruction` and `ZeroShot` as tables at the end of every validation and test: plain
     text, as wide as the terminal at most (80 characters in a log; `COLUMNS` sets another width)."""
 
     def __init__(self) -> None:
@@ -123,7 +160,8 @@ class Table(pl.Callback):
             if tag.startswith(prefix)
         }
         width = line_width()
-        parts = [part for part in (reconstruction_lines(metrics, width), zero_shot_lines(metrics, width)) if part]
+        tables = (reconstruction_lines, share_lines, zero_shot_lines)
+        parts = [lines for table in tables if (lines := table(metrics, width))]
         if not parts:
             return
         title = f"{'validation' if stage == 'val' else 'test'}, step {weights_at(trainer)[0]:,}"

@@ -156,6 +156,12 @@ class Throughput(pl.Callback):
             self._window = _Count()
         self._say_how_far(trainer)
 
+    def leave_out(self, device: torch.device) -> None:
+        """Leaves what was done since the last step's end out of the next step's time."""
+        if not self._paused:
+            self._lap(device, wait=True)
+            self._paused = True
+
     def on_validation_start(self, trainer: Any, pl_module: pl.LightningModule) -> None:
         self._pause(pl_module.device)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from clt_lightning.callbacks.base import Evaluation
 from clt_lightning.core.errors import UserError
 from clt_lightning.metrics import LogitKL, ZeroShotAccuracy, check_token_sets, metric_device
-from clt_lightning.replacement import replaced
+from clt_lightning.replacement import check_fit, embed_replaced, replaced
 
 
 def parse_window(text: str, n_layers: int) -> tuple[int, int]:
@@ -61,7 +61,8 @@ class ZeroShot(Evaluation):
     Args:
         windows: windows of layers to replace together, such as `["0-11", "3-11", "7-", "5"]`; every later layer reads
             the stream that the replaced ones have written (cascaded). Default: all layers.
-        token_sets: at which tokens MLP outputs are replaced: `cls`, `patch`, `all`; the other tokens keep their MLPs.
+        token_sets: at which tokens MLP outputs are replaced: `cls`, `register`, `patch`, `all`; the others keep
+            their MLPs.
         classnames: class names, in the order of the labels; null takes the data's own.
         templates: prompt templates; null takes the data's own.
         include_mean_ablation: also put every MLP output to its mean over the training data: what is left when the MLPs
@@ -94,6 +95,11 @@ class ZeroShot(Evaluation):
         self._accuracy: dict[str, ZeroShotAccuracy] = {}
         self._kl: dict[str, LogitKL] = {}
 
+    @property
+    def head(self) -> Tensor | None:
+        """`(embed_dim, classes)` of the split that is being measured; None where there are no class names."""
+        return self._head if self._ready else None
+
     def _say_once(self, text: str) -> None:
         if text not in self._said:
             self._said.add(text)
@@ -104,7 +110,7 @@ class ZeroShot(Evaluation):
         self._plan_for(pl_module)
 
     def _plan_for(self, pl_module: Any) -> None:
-        n_layers = pl_module.clip.n_layers
+        n_layers = pl_module.transcoder.n_layers
         windows = ["0-"] if self.windows is None else self.windows
         parsed = dict.fromkeys(parse_window(window, n_layers) for window in windows)
         self._plan = [(first, last, tokens) for first, last in parsed for tokens in self.token_sets]
@@ -113,7 +119,10 @@ class ZeroShot(Evaluation):
         datamodule = getattr(trainer, "datamodule", None)
         names: list[str] | None = self.classnames or getattr(datamodule, "classnames", None)
         templates: list[str] | None = self.templates or getattr(datamodule, "templates", None)
-        self._ready = bool(names) and bool(templates)
+        self._ready = bool(names) and bool(templates) and pl_module.clip.has_text
+        if not pl_module.clip.has_text:
+            self._say_once("zero-shot accuracy is not measured: the backbone has no text tower")
+            return
         if not names or not templates:
             missing = "class names" if not names else "templates"
             self._say_once(f"zero-shot accuracy is not measured: the data has no {missing}")
@@ -130,6 +139,9 @@ class ZeroShot(Evaluation):
             keys.append("mean_ablated")
         self._accuracy = {key: ZeroShotAccuracy(len(names)).to(device) for key in keys}
         self._kl = {f"kl/{first}-{last}/{tokens}": LogitKL().to(device) for first, last, tokens in self._plan}
+        if not pl_module.transcoder.sites.once:
+            blocks = check_fit(pl_module.clip, pl_module.transcoder)
+            pl_module.entries = {blocks[first] for first, _, _ in self._plan}
 
     def _means(self, pl_module: Any) -> Tensor | None:
         """Mean MLP outputs of the training data, `(L, d)`; None if they are not asked for or not known."""
@@ -138,7 +150,8 @@ class ZeroShot(Evaluation):
         if not bool(pl_module.transcoder.normalized):
             self._say_once("mean ablation is not measured: the transcoder has not seen the training data's means yet")
             return None
-        return pl_module.transcoder.y_mean
+        result: Tensor | None = pl_module.transcoder.y_mean
+        return result
 
     def take(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any) -> None:
         if not self._ready:
@@ -147,19 +160,29 @@ class ZeroShot(Evaluation):
         labels = batch.get("label")
         if labels is None:
             labels = torch.full((len(images),), -1, dtype=torch.int64, device=images.device)
+        blocks = check_fit(pl_module.clip, pl_module.transcoder)
         # The transcoder must run in the precision that the validation step gave it.
         with torch.no_grad(), trainer.precision_plugin.val_step_context():
             embeddings = outputs["acts"].embeddings
             original = self._cosines(pl_module.clip.encode_image(images) if embeddings is None else embeddings)
             self._accuracy["original"].update(original, labels)
             for first, last, tokens in self._plan:
-                with replaced(pl_module.clip, pl_module.transcoder, layers=range(first, last + 1), tokens=tokens):
-                    cosines = self._cosines(pl_module.clip.encode_image(images))
+                window = blocks[first : last + 1]
+                cosines = self._cosines(self._replaced(pl_module, window, tokens, outputs, images))
                 self._accuracy[f"replaced/{first}-{last}/{tokens}"].update(cosines, labels)
                 self._kl[f"kl/{first}-{last}/{tokens}"].update(original, cosines)
             if "mean_ablated" in self._accuracy:
-                with mean_ablated(pl_module.clip, pl_module.transcoder.y_mean):
+                site = str(pl_module.transcoder.sites.write)
+                with mean_ablated(pl_module.clip, pl_module.transcoder.y_mean, site, blocks):
                     self._accuracy["mean_ablated"].update(self._cosines(pl_module.clip.encode_image(images)), labels)
+
+    def _replaced(self, pl_module: Any, window: Sequence[int], tokens: str, outputs: Any, images: Tensor) -> Tensor:
+        clip, clt = pl_module.clip, pl_module.transcoder
+        if window[0] in outputs["entries"]:
+            return embed_replaced(clip, clt, window, tokens, outputs["entries"], outputs["codes"])
+        with replaced(clip, clt, window, tokens):
+            embeddings: Tensor = clip.encode_image(images)
+        return embeddings
 
     def _cosines(self, embeddings: Tensor) -> Tensor:
         assert self._head is not None
@@ -178,12 +201,17 @@ class ZeroShot(Evaluation):
 
 
 @contextmanager
-def mean_ablated(clip: Any, means: Tensor) -> Iterator[None]:
-    """While active, every MLP of the CLIP adds the same vector to every token.
+def mean_ablated(
+    clip: Any, means: Tensor, site: str = "mlp_out", blocks: Sequence[int] | None = None
+) -> Iterator[None]:
+    """While active, every MLP of the backbone adds the same vector to every token.
 
     Args:
-        clip: the frozen CLIP.
+        clip: the frozen backbone.
         means: `(L, d)` what each layer adds.
+        site: what is put to its mean, where it is not the MLPs' outputs.
+        blocks: of which block each layer is; None: of all.
     """
-    with clip.mlp_override(lambda layer, x, compute_y: means[layer].to(x).expand_as(x), range(clip.n_layers)):
+    of = list(clip.check_layers(None) if blocks is None else blocks)
+    with clip.override(site, lambda block, x, compute: means[of.index(block)].to(x).expand_as(x), of):
         yield

@@ -96,15 +96,21 @@ def truth(text: str) -> bool:
     return text.lower() == "true"
 
 
-def add_run_options(parser: argparse.ArgumentParser, needs: str = "") -> None:
+def add_run_options(parser: argparse.ArgumentParser, needs: str = "", several: str = "") -> None:
     """Options of every command that opens a run; `run_options` gives them to `open_run`.
 
     Args:
         parser: gets them.
         needs: what must have been done with the run before, for the help.
+        several: what several runs are for, where `--run` may be repeated: `args.run` is a list then.
     """
+    more = f"; repeatable: {several}" if several else ""
     parser.add_argument(
-        "--run", type=Path, required=True, help=f"run folder, e.g. runs/quickstart/version_0{needs and ', '}{needs}"
+        "--run",
+        type=Path,
+        required=True,
+        action="append" if several else "store",
+        help=f"run folder, e.g. runs/quickstart/version_0{needs and ', '}{needs}{more}",
     )
     parser.add_argument(
         "--data.init_args.root", dest="data_root", metavar="FOLDER", help="where the data are now, if they were moved"

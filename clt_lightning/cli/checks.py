@@ -142,7 +142,9 @@ def _check_optimizer(optimizer: Any) -> None:
     """Makes the optimizer for a weight of no account: a negative learning rate is said before CLIP is loaded."""
     if not isinstance(optimizer, Namespace):
         return
-    arguments = dict(vars(optimizer.get("init_args") or Namespace())) | dict(optimizer.get("dict_kwargs") or {})
+    arguments = dict(vars(optimizer.init_args) if optimizer.get("init_args") else {}) | dict(
+        optimizer.get("dict_kwargs") or {}
+    )
     if any(isinstance(value, Namespace) for value in arguments.values()):
         return
     cls = load_class(optimizer.class_path, torch.optim.Optimizer, "model.optimizer", "optimizer")

@@ -16,6 +16,7 @@ from clt_lightning import compat
 from clt_lightning.callbacks import (
     Board,
     Checkpoints,
+    Curves,
     Evaluate,
     ExportTranscoder,
     Figures,
@@ -24,6 +25,7 @@ from clt_lightning.callbacks import (
     Reconstruction,
     Requeue,
     RunRecord,
+    Shares,
     Table,
     Throughput,
     ZeroShot,
@@ -109,9 +111,11 @@ def _add_own_keys(parser: LightningArgumentParser) -> None:
     parser.add_argument("--runs_dir", type=str | Path, default="runs", help="folder of all runs")
     parser.add_lightning_class_args(Reconstruction, "reconstruction")
     parser.add_lightning_class_args(ZeroShot, "zero_shot")
+    parser.add_lightning_class_args(Shares, "shares")  # after ZeroShot, whose class names it takes
     parser.add_lightning_class_args(Evaluate, "evaluate")
     parser.add_lightning_class_args(Checkpoints, "checkpoints")
     parser.add_lightning_class_args(Throughput, "throughput")
+    parser.add_lightning_class_args(Curves, "curves")
     parser.add_lightning_class_args(Figures, "figures")
     parser.add_lightning_class_args(Board, "board")
     for callback, key in ((Table, "table"), (ExportTranscoder, "export_transcoder"), (RunRecord, "run_record")):

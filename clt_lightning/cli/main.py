@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from clt_lightning import __version__
+from clt_lightning.cli.shipped import with_shipped_configs
 from clt_lightning.core.classes import nearest
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import disk_reason
@@ -28,11 +29,24 @@ COMMANDS = {
     "shard": ("clt_lightning.data.shard", "make WebDataset tars from the official archives or from folders"),
     "export": (
         "clt_lightning.cli.export",
-        "write a run's transcoder as a folder for from_pretrained, or for circuit-tracer",
+        "write a run's transcoder as a folder for from_pretrained, or for circuit-tracer or SAELens",
     ),
-    "plan": ("clt_lightning.cli.plan", "what a config costs a step on paper, and how to divide it over GPUs"),
+    "plan": (
+        "clt_lightning.cli.plan",
+        "what a config costs on paper, a step and in all, and how to divide it over GPUs",
+    ),
+    "paper-table": ("clt_lightning.cli.paper_table", "what finished runs have measured, beside what was published"),
     "report": ("clt_lightning.cli.report", "write pages and figures of an evaluated run, to open in a browser"),
+    "completion": (
+        "clt_lightning.cli.completion",
+        "print a script that completes commands and options with the tab key",
+    ),
+    "serve": (
+        "clt_lightning.cli.serve",
+        "a run's pages with the model behind them: own images, moved features, phrases",
+    ),
     "steer": ("clt_lightning.cli.steer", "set, scale or move features, and see which classes the model names then"),
+    "graph": ("clt_lightning.cli.graph", "the attribution graph of one image, and whether it predicts interventions"),
 }
 
 HELP = """usage: python -m clt_lightning COMMAND [options]        (COMMAND --help explains every option)
@@ -43,6 +57,8 @@ commands that read a config (--config FILE, repeatable; later files win):
 commands that read files:
 {others}
 
+-V says the version; `clt-lightning` is the same as `python -m clt_lightning`.
+
 example: python -m clt_lightning fit --config configs/quickstart.yaml
          python -m clt_lightning test --run runs/quickstart/version_0      (config and weights of a run)
 """
@@ -50,7 +66,7 @@ example: python -m clt_lightning fit --config configs/quickstart.yaml
 
 def _help() -> str:
     def rows(entries: dict[str, str]) -> str:
-        return "\n".join(f"  {name:<10} {text}" for name, text in entries.items())
+        return "\n".join(f"  {name:<11} {text}" for name, text in entries.items())
 
     return HELP.format(trainer=rows(TRAINER_COMMANDS), others=rows({k: v[1] for k, v in COMMANDS.items()}))
 
@@ -93,10 +109,11 @@ def _run(words: list[str]) -> None:
     if not words or words[0] in ("-h", "--help"):
         print(_help(), end="")
         return
-    if words[0] == "--version":
+    if words[0] in ("-V", "--version"):
         print(f"clt_lightning {__version__}")
         return
     _show_log()
+    words = with_shipped_configs(words)
     if words[0] in TRAINER_COMMANDS:
         importlib.import_module("clt_lightning.core.environment")
         from clt_lightning.cli.trainer import run_trainer

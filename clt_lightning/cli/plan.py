@@ -11,7 +11,8 @@ from typing import Any
 from clt_lightning.core.config_file import read_config
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.paths import expand
-from clt_lightning.core.people import size
+from clt_lightning.core.people import count as people_count
+from clt_lightning.core.people import duration, size
 from clt_lightning.core.terminal import line_width
 
 
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     )
     print(plan.plan_table(plans, chosen, machine, line_width()))
     print("\nper GPU and step, on paper, nothing overlapped; 'groups x R': R GPUs share the features of each layer")
-    _say_cascade(config, shape, machine, chosen or plans[0])
+    cascade = _say_cascade(config, shape, machine, chosen or plans[0])
     if chosen is None:
         smallest = min(plans, key=lambda p: p.memory)
         print(
@@ -87,11 +88,32 @@ def run(args: argparse.Namespace) -> None:
     else:
         print(f"take feature sharding: model.parallel: {{feature: {chosen.feature}}}, data.init_args.batch_size counts")
         print(f"for a group of {chosen.feature} GPUs: {chosen.tokens:,} tokens, for the tokens a step stated above")
+    _say_whole_run(config, chosen, cascade)
     print(f"a checkpoint takes {size(chosen.checkpoint_bytes)} of disk, and of main memory on the first machine")
 
 
-def _say_cascade(config: dict[str, Any], shape: Any, machine: Any, step: Any) -> None:
-    """What the cascade's terms, which the table leaves out, add to a step."""
+def _say_whole_run(config: dict[str, Any], step: Any, cascade: tuple[float, float]) -> None:
+    """What all steps of a run take, with the cascade's terms from their start on."""
+    steps = int(_at(config, "trainer.max_steps", -1))
+    if steps <= 0:
+        print("trainer.max_steps is not set: how long the run takes depends on it")
+        return
+    more, start = cascade
+    whole = steps * (step.seconds + (1 - start) * more)
+    extra = f", {(1 - start) * more * steps / whole:.0%} of them the cascade's terms" if more else ""
+    gpus = f" on {step.gpus} GPUs, {step.gpus * whole / 3600:,.3g} GPU hours" if step.gpus > 1 else ""
+    print(
+        f"the whole run: {steps:,} steps, {people_count(steps * step.tokens)} tokens, {duration(whole)}{gpus}{extra}; "
+        "validations, reading and decoding come on top"
+    )
+
+
+def _say_cascade(config: dict[str, Any], shape: Any, machine: Any, step: Any) -> tuple[float, float]:
+    """What the cascade's terms, which the table leaves out, add to a step.
+
+    Returns:
+        seconds of a step that has them, and the share of the run before they begin; zeros where they are off.
+    """
     from clt_lightning.parallel import plan
     from clt_lightning.transcoder.losses import CascadeConfig
 
@@ -100,14 +122,15 @@ def _say_cascade(config: dict[str, Any], shape: Any, machine: Any, step: Any) ->
         **{key: _at(config, f"model.loss.cascade.{key}", getattr(CascadeConfig, key)) for key in keys}
     )
     if not cascade.is_on:
-        return
+        return 0.0, 0.0
     images = min(cascade.images, -(-step.tokens // (shape.used or shape.positions)))
     more = plan.cascade_seconds(shape, machine, step.feature, images)
     print(
         f"loss.cascade comes on top from {cascade.start:.0%} of the run on: {images} images of a batch through the "
         f"clean and the replaced CLIP, {1e3 * more:.1f} ms a step ({more / step.seconds:.0%} of {step.name}'s); "
-        "model.loss.cascade.stream=0 leaves it out"
+        "model.loss.cascade='{stream: 0, embedding: 0}' leaves it out"
     )
+    return more, cascade.start
 
 
 def _read(paths: Sequence[Path]) -> dict[str, Any]:
@@ -147,23 +170,45 @@ def _gpus(config: dict[str, Any]) -> int:
 
 
 def _shape(config: dict[str, Any], n_features: int | None, k: int | None) -> Any:
-    from clt_lightning.clip.source import find_source
+    from clt_lightning.core.sites import Sites
     from clt_lightning.parallel.plan import Shape
 
-    name = _at(config, "model.clip.name", "ViT-B-32-quickgelu")
-    clip = config.get("model", {}).get("clip", {})
-    pretrained = clip.get("pretrained", "openai")
-    pretrained = None if pretrained is None else expand(pretrained, "model.clip.pretrained")
-    tower = find_source(name, pretrained).model_cfg["vision_cfg"]
-    patch = tower["patch_size"]
-    positions = (tower["image_size"] // patch) ** 2 + 1
+    depth, width, positions = _tower(config)
+    sites = Sites.from_config(_at(config, "model.transcoder.sites", None)).of(
+        _at(config, "model.transcoder.topology", "cross_layer")
+    )
+    layers = sites.resolve(depth, "the backbone")
     per_image = _at(config, "model.tokens.per_image", None)
     return Shape(
-        n_layers=tower["layers"],
-        d_model=tower["width"],
+        n_layers=len(layers),
+        d_model=width,
         positions=positions,
         n_features=n_features or int(_at(config, "model.transcoder.n_features", 6144)),
         k=k or int(_at(config, "model.transcoder.activation.init_args.k", 64)),
         cross_layer=_at(config, "model.transcoder.topology", "cross_layer") == "cross_layer",
         used=None if per_image is None else min(int(per_image), positions),
+        tower=depth if sites.once else layers[-1] + 1,
     )
+
+
+def _tower(config: dict[str, Any]) -> tuple[int, int, int]:
+    """Blocks, width and tokens of an image of the backbone, without its weights."""
+    from clt_lightning.clip.source import find_source
+
+    name = _at(config, "model.clip.name", "ViT-B-32-quickgelu")
+    if _at(config, "model.clip.library", "open_clip") == "timm":
+        return _timm_tower(name, _at(config, "model.clip.image_size", None))
+    clip = config.get("model", {}).get("clip", {})
+    pretrained = clip.get("pretrained", "openai")
+    pretrained = None if pretrained is None else expand(pretrained, "model.clip.pretrained")
+    tower = find_source(name, pretrained).model_cfg["vision_cfg"]
+    if tower.get("timm_model_name"):
+        return _timm_tower(tower["timm_model_name"], None)
+    return tower["layers"], tower["width"], (tower["image_size"] // tower["patch_size"]) ** 2 + 1
+
+
+def _timm_tower(name: str, image_size: int | None) -> tuple[int, int, int]:
+    from clt_lightning.backbone.vit import family_by_name
+
+    family = family_by_name(name, image_size)
+    return len(family.blocks), family.d_model, family.tokens.n_positions

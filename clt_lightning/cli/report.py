@@ -6,14 +6,18 @@ import argparse
 from pathlib import Path
 
 from clt_lightning.cli.arguments import add_run_options, run_options
+from clt_lightning.core.paths import expand
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `report`."""
-    add_run_options(parser, "evaluated by `test` before")
+    add_run_options(parser, "evaluated by `test` before", several="a report of each, and a page that compares them")
     parser.add_argument("--split", default="test", help="split whose evaluation is shown (default: test)")
     parser.add_argument(
-        "--output", type=Path, help="folder to write (default: <run>/report); an older report is replaced"
+        "--output",
+        type=Path,
+        help="folder to write (default: <run>/report, of several runs <first run>/comparison); an older report is "
+        "replaced",
     )
     parser.add_argument(
         "--features", type=int, help="cards a layer, the most frequent features first (default: all that ever fired)"
@@ -48,6 +52,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--neighbours", type=int, default=8, help="images shown a layer beside a query (default: 8)")
     parser.add_argument("--thumbnail", type=int, default=128, help="side of a thumbnail in pixels (default: 128)")
+    parser.add_argument(
+        "--notes",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="stars, names and comments that the pages have exported, shown as the features' names; repeatable, each "
+        "file for the run that it was made on",
+    )
     parser.add_argument("--no_pictures", action="store_true", help="numbers alone: neither data nor model are read")
 
 
@@ -58,7 +71,8 @@ def run(args: argparse.Namespace) -> None:
         UserError: nothing to show, data that cannot be read, or a folder that is in the way.
     """
     from clt_lightning.cli.changes import config_changes
-    from clt_lightning.report import ReportOptions, build_report
+    from clt_lightning.report import ReportOptions, build_comparison, build_report
+    from clt_lightning.report.notes import read_notes
 
     options = ReportOptions(
         split=args.split,
@@ -72,10 +86,14 @@ def run(args: argparse.Namespace) -> None:
         neighbours=args.neighbours,
         thumbnail=args.thumbnail,
         pictures=not args.no_pictures,
+        notes=tuple(read_notes(expand(path, "--notes")) for path in args.notes),
         opening=run_options(args),
         changes=config_changes,
     )
-    built = build_report(args.run, options, args.output, progress=True)
+    if len(args.run) == 1:
+        built = build_report(args.run[0], options, args.output, progress=True)
+    else:
+        built = build_comparison(args.run, options, args.output, progress=True)
     for note in built.notes:
         print(f"note: {note}")
     print(f"{built.files} files, {built.bytes / 1e6:.1f} MB in {built.seconds:.0f} s; open {built.index}")

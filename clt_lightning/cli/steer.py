@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import re
+import textwrap
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clt_lightning.cli.arguments import add_run_options, run_options
 from clt_lightning.core.errors import UserError
-from clt_lightning.core.files import write_json
+from clt_lightning.core.files import read_json, write_json
 from clt_lightning.core.progress import Progress
 from clt_lightning.core.table import Column, lay_out
 from clt_lightning.core.terminal import line_width
@@ -33,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--{kind}", action="append", default=[], metavar="LAYER/FEATURE=VALUE", help=f"{what}; repeatable"
         )
     parser.add_argument(
-        "--tokens", choices=("all", "cls", "patch"), default="all", help="at which positions (default: all)"
+        "--tokens", choices=("all", "cls", "register", "patch"), default="all", help="at which positions (default: all)"
     )
     parser.add_argument(
         "--base",
@@ -57,6 +60,7 @@ def run(args: argparse.Namespace) -> None:
         UserError: no edit, a feature, image or split that does not exist, or data without class names.
     """
     from clt_lightning.analysis import Edit, open_run, steer
+    from clt_lightning.analysis.steering import SKIP_DOUBT
 
     edits = [Edit.parse(kind, text) for kind in ("set", "scale", "add") for text in getattr(args, kind)]
     if not edits:
@@ -66,17 +70,20 @@ def run(args: argparse.Namespace) -> None:
     opened = open_run(args.run, **run_options(args))
     if opened.head is None:
         raise UserError(f"--run {args.run}: its data have no class names, so there is nothing to compare")
-    found = steer(
-        opened.clip,
-        opened.transcoder,
-        _counted(_batches(opened, args.split, args.images, args.image), len(args.image) or args.images),
-        edits,
-        opened.head,
-        opened.datamodule.classnames,
-        args.tokens,
-        args.base,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", re.escape(SKIP_DOUBT))  # said below, beside the numbers
+        found = steer(
+            opened.clip,
+            opened.transcoder,
+            _counted(_batches(opened, args.split, args.images, args.image), len(args.image) or args.images),
+            edits,
+            opened.head,
+            opened.datamodule.classnames,
+            args.tokens,
+            args.base,
+        )
     print(f"{'; '.join(str(edit) for edit in edits)} at {args.tokens} tokens of the {args.base} model")
+    _say_skip(opened)
     show(found, args.classes)
     if args.output is not None:
         record = {
@@ -88,6 +95,22 @@ def run(args: argparse.Namespace) -> None:
         }
         write_json(args.output, record, indent=None)
         print(f"wrote {args.output}")
+
+
+def _say_skip(opened: Run) -> None:
+    """What a linear skip means for the numbers, and how much it carries where the run was tested."""
+    from clt_lightning.analysis.steering import SKIP_DOUBT
+
+    if not opened.transcoder.skip:
+        return
+    print(textwrap.fill(f"note: {SKIP_DOUBT}", line_width(), subsequent_indent="  "))
+    results = opened.folder / "results.json"
+    for evaluation in (read_json(results) if results.exists() else {}).get("evaluation", {}).values():
+        shares = (evaluation.get("shares") or {}).get("features") or {}
+        mean = (shares.get("all") or {}).get("mean")
+        if mean is not None:
+            print(f"the features make {mean:.1%} of the centred reconstruction: an edit moves a part of that part")
+            return
 
 
 def _batches(opened: Run, split: str, limit: int, keys: Sequence[str]) -> Iterator[dict[str, Any]]:

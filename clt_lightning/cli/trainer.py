@@ -91,7 +91,8 @@ class CLTCLI(ConfigCLI):
         root, fits = Path(config.runs_dir) / config.name, self.subcommand == "fit"
         callbacks = _listed(self.config_init[self.subcommand].trainer.callbacks)
         folder = self._find_start(config, root)
-        logger = RunLogger(root, None if folder is None else folder.path)
+        trained = not fits and folder is not None and folder.has_run
+        logger = RunLogger(root, None if folder is None else folder.path, not trained, config.figures.per_layer)
         here = False
         if self._start is not None:
             here = folder is not None and self._start.path.resolve().parent == folder.checkpoints.resolve()

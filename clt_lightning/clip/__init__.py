@@ -1,7 +1,7 @@
-"""The frozen CLIP: embeddings, captured MLP activations, overridden MLPs, zero-shot heads."""
+"""The frozen CLIP: an open_clip backbone with its text tower and zero-shot heads."""
 
-from clt_lightning.clip.activations import TOKEN_SETS, Activations, random_positions
+from clt_lightning.backbone import Activations, OverrideFn, random_positions
 from clt_lightning.clip.frozen import FrozenCLIP
-from clt_lightning.clip.overrides import BranchFn
+from clt_lightning.core.tokens import TOKEN_SETS
 
-__all__ = ["TOKEN_SETS", "Activations", "BranchFn", "FrozenCLIP", "random_positions"]
+__all__ = ["TOKEN_SETS", "Activations", "FrozenCLIP", "OverrideFn", "random_positions"]

@@ -18,7 +18,7 @@ import torch
 from open_clip.coca_model import CoCa
 from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
-from open_clip.transformer import LayerScale
+from open_clip.transformer import LayerNormFp32, LayerScale
 from torch import Tensor, nn
 
 from clt_lightning.clip import shapes
@@ -41,7 +41,7 @@ def build_model(source: Source, precision: str, seed: int) -> nn.Module:
 
     Args:
         source: from `find_source`.
-        precision: `fp32` or `bf16`.
+        precision: `fp32`, `bf16` or `fp64`.
         seed: seed of random weights, where no weights are loaded.
 
     Raises:
@@ -52,6 +52,8 @@ def build_model(source: Source, precision: str, seed: int) -> nn.Module:
         raise UserError(
             f"{setting('name')}: '{source.name}' has a text tower of the package transformers: pip install transformers"
         )
+    if precision == "fp64":
+        return build_model(source, "fp32", seed).double()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = (
@@ -108,7 +110,9 @@ def _construct(source: Source, precision: str) -> nn.Module:
         kind = (CoCa if "multimodal_cfg" in cfg else open_clip.CustomTextCLIP) if custom else open_clip.CLIP
         with _quiet_open_clip():
             model = kind(**cfg, cast_dtype=open_clip.get_cast_dtype(precision))
-        if precision == "bf16":
+        if precision == "bf16" and "timm_model_name" in cfg["vision_cfg"]:
+            _cast_with_timm(model)
+        elif precision == "bf16":
             open_clip.convert_weights_to_lp(model, dtype=torch.bfloat16)
         preprocess = merge_preprocess_dict(asdict(PreprocessCfg()), source.config.get("preprocess_cfg", {}))
         preprocess["size"] = model.visual.image_size
@@ -210,6 +214,14 @@ def _whose(state: Mapping[str, Tensor], source: Source) -> str:
 
 def _some(keys: Sequence[str]) -> str:
     return ", ".join(keys[:2]) + (f" and {len(keys) - 2} more" if len(keys) > 2 else "")
+
+
+def _cast_with_timm(model: nn.Module) -> None:
+    # as open_clip does with such towers: everything, but for its own LayerNorms
+    model.to(torch.bfloat16)
+    for module in model.modules():
+        if isinstance(module, LayerNormFp32):
+            module.float()
 
 
 def _cast_layer_scales(model: nn.Module) -> None:

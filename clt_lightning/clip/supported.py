@@ -1,10 +1,16 @@
-"""Which architectures a transcoder can be put into: Vision Transformers of open_clip's own."""
+"""Which architectures a transcoder can be put into: Vision Transformers of open_clip's own, and of timm's."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import timm
+import torch
+
+from clt_lightning.backbone.families.timm import TimmEva, TimmViT
 from clt_lightning.core.errors import UserError
+
+_NEEDED = "a Vision Transformer is needed, whose blocks are read and overridden"
 
 
 def check_config(name: str, cfg: Any) -> None:
@@ -14,17 +20,16 @@ def check_config(name: str, cfg: Any) -> None:
         raise UserError(
             f"'{name}': its model_cfg must have embed_dim, vision_cfg and text_cfg, as open_clip writes them"
         )
-    if vision.get("timm_model_name") or isinstance(vision.get("layers"), (list, tuple)):
-        kind = "a timm tower" if vision.get("timm_model_name") else "a ResNet"
-        raise UserError(f"'{name}' has {kind} for images: a Vision Transformer of open_clip's own is needed")
+    if isinstance(vision.get("layers"), (list, tuple)):
+        raise UserError(f"'{name}' has a ResNet for images: {_NEEDED}")
+    if vision.get("timm_model_name"):
+        _check_timm(name, str(vision["timm_model_name"]))
 
 
-def check_tower(name: str, model: Any) -> Any:
-    """The image tower of a built model, if it has the parts that are captured and replaced; a UserError otherwise."""
-    visual = getattr(model, "visual", None)
-    blocks = getattr(getattr(visual, "transformer", None), "resblocks", ())
-    if visual is None or not blocks or not all(hasattr(b, part) for b in blocks for part in ("ln_2", "mlp", "ls_2")):
-        raise UserError(f"'{name}' has no image tower of residual blocks with `ln_2`, `mlp` and `ls_2`")
-    if visual.image_size[0] != visual.image_size[1]:
-        raise UserError(f"'{name}' reads images of {visual.image_size} pixels: only square ones are supported")
-    return visual
+def _check_timm(name: str, tower: str) -> None:
+    if not timm.is_model(tower):
+        raise UserError(f"'{name}' has a timm tower for images, '{tower}', that timm {timm.__version__} does not know")
+    with torch.device("meta"):  # no memory, and no random weights for nothing
+        trunk = timm.create_model(tower)
+    if not any(kind.fits(trunk) for kind in (TimmViT, TimmEva)):
+        raise UserError(f"'{name}' has the timm tower '{tower}' for images, a {type(trunk).__name__}: {_NEEDED}")

@@ -22,7 +22,7 @@ from clt_lightning.core.errors import UserError
 #: Numbers that OpenAI's archives carry among their tensors; nobody else's do
 OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
-_NATIVE = "one with a Vision Transformer of open_clip's own is needed"
+_NATIVE = "one with a Vision Transformer is needed"
 _PREFIXES = ("module.", "_orig_mod.")
 
 #: A key's beginning, whose layout that is, what to do
@@ -38,8 +38,7 @@ _LAYOUTS = (
         "weights of a model of transformers'",
         "open_clip's layout is needed, with an image tower and a text tower",
     ),
-    (("visual.trunk.",), "a CLIP with timm's image tower", _NATIVE),
-    (("patch_embed.", "blocks.0."), "weights of a timm model without a text tower", "a CLIP is needed"),
+    (("patch_embed.", "blocks.0."), "weights of a timm model without a text tower", "take the backbone FrozenViT"),
     (("image_encoder.",), "weights of MobileCLIP", _NATIVE),
     (("visual.layer1.",), "a CLIP with a ResNet for images", _NATIVE),
     (("transcoder.", "W_enc.", "W_enc_"), "a transcoder", "the backbone's weights are needed here"),
@@ -62,8 +61,10 @@ class Weights:
     quick_gelu: bool | None = None
 
 
-def read_weights(path: Path) -> Weights:
-    """Reads the tensors of a file. No pickle is executed and no code run, whatever the file is.
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], bool | None]:
+    """Reads the tensors of a file, by name, and whether they compute QuickGELU where it says so.
+
+    No pickle is executed and no code run, whatever the file is.
 
     Args:
         path: safetensors, a file of `torch.save` (the state dict itself, or under `state_dict`), or a TorchScript
@@ -93,7 +94,16 @@ def read_weights(path: Path) -> Weights:
         ) from error
     except OSError as error:
         raise UserError(f"'{path}' cannot be read: {error.strerror or error}") from error
-    state = _state_dict(content, path)
+    return _state_dict(content, path), quick_gelu
+
+
+def read_weights(path: Path) -> Weights:
+    """The tensors of a CLIP in open_clip's layout (`read_tensors`).
+
+    Raises:
+        UserError: what `read_tensors` raises, or weights of another model.
+    """
+    state, quick_gelu = read_tensors(path)
     _check_layout(state, path)
     marked = [name for name in OPENAI_MARKS if name in state]
     for name in marked:
@@ -161,7 +171,7 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
 
 def _check_layout(names: Iterable[str], path: Path) -> None:
     names = list(names)
-    if any(name.startswith(("visual.transformer.", "visual.conv1.")) for name in names):
+    if any(name.startswith(("visual.transformer.", "visual.conv1.", "visual.trunk.")) for name in names):
         return
     for beginnings, words, remedy in _LAYOUTS:
         if any(name.startswith(beginnings) for name in names):

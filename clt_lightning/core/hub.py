@@ -152,6 +152,55 @@ class Repository:
         return self.local_files_only or bool(constants.HF_HUB_OFFLINE)
 
 
+def upload(
+    folder: Path,
+    name: str,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    private: bool | None = None,
+    message: str | None = None,
+) -> str:
+    """Puts a folder's files into a repository of the hub, which is made if it is not there.
+
+    Args:
+        folder: its files, and nothing else, go up.
+        name: `ORG/NAME`.
+        subfolder: where in the repository; None: at its root.
+        revision: branch; made if it is not there; None: the main one.
+        token: as `huggingface_hub` takes it; None: the one of `hf auth login`.
+        private: of a repository that is made; None: as the organisation has it.
+        message: of the commit.
+
+    Returns:
+        the address of what was uploaded.
+
+    Raises:
+        UserError: a name that cannot be, no leave to write, or no network.
+    """
+    import huggingface_hub as hub
+    from huggingface_hub import errors
+
+    api = hub.HfApi(token=token)
+    files = ", ".join(sorted(path.name for path in folder.iterdir()))
+    say(f"uploading {files} to {name}{f'/{subfolder}' if subfolder else ''} ...")
+    try:
+        url = api.create_repo(name, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(name, branch=revision, exist_ok=True)
+        api.upload_folder(
+            repo_id=name, folder_path=folder, path_in_repo=subfolder, revision=revision, commit_message=message
+        )
+    except errors.HFValidationError as error:
+        raise UserError(f"{name!r} is no name of a repository: write ORG/NAME") from error
+    except (errors.HfHubHTTPError, errors.LocalTokenNotFoundError, OSError) as error:
+        raise UserError(
+            f"{name}: could not be written ({first_line(error)}). `hf auth login` with a token that may write there, "
+            "or check the name"
+        ) from error
+    return f"{url}/tree/{revision or 'main'}" + (f"/{subfolder}" if subfolder else "")
+
+
 @contextmanager
 def offline(wanted: bool) -> Iterator[None]:
     """While active and `wanted`, huggingface_hub takes what its cache has and does not wait for a network."""

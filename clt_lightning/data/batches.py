@@ -62,7 +62,7 @@ class Source:
         return {"batch": collate(samples, d.fields, d.transform, d.n_classes), "skipped": skipped}
 
 
-class Batches(IterableDataset):
+class Batches(IterableDataset[Any]):
     """Yields packets; a UserError travels as data, since DataLoader would wrap its message in a traceback."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

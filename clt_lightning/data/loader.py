@@ -32,7 +32,7 @@ class Workers:
     pin_memory: bool = False
     start_method: str | None = None
 
-    def loader(self, batches: Batches) -> DataLoader:
+    def loader(self, batches: Batches) -> DataLoader[Any]:
         more: dict[str, Any] = {}
         if self.number:
             more = {"prefetch_factor": self.prefetch, "multiprocessing_context": self.start_method}

@@ -26,7 +26,8 @@ def open_stream(url: str, allow_pipe: bool = False) -> IO[bytes]:
     if url.startswith("pipe:") or "://" in url:
         from webdataset.gopen import gopen
 
-        return gopen(url, "rb")
+        result: IO[bytes] = gopen(url, "rb")
+        return result
     try:
         return open(url, "rb", buffering=1 << 20)
     except OSError as error:
@@ -36,7 +37,8 @@ def open_stream(url: str, allow_pipe: bool = False) -> IO[bytes]:
 def _open_http(url: str) -> IO[bytes]:
     for attempt in range(1, _OPEN_TRIES + 1):
         try:
-            return urllib.request.urlopen(url, timeout=60)
+            result: IO[bytes] = urllib.request.urlopen(url, timeout=60)
+            return result
         except urllib.error.HTTPError as error:
             if error.code < 500 or attempt == _OPEN_TRIES:
                 raise UserError(f"shard {url} answers {error.code} {error.reason}") from error

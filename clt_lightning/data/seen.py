@@ -43,7 +43,8 @@ def transformed(image: Image.Image, transform: Transform) -> Tensor:
     result = result.resize((kept_width, kept_height), _filter(resize), box=(0, box[1], kept_width, box[3]))
     for step in rest:
         result = step(result)
-    return result
+    tensor: Tensor = result
+    return tensor
 
 
 def _steps(transform: Any) -> tuple[Any, tuple[int, int], Sequence[Any]] | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from clt_lightning.metrics.base import ExactMetric, metric_device
-from clt_lightning.metrics.codes import L0, DeadFeatures
+from clt_lightning.metrics.codes import L0, CodeHistograms, DeadFeatures
 from clt_lightning.metrics.reconstruction import FVU, MSE, R2, Cosine
 from clt_lightning.metrics.share import FeaturesShare
-from clt_lightning.metrics.tokens import TOKEN_SETS, check_token_sets, select
+from clt_lightning.metrics.tokens import TOKEN_SETS, TokenLayout, check_token_sets, present, select, token_mask
 from clt_lightning.metrics.zero_shot import LOGIT_SCALE, LogitKL, ZeroShotAccuracy
 
 __all__ = [
@@ -16,13 +16,17 @@ __all__ = [
     "MSE",
     "R2",
     "TOKEN_SETS",
+    "CodeHistograms",
     "Cosine",
     "DeadFeatures",
     "ExactMetric",
     "FeaturesShare",
     "LogitKL",
+    "TokenLayout",
     "ZeroShotAccuracy",
     "check_token_sets",
     "metric_device",
+    "present",
     "select",
+    "token_mask",
 ]

@@ -1,62 +1,49 @@
-"""Token sets: the [CLS] token, the patches, or all tokens of a batch, as views."""
+"""Token sets of a batch, as views."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+import torch
 from torch import Tensor
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.tokens import TOKEN_SETS, TokenLayout, check_token_sets, present
 
-TOKEN_SETS = ("cls", "patch", "all")
-
-
-def check_token_sets(names: Sequence[str], *, option: str = "token_sets") -> tuple[str, ...]:
-    """Check a list of token sets from a config.
-
-    Args:
-        names: any of `cls`, `patch`, `all`; without repeats.
-        option: the config key, for the message.
-
-    Returns:
-        The names as a tuple.
-
-    Raises:
-        UserError: on an unknown, repeated or missing name, or on a bare string.
-    """
-    if isinstance(names, str):
-        raise UserError(f"{option} must be a list of token sets, such as [{names}], got the string {names!r}")
-    wrong = [name for name in names if name not in TOKEN_SETS]
-    if wrong or not names or len(set(names)) != len(names):
-        raise UserError(f"{option}={list(names)}: expected one or more of {list(TOKEN_SETS)}, each at most once")
-    return tuple(names)
+__all__ = ["TOKEN_SETS", "TokenLayout", "check_token_sets", "present", "select", "token_mask"]
 
 
-def select(tensor: Tensor, token_set: str, n_positions: int) -> Tensor:
+def select(tensor: Tensor, token_set: str, layout: TokenLayout) -> Tensor:
     """One token set of a tensor whose second dimension runs over image-major tokens.
 
     Early [CLS] activations are nearly constant and look perfect for that reason: report the sets separately.
 
     Args:
-        tensor: `(layers, images * n_positions, ...)`; position 0 of every image is [CLS].
-        token_set: `cls`, `patch` or `all`.
-        n_positions: tokens per image.
+        tensor: `(layers, images * positions, ...)`.
+        token_set: `cls`, `register`, `patch` or `all`.
+        layout: which positions are what.
 
     Returns:
-        A view `(layers, images, positions of the set, ...)`; nothing is copied. `patch` is empty where an image has
-        only its [CLS].
+        A view `(layers, images, positions of the set, ...)`; nothing is copied.
 
     Raises:
-        UserError: on an unknown set, or if the tokens are not a whole number of images.
+        UserError: on an unknown set, one that the backbone lacks, or if the tokens are not a whole number of images.
     """
-    if token_set not in TOKEN_SETS:
-        raise UserError(f"token set {token_set!r}: expected one of {list(TOKEN_SETS)}")
-    if n_positions < 1 or tensor.ndim < 2 or tensor.shape[1] % n_positions:
+    span, positions = layout.span(token_set), layout.n_positions
+    if tensor.ndim < 2 or tensor.shape[1] % positions:
         raise UserError(
             f"token set {token_set!r}: a tensor of shape {tuple(tensor.shape)} does not hold whole images of "
-            f"{n_positions} positions along its second dimension"
+            f"{positions} positions along its second dimension"
         )
-    images: Tensor = tensor.unflatten(1, (tensor.shape[1] // n_positions, n_positions))
-    if token_set == "cls":
-        return images[:, :, :1]
-    return images[:, :, 1:] if token_set == "patch" else images
+    found: Tensor = tensor.unflatten(1, (tensor.shape[1] // positions, positions))[:, :, span]
+    return found
+
+
+def token_mask(token_set: str, layout: TokenLayout, n_tokens: int, device: torch.device | str = "cpu") -> Tensor:
+    """`(n_tokens,)` bool: which of the image-major tokens of whole images belong to a set.
+
+    Raises:
+        UserError: on an unknown set, or one that the backbone lacks.
+    """
+    span = layout.span(token_set)
+    positions = torch.arange(n_tokens, device=device) % layout.n_positions
+    found: Tensor = (positions >= span.start) & (positions < span.stop)
+    return found

@@ -19,12 +19,13 @@ class Shape:
     """A transcoder and its backbone.
 
     Attributes:
-        n_layers, d_model: of the backbone's image tower.
+        n_layers, d_model: of the transcoder: its sites, and their width.
         positions: tokens of an image in the backbone, [CLS] included.
         n_features: F, features of each layer.
         k: active features of a token in each layer.
         cross_layer: whether a feature writes to all later layers, or to its own only.
         used: tokens of an image that a step learns from.
+        tower: blocks of the backbone that a step runs; None: as many as there are sites.
     """
 
     n_layers: int
@@ -34,6 +35,7 @@ class Shape:
     k: int = 64
     cross_layer: bool = True
     used: int | None = None
+    tower: int | None = None
 
     @property
     def blocks(self) -> int:
@@ -148,7 +150,8 @@ def make_plan(shape: Shape, machine: Machine, gpus: int, feature: int, tokens: i
     codes = L * n * k / feature
 
     clip_tokens = n * shape.positions / (shape.used or shape.positions)
-    clip = clip_tokens * L * (24 * d * d + 4 * shape.positions * d)
+    depth = shape.tower or L
+    clip = clip_tokens * depth * (24 * d * d + 4 * shape.positions * d)
     encoder = 2 * L * d * F * n
     # decoder forward, and twice backward; encoder backward
     sparse = 2 * n * k * (3 * shape.blocks + 2 * L) * d / feature
@@ -175,7 +178,7 @@ def make_plan(shape: Shape, machine: Machine, gpus: int, feature: int, tokens: i
         gpus=gpus,
         feature=feature,
         tokens=n,
-        state_bytes=16 * weights + 2 * 12 * L * d * d,  # weights, gradients, two moments; the backbone in bf16
+        state_bytes=16 * weights + 2 * 12 * depth * d * d,  # weights, gradients, two moments; the backbone in bf16
         activation_bytes=5 * site + 2 * n * F * FP32 + 20 * codes,
         reconstruction_bytes=reconstruction,
         candidate_bytes=candidates,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clt_lightning.core.sites import Sites
 from clt_lightning.parallel import state
-from clt_lightning.parallel.selection import batch_winners, select_topk
+from clt_lightning.parallel.selection import batch_winners, screen_batch, screen_topk, select_topk
 from clt_lightning.parallel.shards import Shards
 from clt_lightning.transcoder import activations
 from clt_lightning.transcoder.activations import AbsTopK, Activation, BatchTopK, TopK
-from clt_lightning.transcoder.clt import CrossLayerTranscoder, Topology
+from clt_lightning.transcoder.clt import CrossLayerTranscoder, Normalize, Topology
 from clt_lightning.transcoder.codes import Codes, Pairs
 from clt_lightning.transcoder.encoders import Backend
 from clt_lightning.transcoder.requests import AuxiliaryRequest
+from clt_lightning.transcoder.screening import Chosen, Screen
 
 
 class ShardedTranscoder(CrossLayerTranscoder):
@@ -30,8 +32,8 @@ class ShardedTranscoder(CrossLayerTranscoder):
 
     Args:
         shards: this process's place.
-        n_layers, d_model, n_features, activation, topology, skip, backend: as of `CrossLayerTranscoder`; `n_features`
-            is F, the whole dictionary.
+        n_layers, d_model, n_features, activation, topology, skip, backend, sites, d_out, normalize: as of
+            `CrossLayerTranscoder`; `n_features` is F, the whole dictionary.
         seed: the weights are the same as those of one process with this seed.
 
     Raises:
@@ -49,11 +51,16 @@ class ShardedTranscoder(CrossLayerTranscoder):
         skip: bool = False,
         backend: Backend = "auto",
         seed: int = 0,
+        sites: Sites | dict[str, Any] | None = None,
+        d_out: int | None = None,
+        normalize: Normalize = "layer",
     ) -> None:
         self.shards = shards
         self.width = shards.width(n_features)
         self.own = slice(shards.rank * self.width, (shards.rank + 1) * self.width)
-        super().__init__(n_layers, d_model, self.width, activation, topology, skip, backend, seed)
+        super().__init__(
+            n_layers, d_model, self.width, activation, topology, skip, backend, seed, sites, d_out, normalize
+        )
         self.n_features = int(n_features)
         # every process draws the whole stream, a layer at a time, and keeps its rows
         generator = torch.Generator().manual_seed(seed)
@@ -95,35 +102,49 @@ class ShardedTranscoder(CrossLayerTranscoder):
             return select_topk(pre, activation.k, self.shards)
         if not (isinstance(activation, BatchTopK) and self.training):
             return activation.select(pre, layer)  # a feature decides alone
-        winners = batch_winners(pre, activation.k, self.shards)
+        winners = batch_winners(pre, activation.budget(layer, pre.shape[0]), self.shards)
         activation.track(winners[winners > 0], layer)
         return (pre >= winners.min()) & (pre > 0) if winners.numel() else pre > 0
 
     def _decode_features(self, codes: Codes) -> Tensor:
         return self.shards.sum(super()._decode_features(codes))
 
-    def _select_dead(self, pre: Tensor, layer: int, request: AuxiliaryRequest) -> Pairs:
+    def _choose(self, screen: Screen, layer: int) -> Chosen | None:
+        activation = self.activation
+        if isinstance(activation, TopK):
+            return screen_topk(screen, activation.k, self.shards, isinstance(activation, AbsTopK))
+        if not (isinstance(activation, BatchTopK) and self.training):
+            return activation.choose(screen, layer)
+        found = screen_batch(screen, activation.budget(layer, len(screen.rough)), self.shards)
+        if found is None:
+            return None
+        chosen, winners = found
+        activation.track(winners[winners > 0], layer)
+        return chosen
+
+    def _select_dead(
+        self, entries: Callable[[Tensor], Tensor], layer: int, request: AuxiliaryRequest
+    ) -> tuple[Pairs, Tensor]:
         features = request.dead[layer, self.own].nonzero().flatten()
         columns = int(request.dead[layer].view(self.shards.size, self.width).sum(1).max())
-        found = pre[request.tokens[:, None], features]
         # of one width on all processes; what is filled in can never be chosen
-        found = F.pad(found, (0, columns - features.numel()), value=float("-inf"))
+        found = F.pad(entries(features), (0, columns - features.numel()), value=float("-inf"))
         local = select_topk(found, request.k, self.shards)
-        return Pairs(features[local.features], local.offsets, self.width)
+        return Pairs(features[local.features], local.offsets, self.width), found[local.tokens, local.features]
 
     def encode(self, x: Tensor) -> Codes:
         """Codes of all features, without gradients."""
         return self.gather_codes(super().encode(x))
 
-    def layer_terms(
-        self,
-        codes: Mapping[int, Codes] | Sequence[Codes],
-        target: int,
-        blocks: Mapping[int, Sequence[Tensor]] | None = None,
-    ) -> Tensor:
+    def layer_terms(self, codes: Mapping[int, Codes] | Sequence[Codes], target: int) -> Tensor:
         """As of one process; takes codes of all features as well as those of `encode_layer`, which are its own."""
-        own = {i: self._own_part(codes[i]) for i in range(target + 1) if self.writes(i, target)}
-        return self.shards.sum(super().layer_terms(own, target, blocks))
+        return self.shards.sum(super().layer_terms(self._own_of(codes, target), target))
+
+    def layer_sum(self, codes: Mapping[int, Codes] | Sequence[Codes], target: int) -> Tensor:
+        return self.shards.sum(super().layer_sum(self._own_of(codes, target), target))
+
+    def _own_of(self, codes: Mapping[int, Codes] | Sequence[Codes], target: int) -> dict[int, Codes]:
+        return {i: self._own_part(codes[i]) for i in range(target + 1) if self.writes(i, target)}
 
     def _as_codes(self, codes: Codes | Tensor) -> Codes:
         return self._own_part(super()._as_codes(codes))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clt_lightning.report.build import Built, build_report
+from clt_lightning.report.build import Built, build_comparison, build_report
 from clt_lightning.report.options import ReportOptions
 
-__all__ = ["Built", "ReportOptions", "build_report"]
+__all__ = ["Built", "ReportOptions", "build_comparison", "build_report"]

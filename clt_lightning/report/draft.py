@@ -16,6 +16,7 @@ from clt_lightning.report.folder import ReportFolder
 from clt_lightning.report.options import ReportOptions
 from clt_lightning.report.source import Source
 from clt_lightning.report.sprites import Sprites
+from clt_lightning.report.together import Together, alone
 
 if TYPE_CHECKING:
     from clt_lightning.report.pictures import Pictures
@@ -32,6 +33,7 @@ class Draft:
         source: the run.
         options: what the report holds.
         progress: say on standard error how far it is.
+        together: the runs beside it; None: it is alone.
 
     Attributes:
         files: addresses of the figures and tables that a page offers, by a name of its own; the scripts read them as
@@ -39,8 +41,16 @@ class Draft:
         kept: what a page's `write` leaves for its `finish`.
     """
 
-    def __init__(self, folder: ReportFolder, source: Source, options: ReportOptions, progress: bool = False) -> None:
+    def __init__(
+        self,
+        folder: ReportFolder,
+        source: Source,
+        options: ReportOptions,
+        progress: bool = False,
+        together: Together | None = None,
+    ) -> None:
         self.folder, self.source, self.options, self.progress = folder, source, options, progress
+        self.together = together or alone(source)
         self.files: dict[str, Any] = {}
         self.kept: dict[str, Any] = {}
         self._shown: set[int] = set()

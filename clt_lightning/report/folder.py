@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import html
 import json
 import shutil
@@ -23,8 +24,8 @@ SCRIPTS = (
     "theme.js",
     "colors.js",
     "figure.js",
-    "intervals.js",
     "copy.js",
+    "intervals.js",
     "charts/heatmap.js",
     "charts/axes.js",
     "charts/lines.js",
@@ -32,6 +33,7 @@ SCRIPTS = (
     "charts/bars.js",
     "charts/scatter.js",
     "charts/waterfall.js",
+    "charts/pareto.js",
     "thumbs.js",
     "maps.js",
     "lightbox.js",
@@ -44,6 +46,7 @@ SCRIPTS = (
     "features/box.js",
     "features/vtable.js",
     "features/gallery.js",
+    "features/strongest.js",
     "card/drives.js",
     "card/does.js",
     "image/study.js",
@@ -51,11 +54,26 @@ SCRIPTS = (
     "image/terms.js",
     "image/deciding.js",
     "image/codes.js",
+    "notes.js",
+    "runs.js",
+    "compare/features.js",
+    "live/server.js",
+    "live/opened.js",
+    "live/sliders.js",
+    "live/answers.js",
 )
 #: ... and after them
 LAST = ("router.js", "start.js")
-STYLES = ("tokens.css", "layout.css", "parts.css", "charts.css", "image.css")
+STYLES = ("tokens.css", "layout.css", "parts.css", "charts.css", "image.css", "notes.css", "runs.css", "live.css")
 MARK = "clt-report.json"
+
+
+def pages_version() -> str:
+    """A sum over the scripts and style sheets: pages of another one do not fit this package's server."""
+    digest = hashlib.sha256()
+    for path in sorted([*ASSETS.rglob("*.*"), *PAGES.glob("*.js")]):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 @contextmanager
@@ -119,13 +137,13 @@ class ReportFolder:
             pages: `Page.entry` of each, in the order of the navigation.
         """
         scripts = [*SCRIPTS, *(f"pages/{page['name']}.js" for page in pages), *LAST]
-        addresses = ["data/pages.js", *(f"assets/js/{name}" for name in scripts)]
-        addresses[:2] = addresses[1::-1]  # core.js takes the data
+        addresses = [f"assets/js/{name}" for name in scripts]
+        addresses[1:1] = [f"data/{name}.js" for name in ("pages", "runs", "notes")]  # core.js takes the data
         parts = {
             "title": html.escape(title),
             "run": html.escape(run),
             "styles": "\n".join(f'<link rel="stylesheet" href="assets/css/{name}">' for name in STYLES),
-            "nav": "\n".join(_link(page, first=page is pages[0]) for page in pages if page["under"] is None),
+            "nav": "\n".join(_link(page, first=page is pages[0]) for page in pages if _listed(page)),
             "scripts": "\n".join(f'<script src="{address}"></script>' for address in addresses),
         }
         page = Template((ASSETS / "index.html").read_text(encoding="utf-8"))
@@ -136,6 +154,15 @@ class ReportFolder:
         for page_name in (page["name"] for page in pages):
             shutil.copy(PAGES / f"{page_name}.js", self.file(f"assets/js/pages/{page_name}.js"))
 
+    def lead_to(self, address: str, title: str) -> None:
+        """Writes an `index.html` that leads to a page of one of several reports."""
+        page = (
+            f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
+            f'<meta http-equiv="refresh" content="0; url={html.escape(address)}">\n'
+            f'<p><a href="{html.escape(address)}">{html.escape(title)}</a></p></html>\n'
+        )
+        self.file("index.html").write_text(page, encoding="utf-8")
+
     def mark(self, record: dict[str, Any]) -> None:
         """Marks the folder as a report, which a later one may replace."""
         self.file(MARK).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -144,6 +171,10 @@ class ReportFolder:
         """Files and bytes written so far."""
         sizes = [path.stat().st_size for path in self.path.rglob("*") if path.is_file()]
         return len(sizes), sum(sizes)
+
+
+def _listed(page: dict[str, Any]) -> bool:
+    return page["under"] is None and not page["optional"]
 
 
 def _link(page: dict[str, Any], first: bool) -> str:

@@ -13,7 +13,8 @@ def to_list(values: ArrayLike, digits: int = 5) -> list[Any]:
     """An array as nested lists for JSON: floats rounded, NaN and infinities as None."""
     array = np.asarray(values)
     if array.dtype.kind != "f":
-        return array.tolist()
+        result: list[Any] = array.tolist()
+        return result
     return _without_nan([float(f"{v:.{digits}g}") for v in array.ravel().tolist()], array.shape)
 
 

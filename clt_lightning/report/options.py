@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.report.notes import Notes
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class ReportOptions:
         neighbours: images a layer that are shown beside a query.
         thumbnail: side of a thumbnail in pixels.
         pictures: whether images are read at all; without them the pages show numbers alone.
+        notes: what people have noted of features, shown as their names.
         opening: how the run is opened, as keyword arguments of `open_run`.
         changes: says of a config what it sets to something else than the defaults: (key, default, value), as text; None
             leaves that out.
@@ -41,6 +43,7 @@ class ReportOptions:
     neighbours: int = 8
     thumbnail: int = 128
     pictures: bool = True
+    notes: tuple[Notes, ...] = ()
     opening: dict[str, Any] = field(default_factory=dict)
     changes: Callable[[Mapping[str, Any]], list[tuple[str, str | None, str]]] | None = None
 

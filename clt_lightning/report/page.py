@@ -28,6 +28,8 @@ class Page:
         source: which files of a run it draws, for the docs.
         needs: the command that makes them where they are missing, with `{run}`; shown on the page.
         under: the page that leads here, for pages of one thing (a feature, an image); None: in the navigation.
+        optional: not in the navigation but where a script puts it there (`CLT.navigation`): where there is a server, or
+            another run.
         addresses: addresses that the tests open, on a made-up run of 4 layers and 160 features.
         write: makes the page's data: `draft.data`, `draft.table`, `draft.figure`, and `draft.show` for thumbnails.
         finish: the same after the images were read (`draft.each`); None where a page needs none.
@@ -39,6 +41,7 @@ class Page:
     source: str
     needs: str = "python -m clt_lightning test --run {run}"
     under: str | None = None
+    optional: bool = False
     addresses: tuple[str, ...] = ()
     write: Callable[[Draft], None] = _nothing
     finish: Callable[[Draft, Pictures], None] | None = None
@@ -46,4 +49,5 @@ class Page:
     def entry(self, run: str) -> dict[str, Any]:
         """What the scripts know of it: `CLT.page(name)`."""
         needs = self.needs.format(run=run)
-        return {"name": self.name, "title": self.title, "about": self.about, "under": self.under, "needs": needs}
+        entry = {"name": self.name, "title": self.title, "about": self.about, "under": self.under, "needs": needs}
+        return entry | {"optional": self.optional}

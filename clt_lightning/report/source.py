@@ -11,6 +11,7 @@ from clt_lightning.analysis.results import load_evaluation, load_step
 from clt_lightning.analysis.retrieval import Retrieval
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import read_json
+from clt_lightning.report.notes import RunId
 from clt_lightning.runs.folder import RunFolder, find_run
 from clt_lightning.runs.together import settle_to_read
 
@@ -42,6 +43,12 @@ class Source:
         """Name and version of the run."""
         folder = self.run.resolve()
         return f"{folder.parent.name}/{folder.name}" if folder.name.startswith("version_") else folder.name
+
+    @property
+    def id(self) -> RunId:
+        """Which weights these are."""
+        steps = ((self.evaluation or {}).get("step"), None if self.features is None else self.features.info.get("step"))
+        return RunId(self.title, self.record.get("started"), next((s for s in steps if s is not None), None))
 
     @property
     def images(self) -> tuple[list[str], list[int]]:

@@ -93,17 +93,20 @@ class RunFolder:
     @property
     def finished(self) -> str | None:
         """When its training ended (UTC); None if it has not, or was begun again."""
-        return _entry(self.results, "run", "finished")
+        result: str | None = _entry(self.results, "run", "finished")
+        return result
 
     @property
     def evaluated_at(self) -> int | None:
         """Step of the last validation that `results.json` tells of; None without."""
-        return _entry(self.results, "metrics", "val", "step")
+        result: int | None = _entry(self.results, "metrics", "val", "step")
+        return result
 
     @property
     def exported_at(self) -> int | None:
         """Step of the weights in `transcoder/`; None without."""
-        return _entry(self.transcoder / "config.json", "metadata", "step")
+        result: int | None = _entry(self.transcoder / "config.json", "metadata", "step")
+        return result
 
     def state(self) -> str:
         """How far it is, in words."""

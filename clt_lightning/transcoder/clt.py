@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -13,18 +15,20 @@ from torch import Tensor, nn
 
 from clt_lightning.core.arguments import whole
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.sites import Sites
 from clt_lightning.transcoder import pretrained
 from clt_lightning.transcoder.activations import Activation, TopK
 from clt_lightning.transcoder.buffers import GradientBuffers
 from clt_lightning.transcoder.codes import Codes
 from clt_lightning.transcoder.encoders import Backend, SparseEncoders
-from clt_lightning.transcoder.normalization import ActivationStatistics, input_scales, output_scales
+from clt_lightning.transcoder.normalization import ActivationStatistics, input_scales, output_scales, standardise
 from clt_lightning.transcoder.precision import float_type, full_precision
 from clt_lightning.transcoder.reference import decode_dense
 from clt_lightning.transcoder.requests import AuxiliaryRequest, CLTOutput
-from clt_lightning.transcoder.sparse import decode_pairs
+from clt_lightning.transcoder.sparse import Part, decode_pairs, decode_parts, dense_term
 
 Topology = Literal["cross_layer", "per_layer", "sae"]
+Normalize = Literal["layer", "token"]
 
 
 def _decoder(n_features: int, targets: int, d_model: int) -> Tensor:
@@ -32,6 +36,12 @@ def _decoder(n_features: int, targets: int, d_model: int) -> Tensor:
     # a dimension of size 1 has no stride of its own to keep: the plain one agrees with DDP's buckets
     blocks = torch.zeros(targets, n_features, d_model)
     return blocks.view(n_features, 1, d_model) if targets == 1 else blocks.transpose(0, 1)
+
+
+def _share(counts: Sequence[Tensor | None], n_tokens: int) -> Tensor | None:
+    """Of all rows of those layers that have a count."""
+    known = [count for count in counts if count is not None]
+    return torch.stack(known).sum() / max(len(known) * n_tokens, 1) if known else None
 
 
 class CrossLayerTranscoder(SparseEncoders):
@@ -50,18 +60,25 @@ class CrossLayerTranscoder(SparseEncoders):
         W_dec: one `(F, targets, d_model)` a layer, targets = L - i for cross_layer, else 1. In memory a target's block
             `(F, d_model)` is contiguous, which is what the kernels read; the shape is the public one.
         b_dec: `(layers, d_model)`.
-        W_skip: one `(d_model, d_model)` a layer with `skip=True`: a linear path from x[l] to y_hat[l].
+        W_skip: one `(d_out, d_model)` a layer with `skip=True`: a linear path from x[l] to y_hat[l].
+        sites: what of a backbone is read and rebuilt, with the topology's own sites where none were named.
 
     Args:
-        n_layers: L, number of MLPs.
-        d_model: width of x and y.
+        n_layers: L, number of sites: MLPs, where no others are named.
+        d_model: width of x, and of y unless d_out says another.
         n_features: F, dictionary size of each layer.
         activation: which pre-activations become codes. Default: TopK(64).
         topology: `cross_layer` (a feature writes to its own and every later layer), `per_layer` (to its own only: a
-            per-layer transcoder), `sae` (reads and rebuilds the MLP output: give y as x).
+            per-layer transcoder), `sae` (rebuilds what it reads: the MLP output, where no other site is named).
         skip: adds a linear path beside the features (Paulo et al. 2025).
         backend: `auto` chooses the sparse path by measured density, `sparse` and `dense` force one.
         seed: seed of the initial weights; None draws from torch's global generator.
+        sites: what of a backbone it reads and rebuilds, and at which blocks; None: `mlp_in` and `mlp_out` of all, or
+            `mlp_out` alone for `sae`. Tensors given to the methods below are of these sites.
+        d_out: width of y, of `W_dec` and `b_dec`; None: d_model.
+        normalize: `layer`: x and y are scaled per layer. `token` (for `sae`): each token is standardised before it is
+            read, and the reconstruction brought back to the token's own mean and standard deviation, so that tokens of
+            large norm do not have the loss to themselves; codes and decoders are in units of the standardised token.
     """
 
     x_scale: Tensor
@@ -80,6 +97,9 @@ class CrossLayerTranscoder(SparseEncoders):
         skip: bool = False,
         backend: Backend = "auto",
         seed: int | None = None,
+        sites: Sites | dict[str, Any] | None = None,
+        d_out: int | None = None,
+        normalize: Normalize = "layer",
     ) -> None:
         super().__init__()
         n_layers = whole("n_layers", n_layers, 1)
@@ -92,6 +112,21 @@ class CrossLayerTranscoder(SparseEncoders):
             raise UserError(
                 "skip=True makes no sense for topology 'sae': a linear path from y to y rebuilds it exactly"
             )
+        self.sites = Sites.from_config(sites).of(topology)
+        n_sites = 1 if self.sites.once else n_layers if self.sites.layers is None else len(self.sites.layers)
+        if n_sites != n_layers:
+            raise UserError(f"n_layers={n_layers}, but {self.sites} are {n_sites}")
+        if normalize not in ("layer", "token"):
+            raise UserError(f"normalize must be layer or token, got {normalize!r}")
+        if normalize == "token" and topology != "sae":
+            raise UserError(
+                f"normalize='token' is for topology 'sae', not '{topology}': the mean and the scale of what is rebuilt "
+                "are known where it is what is read"
+            )
+        self.normalization: Normalize = normalize
+        self.d_out = d_model if d_out is None else whole("d_out", d_out, 1)
+        if topology == "sae" and self.d_out != d_model:
+            raise UserError(f"d_out={self.d_out}: topology 'sae' rebuilds what it reads, of width {d_model}")
         self.n_layers, self.d_model, self.n_features = n_layers, d_model, n_features
         self.topology, self.skip, self.backend = topology, bool(skip), backend
         # The transcoder owns the activation's parameters: one activation object may build several transcoders
@@ -104,15 +139,15 @@ class CrossLayerTranscoder(SparseEncoders):
         )
         self.b_enc = nn.Parameter(torch.zeros(n_layers, n_features))
         # Zero decoders: the first reconstruction is the mean, FVU is 1, and no target is disturbed by chance
-        self.W_dec = nn.ParameterList(_decoder(n_features, self.n_targets(i), d_model) for i in range(n_layers))
-        self.b_dec = nn.Parameter(torch.zeros(n_layers, d_model))
-        self.W_skip = nn.ParameterList(torch.zeros(d_model, d_model) for _ in range(n_layers)) if skip else None
+        self.W_dec = nn.ParameterList(_decoder(n_features, self.n_targets(i), self.d_out) for i in range(n_layers))
+        self.b_dec = nn.Parameter(torch.zeros(n_layers, self.d_out))
+        self.W_skip = nn.ParameterList(torch.zeros(self.d_out, d_model) for _ in range(n_layers)) if skip else None
 
         self.gradients = GradientBuffers()
 
         self.register_buffer("x_scale", torch.ones(n_layers))
         self.register_buffer("y_scale", torch.ones(n_layers))
-        self.register_buffer("y_mean", torch.zeros(n_layers, d_model))
+        self.register_buffer("y_mean", torch.zeros(n_layers, self.d_out))
         self.register_buffer("y_var", torch.ones(n_layers))
         self.register_buffer("normalized", torch.tensor(False))
 
@@ -134,6 +169,9 @@ class CrossLayerTranscoder(SparseEncoders):
             "activation": self.activation.config(),
             "topology": self.topology,
             "skip": self.skip,
+            "sites": self.sites.config(),
+            "d_out": self.d_out,
+            "normalize": self.normalization,
         }
 
     def extra_repr(self) -> str:
@@ -179,6 +217,24 @@ class CrossLayerTranscoder(SparseEncoders):
             self.b_enc[layer] -= W @ centre
         self.normalized.fill_(True)
 
+    def standardised(self, x: Tensor) -> Tensor:
+        """What the encoders read of x `(..., d_model)`: each token's standard form, or x itself (`normalize`)."""
+        return standardise(x.to(self.b_dec.dtype))[0] if self.normalization == "token" else x
+
+    def in_units(self, terms: Tensor, x: Tensor) -> Tensor:
+        """Terms of `layer_terms`, `(sources, tokens, d_out)`, in the backbone's units at the tokens x."""
+        return terms * standardise(x)[2] if self.normalization == "token" else terms
+
+    def rest_term(self, x: Tensor, layer: int) -> Tensor:
+        """What is no feature's: bias, linear skip, the token's own mean; `(tokens, d_out)` from x `(tokens, d_model)`.
+
+        With `in_units(layer_terms(...), x)` it adds up to the reconstruction.
+        """
+        if self.normalization == "token":
+            _, mean, std = standardise(x)
+            return self.b_dec[layer] * std + mean
+        return self.b_dec[layer] + self.skip_term(x, layer)
+
     @torch.no_grad()
     def folded_state(self) -> dict[str, Tensor]:
         """`state_dict` with the scales folded into the weights, contiguous; one copy of each tensor that changes.
@@ -203,13 +259,20 @@ class CrossLayerTranscoder(SparseEncoders):
         return self
 
     # -- forward -----------------------------------------------------------------------------------------------------
-    def forward(self, x: Tensor, want_pre: bool = False, auxiliary: AuxiliaryRequest | None = None) -> CLTOutput:
+    def forward(
+        self,
+        x: Tensor,
+        want_pre: bool = False,
+        auxiliary: AuxiliaryRequest | None = None,
+        standardised: bool = False,
+    ) -> CLTOutput:
         """The training forward.
 
         Args:
             x: `(layers, tokens, d_model)` MLP inputs (for `sae`: MLP outputs), in the backbone's units.
             want_pre: keep the pre-activations (the dense path then, since their gradient is dense).
             auxiliary: ask for a second reconstruction from dead features.
+            standardised: with `normalize="token"`, x is what `standardised` made, and so is the reconstruction.
 
         Returns:
             reconstruction, codes and what was asked for.
@@ -218,22 +281,30 @@ class CrossLayerTranscoder(SparseEncoders):
             UserError: x has another shape.
         """
         self._check_x(x)
+        if self.normalization == "token" and not standardised:
+            x, mean, std = standardise(x.to(self.b_dec.dtype))
+            out = self.forward(x, want_pre, auxiliary, standardised=True)
+            if out.auxiliary is not None and auxiliary is not None:
+                out = replace(out, auxiliary=out.auxiliary * std[:, auxiliary.tokens])
+            return replace(out, y_hat=out.y_hat * std + mean)
         with full_precision(x.device.type) as low:
             scaled = self._scale_inputs(x)
             layers = self._encode(scaled, low, want_pre, auxiliary)
             codes = Codes([e.pairs for e in layers], [e.values for e in layers])
             pre = [e.pre for e in layers if e.pre is not None] if want_pre else None
+            repeated = _share([e.repeated for e in layers], codes.n_tokens)
             if auxiliary is None:
-                return CLTOutput(self._decode(codes, scaled), codes, pre)
+                return CLTOutput(self._decode(codes, scaled), codes, pre, repeated=repeated)
             # dead features at work are more tokens of the same decoder: one pass, one gradient of each weight
             dead = Codes([e.dead[0] for e in layers if e.dead], [e.dead[1] for e in layers if e.dead])
             sums = self._decode_features(Codes.cat(codes, dead))
             main, extra = sums.split([codes.n_tokens, dead.n_tokens], 1)
-            return CLTOutput(self._finish(main, scaled), codes, pre, extra * self.y_scale[:, None, None])
+            return CLTOutput(self._finish(main, scaled), codes, pre, extra * self.y_scale[:, None, None], repeated)
 
     def encode(self, x: Tensor) -> Codes:
         """Codes of MLP inputs `(layers, tokens, d_model)`; `.dense()` gives `(layers, tokens, n_features)`."""
         self._check_x(x)
+        x = self.standardised(x)
         with full_precision(x.device.type) as low:
             layers = self._encode(self._scale_inputs(x), low)
         return Codes([e.pairs for e in layers], [e.values for e in layers])
@@ -245,8 +316,9 @@ class CrossLayerTranscoder(SparseEncoders):
             x: `(tokens, d_model)` MLP inputs of that layer.
             layer: which layer.
         """
+        x = self.standardised(x)
         with full_precision(x.device.type) as low:
-            encoded = self._encode_layer(x.to(self.b_dec.dtype) * self.x_scale[layer], layer, low)
+            encoded = self._encode_alone(x.to(self.b_dec.dtype) * self.x_scale[layer], layer, low)
         return Codes([encoded.pairs], [encoded.values])
 
     def decode(self, codes: Codes | Tensor, x: Tensor | None = None) -> Tensor:
@@ -264,6 +336,12 @@ class CrossLayerTranscoder(SparseEncoders):
             raise UserError("this transcoder has a linear skip path: decode(codes, x) needs the MLP inputs x as well")
         if x is not None:
             self._check_x(x)
+        if self.normalization == "token":
+            if x is None:
+                raise UserError("this transcoder standardises each token: decode(codes, x) needs the tokens x as well")
+            _, mean, std = standardise(x.to(self.b_dec.dtype))
+            with full_precision(codes.device.type):
+                return self._decode(codes, None) * std + mean
         with full_precision(codes.device.type):
             return self._decode(codes, None if x is None else self._scale_inputs(x))
 
@@ -283,7 +361,7 @@ class CrossLayerTranscoder(SparseEncoders):
         if not 0 <= target < self.n_layers:
             raise UserError(f"target must lie in 0..{self.n_layers - 1}, got {target}")
         terms = self.layer_terms({source: codes.slice(source) for source in range(target + 1)}, target)
-        later = terms.new_zeros(self.n_layers - target - 1, codes.n_tokens, self.d_model)
+        later = terms.new_zeros(self.n_layers - target - 1, codes.n_tokens, self.d_out)
         return torch.cat([terms, later])
 
     @torch.no_grad()
@@ -312,59 +390,55 @@ class CrossLayerTranscoder(SparseEncoders):
         rows: Tensor = self.W_dec[source][features, target - source]
         return rows * self.y_scale[target]
 
-    def decoder_blocks(self, source: int) -> tuple[Tensor, ...]:
-        """The decoders of a source layer, `(F, 1, d_model)` for each of its targets.
-
-        In one node of the graph: a slice for every target would each make a gradient of the size of all of them.
-        """
-        return tuple(block.unsqueeze(1) for block in self.W_dec[source].transpose(0, 1).unbind())
-
-    def layer_terms(
-        self,
-        codes: Mapping[int, Codes] | Sequence[Codes],
-        target: int,
-        blocks: Mapping[int, Sequence[Tensor]] | None = None,
-    ) -> Tensor:
+    def layer_terms(self, codes: Mapping[int, Codes] | Sequence[Codes], target: int) -> Tensor:
         """What the layers up to `target` add to it, from single-layer codes (`encode_layer`).
 
         Args:
             codes: single-layer `Codes` by layer; at least those of the layers that write to `target`.
             target: layer j.
-            blocks: `decoder_blocks` by layer, for gradients of several targets in one graph.
 
         Returns:
             `(target + 1, tokens, d_model)`; their sum + `b_dec[target]` (+ skip) is `y_hat[target]`.
         """
         return torch.stack(
             [
-                self._term(codes[source], source, target, None if blocks is None else blocks[source])
+                self._sum_of({source: codes[source]}, target)
                 if self.writes(source, target)
-                else self.b_dec.new_zeros(codes[target].n_tokens, self.d_model)
+                else self.b_dec.new_zeros(codes[target].n_tokens, self.d_out)
                 for source in range(target + 1)
             ]
         )
 
-    def _term(self, codes: Codes, source: int, target: int, blocks: Sequence[Tensor] | None) -> Tensor:
-        t = target - source
-        W = self.W_dec[source][:, t : t + 1] if blocks is None else blocks[t]
-        if codes.is_dense(0):
-            term = decode_dense([codes.layer_values[0]], [W], 1)[0]
-        else:
-            pairs, values = codes.layer(0)
-            term = decode_pairs(1, [pairs], [values], [W])[0]
-        return term * self.y_scale[target]
+    def layer_sum(self, codes: Mapping[int, Codes] | Sequence[Codes], target: int) -> Tensor:
+        """The sum of `layer_terms`, `(tokens, d_model)`, without the memory of the terms."""
+        return self._sum_of({i: codes[i] for i in range(target + 1) if self.writes(i, target)}, target)
+
+    def _sum_of(self, codes: Mapping[int, Codes], target: int) -> Tensor:
+        """What some layers, all of which write to `target`, add to it."""
+        parts, values, dense = [], [], []
+        for source, own in codes.items():
+            shared, t = self.shared("W_dec", source), target - source
+            if own.is_dense(0):
+                dense.append(dense_term(own.layer_values[0], shared, t))
+            else:
+                pairs, v = own.layer(0)
+                parts.append(Part(pairs, shared, t, t + 1, 0))
+                values.append(v)
+        if parts:
+            dense.append(decode_parts(1, parts, values)[0])
+        total = dense[0] if len(dense) == 1 else torch.stack(dense).sum(0)
+        return total * self.y_scale[target]
 
     def skip_term(self, x: Tensor, layer: int) -> Tensor:
         """What the linear path adds to layer `layer`: `(tokens, d_model)` from x `(tokens, d_model)`; 0 without it."""
         if self.W_skip is None:
-            return torch.zeros_like(x, dtype=self.b_dec.dtype)
+            return self.b_dec.new_zeros(*x.shape[:-1], self.d_out)
         scaled = x.to(self.b_dec.dtype) * self.x_scale[layer]
         return F.linear(scaled, self.W_skip[layer]) * self.y_scale[layer]
 
     def linear_part(self, x: Tensor) -> Tensor:
         """What is not sparse: linear skip and decoder bias, `(layers, tokens, d_model)` from x of that shape."""
-        skip = torch.stack([self.skip_term(x[layer], layer) for layer in range(self.n_layers)])
-        return skip + self.b_dec[:, None]
+        return torch.stack([self.rest_term(x[layer], layer) for layer in range(self.n_layers)])
 
     # -- several processes (clt_lightning.parallel); here every feature is at home ------------------------------------
     def sum_over_shards(self, part: Tensor) -> Tensor:
@@ -429,7 +503,8 @@ class CrossLayerTranscoder(SparseEncoders):
             return decode_dense(codes.layer_values, list(self.W_dec), self.n_layers)
         layers = [codes.layer(layer) for layer in range(self.n_layers)]
         pairs, values = [p for p, _ in layers], [v for _, v in layers]
-        return decode_pairs(self.n_layers, pairs, values, list(self.W_dec), self.gradients)
+        decoders = [self.shared("W_dec", layer) for layer in range(self.n_layers)]
+        return decode_pairs(self.n_layers, pairs, values, decoders)
 
     def train(self, mode: bool = True) -> Self:
         """Training mode on or off; off gives the gradients' memory back."""
@@ -453,6 +528,58 @@ class CrossLayerTranscoder(SparseEncoders):
         """
         return pretrained.save(self.config(), self.folded_state(), folder, metadata or {})
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        results: str | Path | Mapping[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
+        licence: str | None = None,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        private: bool | None = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Uploads what `save_pretrained` writes to the Hugging Face Hub, with a card (README.md) of what was measured.
+
+        Args:
+            repo_id: `user/name`, or `user/name/sub` for a folder in it; the repository is made if it is not there.
+            results: where the numbers of the card come from: a run's folder or its results.json; None: it has none.
+            metadata: further plain entries for config.json; None: the ones beside the run's own transcoder/, where
+                `results` names a run that has one.
+            licence: of the weights, as the hub names it, e.g. `apache-2.0`; None: the card says that it is not stated.
+            subfolder: of the repository, for several transcoders in one.
+            revision: branch; made if it is not there.
+            token: None: the one of `hf auth login`.
+            private: of a repository that is made.
+            commit_message: None: one that names the transcoder.
+
+        Returns:
+            the address of what was uploaded.
+
+        Raises:
+            UserError: a name that cannot be, no leave to write, no network, or no such results.
+        """
+        from clt_lightning.core import hub
+        from clt_lightning.transcoder import card
+
+        name, inside = pretrained.split_name(repo_id)
+        if name is None:
+            raise UserError(f"{repo_id!r} is no name of a repository: write user/name or user/name/subfolder")
+        inside = "/".join(part for part in (inside, (subfolder or "").strip("/")) if part)
+        record = card.read_results(results)
+        if metadata is None:
+            metadata = pretrained.metadata_of_run(results)
+        place = f"{name}/{inside}" if inside else name
+        parameters = sum(p.numel() for p in self.parameters())
+        text = card.card(self.config(), parameters, place, metadata, record, licence, revision)
+        with tempfile.TemporaryDirectory() as made:
+            folder = self.save_pretrained(made, metadata)
+            (folder / "README.md").write_text(text, encoding="utf-8")
+            message = commit_message or f"{type(self).__name__}, {self.n_layers} x {self.n_features} features"
+            return hub.upload(folder, name, inside or None, revision, token, private, message)
+
     @classmethod
     def from_pretrained(
         cls,
@@ -460,19 +587,23 @@ class CrossLayerTranscoder(SparseEncoders):
         device: torch.device | str = "cpu",
         dtype: torch.dtype | str | None = None,
         *,
+        subfolder: str | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         force_download: bool = False,
     ) -> CrossLayerTranscoder:
-        """Loads what `save_pretrained` wrote, and compares it with the sums in its config.json.
+        """Loads what `save_pretrained` wrote, and compares it with the sums in its config.json; or a folder of
+        circuit-tracer, SAELens or Prisma (docs/interchange.md says what maps).
 
         Args:
-            folder_or_hub_id: a folder, or the id of a Hugging Face repository (the only case that needs a network).
+            folder_or_hub_id: a folder, or a Hugging Face repository (the only case that needs a network), or a folder
+                in one: `user/name`, `user/name/sub`.
             device: where to put it.
             dtype: floating-point type of its weights, so of the computation: a `torch.dtype` or its name; None:
                 float32.
+            subfolder: of the repository.
             revision: of the repository: branch, tag or commit.
             token: for a private repository; None: the one of `hf auth login`.
             cache_dir: where to download to; None: the hub's own cache.
@@ -482,15 +613,19 @@ class CrossLayerTranscoder(SparseEncoders):
         Raises:
             UserError: a file is missing, damaged, changed, or does not fit its config; or the device or type cannot be.
         """
+        from clt_lightning.transcoder import files  # which builds transcoders
+
         folder = pretrained.find(
             folder_or_hub_id,
+            subfolder=subfolder,
             revision=revision,
             token=token,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             force_download=force_download,
         )
-        clt = pretrained.load(cls, folder, float_type(dtype))
+        clt = None if pretrained.is_ours(folder) else files.read(folder)
+        clt = pretrained.load(cls, folder, float_type(dtype)) if clt is None else clt.to(float_type(dtype))
         try:
             return clt.to(device).eval()
         except (RuntimeError, AssertionError) as error:  # a device that this machine or this torch lacks

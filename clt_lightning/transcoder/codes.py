@@ -106,6 +106,24 @@ class Pairs:
         offsets = torch.arange(tokens + 1, device=features.device) * k
         return cls(features.reshape(-1), offsets, n_features, is_rectangular=True)
 
+    def columns(self, places: Tensor) -> Pairs:
+        """Some of rectangular pairs, as many of each token; in feature-major order without a second sort.
+
+        Args:
+            places: `(tokens, n)` int64, distinct columns of the index table.
+        """
+        tokens, n = places.shape
+        features = self.features.view(tokens, self.features.numel() // max(tokens, 1)).gather(1, places)
+        pairs = Pairs.rectangular(features, self.n_features)
+        if tokens and not features.is_cuda:  # a GPU sorts faster than it would wait for the mask
+            new = torch.full((tokens, self.features.numel() // tokens), -1)
+            new.scatter_(1, places, torch.arange(tokens * n).view(tokens, n))
+            order = new.view(-1)[self.by_feature[0]]
+            starts = pairs.offsets.new_zeros(self.n_features + 1)
+            torch.cumsum(torch.bincount(pairs.features, minlength=self.n_features), 0, out=starts[1:])
+            pairs.__dict__["by_feature"] = order[order >= 0], starts
+        return pairs
+
     def keep(self, chosen: Tensor) -> Pairs:
         """Some of the pairs.
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -13,7 +16,9 @@ from clt_lightning.transcoder.activations import Activation
 from clt_lightning.transcoder.buffers import GradientBuffers
 from clt_lightning.transcoder.codes import Pairs
 from clt_lightning.transcoder.requests import AuxiliaryRequest, EncodedLayer
-from clt_lightning.transcoder.sparse import encode_pairs, pair_dots
+from clt_lightning.transcoder.screening import Chosen, Screen, settle_all
+from clt_lightning.transcoder.shared import Shared
+from clt_lightning.transcoder.sparse import encode_pairs
 
 Backend = Literal["auto", "sparse", "dense"]
 
@@ -50,6 +55,31 @@ class SparseEncoders(nn.Module):
     activation: Activation
     backend: Backend
     gradients: GradientBuffers
+    _shared: dict[tuple[str, int], Shared] | None = None
+
+    def shared(self, name: Literal["W_enc", "W_dec"], layer: int) -> Shared:
+        """A layer's weight, with the place for its gradient: one within `one_gradient`, else a new one."""
+        key = (name, layer)
+        if self._shared is None or not torch.is_grad_enabled():
+            return Shared(getattr(self, name)[layer], self.gradients, key)
+        if key not in self._shared:
+            self._shared[key] = Shared(getattr(self, name)[layer], self.gradients, key)
+        return self._shared[key]
+
+    @contextmanager
+    def one_gradient(self) -> Iterator[None]:
+        """All that is computed within writes one gradient of each weight, into one memory; one within another joins it.
+
+        For what is differentiated together: a gradient that is handed out and kept is not added to afterwards.
+        """
+        if self._shared is not None:
+            yield
+            return
+        self._shared = {}
+        try:
+            yield
+        finally:
+            self._shared = None
 
     def _encode(
         self,
@@ -59,16 +89,51 @@ class SparseEncoders(nn.Module):
         auxiliary: AuxiliaryRequest | None = None,
     ) -> list[EncodedLayer]:
         layers, scratch = range(self.n_layers), None
-        if not want_pre and low is None and self._surely_sparse(scaled.device.type):
+        if low is not None and not want_pre and self.backend != "dense":
+            chosen = [self._screened(scaled[i], i, low) for i in layers]
+            settled = iter(settle_all([c for c in chosen if c is not None]))
+            chosen = [None if c is None else next(settled) for c in chosen]
+            return [
+                self._in_full(scaled[i], i, auxiliary) if c is None else self._take(scaled[i], i, c, auxiliary)
+                for i, c in enumerate(chosen)
+            ]
+        if not want_pre and self._surely_sparse(scaled.device.type):
             # one buffer serves all layers: what is chosen from it is copied out
             scratch = scaled.new_empty(scaled.shape[1], self.W_enc[0].shape[0])
-        return [self._encode_layer(scaled[i], i, low, want_pre, auxiliary, scratch) for i in layers]
+        return [self._encode_layer(scaled[i], i, want_pre, auxiliary, scratch) for i in layers]
+
+    def _encode_alone(self, x: Tensor, layer: int, low: torch.dtype | None) -> EncodedLayer:
+        """One layer's codes, from its scaled inputs `(tokens, d_model)`."""
+        chosen = None if low is None or self.backend == "dense" else self._screened(x, layer, low)
+        return self._encode_layer(x, layer) if chosen is None else self._take(x, layer, chosen.settled())
+
+    def _in_full(self, x: Tensor, layer: int, auxiliary: AuxiliaryRequest | None) -> EncodedLayer:
+        """A layer's codes from an fp32 product, where one in low precision was of no use."""
+        encoded = self._encode_layer(x, layer, auxiliary=auxiliary)
+        return replace(encoded, repeated=torch.tensor(len(x), device=x.device))
+
+    def _screened(self, x: Tensor, layer: int, low: torch.dtype) -> Chosen | None:
+        """What the activation chooses from a product in low precision; None where an fp32 product is to be made."""
+        with torch.no_grad():
+            return self._choose(Screen(x, self.W_enc[layer], self.b_enc[layer], low), layer)
+
+    def _take(self, x: Tensor, layer: int, chosen: Chosen, auxiliary: AuxiliaryRequest | None = None) -> EncodedLayer:
+        """The codes of what was chosen."""
+        dead = None
+        if auxiliary is not None:
+            tokens = auxiliary.tokens
+
+            def entries(features: Tensor) -> Tensor:
+                return F.linear(x[tokens], self.W_enc[layer][features], self.b_enc[layer, features])
+
+            with torch.no_grad():
+                dead = self._select_dead(entries, layer, auxiliary)
+        return self._encode_chosen(self._encoder_input(x), layer, chosen, auxiliary, dead)
 
     def _encode_layer(
         self,
         x: Tensor,
         layer: int,
-        low: torch.dtype | None,
         want_pre: bool = False,
         auxiliary: AuxiliaryRequest | None = None,
         scratch: Tensor | None = None,
@@ -76,33 +141,39 @@ class SparseEncoders(nn.Module):
         W, b, x = self.W_enc[layer], self.b_enc[layer], self._encoder_input(x)
         dense_gradient = want_pre or not self._surely_sparse(x.device.type)
         with torch.set_grad_enabled(torch.is_grad_enabled() and dense_gradient):
-            if low is not None:
-                pre = F.linear(x.to(low), W.to(low)).to(x.dtype) + b
-            elif scratch is not None:
+            if scratch is not None:
                 pre = torch.addmm(b.detach(), x.detach(), W.detach().t(), out=scratch)
             else:
                 pre = F.linear(x, W, b)
         known = pre.detach()
         selected = self._select(known, layer)
-        dead = None if auxiliary is None else self._select_dead(known, layer, auxiliary)
+        dead = None
+        if auxiliary is not None:
+            rows = auxiliary.tokens[:, None]
+            dead = self._select_dead(lambda features: known[rows, features], layer, auxiliary)
         if self._use_dense(selected, pre, want_pre):
-            return self._encode_densely(pre, selected, layer, auxiliary, dead)
+            pairs = None if dead is None else dead[0]
+            return self._encode_densely(pre, selected, layer, auxiliary, pairs)
         pairs = selected if isinstance(selected, Pairs) else Pairs.from_mask(selected)
+        return self._encode_chosen(x, layer, Chosen(pairs, _entries(known, pairs)), auxiliary, dead)
+
+    def _encode_chosen(
+        self,
+        x: Tensor,
+        layer: int,
+        chosen: Chosen,
+        auxiliary: AuxiliaryRequest | None,
+        dead: tuple[Pairs, Tensor] | None,
+    ) -> EncodedLayer:
+        pairs, active, inputs, every = chosen.pairs, chosen.values, x, chosen.pairs
         n_active = pairs.features.numel()
-        active = _entries(known, pairs)
-        every, inputs = pairs, x
         if auxiliary is not None and dead is not None:
-            active = torch.cat([active, known[auxiliary.tokens[dead.tokens], dead.features]])
-            every, inputs = Pairs.cat(pairs, dead), torch.cat([x, x[auxiliary.tokens]])
-        if low is not None:
-            # the low-precision product only chooses: what is chosen is computed again in full precision
-            with torch.no_grad():
-                order, _ = every.by_feature
-                exact = pair_dots(every, [W], [inputs])
-                active = torch.empty_like(exact).index_copy_(0, order, exact) + b[every.features]
-        active = encode_pairs(active, inputs, W, b, every, self.gradients, ("W_enc", layer))
+            active = torch.cat([active, dead[1]])
+            every, inputs = Pairs.cat(pairs, dead[0]), torch.cat([x, x[auxiliary.tokens]])
+        active = encode_pairs(active, inputs, self.shared("W_enc", layer), self.b_enc[layer], every)
         values = self.activation.values(active[:n_active], pairs.features, layer)
-        return EncodedLayer(pairs, values, None, None if dead is None else (dead, torch.relu(active[n_active:])))
+        silent = None if dead is None else (dead[0], torch.relu(active[n_active:]))
+        return EncodedLayer(pairs, values, None, silent, chosen.repeated)
 
     def _encode_densely(
         self, pre: Tensor, selected: Pairs | Tensor, layer: int, auxiliary: AuxiliaryRequest | None, dead: Pairs | None
@@ -123,12 +194,22 @@ class SparseEncoders(nn.Module):
     def _select(self, pre: Tensor, layer: int) -> Pairs | Tensor:
         return self.activation.select(pre, layer)
 
-    def _select_dead(self, pre: Tensor, layer: int, request: AuxiliaryRequest) -> Pairs:
-        """The dead features with the largest pre-activations, for each auxiliary token."""
+    def _choose(self, screen: Screen, layer: int) -> Chosen | None:
+        return self.activation.choose(screen, layer)
+
+    def _select_dead(
+        self, entries: Callable[[Tensor], Tensor], layer: int, request: AuxiliaryRequest
+    ) -> tuple[Pairs, Tensor]:
+        """The dead features with the largest pre-activations for each auxiliary token, and these.
+
+        Args:
+            entries: the auxiliary tokens' pre-activations `(auxiliary tokens, n)` of n features.
+            layer: which layer's.
+            request: what was asked for.
+        """
         features = request.dead[layer].nonzero().flatten()
-        found = pre[request.tokens[:, None], features]
-        top = torch.topk(found, min(request.k, features.numel()), dim=1, sorted=False)
-        return Pairs.rectangular(features[top.indices], pre.shape[1])
+        top = torch.topk(entries(features), min(request.k, features.numel()), dim=1, sorted=False)
+        return Pairs.rectangular(features[top.indices], self.W_enc[layer].shape[0]), top.values.flatten()
 
     def _surely_sparse(self, device_type: str) -> bool:
         """Whether the sparse path is taken whatever the data."""

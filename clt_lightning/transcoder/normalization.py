@@ -20,9 +20,9 @@ class ActivationStatistics:
     """First and second moments of a layer's inputs and outputs.
 
     Attributes:
-        x_mean: `(layers, d_model)`.
+        x_mean: `(layers, d_in)`.
         x_norm: `(layers,)` mean Euclidean norm of a token's x.
-        y_mean: `(layers, d_model)`.
+        y_mean: `(layers, d_out)`.
         y_var: `(layers,)` total variance of y: mean over tokens of `||y - y_mean||^2`.
     """
 
@@ -37,22 +37,25 @@ class StatisticsAccumulator:
 
     Args:
         n_layers: number of layers.
-        d_model: width.
+        d_model: width of x.
         device: where the sums live.
+        d_out: width of y; None: that of x.
     """
 
-    def __init__(self, n_layers: int, d_model: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, n_layers: int, d_model: int, device: torch.device | str = "cpu", d_out: int | None = None
+    ) -> None:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.float64, device=device)
 
         self.n = zeros(1)
         self.x_sum, self.x_norm_sum = zeros(n_layers, d_model), zeros(n_layers)
-        self.y_sum, self.y_square_sum = zeros(n_layers, d_model), zeros(n_layers)
+        self.y_sum, self.y_square_sum = zeros(n_layers, d_model if d_out is None else d_out), zeros(n_layers)
 
     def update(self, x: Tensor, y: Tensor) -> None:
-        """Adds tokens: `x` and `y` are `(layers, tokens, d_model)`."""
-        if x.shape != y.shape or x.dim() != 3:
-            raise UserError(f"x and y are (layers, tokens, d_model), got {tuple(x.shape)} and {tuple(y.shape)}")
+        """Adds tokens: `x` and `y` are `(layers, tokens, d_in)` and `(layers, tokens, d_out)`."""
+        if x.dim() != 3 or y.dim() != 3 or x.shape[:2] != y.shape[:2]:
+            raise UserError(f"x and y are (layers, tokens, width), got {tuple(x.shape)} and {tuple(y.shape)}")
         self.n += x.shape[1]
         for layer, (x_l, y_l) in enumerate(zip(x, y)):
             x64, y64 = x_l.double(), y_l.double()
@@ -76,10 +79,27 @@ class StatisticsAccumulator:
         for name, total in (("inputs x", self.x_norm_sum), ("outputs y", self.y_square_sum)):
             bad = (~total.isfinite()).nonzero().flatten().tolist()
             if bad:
-                raise UserError(f"the MLP {name} of layer {bad[0]} hold NaN or infinite values: check CLIP's weights")
+                raise UserError(
+                    f"the {name} of layer {bad[0]} hold NaN or infinite values: check the backbone's weights"
+                )
         y_mean = self.y_sum / self.n
         y_var = self.y_square_sum / self.n - y_mean.square().sum(1)
         return ActivationStatistics(self.x_sum / self.n, self.x_norm_sum / self.n, y_mean, y_var.clamp_min(0))
+
+
+def standardise(x: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor, Tensor]:
+    """Each token less its mean over channels, divided by its standard deviation (plus eps); and these two.
+
+    Args:
+        x: `(..., d)`.
+        eps: keeps a constant token finite.
+
+    Returns:
+        `(..., d)`, and mean and divisor, `(..., 1)` each.
+    """
+    mean = x.mean(-1, keepdim=True)
+    scale = x.std(-1, keepdim=True, correction=0) + eps
+    return (x - mean) / scale, mean, scale
 
 
 def power_of_two(value: float) -> float:

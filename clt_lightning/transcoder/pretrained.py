@@ -90,12 +90,31 @@ def load(cls: type[M], folder: Path, dtype: torch.dtype = torch.float32) -> M:
     return clt
 
 
+def is_ours(folder: Path) -> bool:
+    """Whether a folder's config.json is of this package, in whatever version."""
+    path = folder / CONFIG
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and str(content.get("format", "")).startswith(FORMAT.partition("/")[0])
+
+
+def metadata_of_run(results: Any) -> dict[str, Any]:
+    """The metadata beside a run's own transcoder/, where a run's folder or its results.json is named; else empty."""
+    if not isinstance(results, str | Path):
+        return {}
+    folder = Path(results) if Path(results).is_dir() else Path(results).parent
+    path = folder / "transcoder" / CONFIG
+    return dict(_read_config(path.parent).get("metadata", {})) if path.is_file() else {}
+
+
 def find(folder_or_hub_id: str | Path, **options: Any) -> Path:
     """The folder with a transcoder's files: the one that is named, or the hub's cache after a download.
 
     Args:
-        folder_or_hub_id: a folder, or `ORG/NAME` of a Hugging Face repository.
-        options: those of `core.hub.Repository`; of no use for a folder, so refused there.
+        folder_or_hub_id: a folder, or `ORG/NAME` of a Hugging Face repository, or `ORG/NAME/SUBFOLDER`.
+        options: those of `core.hub.Repository`, and `subfolder`; of no use for a folder, so refused there.
 
     Raises:
         UserError: neither a folder nor a repository, or one without these files.
@@ -109,16 +128,32 @@ def find(folder_or_hub_id: str | Path, **options: Any) -> Path:
             )
         return folder
     name = str(folder_or_hub_id)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UserError(f"{name}: no such folder (and not of the form user/name of a Hugging Face repository)")
+    repository, inside = split_name(name)
+    inside = "/".join(part for part in (inside, (options.pop("subfolder", None) or "").strip("/")) if part)
+    # a path that does not exist looks like a repository with a subfolder, which a folder of that name would not be
+    path_like = name.startswith((".", "/", "~")) or (name.count("/") > 1 and Path(name.split("/")[0]).exists())
+    if repository is None or path_like:
+        raise UserError(
+            f"{name}: no such folder (and not of the form user/name[/subfolder] of a Hugging Face repository)"
+        )
+    place = Repository(repository, **options)
     try:
-        files = {file: Repository(name, **options).fetch(file) for file in (CONFIG, WEIGHTS)}
+        files = {file: place.fetch(f"{inside}/{file}" if inside else file) for file in (CONFIG, WEIGHTS)}
     except UserError as error:
         raise UserError(f"{name}: no such folder, and the hub did not give it: {error}") from error
     for file, path in files.items():
         if path is None:
-            raise UserError(f"{name}: no such folder, and the hub's repository of this name holds no {file}")
+            where = f" in {inside}" if inside else ""
+            raise UserError(f"{name}: no such folder, and the hub's repository of this name holds no {file}{where}")
     return Path(str(files[CONFIG])).parent
+
+
+def split_name(name: str) -> tuple[str | None, str]:
+    """`user/name/sub/folder` as repository and subfolder; None for what is no such name."""
+    parts = name.split("/")
+    if len(parts) < 2 or not all(parts):
+        return None, ""
+    return "/".join(parts[:2]), "/".join(parts[2:])
 
 
 def build(cls: type[M], config: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype) -> M:

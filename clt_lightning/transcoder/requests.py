@@ -18,12 +18,15 @@ class CLTOutput:
         codes: the codes of all layers, sparse inside, differentiable.
         pre: one `(tokens, F)` tensor of pre-activations a layer, where asked for.
         auxiliary: `(layers, auxiliary tokens, d_model)` what the dead features alone would add, where asked for.
+        repeated: scalar tensor, the share of (layer, token) rows that a low-precision product left open and that were
+            computed again in fp32; None where no product was in low precision.
     """
 
     y_hat: Tensor
     codes: Codes
     pre: list[Tensor] | None = None
     auxiliary: Tensor | None = None
+    repeated: Tensor | None = None
 
 
 @dataclass
@@ -50,9 +53,11 @@ class EncodedLayer:
         values: `(pairs,)` codes, or `(tokens, F)` of a dense layer.
         pre: `(tokens, F)` pre-activations with gradients, where asked for.
         dead: pairs and codes of the dead features on the auxiliary tokens, where asked for.
+        repeated: scalar tensor, the number of tokens that a low-precision product left open; None without one.
     """
 
     pairs: Pairs | None
     values: Tensor
     pre: Tensor | None = None
     dead: tuple[Pairs, Tensor] | None = None
+    repeated: Tensor | None = None

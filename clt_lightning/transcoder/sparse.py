@@ -8,7 +8,8 @@ atomics are needed. On CUDA devices Triton's kernels do the same (`triton_kernel
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from clt_lightning.transcoder.buffers import GradientBuffers
 from clt_lightning.transcoder.codes import Pairs
 from clt_lightning.transcoder.dispatch import use_triton
+from clt_lightning.transcoder.shared import Shared
 
 
 def bag_sum(table: Tensor, pairs: Pairs, values: Tensor) -> Tensor:
@@ -51,7 +52,9 @@ def bag_sum(table: Tensor, pairs: Pairs, values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def scatter_rows(pairs: Pairs, sorted_values: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
+def scatter_rows(
+    pairs: Pairs, sorted_values: Tensor, rows: Tensor, out: Tensor | None = None, add: bool = False
+) -> Tensor:
     """`out[f] = sum over pairs (n, f) of value * rows[n]`, values in feature-major order.
 
     Args:
@@ -59,10 +62,14 @@ def scatter_rows(pairs: Pairs, sorted_values: Tensor, rows: Tensor, out: Tensor 
         sorted_values: `(pairs,)`, in the order of `pairs.by_feature`.
         rows: `(tokens, d)`.
         out: `(F, d)` to write to, whatever it holds.
+        add: add to what `out` holds.
 
     Returns:
         `(F, d)`: `out`, or a new tensor.
     """
+    if sorted_values.numel() == 0 and add:
+        assert out is not None
+        return out
     if sorted_values.numel() == 0:
         return rows.new_zeros(pairs.n_features, rows.shape[1]) if out is None else out.zero_()
     if use_triton(rows):
@@ -70,17 +77,23 @@ def scatter_rows(pairs: Pairs, sorted_values: Tensor, rows: Tensor, out: Tensor 
 
         sums = triton_kernels.gradients(rows[None], pairs, sorted_values=sorted_values)[1]
         assert sums is not None
-        return sums[:, 0] if out is None else out.copy_(sums[:, 0])
+        return _put(sums[:, 0], out, add)
     sorted_values = sorted_values.to(rows.dtype)
     if _has_sparse_product(rows):
         if out is None:
             out = rows.new_empty(pairs.n_features, rows.shape[1])
         # `torch.mm(out=)` would fill `out` with zeros first, and take three times as long
-        return torch.addmm(out, pairs.csr(sorted_values), rows, beta=0.0, out=out)
+        return torch.addmm(out, pairs.csr(sorted_values), rows, beta=1.0 if add else 0.0, out=out)
     starts, tokens = pairs.feature_major
     # the same bag-sum as `bag_sum`, with the roles of tokens and features exchanged
     sums = F.embedding_bag(tokens, rows, starts, mode="sum", per_sample_weights=sorted_values, include_last_offset=True)
-    return sums if out is None else out.copy_(sums)
+    return _put(sums, out, add)
+
+
+def _put(sums: Tensor, out: Tensor | None, add: bool) -> Tensor:
+    if out is None:
+        return sums
+    return out.add_(sums) if add else out.copy_(sums)
 
 
 def _has_sparse_product(rows: Tensor) -> bool:
@@ -123,127 +136,164 @@ class _EncodePairs(torch.autograd.Function):
     """Gives given pre-activations the gradient of `<W[f], x[n]> + b[f]`."""
 
     @staticmethod
-    def forward(
-        ctx: Any, pre: Tensor, x: Tensor, W: Tensor, b: Tensor, pairs: Pairs, gradients: GradientBuffers, key: Hashable
-    ) -> Tensor:
-        ctx.save_for_backward(x, W)
-        ctx.pairs, ctx.gradients, ctx.key = pairs, gradients, key
+    def forward(ctx: Any, pre: Tensor, x: Tensor, weight: Tensor, b: Tensor, pairs: Pairs, shared: Shared) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.pairs, ctx.shared = pairs, shared
         return pre.view_as(pre)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        x, W = ctx.saved_tensors
+        (x,) = ctx.saved_tensors
         pairs: Pairs = ctx.pairs
+        shared: Shared = ctx.shared
         order, _ = pairs.by_feature
         by_feature = grad[order]
-        dx = bag_sum(W, pairs, grad) if ctx.needs_input_grad[1] else None
-        dW = scatter_rows(pairs, by_feature, x, ctx.gradients.take(ctx.key, W)) if ctx.needs_input_grad[2] else None
+        dx = bag_sum(shared.weight, pairs, grad) if ctx.needs_input_grad[1] else None
+        if ctx.needs_input_grad[2]:
+            out, add = shared.block()
+            scatter_rows(pairs, by_feature, x, out, add)
         db = None
         if ctx.needs_input_grad[3]:
             db = scatter_rows(pairs, by_feature, x.new_ones(pairs.n_tokens, 1)).view(-1)
-        return None, dx, dW, db, None, None, None
+        return None, dx, shared.nothing() if ctx.needs_input_grad[2] else None, db, None, None
 
 
 def encode_pairs(
     pre: Tensor,
     x: Tensor,
-    W: Tensor,
+    W: Tensor | Shared,
     b: Tensor,
     pairs: Pairs,
-    gradients: GradientBuffers | None = None,
-    key: Hashable = "W_enc",
 ) -> Tensor:
     """The pre-activations of `pairs`, differentiable in the inputs and the encoder.
 
     Args:
         pre: `(pairs,)` already computed values of `<W[f], x[n]> + b[f]`.
         x: `(tokens, d)` encoder inputs.
-        W: `(F, d)` encoder.
+        W: `(F, d)` encoder, or its shared gradient.
         b: `(F,)` encoder bias.
         pairs: the pairs.
-        gradients: memory for the encoder's gradient.
-        key: this encoder's name there.
 
     Returns:
         `(pairs,)`: `pre`, with gradients.
     """
-    out: Tensor = _EncodePairs.apply(pre, x, W, b, pairs, gradients or GradientBuffers(), key)
+    shared = W if isinstance(W, Shared) else Shared(W)
+    out: Tensor = _EncodePairs.apply(pre, x, shared.handle, b, pairs, shared)
     return out
 
 
-def _forward_triton(
-    y: Tensor, all_pairs: Sequence[Pairs], values: Sequence[Tensor], decoders: Sequence[Tensor]
-) -> Tensor:
+def _forward_triton(y: Tensor, parts: Sequence[Part], values: Sequence[Tensor]) -> Tensor:
     from clt_lightning.transcoder import triton_kernels
 
     total = y.to(torch.promote_types(y.dtype, torch.float32))  # 16-bit tables: sources are added up in fp32
-    for source, (pairs, v, W) in enumerate(zip(all_pairs, values, decoders)):
-        triton_kernels.add_bags(total[source : source + W.shape[1]], W, pairs, v)
+    for part, v in zip(parts, values):
+        triton_kernels.add_bags(part.of(total), part.blocks, part.pairs, v)
     return total.to(y.dtype)
 
 
 def _backward_triton(
-    pairs: Pairs, by_feature: Tensor, W: Tensor, G: Tensor, want_dots: bool, dW: Tensor | None
+    pairs: Pairs, by_feature: Tensor, part: Part, G: Tensor, want_dots: bool, want_sums: bool
 ) -> Tensor | None:
     from clt_lightning.transcoder import triton_kernels
 
-    if not want_dots and dW is None:
+    if not want_dots and not want_sums:
         return None
-    return triton_kernels.gradients(G, pairs, W if want_dots else None, None if dW is None else by_feature, dW)[0]
+    table = part.blocks if want_dots else None
+    if not want_sums:
+        return triton_kernels.gradients(G, pairs, table)[0]
+    out, add = part.shared.range(part.start, part.stop)
+    dots, sums = triton_kernels.gradients(G, pairs, table, by_feature, None if add else out)
+    if add:
+        assert sums is not None
+        out.add_(sums)
+    return dots
+
+
+@dataclass(frozen=True)
+class Part:
+    """A source layer's share in a sum of decoder rows.
+
+    Attributes:
+        pairs: its active pairs.
+        shared: its decoder `(F, targets, d)`.
+        start: first block of the decoder that is read; `stop`: one past the last.
+        row: the row of the result that the first of these blocks adds to.
+    """
+
+    pairs: Pairs
+    shared: Shared
+    start: int
+    stop: int
+    row: int
+
+    @property
+    def blocks(self) -> Tensor:
+        return self.shared.weight[:, self.start : self.stop]
+
+    def of(self, rows: Tensor) -> Tensor:
+        """The rows that it adds to."""
+        return rows[self.row : self.row + self.stop - self.start]
 
 
 class _DecodePairs(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, n_layers: int, all_pairs: Sequence[Pairs], gradients: GradientBuffers, *tensors: Tensor
-    ) -> Tensor:
-        sources = len(all_pairs)
-        values, decoders = tensors[:sources], tensors[sources:]
-        ctx.all_pairs, ctx.gradients = all_pairs, gradients
-        ctx.save_for_backward(*tensors)
-        y = decoders[0].new_zeros(n_layers, all_pairs[0].n_tokens, decoders[0].shape[2])
+    def forward(ctx: Any, n_rows: int, parts: Sequence[Part], *tensors: Tensor) -> Tensor:
+        values = tensors[: len(parts)]
+        ctx.parts = parts
+        ctx.save_for_backward(*values)
+        table = parts[0].shared.weight
+        y = table.new_zeros(n_rows, parts[0].pairs.n_tokens, table.shape[2])
         if use_triton(y):
-            return _forward_triton(y, all_pairs, values, decoders)
-        for source, (pairs, v, W) in enumerate(zip(all_pairs, values, decoders)):
-            for t in range(W.shape[1]):
-                y[source + t] += bag_sum(W[:, t], pairs, v)
+            return _forward_triton(y, parts, values)
+        for part, v in zip(parts, values):
+            for row, block in zip(part.of(y), part.blocks.unbind(1)):
+                row += bag_sum(block, part.pairs, v)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         G = grads[0].contiguous()
-        all_pairs: Sequence[Pairs] = ctx.all_pairs
-        sources = len(all_pairs)
-        values, decoders = ctx.saved_tensors[:sources], ctx.saved_tensors[sources:]
+        parts: Sequence[Part] = ctx.parts
         d_values: list[Tensor | None] = []
-        d_decoders: list[Tensor | None] = []
-        for source, (pairs, v, W) in enumerate(zip(all_pairs, values, decoders)):
+        handles: list[Tensor | None] = []
+        for number, (part, v) in enumerate(zip(parts, ctx.saved_tensors)):
+            pairs, blocks, rows = part.pairs, part.blocks, part.of(G)
             order, _ = pairs.by_feature
-            by_feature = v[order].to(W.dtype)
-            want_dots = ctx.needs_input_grad[3 + source]
-            dW = ctx.gradients.take(("W_dec", source), W) if ctx.needs_input_grad[3 + sources + source] else None
-            targets = G[source : source + W.shape[1]]
-            if use_triton(W):
-                dots = _backward_triton(pairs, by_feature, W, targets, want_dots, dW)
+            by_feature = v[order].to(blocks.dtype)
+            want_dots = ctx.needs_input_grad[2 + number]
+            want_sums = ctx.needs_input_grad[2 + len(parts) + number]
+            if use_triton(blocks):
+                dots = _backward_triton(pairs, by_feature, part, rows, want_dots, want_sums)
             else:
-                dots = pair_dots(pairs, W.unbind(1), targets.unbind(0)) if want_dots else None
-                if dW is not None:
-                    for t, rows in enumerate(targets):
-                        scatter_rows(pairs, by_feature, rows, dW[:, t])
+                dots = pair_dots(pairs, blocks.unbind(1), rows.unbind(0)) if want_dots else None
+                for t, row in enumerate(rows if want_sums else ()):
+                    out, add = part.shared.block(part.start + t)
+                    scatter_rows(pairs, by_feature, row, out, add)
             d_values.append(None if dots is None else torch.empty_like(v).index_copy_(0, order, dots.to(v.dtype)))
-            d_decoders.append(dW)
-        return None, None, None, *d_values, *d_decoders
+            handles.append(part.shared.nothing() if want_sums else None)
+        return None, None, *d_values, *handles
+
+
+def decode_parts(n_rows: int, parts: Sequence[Part], values: Sequence[Tensor]) -> Tensor:
+    """Sum of decoder rows over the active pairs of all parts: `y[row + t, n] = sum of value * W[f, start + t]`.
+
+    Args:
+        n_rows: rows of the result, one a target layer.
+        parts: at least one.
+        values: one `(pairs,)` a part.
+
+    Returns:
+        `(n_rows, tokens, d)`, without bias.
+    """
+    y: Tensor = _DecodePairs.apply(n_rows, parts, *values, *(part.shared.handle for part in parts))
+    return y
 
 
 def decode_pairs(
-    n_layers: int,
-    all_pairs: Sequence[Pairs],
-    values: Sequence[Tensor],
-    decoders: Sequence[Tensor],
-    gradients: GradientBuffers | None = None,
+    n_layers: int, all_pairs: Sequence[Pairs], values: Sequence[Tensor], decoders: Sequence[Tensor | Shared]
 ) -> Tensor:
     """Sum of decoder rows over the active pairs: `y[i + t, n] = sum of value * W_dec[i][f, t]`.
 
@@ -251,11 +301,38 @@ def decode_pairs(
         n_layers: number of target layers.
         all_pairs: one `Pairs` a source layer.
         values: one `(pairs,)` a source layer.
-        decoders: one `(F, targets, d)` a source layer; block t writes to layer `source + t`.
-        gradients: memory for the decoders' gradients.
+        decoders: one `(F, targets, d)` a source layer, or its shared gradient; block t writes to layer `source + t`.
 
     Returns:
         `(n_layers, tokens, d)`, without bias.
     """
-    y: Tensor = _DecodePairs.apply(n_layers, all_pairs, gradients or GradientBuffers(), *values, *decoders)
-    return y
+    shared = [W if isinstance(W, Shared) else Shared(W) for W in decoders]
+    parts = [Part(p, one, 0, one.weight.shape[1], source) for source, (p, one) in enumerate(zip(all_pairs, shared))]
+    return decode_parts(n_layers, parts, values)
+
+
+class _DenseTerm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, codes: Tensor, handle: Tensor, shared: Shared, block: int) -> Tensor:
+        ctx.save_for_backward(codes)
+        ctx.shared, ctx.block = shared, block
+        return codes @ shared.weight[:, block]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (codes,) = ctx.saved_tensors
+        shared: Shared = ctx.shared
+        grad = grads[0].to(shared.weight.dtype)  # under autocast the term is narrower than the decoder
+        d_codes = (grad @ shared.weight[:, ctx.block].t()).to(codes.dtype) if ctx.needs_input_grad[0] else None
+        if ctx.needs_input_grad[1]:
+            out, add = shared.block(ctx.block)
+            wide = codes.to(grad.dtype)
+            out.addmm_(wide.t(), grad) if add else torch.mm(wide.t(), grad, out=out)
+        return d_codes, shared.nothing() if ctx.needs_input_grad[1] else None, None, None
+
+
+def dense_term(codes: Tensor, shared: Shared, block: int) -> Tensor:
+    """`codes (tokens, F) @ W[:, block]`, `(tokens, d)`; the gradient of the decoder goes to its shared place."""
+    term: Tensor = _DenseTerm.apply(codes, shared.handle, shared, block)
+    return term

@@ -9,6 +9,7 @@ import torch
 from clt_lightning.analysis import Contributions
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.tokens import TokenLayout
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder, TopK
 
 from .world import LAYERS, POSITIONS, Made, make_clt, numpy_codes, numpy_terms
@@ -38,7 +39,7 @@ def test_equals_numpy(clip: FrozenCLIP, topology: str, batch: int) -> None:
     metric = Contributions(clt, n_classes=6)
     for start in range(0, 17, batch):
         part = clip.capture(images[start : start + batch])
-        metric.update(clt.encode(part.x), POSITIONS, torch.from_numpy(labels[start : start + batch]))
+        metric.update(clt.encode(part.x), TokenLayout.plain(POSITIONS), torch.from_numpy(labels[start : start + batch]))
     found = metric.scores()
     terms = numpy_terms(clt, numpy_codes(clt, acts.x.double().numpy())).reshape(LAYERS, LAYERS, 17, POSITIONS, -1)
     for name, cut in (("cls", slice(0, 1)), ("patch", slice(1, None)), ("all", slice(None))):
@@ -81,7 +82,7 @@ def planted() -> tuple[CrossLayerTranscoder, Codes]:
 def test_a_constant_direction_counts_in_one_score_only() -> None:
     clt, codes = planted()
     metric = Contributions(clt)
-    metric.update(codes, n_positions=2)
+    metric.update(codes, TokenLayout.plain(2))
     found = metric.scores()["all"]
     # |3 u|^2 = 9 of 10, |v|^2 = 1 of 10; of the variance v makes everything
     assert torch.allclose(found.uncentred[:, 1], torch.tensor([0.9, 0.1], dtype=torch.float64))
@@ -97,7 +98,7 @@ def test_scores_are_signed_and_tokens_without_codes_do_not_count() -> None:
     dense = codes.dense().abs()
     dense[:, 10:] = 0
     metric = Contributions(clt)
-    metric.update(Codes.from_dense(dense), n_positions=2)
+    metric.update(Codes.from_dense(dense), TokenLayout.plain(2))
     found = metric.scores()["all"]
     assert torch.allclose(found.uncentred[:, 1], torch.tensor([1.5, -0.5], dtype=torch.float64))
 
@@ -107,7 +108,7 @@ def test_a_large_mean_costs_no_digits() -> None:
     with torch.no_grad():
         clt.W_dec[0][0, 1] = torch.tensor([1e4, 0, 0, 0])
     metric = Contributions(clt)
-    metric.update(codes, n_positions=2)
+    metric.update(codes, TokenLayout.plain(2))
     assert torch.allclose(
         metric.scores()["all"].centred[:, 1], torch.tensor([0.0, 1.0], dtype=torch.float64), atol=1e-6
     )
@@ -120,7 +121,7 @@ def test_skip_and_bias_are_rows_of_the_whole_scores(clip: FrozenCLIP, topology: 
     metric = Contributions(clt)
     for part in images.split(4):
         acts = clip.capture(part)
-        metric.update(clt.encode(acts.x), POSITIONS, x=acts.x)
+        metric.update(clt.encode(acts.x), TokenLayout.plain(POSITIONS), x=acts.x)
     found = metric.scores()
     acts = clip.capture(images)
     out = clt(acts.x)
@@ -146,7 +147,7 @@ def test_skip_and_bias_are_rows_of_the_whole_scores(clip: FrozenCLIP, topology: 
 def test_without_a_skip_the_features_carry_everything() -> None:
     clt, codes = planted()
     metric = Contributions(clt)
-    metric.update(codes, n_positions=2)
+    metric.update(codes, TokenLayout.plain(2))
     found = metric.scores()["all"]
     assert torch.allclose(found.features_share[1:], torch.ones(1, dtype=torch.float64))
     assert not bool(found.whole_centred[-2:, 1].any())
@@ -155,7 +156,7 @@ def test_without_a_skip_the_features_carry_everything() -> None:
 def test_a_skip_needs_its_input() -> None:
     clt = CrossLayerTranscoder(2, 4, 3, TopK(1), skip=True)
     with pytest.raises(UserError, match="MLP inputs x"):
-        Contributions(clt).update(clt.encode(torch.randn(2, 4, 4)), n_positions=2)
+        Contributions(clt).update(clt.encode(torch.randn(2, 4, 4)), TokenLayout.plain(2))
 
 
 @pytest.mark.parametrize("skip", [False, True])
@@ -166,7 +167,7 @@ def test_the_whole_of_each_class_has_skip_and_bias(clip: FrozenCLIP, skip: bool)
     metric = Contributions(clt, n_classes=6)
     for start in range(0, 17, 5):
         part = clip.capture(images[start : start + 5])
-        metric.update(clt.encode(part.x), POSITIONS, torch.from_numpy(labels[start : start + 5]), part.x)
+        metric.update(clt.encode(part.x), part.layout, torch.from_numpy(labels[start : start + 5]), part.x)
     found = metric.scores()["patch"]
     terms = numpy_terms(clt, numpy_codes(clt, acts.x.double().numpy()))
     whole = np.zeros((LAYERS + 2, *terms.shape[1:]))

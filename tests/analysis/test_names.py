@@ -18,7 +18,7 @@ def label(class_images: list[list[int]], frequency: float = 0.01, positions: tor
         images[row, : len(counts)] = torch.tensor(counts, dtype=torch.int32)
     total = torch.full((CLASSES,), 100, dtype=torch.int32)
     where = torch.ones(len(images), POSITIONS, dtype=torch.int32) if positions is None else positions
-    return label_features(images, total, where, torch.full((len(images),), frequency))
+    return label_features(images, total, where[:, 1:], torch.full((len(images),), frequency))
 
 
 def kinds(found) -> list[str]:  # type: ignore[no-untyped-def]
@@ -42,7 +42,7 @@ def test_the_interval_holds_the_truth() -> None:
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.binomial(100, 0.2, (2000, CLASSES)).astype(np.int32))
     total = torch.full((CLASSES,), 100, dtype=torch.int32)
-    found = label_features(images, total, torch.ones(2000, POSITIONS), torch.full((2000,), 0.01))
+    found = label_features(images, total, torch.ones(2000, POSITIONS - 1), torch.full((2000,), 0.01))
     assert float((found["lift_low"] > 1).double().mean()) < 0.05
     assert kinds(found).count("class") == 0
 
@@ -50,7 +50,7 @@ def test_the_interval_holds_the_truth() -> None:
 def test_the_prior_counts() -> None:
     images = torch.tensor([[60, 20]], dtype=torch.int32)
     rare, common = (
-        label_features(images, torch.tensor(total), torch.ones(1, POSITIONS), torch.tensor([0.01]))
+        label_features(images, torch.tensor(total), torch.ones(1, POSITIONS - 1), torch.tensor([0.01]))
         for total in ([100, 900], [800, 200])
     )
     assert kinds(rare) == ["class"]
@@ -70,7 +70,7 @@ def test_dense_and_position_features_say_so() -> None:
 
 
 def test_without_labels_nothing_has_a_class() -> None:
-    found = label_features(torch.zeros(2, 0), torch.zeros(0), torch.ones(2, POSITIONS), torch.full((2,), 0.01))
+    found = label_features(torch.zeros(2, 0), torch.zeros(0), torch.ones(2, POSITIONS - 1), torch.full((2,), 0.01))
     assert kinds(found) == ["none", "none"]
     assert bool(found["lift"].isnan().all())
 

@@ -64,10 +64,10 @@ def test_validation_equals_numpy(tmp_path: Path, batch_size: int) -> None:
     fitter.fit(model, datamodule=data)
     runner = trainer(tmp_path, Reconstruction())
     (metrics,) = runner.validate(model, datamodule=data, verbose=False)
-    check(metrics, "val", model, data.everything()[0])
+    check(dict(metrics), "val", model, data.everything()[0])
     assert metrics["val/fvu/all"] < 1.5
     (metrics,) = runner.test(model, datamodule=data, verbose=False)
-    check(metrics, "test", model, data.everything()[0])
+    check(dict(metrics), "test", model, data.everything()[0])
 
 
 def test_the_end_of_fit_and_a_later_validation_agree(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def test_speed_and_memory_are_logged_and_summed_up(tmp_path: Path, capsys: pytes
     data = Made(batch_size=8)
     runner = trainer(tmp_path, Throughput(), Reconstruction(), max_steps=6, val_check_interval=3)
     runner.fit(module(), datamodule=data)
-    logged = scalars(Path(runner.log_dir))
+    logged = scalars(Path(str(runner.log_dir)))
     speed, seconds = dict(logged["train/tokens_per_second"]), dict(logged["train/step_time"])
     assert len(speed) == len(seconds) == 3
     tokens = 8 * 10
@@ -57,7 +57,7 @@ def test_dead_share_follows_the_modules_counters(tmp_path: Path) -> None:
     model.loss_config.auxk.dead_after_tokens = 2 * 80
     runner = trainer(tmp_path, TrainDead(), max_steps=4, log_every_n_steps=2, limit_val_batches=0)
     runner.fit(model, datamodule=Made())
-    logged = scalars(Path(runner.log_dir))
+    logged = scalars(Path(str(runner.log_dir)))
     expected = (model.tokens_since_fired >= 160).double().mean(1)
     assert logged["train/dead"][-1][1] == pytest.approx(float(expected.mean()), rel=1e-5)
     for layer in range(LAYERS):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ def test_two_processes_log_the_numbers_of_one(tmp_path: Path) -> None:
     model, data = module(), Made(n=25)
     model.transcoder.normalized.fill_(True)  # the means are zero here, and as good as others to compare
 
-    def callbacks() -> tuple:
+    def callbacks() -> tuple[Any, ...]:
         return (
             Reconstruction(),
             ZeroShot(["0-", "1"], ["all", "patch"], include_mean_ablation=True),

@@ -77,10 +77,10 @@ class Made(pl.LightningDataModule):
     def describe(self) -> dict[str, Any]:
         return {"set": "made", "images": self.n}
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         return DataLoader(Images(list(range(1000, 1000 + 4 * self.batch_size))), self.batch_size)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader[Any]:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return DataLoader(Images(list(range(rank, self.n, world))), self.batch_size)
 

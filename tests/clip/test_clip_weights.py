@@ -234,7 +234,7 @@ KINDS = {
     "no tensors": (lambda path: torch.save({"epoch": 3}, path), "holds no tensors .*'epoch'"),
     "transformers": (lambda path: save_file(transformers_state(), path), "transformers' CLIPModel.*openai"),
     "timm": (lambda path: save_file({"patch_embed.proj.weight": torch.zeros(3)}, path), "timm"),
-    "timm tower": (lambda path: save_file({"visual.trunk.norm.bias": torch.zeros(3)}, path), "timm's image tower"),
+    "timm tower": (lambda path: save_file({"visual.trunk.norm.bias": torch.zeros(3)}, path), "do not fit"),
     "resnet": (lambda path: save_file({"visual.layer1.0.conv1.weight": torch.zeros(3)}, path), "ResNet"),
     "transcoder": (lambda path: save_file({"W_enc.0": torch.zeros(3)}, path), "a transcoder"),
     "other": (lambda path: save_file({"fc.weight": torch.zeros(3)}, path), "no layout.*fc.weight"),

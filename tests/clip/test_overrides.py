@@ -188,8 +188,6 @@ def test_autocast_holds_inside_the_function_and_not_around_it(clip: FrozenCLIP, 
 
 def test_blocks_that_run_positions_first(clip: FrozenCLIP, images: Tensor) -> None:
     """Older towers run on (positions, images, d_model): captures and overrides look the same."""
-    from clt_lightning.clip.overrides import BranchOverrides
-
     transformer = clip.model.visual.transformer
     acts = clip.capture(images, embeddings=True)
 
@@ -202,8 +200,7 @@ def test_blocks_that_run_positions_first(clip: FrozenCLIP, images: Tensor) -> No
     transformer.batch_first = False
     for block in clip.blocks:
         block.attn.batch_first = False
-    clip.batch_first = False
-    clip._overrides = BranchOverrides(clip.blocks, batch_first=False)
+    clip.family.batch_first = False
     turned = clip.capture(images, embeddings=True)
     torch.testing.assert_close(turned.x, acts.x, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(turned.y, acts.y, rtol=1e-4, atol=1e-5)

@@ -81,7 +81,8 @@ def test_every_tag_of_open_clip_fits_exactly_one_of_the_two_names() -> None:
         ("ViT-B-32-quickgelu", "opena1", "'opena1'.*close to it: openai"),
         ("ViT-B-32", "weights/none.pt", "'weights/none.pt' is neither a pretrained tag of 'ViT-B-32' nor a file"),
         ("RN50-quickgelu", "openai", "ResNet"),
-        ("ViT-B-16-SigLIP", "webli", "timm"),
+        ("convnext_base", None, "'convnext_base' has the timm tower 'convnext_base' for images, a ConvNeXt"),
+        ("swin_base_patch4_window7_224", None, "a SwinTransformer"),
     ],
 )
 def test_what_does_not_exist_or_cannot_work(name: str, pretrained: str | None, words: str) -> None:

@@ -106,7 +106,7 @@ def test_every_tar_format_gives_the_same_samples(tmp_path: Path, how: int) -> No
         for key, parts in made:
             for suffix, data in parts.items():
                 info = tarfile.TarInfo(f"{key}.{suffix}")
-                info.size, info.mtime = len(data), 1.5  # type: ignore[assignment]  # PAX keeps the fraction in a header
+                info.size, info.mtime = len(data), 1.5  # PAX keeps the fraction in a header
                 tar.addfile(info, io.BytesIO(data))
     index = scan(shard(path))
     found = list(ShardReader([index]).read(Run(0, 0, 4)))

@@ -42,7 +42,8 @@ class Recorder(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Any], _: int) -> torch.Tensor:
         self._note("train", batch)
-        return self.layer(batch["image"].mean((1, 2, 3))[:, None]).mean()
+        result: torch.Tensor = self.layer(batch["image"].mean((1, 2, 3))[:, None]).mean()
+        return result
 
     def validation_step(self, batch: dict[str, Any], _: int) -> None:
         self._note("val", batch)

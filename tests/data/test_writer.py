@@ -137,7 +137,7 @@ def test_a_full_disk_is_one_error_and_nothing_half_written(
 
             m.setattr(writer._Hashing, "write", full)
         else:
-            fsync = writer.os.fsync
+            fsync = os.fsync
             calls = iter([0, 0, 0, 0, errno.ENOSPC])
 
             def full_sync(fd: int) -> None:
@@ -145,7 +145,7 @@ def test_a_full_disk_is_one_error_and_nothing_half_written(
                     raise OSError(code, "No space left on device")
                 fsync(fd)
 
-            m.setattr(writer.os, "fsync", full_sync)
+            m.setattr("clt_lightning.data.shard.writer.os.fsync", full_sync)
         with pytest.raises(UserError, match="disk is full"):
             write_split(tmp_path / "a", items(30), limits=limits)
     assert not list((tmp_path / "a").glob("*.tmp")) + list((tmp_path / "a").glob(".*.tmp"))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clt_lightning.core.errors import UserError
-from clt_lightning.metrics import L0, DeadFeatures, select
+from clt_lightning.metrics import L0, DeadFeatures, TokenLayout, select
 
 
 @settings(max_examples=30, deadline=None)
@@ -29,7 +29,7 @@ def test_token_sets_of_l0() -> None:
     counts = torch.tensor([[9, 1, 2, 7, 3, 4]])  # two images of [CLS] and two patches
     for token_set, expected in {"cls": 8.0, "patch": 2.5, "all": 26 / 6}.items():
         metric = L0(1)
-        metric.update(select(counts, token_set, 3))
+        metric.update(select(counts, token_set, TokenLayout.plain(3)))
         assert float(metric.compute()) == pytest.approx(expected)
 
 

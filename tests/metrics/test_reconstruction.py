@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from clt_lightning.core.errors import UserError
-from clt_lightning.metrics import FVU, MSE, R2, Cosine, ExactMetric, select
+from clt_lightning.metrics import FVU, MSE, R2, Cosine, ExactMetric, TokenLayout, select
 from clt_lightning.metrics.reconstruction import merge_moments, token_moments
 
 
@@ -132,11 +132,11 @@ def test_no_tokens_is_nan_and_adds_nothing() -> None:
         metric.update(torch.zeros(2, 0, 3), torch.zeros(2, 0, 3))
         assert metric.compute().isnan().all()
     y, y_hat = made(2, 9, 3)
-    empty = select(y, "patch", 1)
+    empty = select(y, "cls", TokenLayout.plain(1))[:, :, :0]
     assert empty.shape == (2, 9, 0, 3)
     metrics[0].update(y, y_hat)
     before = metrics[0].compute()
-    metrics[0].update(empty, select(y_hat, "patch", 1))
+    metrics[0].update(empty, select(y_hat, "cls", TokenLayout.plain(1))[:, :, :0])
     torch.testing.assert_close(metrics[0].compute(), before, rtol=0, atol=0)
 
 

@@ -37,6 +37,7 @@ def options(demo_tars: Path, runs: Path, *more: str) -> list[str]:
         "--trainer.val_check_interval=6",
         "--trainer.log_every_n_steps=2",
         "--figures.every=0",  # drawing takes longer than the training
+        "--figures.per_layer=true",
         "--trainer.enable_progress_bar=false",
         "--trainer.enable_model_summary=false",
         f"--runs_dir={runs}",

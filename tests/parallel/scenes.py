@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from clt_lightning.parallel import ShardedTranscoder, Shards
 from clt_lightning.parallel.selection import batch_winners, select_topk
 from clt_lightning.parallel.state import cut_module, cut_optimizer, gather_module, gather_optimizer
-from clt_lightning.transcoder import AuxiliaryRequest, Codes, CrossLayerTranscoder
+from clt_lightning.transcoder import AuxiliaryRequest, Codes, CrossLayerTranscoder, precision
 from clt_lightning.transcoder.activations import from_config
 from clt_lightning.transcoder.losses import (
     AuxKConfig,
@@ -154,9 +154,10 @@ def selections(cases: list[tuple[Tensor, int, float]]) -> list[list[list[int]]]:
 def winners(cases: list[tuple[Tensor, int]]) -> list[Tensor]:
     shards = Shards.of_group()
     out = []
-    for score, k in cases:
+    for score, k in cases:  # a budget of k per token
         width = score.shape[1] // shards.size
-        out.append(batch_winners(score[:, shards.rank * width : (shards.rank + 1) * width], k, shards))
+        own = score[:, shards.rank * width : (shards.rank + 1) * width]
+        out.append(batch_winners(own, k * score.shape[0], shards))
     return out
 
 
@@ -167,6 +168,20 @@ def raised(config: dict[str, Any], features: Tensor, amount: float) -> Tensor | 
     assert isinstance(clt, ShardedTranscoder)
     state = gather_module(clt, clt.state_dict(), "")
     return None if state is None else state["b_enc"]
+
+
+def screened(config: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Codes of all features in fp32, and with the encoder's product in bf16."""
+    precision.cpu_multiplies = lambda dtype: True  # as a CPU with bf16 instructions does; this process ends soon
+    clt = build({"n_features": 640, **config}, Shards.of_group())
+    x = torch.cat([batch(index)[0] for index in range(8)], 1)
+    found = []
+    for low in (False, True):
+        with torch.no_grad(), clt.activation.not_tracking(), torch.autocast("cpu", torch.bfloat16, enabled=low):
+            out = clt(x)
+        assert (out.repeated is not None) == low
+        found.append(clt.gather_codes(out.codes).dense())
+    return found[0], found[1]
 
 
 def evaluated(clt: CrossLayerTranscoder, x: Tensor) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ OPTIONS = {
     },
     "data": {"init_args": {"num_workers": 0}},
     "trainer": {"val_check_interval": 4, "gradient_clip_val": 0.05},
+    "figures": {"per_layer": True},
 }
 TWO = ["--trainer.devices=2", "--model.parallel.feature=2"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -121,9 +123,12 @@ def test_the_command_reads_layered_configs(tmp_path: Path, capsys: pytest.Captur
     assert "4 GPUs of 24 GB" in told
     assert told.count("<- take this") == 1
     assert "loss.cascade comes on top from 25% of the run on: 32 images" in told
+    assert re.search(r"the whole run: 1,500 steps, 7\.1 M tokens, .* on 4 GPUs, .* GPU hours, \d+% of them the", told)
     above.write_text("model: {loss: {cascade: {stream: 0, embedding: 0}}}\n")
     main(["plan", "--config", config, "--config", str(above)])
-    assert "loss.cascade" not in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "loss.cascade" not in told
+    assert "the cascade's terms" not in told
     main(["plan", "--config", config, "--gpus", "2", "--gpu_memory", "1MB"])
     assert "none fits" in capsys.readouterr().out
 
@@ -138,3 +143,18 @@ def test_mistakes_end_in_one_message(words: list[str], capsys: pytest.CaptureFix
 
 def test_the_tables_of_the_docs_are_the_commands() -> None:
     assert documented_tables() in (ROOT / "docs" / "scaling.md").read_text()
+
+
+def test_the_whole_run_is_its_steps_with_the_cascade_from_its_start_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A hand-made step of 2 s, of which 3,600 s and the cascade's 4 s on three quarters are 1800 x (2 + 3) s."""
+    from clt_lightning.cli.plan import _say_whole_run
+
+    shape, ones = Shape(2, 4, positions=5, n_features=8, k=2), Machine()
+    step = dataclasses.replace(make_plan(shape, ones, 1, 1, 60), compute_seconds=2.0, link_seconds=0.0)
+    _say_whole_run({"trainer": {"max_steps": 1800}}, step, (4.0, 0.25))
+    told = capsys.readouterr().out
+    assert told.startswith("the whole run: 1,800 steps, 108 k tokens, 2 h 30 min, 60% of them the cascade's terms;")
+    _say_whole_run({}, step, (0.0, 0.0))
+    assert "trainer.max_steps is not set" in capsys.readouterr().out

@@ -19,6 +19,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "abs_topk-skip": {"activation": {"class_path": "AbsTopK", "init_args": {"k": 4}}, "skip": True},
     "batch_topk": {"activation": {"class_path": "BatchTopK", "init_args": {"k": 4}}},
     "topk-sparse": {"activation": {"class_path": "TopK", "init_args": {"k": 4}}, "backend": "sparse"},
+    "batch_topk-tilt": {"activation": {"class_path": "BatchTopK", "init_args": {"k": 4, "tilt": 0.5}}},
     "batch_topk-sparse": {"activation": {"class_path": "BatchTopK", "init_args": {"k": 4}}, "backend": "sparse"},
     "jumprelu-per_layer": {"activation": {"class_path": "JumpReLU"}, "topology": "per_layer"},
     "relu-dense": {"activation": {"class_path": "ReLU"}, "backend": "dense"},
@@ -84,6 +85,7 @@ def on_two(states: dict[str, Any]) -> dict[str, Any]:
         "evaluated": {name: scenes.evaluate(CONFIGS[name], state) for name, state in states.items()},
         "winners": scenes.winners(batch_cases()),
         "raised": scenes.raised(CONFIGS["topk"], silent(), 0.25),
+        "screened": {name: scenes.screened(CONFIGS[name]) for name in ("topk", "abs_topk-skip", "batch_topk")},
     }
 
 
@@ -185,6 +187,14 @@ def test_batch_winners_are_the_largest_of_the_batch(two: list[dict[str, Any]]) -
         for (score, k), found in zip(batch_cases(), rank["winners"]):
             expected = score.flatten().sort(descending=True).values[: k * len(score)]
             assert torch.equal(found.sort(descending=True).values, expected)
+
+
+@pytest.mark.parametrize("name", ["topk", "abs_topk-skip", "batch_topk"])
+def test_a_bf16_product_selects_the_features_of_fp32(name: str, two: list[dict[str, Any]]) -> None:
+    for rank in two:
+        full, low = rank["screened"][name]
+        assert ((full != 0) == (low != 0)).all(2).double().mean() >= 0.99
+        torch.testing.assert_close(low, full, rtol=1e-4, atol=1e-5)
 
 
 def test_each_process_raises_the_biases_of_its_own_features(two: list[dict[str, Any]]) -> None:

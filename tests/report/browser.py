@@ -115,7 +115,8 @@ class Browser:
             if answer.get("id") == self._number:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
-                return answer["result"]
+                result: dict[str, Any] = answer["result"]
+                return result
             self.events.append(answer)
 
     def _read(self, deadline: float) -> dict[str, Any]:
@@ -128,7 +129,8 @@ class Browser:
                 raise RuntimeError("the browser has gone")
             self._buffer += part
         line, self._buffer = self._buffer.split(b"\0", 1)
-        return json.loads(line)
+        result: dict[str, Any] = json.loads(line)
+        return result
 
     def screen(self, width: int, height: int, scale: float = 1.0, mobile: bool = False, dark: bool = False) -> None:
         """Size and colour scheme of the screen."""
@@ -167,10 +169,11 @@ class Browser:
                 raise TimeoutError(f"{condition} did not become true in {self.timeout:.0f} s; errors: {self.errors()}")
             time.sleep(0.03)
 
-    def open(self, index: Path, route: str = "", page: str = "summary") -> None:
-        """Opens a page of the report afresh, from the disk."""
+    def open(self, index: Path | str, route: str = "", page: str = "summary") -> None:
+        """Opens a page of the report afresh: from the disk, or from a server's address."""
+        address = index if isinstance(index, str) else index.resolve().as_uri()
         self.call("Page.navigate", url="about:blank")
-        self.call("Page.navigate", url=f"{index.resolve().as_uri()}#/{route}")
+        self.call("Page.navigate", url=f"{address}#/{route}")
         self.wait("performance.timing.loadEventEnd > 0")  # before that, links replace the address in the history
         self.wait(f"document.getElementById('main') && document.getElementById('main').dataset.ready === '{page}'")
 

@@ -444,12 +444,12 @@ RECORD = {
 
 
 def make_run(
-    folder: Path, layers: int = 4, n_features: int = 160, n: int = 240, grid: int = 4
+    folder: Path, layers: int = 4, n_features: int = 160, n: int = 240, grid: int = 4, k: int = 16, samples: int = 8
 ) -> tuple[Path, MadePictures]:
     """A run's folder `<folder>/made/version_0` with everything that `test` writes."""
     run = folder / "made" / "version_0"
     run.mkdir(parents=True)
-    features = make_features(layers, n_features, n, grid)
+    features = make_features(layers, n_features, n, grid, k, samples)
     features.save(run)
     make_retrieval(features).save(run)
     results = {"schema": 1, "run": RECORD, "metrics": {}, "evaluation": {"test": make_evaluation(layers, n)}}

@@ -25,9 +25,11 @@ LAYER = (
 
 
 @pytest.mark.parametrize("screen", [LAPTOP, PHONE], ids=["laptop", "phone"])
-def test_every_page_opens_without_errors_and_fits_the_screen(made: Made, browser: Browser, screen: tuple) -> None:
+def test_every_page_opens_without_errors_and_fits_the_screen(
+    made: Made, browser: Browser, screen: tuple[int, int]
+) -> None:
     for dark in (False, True):
-        browser.screen(*screen, dark=dark)
+        browser.screen(screen[0], screen[1], dark=dark)
         browser.open(made.built.index)
         for route, page in ADDRESSES:
             browser.goto(route)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,7 +108,7 @@ def test_a_report_that_fails_leaves_nothing_behind(run: Path, tmp_path: Path) ->
         ({"query_keys": ("nowhere/2",)}, "--query 'nowhere/2'"),
     ],
 )
-def test_keys_that_no_image_has(run: Path, made: Made, options: dict, words: str) -> None:
+def test_keys_that_no_image_has(run: Path, made: Made, options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         build_report(run, ReportOptions(features=0, images=0, queries=0, **options), pictures=made.pictures)
 

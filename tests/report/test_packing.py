@@ -56,18 +56,6 @@ def test_whole_numbers_stay_whole() -> None:
     assert to_list(np.array([[1, -1], [123456789, 0]])) == [[1, -1], [123456789, 0]]
 
 
-def test_numbers_keep_their_order_and_what_is_missing() -> None:
-    rng = np.random.default_rng(3)
-    values = rng.normal(0, 4, (7, 3))
-    values[2, 1] = np.nan
-    back = unpack_numbers(pack_numbers(values), (7, 3))
-    assert np.isnan(back[2, 1])
-    np.testing.assert_allclose(back, values, atol=0.51 * np.nanmax(np.abs(values)) / 32767)
-    assert (unpack_numbers(pack_numbers(np.zeros((2, 2))), (2, 2)) == 0).all()
-    assert unpack_numbers(pack_numbers(np.zeros((0, 2))), (0, 2)).shape == (0, 2)
-    assert np.isnan(unpack_numbers(pack_numbers(np.full(3, np.nan)), (3,))).all()
-
-
 @given(hnp.arrays(st.sampled_from([np.int8, np.int16, np.int32, np.float32]), st.integers(0, 30)))
 def test_columns_come_back_whole(array: np.ndarray) -> None:
     back = unpack_column(pack_column(array))
@@ -83,3 +71,15 @@ def test_wide_numbers_fit_into_a_column() -> None:
 def test_shares_are_read_against_their_largest() -> None:
     assert pack_shares(np.zeros(3)) == {"top": 0.0, "values": "AAAA"}
     assert pack_shares(np.array([0.0, 0.1, 0.2]))["top"] == 0.2
+
+
+def test_numbers_keep_their_order_and_what_is_missing() -> None:
+    rng = np.random.default_rng(3)
+    values = rng.normal(0, 4, (7, 3))
+    values[2, 1] = np.nan
+    back = unpack_numbers(pack_numbers(values), (7, 3))
+    assert np.isnan(back[2, 1])
+    np.testing.assert_allclose(back, values, atol=0.51 * np.nanmax(np.abs(values)) / 32767)
+    assert (unpack_numbers(pack_numbers(np.zeros((2, 2))), (2, 2)) == 0).all()
+    assert unpack_numbers(pack_numbers(np.zeros((0, 2))), (0, 2)).shape == (0, 2)
+    assert np.isnan(unpack_numbers(pack_numbers(np.full(3, np.nan)), (3,))).all()

@@ -28,7 +28,8 @@ def test_a_page_is_one_python_file_and_one_script() -> None:
 def test_the_navigation_holds_the_list(made: Made) -> None:
     text = (made.folder / "index.html").read_text(encoding="utf-8")
     shown = re.findall(r'<a href="#/(\w*)" data-page="(\w+)">([^<]+)</a>', text)
-    wanted = [("" if page is PAGES[0] else page.name, page.name, page.title) for page in PAGES if page.under is None]
+    listed = [page for page in PAGES if page.under is None and not page.optional]
+    wanted = [("" if page is PAGES[0] else page.name, page.name, page.title) for page in listed]
     assert [(address, name, html.unescape(title)) for address, name, title in shown] == wanted
     for page in PAGES:
         assert f'src="assets/js/pages/{page.name}.js"' in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,6 +98,17 @@ def test_patch_maps_are_the_encoders_codes(run: Run) -> None:
     assert seen > 500
 
 
+def test_what_copy_as_python_gives_runs(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    text = read_data(run.folder / "report", "features")["python"].replace("LAYER", "2").replace("FEATURE", "7")
+    found: dict[str, Any] = {}
+    exec(compile(text, "card", "exec"), found)
+    assert found["encoder"].shape == (run.clip.d_model,)
+    assert found["decoder"].shape == (run.clip.n_layers - 2, run.clip.d_model)
+    wanted = run.transcoder.encode(run.clip.capture(found["batch"]["image"]).x).dense()[2, :, 7]
+    torch.testing.assert_close(found["codes"], wanted)
+    assert str(run.folder) in text
+
+
 def test_the_pages_of_images_say_what_clip_does(run: Run) -> None:
     report = run.folder / "report"
     keys, pages = read_data(report, "sprites")["keys"], read_data(report, "images")
@@ -104,6 +116,7 @@ def test_the_pages_of_images_say_what_clip_does(run: Run) -> None:
     assert len(pages["image"]) == 75
     some = [*pages["full"], pages["image"][1], pages["image"][40]]
     images = run.images([keys[n] for n in some])
+    assert run.head is not None
     for number in some:
         page = read_data(report, f"images/{number:05d}")
         image = images[keys[number]]
@@ -132,6 +145,7 @@ def test_the_pages_of_images_say_what_clip_does(run: Run) -> None:
 
 def test_any_picture_has_a_page(run: Run) -> None:
     """A picture that is no image of the split, as a file that someone drops gives it."""
+    assert run.head is not None
     picture = Image.new("RGBA", (301, 200), (200, 30, 40, 128))
     page = image_page_data(run, picture, "mine.png")
     assert (page["key"], page["label"], page["full"]) == ("mine.png", -1, True)

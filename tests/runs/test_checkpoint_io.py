@@ -140,7 +140,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.Monk
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint_io.os, "fsync", full)
+    monkeypatch.setattr("clt_lightning.runs.checkpoint_io.os.fsync", full)
     with pytest.raises(UserError, match=r"last\.ckpt cannot be written: the disk is full; .*still holds"):
         io.save_checkpoint(content(2), tmp_path / LAST)
     assert [p.name for p in tmp_path.iterdir()] == [LAST]

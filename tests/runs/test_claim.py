@@ -66,7 +66,7 @@ def test_starts_that_fail_at_the_same_time_leave_nothing_and_never_meet(tmp_path
     processes = [fork.Process(target=claim_and_fail, args=(root, seed, wrong)) for seed in range(n)]
     for process in processes:
         process.start()
-    said = []
+    said: list[str | None] = []
     while said.count(None) < n:
         said.append(wrong.get())
     for process in processes:

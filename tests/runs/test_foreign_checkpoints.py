@@ -12,7 +12,6 @@ import torch
 
 from clt_lightning.cli.main import main
 from clt_lightning.core.errors import UserError
-from clt_lightning.runs import checkpoint_io
 from clt_lightning.runs.checkpoint_io import SafeCheckpointIO, damage, usable
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
@@ -78,5 +77,5 @@ def test_a_checkpoint_is_looked_into_once(tmp_path: Path, monkeypatch: pytest.Mo
     path = tmp_path / "a.ckpt"
     torch.save({"a": torch.zeros(3)}, path)
     assert damage(path) is None
-    monkeypatch.setattr(checkpoint_io.kinds, "foreign_objects", lambda path: pytest.fail("again"))
+    monkeypatch.setattr("clt_lightning.runs.checkpoint_io.kinds.foreign_objects", lambda path: pytest.fail("again"))
     assert damage(path) is None

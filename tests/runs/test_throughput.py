@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -94,7 +94,7 @@ class Play:
             print=lambda *a, **k: None,
         )
         self.logged: dict[str, float] = {}
-        self.module: Any = SimpleNamespace(device=torch.device("cpu"), clock=StepClock(), log=self.log)
+        self.module = cast(Any, SimpleNamespace(device=torch.device("cpu"), clock=StepClock(), log=self.log))
         watch.on_train_start(self.trainer, self.module)
 
     def log(self, name: str, value: float, **_: Any) -> None:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import AbsTopK, BatchTopK, JumpReLU, ReLU, TopK
-from clt_lightning.transcoder.activations import ACTIVATIONS, Activation, dense, from_config, top_indices
+from clt_lightning.transcoder.activations import ACTIVATIONS, Activation, dense, from_config
+from clt_lightning.transcoder.top import top_indices
 
 A = TypeVar("A", bound=Activation)
 pre_table = torch.tensor([[3.0, -4.0, 1.0, 2.0], [-1.0, -2.0, 0.5, -3.0]])
@@ -133,6 +134,22 @@ def test_batch_topk_cut_is_the_global_one(
     torch.testing.assert_close(codes, expected.view_as(pre))
 
 
+@pytest.mark.parametrize("tilt", [0.4, -0.7, 0.0])
+@pytest.mark.parametrize("layers", [1, 2, 5])
+def test_batch_topk_divides_its_budget_over_layers(tilt: float, layers: int) -> None:
+    """k on average over the layers, from k (1 + tilt) down to k (1 - tilt); a layer alone keeps k."""
+    k, tokens = 20, 300
+    activation = built(BatchTopK(k, tilt=tilt), layers, features=200)
+    pre = (
+        torch.randn(tokens, 200, generator=torch.Generator().manual_seed(0)) + 3
+    )  # all positive: nothing but the budget
+    l0 = [float((dense(activation, pre, layer) > 0).sum()) / tokens for layer in range(layers)]
+    assert sum(l0) / layers == pytest.approx(k, abs=1e-6)
+    steps = [1 - 2 * layer / (layers - 1) for layer in range(layers)] if layers > 1 else [0.0]
+    assert l0 == pytest.approx([k * (1 + tilt * step) for step in steps], abs=1e-6)
+    assert from_config(activation.config()).config()["init_args"]["tilt"] == tilt
+
+
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 def test_config_round_trip(name: str) -> None:
     activation = ACTIVATIONS[name]()
@@ -144,6 +161,8 @@ def test_config_round_trip(name: str) -> None:
 def test_mistakes_are_named() -> None:
     with pytest.raises(UserError, match="k must be at least 1, got 0"):
         TopK(0)
+    with pytest.raises(UserError, match="tilt must lie between -1 and 1, got 1"):
+        BatchTopK(4, tilt=1)
     with pytest.raises(UserError, match="threshold must be positive"):
         JumpReLU(threshold=0)
     with pytest.raises(UserError, match="unknown activation 'TopQ'"):

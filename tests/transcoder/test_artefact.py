@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import BatchTopK, CrossLayerTranscoder, JumpReLU, ReLU, TopK, pretrained
-from clt_lightning.transcoder.circuit_tracer import save_circuit_tracer
+from clt_lightning.transcoder.files.circuit_tracer import save_circuit_tracer
 
 Damage = Callable[[Path, np.random.Generator], None]
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
-from clt_lightning.core.errors import UserError
-from clt_lightning.transcoder import BatchTopK, JumpReLU, ReLU, TopK
+from clt_lightning.transcoder import BatchTopK, JumpReLU, ReLU
 from clt_lightning.transcoder.activations import Activation
-from clt_lightning.transcoder.circuit_tracer import save_circuit_tracer
+from clt_lightning.transcoder.files.circuit_tracer import save_circuit_tracer
 from tests.transcoder.conftest import MakeCLT
 
 
@@ -38,18 +36,3 @@ def test_files_give_the_same_reconstruction(make_clt: MakeCLT, tmp_path: Path, a
         for t in range(decoders[layer].shape[1]):
             y_hat[layer + t] += codes @ decoders[layer][:, t]
     torch.testing.assert_close(y_hat, clt(x).y_hat.detach())
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"activation": TopK(3)}, "this transcoder has TopK"),
-        ({"activation": ReLU(), "skip": True}, "without skip"),
-        ({"activation": ReLU(), "topology": "per_layer"}, "topology cross_layer"),
-    ],
-)
-def test_what_the_layout_cannot_say_is_refused(
-    make_clt: MakeCLT, tmp_path: Path, options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        save_circuit_tracer(make_clt(**options), tmp_path, {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +43,58 @@ def statistics(x: torch.Tensor, y: torch.Tensor) -> ActivationStatistics:
 
 
 @pytest.mark.parametrize("topology", ["cross_layer", "per_layer"])
-def test_decoder_blocks_give_the_gradients_of_slices(make_clt: MakeCLT, topology: str) -> None:
+@pytest.mark.parametrize("kind", ["terms", "sums", "dense"])
+def test_one_gradient_of_all_targets_is_that_of_slices(make_clt: MakeCLT, topology: str, kind: str) -> None:
     """Layer by layer, as a replaced forward decodes; the gradient keeps the weight's own layout in memory."""
     found = []
-    for in_blocks in (False, True):
-        clt = make_clt(topology=topology, activation=TopK(4))
-        codes = clt.encode(torch.randn(3, 7, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2)))
-        sources = [codes.slice(i) for i in range(3)]
-        blocks = {i: clt.decoder_blocks(i) for i in range(3)} if in_blocks else None
-        terms = [(j + 1) * clt.layer_terms(sources[: j + 1], j, blocks).square().sum() for j in range(3)]
-        torch.stack(terms).sum().backward()
-        found.append([gradient(W) for W in clt.W_dec])
-        assert all(gradient(W).transpose(0, 1).is_contiguous() for W in clt.W_dec)
-    for plain, together in zip(*found):
-        torch.testing.assert_close(together, plain)
+    for way in ("slices", "one gradient", "each its own"):
+        clt = make_clt(topology=topology, activation=ReLU() if kind == "dense" else TopK(4), seed=4)
+        with clt.one_gradient() if way == "one gradient" else nullcontext():
+            codes = clt.encode(torch.randn(3, 7, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2)))
+            assert codes.is_dense(0) == (kind == "dense")
+            sources = [codes.slice(i) for i in range(3)]
+            losses = []
+            for j in range(3):
+                if way == "slices":
+                    z = [codes.dense_layer(i) @ clt.W_dec[i][:, j - i] for i in range(j + 1) if clt.writes(i, j)]
+                    y = clt.y_scale[j] * torch.stack(z).sum(0)
+                elif kind == "terms":
+                    y = clt.layer_terms(sources[: j + 1], j).sum(0)
+                else:
+                    y = clt.layer_sum(sources[: j + 1], j)
+                losses.append((j + 1) * y.square().sum())
+        torch.stack(losses).sum().backward()
+        found.append([gradient(p) for p in (*clt.W_dec, *clt.W_enc)])
+        if way != "slices":
+            assert all(gradient(W).transpose(0, 1).is_contiguous() for W in clt.W_dec)
+    for plain, together, apart in zip(*found):
+        torch.testing.assert_close(together, plain, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(apart, plain, rtol=1e-10, atol=1e-12)
+
+
+def test_gradients_of_the_main_forward_and_of_layers_add_up(make_clt: MakeCLT) -> None:
+    """Written into one memory; also in a second step, and after a backward pass of a part alone."""
+    x = torch.randn(3, 7, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+    def both(clt: CrossLayerTranscoder) -> tuple[torch.Tensor, torch.Tensor]:
+        main = clt(x).y_hat.sin().sum()
+        codes = [clt.encode_layer(x[i], i) for i in range(2)]
+        return main, clt.layer_sum(codes, 1).cos().sum()
+
+    plain, shared = make_clt(activation=TopK(4)), make_clt(activation=TopK(4))
+    for loss in both(plain):
+        loss.backward()
+    for step in range(3):
+        with shared.one_gradient():
+            main, later = both(shared)
+        if step == 1:
+            torch.autograd.grad(later, list(shared.W_enc), allow_unused=True, retain_graph=True)
+        (main + later).backward()
+        for a, b in zip(shared.parameters(), plain.parameters()):
+            if b.grad is not None:
+                torch.testing.assert_close(gradient(a), b.grad, rtol=1e-10, atol=1e-12)
+        if step < 2:
+            shared.zero_grad(set_to_none=True)
 
 
 @pytest.mark.parametrize("topology", ["cross_layer", "per_layer"])

@@ -97,7 +97,8 @@ def agreement(predicted: np.ndarray, real: np.ndarray, image: np.ndarray, draws:
     def correlation(weights: np.ndarray) -> np.ndarray:
         n, sp, sr, spp, srr, spr = (weights.astype(np.float64) @ sums).T
         with np.errstate(invalid="ignore", divide="ignore"):
-            return ((spr - sp * sr / n) / np.sqrt((spp - sp * sp / n) * (srr - sr * sr / n)))[:, None]
+            result: np.ndarray = ((spr - sp * sr / n) / np.sqrt((spp - sp * sp / n) * (srr - sr * sr / n)))[:, None]
+            return result
 
     weighty = np.abs(r) > _TINY * np.abs(r).max(initial=0.0)
     return Agreement(
@@ -142,8 +143,8 @@ def check_effects(
     images: Tensor,
     strength: np.ndarray,
     features: int = 200,
-    pairs: int = 4096,
-    integrated: int = 1024,
+    pairs: int = 2048,
+    integrated: int = 512,
     draws: int = 1000,
     seed: int = 0,
 ) -> EffectCheck | None:
@@ -168,8 +169,8 @@ def check_effects(
         None where no feature is active.
     """
     images = images.to(clip.device)
-    seen = observe(clip, images)
-    codes = clt.encode(seen.y if clt.topology == "sae" else seen.x)
+    seen = observe(clip, images, clt=clt)
+    codes = clt.encode(seen.x)
     directions = image_directions(head.to(clip.device).float(), seen.embeddings)[0]
     rng = np.random.default_rng(seed)
     positions = codes.n_tokens // len(images)
@@ -188,27 +189,22 @@ def check_effects(
     integral = np.full((len(TARGETS), len(rows)), np.nan)
     for layer in range(clt.n_layers):
         dense = None
-        here = table["layer"] == layer
-        for part, out in ((here, real), (here & long_way, integral)):
+        for part, real_ones, out in (
+            (table["layer"] == layer, True, real),
+            ((table["layer"] == layer) & long_way, False, integral),
+        ):
             index = np.flatnonzero(part)
             if not len(index):
                 continue
             dense = codes.dense_layer(layer).detach().unflatten(0, (-1, positions)) if dense is None else dense
             where = torch.from_numpy(table["image"][index]).to(clip.device)
             which = torch.from_numpy(table["feature"][index]).to(clip.device)
-            arguments = (
-                clip,
-                clt,
-                layer,
-                which,
-                dense[where, :, which],
-                seen.streams[layer][where],
-                directions[:, where],
-            )
-            if out is real:
-                values = ablation_effects(*arguments, seen.embeddings[where])
+            z = dense[where, :, which]
+            rows_of = (clip, clt, layer, which, z, seen.streams[layer][where], directions[:, where])
+            if real_ones:
+                values = ablation_effects(*rows_of, embeddings=seen.embeddings[where])
             else:
-                values = integrated_effects(*arguments)
+                values = integrated_effects(*rows_of)
             out[:, index] = values.double().cpu().numpy()
     for t, target in enumerate(TARGETS):
         table |= {

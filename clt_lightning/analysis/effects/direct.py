@@ -21,11 +21,9 @@ def read_out(clip: FrozenCLIP, head: Tensor) -> Tensor:
         clip: a backbone that reads its embedding from [CLS].
         head: `(embed_dim, classes)`.
     """
-    visual = clip.model.visual
-    text = head.double().to(clip.device)
-    through = text if visual.proj is None else visual.proj.double() @ text
-    weighted = visual.ln_post.weight.double()[:, None] * through
-    return (weighted - weighted.mean(0)).T
+    readout = clip.readout()
+    assert readout is not None
+    return readout.directions(head.to(clip.device)).T
 
 
 @torch.no_grad()
@@ -36,16 +34,13 @@ def read_out_scale(clip: FrozenCLIP, seen: Observation) -> tuple[Tensor, Tensor]
         the last LayerNorm's scale times the factor, and the factor: `logit_scale` over the embedding's norm.
     """
     L = clip.n_layers
-    visual = clip.model.visual
+    readout = clip.readout()
+    assert readout is not None
     added = seen.y.unflatten(1, (seen.n_images, -1))[:, :, 0].double().sum(0)
     attention = torch.stack([seen.attention[layer].double() for layer in range(L)]).sum(0)
     residual = seen.streams[0][:, 0].double() + attention + added
-    norm = visual.ln_post
-    scale = (residual.var(1, correction=0) + norm.eps).rsqrt()
-    normed = (residual - residual.mean(1, keepdim=True)) * scale[:, None] * norm.weight.double() + norm.bias.double()
-    embedding = normed if visual.proj is None else normed @ visual.proj.double()
-    factor = clip.logit_scale / embedding.norm(dim=1)
-    return scale * factor, factor
+    factor = clip.logit_scale / readout.embed(residual).norm(dim=1)
+    return readout.scale(residual) * factor, factor
 
 
 @torch.no_grad()

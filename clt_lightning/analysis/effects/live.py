@@ -126,6 +126,22 @@ def written(clt: CrossLayerTranscoder, layer: int, features: Tensor, codes: Tens
     ]
 
 
+def _slopes(
+    clip: FrozenCLIP, stream: Tensor, first: int, directions: Tensor, parts: Sequence[Tensor], missing: float
+) -> Tensor:
+    """`(targets, rows)`: how fast each target grows with what a row's feature writes, `missing` of it taken away.
+
+    The gradient by one number a row: nothing of the size of the gradients by MLP outputs is kept.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        taken = torch.full((len(stream),), -missing, device=stream.device, requires_grad=True)
+        added = [taken[:, None, None] * part.clone() for part in parts]
+        embeddings = _run(clip, stream.detach().clone(), first, added, grad=True)
+        values = torch.einsum("trd,rd->tr", directions.to(embeddings).clone(), embeddings)
+        rows = [torch.autograd.grad(row.sum(), taken, retain_graph=t + 1 < len(values)) for t, row in enumerate(values)]
+    return clip.logit_scale * torch.stack([slope for (slope,) in rows])
+
+
 @torch.no_grad()
 def ablation_effects(
     clip: FrozenCLIP,
@@ -221,6 +237,5 @@ def path_effects(
     effect = directions.new_zeros(len(directions), len(parts[0]))
     places, weights = np.polynomial.legendre.leggauss(nodes)
     for missing, weight in zip(((1 - places) / 2).tolist(), (weights / 2).tolist()):
-        gradient = output_gradients(clip, stream, first, directions, [-missing * part for part in parts])[1]
-        effect += weight * torch.einsum("tlrpd,lrpd->tr", gradient.float(), torch.stack(list(parts))).to(effect)
+        effect += weight * _slopes(clip, stream, first, directions, parts, missing).to(effect)
     return effect

@@ -194,7 +194,8 @@ def _sound(folder: Path, entry: Mapping[str, Any]) -> bool:
     if not path.is_file() or path.stat().st_size != entry["bytes"]:
         return False
     with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest() == entry["sha256"]
+        result: bool = hashlib.file_digest(f, "sha256").hexdigest() == entry["sha256"]
+        return result
 
 
 def _write_shard(

@@ -10,12 +10,12 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from clt_lightning.core.tokens import TOKEN_NAMES as TOKEN_NAMES
 from clt_lightning.report.folder import ReportFolder
 
 # Okabe and Ito: told apart under the common colour-vision deficiencies
 BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#5d6066"
 SERIES = (BLUE, VERMILION, GREEN, PURPLE, "#e69f00", GREY)
-TOKEN_NAMES = {"cls": "[CLS]", "patch": "patches", "all": "all tokens"}
 
 _STYLE: Any = {
     "font.size": 9,

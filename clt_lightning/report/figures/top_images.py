@@ -58,12 +58,13 @@ class TopImages:
             del self.found[row][self.k :]
 
 
-def top_images_grid(top: TopImages, grid: tuple[int, int]) -> Figure:
+def top_images_grid(top: TopImages, grid: tuple[int, int], n_prefix: int = 1) -> Figure:
     """Features along y, their strongest images along x; squares on one colour scale a feature.
 
     Args:
         top: what was found.
         grid: patches as (rows, columns).
+        n_prefix: tokens before them.
     """
     with house_style():
         figure = new_figure(1.05 * top.k + 0.9, 1.2 * len(top.features) + 0.35)
@@ -80,7 +81,7 @@ def top_images_grid(top: TopImages, grid: tuple[int, int]) -> Figure:
                     value, pixels, codes = found[column]
                     height, width = pixels.shape[:2]
                     axes.imshow(pixels, extent=(0, width, height, 0))
-                    patches = np.abs(codes[1:]).reshape(grid)
+                    patches = np.abs(codes[n_prefix : n_prefix + grid[0] * grid[1]]).reshape(grid)
                     axes.imshow(
                         np.ma.masked_equal(patches, 0.0),
                         cmap="inferno",

@@ -34,7 +34,6 @@
       CLT.catalogue(),
       CLT.load("sprites"),
       CLT.load(`cards/${String(layer).padStart(2, "0")}_${String(chunk).padStart(4, "0")}`),
-      CLT.load("images"), // which images have a page
     ]);
     const i = layer * c.size + feature;
     const card = cards[feature % meta.chunk];

@@ -107,7 +107,7 @@
     const nameOfFeature = (layer, feature) => {
       if (!c) return "";
       const i = layer * c.size + feature;
-      return CLT.featureName ? CLT.featureName(c, i).text : c.className(c.class_index[i]);
+      return CLT.featureName(c, i).text;
     };
     const tie = {
       name: nameOfFeature,

@@ -102,7 +102,7 @@
         "div",
         {},
         h("h3", {}, `${title}: ${CLT.fixed(parts.sum.value, 1)}`),
-        CLT.charts.bars({ items, label: `Parts of the ${target}`, nameWidth: 92, room: 86 }),
+        CLT.charts.bars({ items, label: `Parts of the ${target}`, nameWidth: 92 }),
       );
     };
     const out = [];
@@ -246,7 +246,7 @@
           { class: "doors", "aria-label": "What there is to see" },
           CLT.get("pages")
             .slice(1)
-            .filter((page) => !page.under)
+            .filter((page) => document.querySelector(`#nav [data-page="${page.name}"]`))
             .map((page) => h("a", { href: CLT.href(page.name) }, h("b", {}, page.title), h("span", {}, page.about))),
         ),
         s.changes

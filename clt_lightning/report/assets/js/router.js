@@ -36,6 +36,8 @@
     return { page: page || CLT.get("pages")[0].name, parts, query };
   }
 
+  CLT.where = where;
+
   // Where the reader was on a page, by its entry in the history: how far it and its boxes were scrolled, and the link
   // that led on.
   const places = new Map();
@@ -111,6 +113,8 @@
     here = known ?? Math.random();
     if (known === undefined) history.replaceState({ place: here }, "");
     const place = places.get(here);
+    // what stands on every page of a kind: notes of a feature, the same one in another run
+    window.dispatchEvent(new CustomEvent("pageshown", { detail: asked }));
     if (mine > 1) {
       main.focus({ preventScroll: true });
       CLT.say(title ? title.textContent : "");

@@ -33,6 +33,9 @@
       y: Math.floor(inside / sprites.columns) * sprites.size,
     };
   };
+  // where an image has its page; null where it has none
+  CLT.imageHref = (image) => (CLT.get("sprites")?.page[image] === "1" ? CLT.href("image", [image]) : null);
+
   // what comes near the screen is read first, the rest of the page when there is time: it may be printed
   const waiting = new Set();
   const paint = (box) => {
@@ -66,18 +69,15 @@
     const at = place(sprites, image);
     return at && { sheet: await CLT.sheet(at.url), x: at.x, y: at.y };
   };
-  // where an image has a page of its own; null without
-  CLT.imageHref = (image) => (CLT.get("sprites")?.page[image] === "1" ? CLT.href("image", [image]) : null);
-
   // map: codes of all positions ([CLS] first), peak: what the top of the colour scale stands for
   // mode: squares (colour over the active patches), reveal (the other patches darkened), image (nothing drawn)
   // crop: a patch index: only its surroundings are shown
-  // link: whether it leads to the image's page; not inside of other links and buttons
+  // link: whether it leads to the image's page; not inside of other links
   CLT.thumb = (sprites, image, { map, peak, grid, mode = "squares", crop, alt, link = true } = {}) => {
+    const href = link ? CLT.imageHref(image) : null;
     // alt: "" for a picture beside a text that says it all
     const named = alt === "" ? { "aria-hidden": "true" } : { role: "img", "aria-label": alt || `image ${image}` };
     const canvas = h("canvas", named);
-    const href = link ? CLT.imageHref(image) : null;
     const box = h(href ? "a" : "span", { class: "thumb loading", href }, canvas);
     if (link && !href) box.title = "This image has no page of its own (option --pages of the report).";
     const at = place(sprites, image);

@@ -103,7 +103,10 @@
       "Where it writes",
       {
         level: 3,
-        note: `${CLT.fixed(c.written[i], 1)} layers, weighted by squared norm; ${CLT.fixed(c.reach[i], 1)} layers ahead on average.`,
+        note:
+          card.decoder_norm.length > 1
+            ? `Into ${CLT.fixed(c.written[i], 1)} layers, counted by squared norm; ${CLT.fixed(c.reach[i], 1)} layers ahead on average.`
+            : "Into its own layer alone: it is the last one.",
       },
       h(
         "div",

@@ -63,7 +63,7 @@
             h("h4", {}, name),
             h(
               "div",
-              { class: "shots fixed" },
+              { class: `shots fixed ${list.length < 3 ? "few" : ""}` },
               list.map((entry) => shot(entry, place++)),
             ),
           ),

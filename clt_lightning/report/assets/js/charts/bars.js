@@ -2,10 +2,10 @@
 (() => {
   "use strict";
   const { svg } = CLT;
-  // items: [{name, value, color?, text?, strong?, low?, high?}]; low and high: an interval, drawn over the bar; room: for a value
-  // beside its bar
-  CLT.charts.bars = ({ items, show = (v) => CLT.num(v), label, rowHeight = 22, nameWidth = 118, room = 52 }) =>
+  // items: [{name, value, color?, text?, strong?, low?, high?}]; low and high: an interval, drawn over the bar
+  CLT.charts.bars = ({ items, show = (v) => CLT.num(v), label, rowHeight = 22, nameWidth = 118 }) =>
     CLT.responsive((width) => {
+      const room = 12 + 6.8 * Math.max(4, ...items.map((i) => (i.text ?? show(i.value)).length));
       const values = items.flatMap((i) => [i.value ?? 0, i.low ?? 0, i.high ?? 0]);
       const low = Math.min(0, ...values);
       const high = Math.max(0, ...values) || (low < 0 ? 0 : 1);

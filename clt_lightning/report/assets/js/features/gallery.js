@@ -2,7 +2,7 @@
 (() => {
   "use strict";
   const { h } = CLT;
-  const HEIGHT = 168;
+  const HEIGHT = 156;
   const WIDTH = 208;
   const GAP = 12;
   const AHEAD = 2;

@@ -5,13 +5,16 @@
   const KINDS = ["none", "class", "dense", "position"];
   const WORDS = { none: "no name", dense: "dense", position: "position" };
   const WHY = {
+    person: "A name that a person gave.",
     none: "No class is surely twice as frequent among its images as among all.",
     dense: "Active on more than a tenth of all tokens, and no class stands out.",
     position: "It fires at few positions of the image, and no class stands out.",
   };
 
-  // {kind, text, lift: how many times as often its class is among its images as among all; null without}
+  // {kind (`person`: a reader's own name), text, lift: how many times as often its class is among its images as among all; null without}
   CLT.featureName = (c, i) => {
+    const { label } = CLT.notes.of(c.layer(i), c.feature(i));
+    if (label) return { kind: "person", text: label, lift: null };
     const kind = KINDS[c.name_kind[i]];
     return kind === "class"
       ? { kind, text: c.className(c.lift_class[i]), lift: c.lift[i] }
@@ -24,6 +27,7 @@
     return h(
       "span",
       { class: `name ${kind}`, title: why },
+      kind === "person" ? h("span", { "aria-hidden": "true" }, "✎") : null,
       h("span", { class: "cut" }, text),
       lift === null ? null : h("small", {}, `×${CLT.num(lift, 2)}`),
     );

@@ -73,14 +73,18 @@
     return { layer: first ? Number(first[1]) : null, feature: null, words: rest.split(" ").filter(Boolean) };
   };
 
-  // does a feature fit the words? Its name, its strongest class, the nearest class and word
+  // does a feature fit the words? Its name, its strongest class, the nearest class and word, and what a
+  // reader has noted
   function byWords(c, words) {
     if (!words.length) return null;
     const hit = (names) => names.map((name) => words.every((w) => name.toLowerCase().includes(w)));
     const classes = hit(c.classnames);
     const near = hit(c.words);
     const kinds = hit(["no name", "", "dense", "position"]);
+    const noted = CLT.notes.all().filter(([, , note]) => hit([`${note.label || ""} ${note.comment || ""}`])[0]);
+    const mine = new Set(noted.map(([layer, feature]) => layer * c.size + feature));
     return (i) =>
+      mine.has(i) ||
       (c.name_kind[i] === 1 ? classes[c.lift_class[i]] : kinds[c.name_kind[i]]) ||
       classes[c.class_index[i]] ||
       classes[c.nearest_class[i]] ||
@@ -112,12 +116,36 @@
 
   // numbers to sort by: a column, or the place of a name in the alphabet
   function sortValues(c, key) {
-    if (key === "id") return Float64Array.from({ length: c.n }, (_, i) => i);
+    if (key === "id") return Float32Array.from({ length: c.n }, (_, i) => i);
     if (key !== "name" && key !== "word") return c[key];
-    const of = (i) => (key === "word" ? c.word(c.nearest_word[i]) : CLT.featureName(c, i).text);
-    const texts = Array.from({ length: c.n }, (_, i) => (key === "name" && c.name_kind[i] !== 1 ? "" : of(i)));
-    const place = new Map([...new Set(texts)].sort((a, b) => a.localeCompare(b)).map((text, n) => [text, n]));
-    return Float64Array.from(texts, (text) => (text ? place.get(text) : Number.NaN));
+    const text =
+      key === "word"
+        ? (i) => c.word(c.nearest_word[i])
+        : (i) => (c.name_kind[i] === 1 ? c.className(c.lift_class[i]) : "");
+    const texts = Array.from({ length: c.n }, (_, i) => text(i));
+    const sorted = [...new Set(texts)].sort((x, y) => x.localeCompare(y));
+    const place = new Map(sorted.map((name, n) => [name, name ? n : Number.NaN]));
+    return Float32Array.from(texts, (name) => place.get(name));
+  }
+  // indices in order of their values, equal ones as they were: by counting, 16 bits at a time, which for 70,000 numbers
+  // takes a tenth of the time that comparing takes
+  function inOrder(indices, values, down) {
+    const floats = Float32Array.from(indices, (i) => values[i] + 0); // no -0
+    const keys = new Uint32Array(floats.buffer);
+    for (let k = 0; k < keys.length; k++) {
+      const ascending = keys[k] & 0x80000000 ? ~keys[k] : keys[k] | 0x80000000;
+      keys[k] = down ? ~ascending : ascending;
+    }
+    let from = Int32Array.from(keys, (_, k) => k);
+    for (const shift of [0, 16]) {
+      const starts = new Int32Array(65537);
+      for (const key of keys) starts[((key >>> shift) & 0xffff) + 1]++;
+      for (let b = 1; b < starts.length; b++) starts[b] += starts[b - 1];
+      const to = new Int32Array(from.length);
+      for (const k of from) to[starts[(keys[k] >>> shift) & 0xffff]++] = k;
+      from = to;
+    }
+    return from.map((k) => indices[k]);
   }
   // all features in order, kept for every column and direction: a filter only picks from it
   function order(c, key, down) {
@@ -128,16 +156,16 @@
       const there = [];
       const missing = [];
       for (let i = 0; i < c.n; i++) (Number.isNaN(values[i]) ? missing : there).push(i);
-      const sign = down ? -1 : 1;
       // what was not measured comes last, whichever way one sorts
-      const sorted = Int32Array.from(there).sort((a, b) => sign * (values[a] - values[b]) || a - b);
-      const all = new Int32Array(c.n);
-      all.set(sorted);
-      all.set(missing, sorted.length);
-      c.orders.set(name, all);
+      c.orders.set(name, Int32Array.from([...inOrder(there, values, down), ...missing]));
     }
     return c.orders.get(name);
   }
+  // every feature that fits a text, the most frequent first
+  CLT.searchFeatures = (c, { text }) => {
+    const found = CLT.filterFeatures(c, { preset: "all", layer: "", text, dead: false, box: null });
+    return CLT.sortFeatures(c, found, "frequency", true);
+  };
   CLT.sortFeatures = (c, { inside, count }, key, down) => {
     const out = new Int32Array(count);
     let n = 0;

@@ -1,15 +1,14 @@
-"""What is captured from a CLIP: the inputs and outputs of its MLPs, token by token."""
+"""What is captured from a backbone: what a transcoder reads and what it rebuilds, token by token."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from clt_lightning.core.errors import UserError
-
-TOKEN_SETS = ("cls", "patch", "all")
+from clt_lightning.core.tokens import TokenLayout
 
 
 def random_positions(
@@ -38,19 +37,20 @@ def random_positions(
 
 @dataclass(frozen=True)
 class Activations:
-    """MLP inputs and outputs of some layers, paired token by token.
+    """Inputs and outputs of a transcoder at some layers, paired token by token.
 
     Attributes:
-        x: MLP inputs (outputs of `ln_2`), `(layers, tokens, d_model)`; token `n * n_positions + p` is position p of
-            image n.
-        y: MLP outputs (outputs of `ls_2`, so LayerScale is included), same shape and order as `x`.
+        x: what is read (outputs of `ln_2`, where nothing else was asked for), `(layers, tokens, d_in)`; token
+            `n * n_positions + p` is position p of image n.
+        y: what is rebuilt (the MLPs' outputs, LayerScale included), `(layers, tokens, d_out)`, in the order of `x`.
         n_images: number of images.
         n_positions: tokens kept of each image.
         layers: the layer number of each slice of `x` and `y`.
-        token_set: `all`, `cls` (position 0) or `patch` (the others).
+        token_set: which set of tokens is held.
         embeddings: unit-norm image embeddings `(images, embed_dim)` in fp32 from the same forward, if asked for.
         positions: `(images, n_positions)` original position of every token after subsampling; None if the token set
             is whole.
+        layout: where each token set stands among the tokens of a whole image; left out: [CLS], then patches.
     """
 
     x: Tensor
@@ -61,12 +61,15 @@ class Activations:
     token_set: str = "all"
     embeddings: Tensor | None = None
     positions: Tensor | None = None
+    layout: TokenLayout = field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        if self.layout is None:
+            object.__setattr__(self, "layout", TokenLayout.plain(self.n_positions))
         expected = (len(self.layers), self.n_images * self.n_positions)
-        if tuple(self.x.shape[:2]) != expected or self.x.shape != self.y.shape:
+        if tuple(self.x.shape[:2]) != expected or tuple(self.y.shape[:2]) != expected:
             raise ValueError(
-                f"x and y must be (layers, images * positions, d_model) with {expected} in front, "
+                f"x and y must be (layers, images * positions, width) with {expected} in front, "
                 f"got x {tuple(self.x.shape)} and y {tuple(self.y.shape)}"
             )
 
@@ -79,30 +82,29 @@ class Activations:
         """Keep one token set.
 
         Args:
-            token_set: `cls`, `patch` or `all`.
+            token_set: `cls`, `register`, `patch` or `all`.
 
         Returns:
             Activations whose `x` and `y` are contiguous; the same object if nothing is dropped.
 
         Raises:
-            UserError: for an unknown set, or one that is no longer there (after another selection or subsampling).
+            UserError: for an unknown set, one that the backbone lacks, or one that is no longer there (after another
+                selection or subsampling).
         """
-        if token_set not in TOKEN_SETS:
-            raise UserError(f"unknown token set '{token_set}': choose one of {', '.join(TOKEN_SETS)}")
+        keep = self.layout.span(token_set)
         if token_set == self.token_set:
             return self
         if self.positions is not None:
             raise UserError(f"cannot select '{token_set}' from subsampled tokens: select first, then subsample")
         if self.token_set != "all":
             raise UserError(f"cannot select '{token_set}': these activations hold the '{self.token_set}' tokens only")
-        keep = slice(0, 1) if token_set == "cls" else slice(1, None)
-        n_kept = 1 if token_set == "cls" else self.n_positions - 1
 
         def cut(t: Tensor) -> Tensor:
             by_image = t.unflatten(1, (self.n_images, self.n_positions))
-            return by_image[:, :, keep].flatten(1, 2).contiguous()
+            found: Tensor = by_image[:, :, keep].flatten(1, 2).contiguous()
+            return found
 
-        return replace(self, x=cut(self.x), y=cut(self.y), n_positions=n_kept, token_set=token_set)
+        return replace(self, x=cut(self.x), y=cut(self.y), n_positions=keep.stop - keep.start, token_set=token_set)
 
     def subsample(self, n_per_image: int, generator: torch.Generator | None = None) -> Activations:
         """Keep random positions of every image, the same ones in every layer and in `x` and `y`.
@@ -125,7 +127,7 @@ class Activations:
         if self.positions is not None:
             original = self.positions.gather(1, drawn)
         else:
-            original = drawn + 1 if self.token_set == "patch" else drawn
+            original = drawn + self.layout.span(self.token_set).start
         return replace(
             self,
             x=self.x.index_select(1, index),

@@ -1,0 +1,116 @@
+"""timm's Vision Transformers: plain and distilled ones, DINOv2, SigLIP, MAE; and those with rotary positions (EVA)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.data import create_transform, resolve_model_data_config
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva, EvaBlock, EvaBlockPostNorm
+from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
+from torch import Tensor, nn
+
+from clt_lightning.backbone.families.base import Family, Readout, square
+from clt_lightning.core.errors import UserError
+from clt_lightning.core.tokens import TokenLayout
+
+_PRE_NORM = (Block, EvaBlock)
+_POST_NORM = (ResPostBlock, EvaBlockPostNorm)
+
+
+class TimmViT(Family):
+    """A `VisionTransformer` of timm; its embedding is what `forward_head(..., pre_logits=True)` gives."""
+
+    kind: type[nn.Module] = VisionTransformer
+
+    def __init__(self, model: Any, name: str) -> None:
+        self.model = self.trunk = model
+        self.blocks = list(self.trunk.blocks)
+        # not a subclass either: its forward may be another one
+        odd = {type(block).__name__ for block in self.blocks if type(block) not in _PRE_NORM + _POST_NORM}
+        if odd:
+            raise UserError(
+                f"'{name}' has blocks of kind {', '.join(sorted(odd))}, which do not run attention and MLP one after "
+                "the other: they cannot be taken apart into sites"
+            )
+        self.grid = tuple(int(n) for n in self.trunk.patch_embed.grid_size)  # type: ignore[assignment]
+        self.image_size = square(self.trunk.patch_embed.img_size, name)
+        has_cls = getattr(self.trunk, "cls_token", None) is not None
+        registers = int(self.trunk.num_prefix_tokens) - int(has_cls)  # DeiT's distillation token among them
+        self.tokens = TokenLayout(self.grid[0] * self.grid[1], has_cls, registers)
+        self.d_model = int(self.trunk.embed_dim)
+        self.embed_dim = self.d_model
+        self.norm = self.trunk.norm
+
+    @classmethod
+    def fits(cls, model: Any) -> bool:
+        return isinstance(model, cls.kind)
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self._pooled(self.trunk.forward_features(images))
+
+    def after(self, stream: Tensor) -> Tensor:
+        return self._pooled(self.trunk.norm(stream))
+
+    def _pooled(self, tokens: Tensor) -> Tensor:
+        pooled: Tensor = self.trunk.forward_head(tokens, pre_logits=True)
+        if pooled.ndim == 2:
+            return pooled
+        # a model that was made without pooling: [CLS], or the mean of the patches
+        return pooled[:, 0] if self.tokens.has_cls else pooled[:, self.tokens.span("patch")].mean(1)
+
+    def norms(self, block: Any) -> tuple[nn.Module | None, nn.Module | None]:
+        return (None, None) if isinstance(block, _POST_NORM) else (block.norm1, block.norm2)
+
+    def attention(self, block: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        y = block.attn(x, *args, **kwargs)
+        found: Tensor = block.drop_path1(block.norm1(y) if isinstance(block, _POST_NORM) else self._scaled(block, 1, y))
+        return found
+
+    def mlp(self, block: Any, x: Tensor) -> Tensor:
+        y = block.mlp(x)
+        found: Tensor = block.drop_path2(block.norm2(y) if isinstance(block, _POST_NORM) else self._scaled(block, 2, y))
+        return found
+
+    def _scaled(self, block: Any, branch: int, y: Tensor) -> Tensor:
+        scaled: Tensor = getattr(block, f"ls{branch}")(y)
+        return scaled
+
+    def readout(self) -> Readout | None:
+        trunk = self.trunk
+        if isinstance(trunk, VisionTransformerDistilled) or not self.tokens.has_cls:
+            return None
+        if trunk.global_pool not in ("token", "") or getattr(trunk, "attn_pool", None) is not None:
+            return None
+        normed, pooled = isinstance(trunk.norm, nn.Identity), isinstance(trunk.fc_norm, nn.Identity)
+        if normed == pooled:  # a norm both before and after pooling, or none
+            return None
+        return Readout.of(trunk.fc_norm if normed else trunk.norm)
+
+    def classifier(self) -> nn.Linear | None:
+        head = self.trunk.head
+        distilled = isinstance(self.trunk, VisionTransformerDistilled)  # two heads, of two tokens
+        return head if isinstance(head, nn.Linear) and not distilled else None
+
+    def transform(self) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
+        cfg = resolve_model_data_config(self.trunk)
+        cfg["input_size"] = (3, self.image_size, self.image_size)
+        return create_transform(**cfg, is_training=False), tuple(cfg["mean"]), tuple(cfg["std"])
+
+
+class TimmEva(TimmViT):
+    """An `Eva` of timm: EVA02, DINOv3, Perception Encoder. Blocks take rotary positions, and scale by a bare gamma."""
+
+    kind = Eva
+
+    def _scaled(self, block: Any, branch: int, y: Tensor) -> Tensor:
+        gamma = getattr(block, f"gamma_{branch}")
+        return y if gamma is None else gamma * y
+
+    def arguments(self, layer: int) -> dict[str, Any]:
+        rope = self.trunk.rope
+        if rope is None:
+            return {"rope": None}
+        fixed = hasattr(rope, "feat_shape") and not self.trunk.dynamic_img_size
+        whole = rope.get_embed() if fixed else rope.get_embed(shape=self.grid)
+        return {"rope": whole[layer] if getattr(self.trunk, "rope_mixed", False) else whole}

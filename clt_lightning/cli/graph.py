@@ -1,0 +1,227 @@
+"""`graph`: the attribution graph of one image, and whether it predicts interventions."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clt_lightning.cli.arguments import add_run_options, run_options
+from clt_lightning.core.errors import UserError
+from clt_lightning.core.terminal import line_width
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clt_lightning.analysis import Run
+    from clt_lightning.analysis.circuits import Graph
+    from clt_lightning.analysis.target import Target
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `graph`."""
+    add_run_options(parser)
+    parser.add_argument("--image", required=True, metavar="KEY", help="the image, by its key in the split")
+    parser.add_argument("--split", default="test", help="split that the image is of (default: test)")
+    parser.add_argument(
+        "--target",
+        metavar="CLASS or 'CLASS - CLASS'",
+        help="what to explain: a class's logit, or the difference of two; words of several classes' names stand for "
+        "the mean of their logits; default: the most probable classes, each against the mean of all, weighted by "
+        "probability",
+    )
+    parser.add_argument(
+        "--max-nodes",
+        type=int,
+        default=4096,
+        help="features that are nodes at most; the least influential others are summed to one node a layer (default: "
+        "4096)",
+    )
+    parser.add_argument(
+        "--summed", action="store_true", help="a node is a feature at all its positions, not at each (no predictions)"
+    )
+    parser.add_argument(
+        "--skip",
+        choices=("node", "through"),
+        default="node",
+        help="what a transcoder's linear skip adds: a node at each position, not followed further (default), or a path "
+        "that the graph looks through",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("32", "64"),
+        default="32",
+        help="bits of all numbers; 64: books exact to 1e-10 (default: 32)",
+    )
+    parser.add_argument(
+        "--node-threshold",
+        type=float,
+        default=0.8,
+        metavar="SHARE",
+        help="nodes are written that carry this share of the influence (default: 0.8; 1: all)",
+    )
+    parser.add_argument(
+        "--edge-threshold",
+        type=float,
+        default=0.98,
+        metavar="SHARE",
+        help="edges are written that carry this share of the influence among these nodes (default: 0.98; 1: all)",
+    )
+    parser.add_argument(
+        "--show", type=int, default=10, metavar="N", help="most influential nodes printed (default: 10)"
+    )
+    parser.add_argument(
+        "--validate",
+        type=int,
+        metavar="N",
+        help="compare predictions with interventions on N nodes an image, half of them the most influential: "
+        "everything held, codes read anew, live model",
+    )
+    parser.add_argument(
+        "--validate-images",
+        type=int,
+        default=8,
+        metavar="N",
+        help="images of --validate: this one and others, evenly spaced over the split, each on its own most probable "
+        "class against the next (default: 8)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the nodes drawn by --validate (default: 0)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="write the graph there, as JSON in circuit-tracer's schema; with --validate, also FILE.validation.json",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Makes the graph, prints its scores, and writes it.
+
+    Raises:
+        UserError: an image, a class or a share that cannot be, or data without class names.
+    """
+    import torch
+
+    from clt_lightning.analysis import open_run
+    from clt_lightning.analysis.circuits import attribute
+    from clt_lightning.analysis.circuits.edges import check_share
+
+    check_share("--node-threshold", args.node_threshold)
+    check_share("--edge-threshold", args.edge_threshold)
+    for name, value, least in (
+        ("--max-nodes", args.max_nodes, 1),
+        ("--show", args.show, 0),
+        ("--validate", args.validate, 2),
+        ("--validate-images", args.validate_images, 1),
+    ):
+        if value is not None and value < least:
+            raise UserError(f"{name} must be at least {least}, got {value}")
+    opened = open_run(args.run, **run_options(args))
+    if opened.head is None:
+        raise UserError(f"--run {args.run}: its data have no class names, so there is no logit to explain")
+    image = opened.images([args.image], args.split)[args.image]
+    dtype = torch.float64 if args.precision == "64" else torch.float32
+    targets, weights = _targets(opened, args.target, image)
+    graph = attribute(
+        opened.clip,
+        opened.transcoder,
+        image,
+        targets,
+        weights=weights,
+        positions="summed" if args.summed else "each",
+        max_nodes=args.max_nodes,
+        skip=args.skip,
+        dtype=dtype,
+        progress=True,
+        about={"key": args.image, "split": args.split, "run": str(args.run), "scan": opened.folder.parent.name},
+    )
+    show(graph, args.show)
+    if args.output is not None:
+        graph.prune(args.node_threshold, args.edge_threshold).to_json(args.output)
+        print(f"wrote {args.output}")
+    if args.validate is not None:
+        _validate(args, opened, image, dtype)
+
+
+def _targets(opened: Run, text: str | None, image: Tensor) -> tuple[list[Target], list[float]]:
+    from clt_lightning.analysis.circuits import top_targets
+    from clt_lightning.analysis.target import Target
+
+    names, scale = opened.datamodule.classnames, opened.clip.logit_scale
+    assert opened.head is not None
+    if text is not None:
+        return [Target.parse(opened.head, names, text, scale)], [1.0]
+    embedding = opened.clip.encode_image(image)[0]
+    return top_targets(opened.head, names, embedding, scale=scale)
+
+
+def show(graph: Graph, n: int) -> None:
+    """Prints what a graph holds."""
+    from clt_lightning.core.table import Column, lay_out
+
+    scores, nodes = graph.scores, graph.nodes
+    for target, weight, at in zip(
+        graph.targets, graph.weights.tolist(), nodes.of("target").nonzero().flatten().tolist()
+    ):
+        share = f", weight {weight:.3f}" if len(graph.targets) > 1 else ""
+        print(f"{target.name}: {float(nodes.activation[at]):.3f}{share}")
+    counts = {kind: int(nodes.of(kind).sum()) for kind in ("feature", "error", "skip", "input", "bias")}
+    print(f"{', '.join(f'{v:,} {k}' for k, v in counts.items() if v)} nodes, {len(graph.edges):,} edges")
+    ends = ", ".join(f"{kind} {share:.1%}" for kind, share in scores.ends.items() if share)
+    print(f"replacement score {scores.replacement:.3f}, completeness {scores.completeness:.3f} (biases not counted)")
+    print(f"with biases, influence ends in: {ends}; biases are {scores.constants:.1%} of all inputs")
+    top = graph.top(n)
+    if not top:
+        return
+    total = float(nodes.influence[nodes.of("feature", "error", "skip", "input")].sum())
+    columns = [
+        Column("code", [f"{float(nodes.activation[i]):.3f}" for i in top], 9),
+        Column("influence", [f"{float(nodes.influence[i]) / total:.2%}" for i in top], 11),
+    ]
+    print()
+    print(
+        "\n".join(
+            lay_out(Column("most influential", [nodes[i].name for i in top], 18, left=True), columns, line_width())
+        )
+    )
+
+
+def _validate(args: argparse.Namespace, opened: Run, image: Tensor, dtype: Any) -> None:
+    from clt_lightning.analysis.circuits import validate
+    from clt_lightning.analysis.circuits.validation import images_of, lines
+    from clt_lightning.analysis.target import Target
+    from clt_lightning.core.files import write_json
+
+    others, keys = images_of(opened.batches(args.split, limit=args.validate_images))
+    chosen = [(args.image, image)]
+    chosen += [(key, other) for key, other in zip(keys, others) if key != args.image]
+    chosen = chosen[: args.validate_images]
+    head, names, scale = opened.head, opened.datamodule.classnames, opened.clip.logit_scale
+    assert head is not None
+
+    def target(number: int) -> Target:
+        if number == 0 and args.target is not None:
+            return Target.parse(head, names, args.target, scale)
+        best = (opened.clip.encode_image(chosen[number][1]) @ head)[0].topk(min(2, len(names))).indices.tolist()
+        if len(best) == 1:
+            return Target.of_class(head, names, best[0], scale)
+        return Target.difference(head, names, *best, scale)
+
+    found = validate(
+        opened.clip,
+        opened.transcoder,
+        [other for _, other in chosen],
+        target,
+        args.validate,
+        seed=args.seed,
+        dtype=dtype,
+        progress=True,
+    )
+    print(f"\npredicted and observed change, {args.validate} nodes of {len(chosen)} images, taken away and doubled")
+    print("\n".join(lines(found, line_width())))
+    if args.output is not None:
+        path = args.output.with_suffix(".validation.json")
+        table = {name: values.tolist() for name, values in found.table.items()}
+        write_json(
+            path, {"keys": [key for key, _ in chosen], "agreements": found.to_json(), "table": table}, indent=None
+        )
+        print(f"wrote {path}")

@@ -1,0 +1,142 @@
+"""`serve`: a run's pages with the model behind them, in a browser of this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clt_lightning.cli.arguments import add_run_options, run_options
+from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import read_json
+from clt_lightning.core.paths import expand
+
+if TYPE_CHECKING:
+    from clt_lightning.report.notes import Notes
+    from clt_lightning.report.source import Source
+
+PORT = 8642
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `serve`."""
+    add_run_options(parser, "evaluated by `test` before")
+    parser.add_argument(
+        "--port", type=int, default=PORT, help=f"port on 127.0.0.1 (default: {PORT}); 0 takes any that is free"
+    )
+    parser.add_argument("--open", action="store_true", help="open the page in this machine's browser")
+    parser.add_argument("--split", default="test", help="split that pages and images are of (default: test)")
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=256,
+        help="images kept at hand, evenly spaced over the split: flips are counted on them, phrases look among them "
+        "(default: 256). Memory: 8 x images x tokens an image x width bytes, and their pixels",
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FOLDER",
+        help="the run's report, whose pages are shown (default: <run>/report; made where it is not there)",
+    )
+    parser.add_argument(
+        "--notes",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="stars, names and comments that the pages have exported, shown as the features' names; repeatable",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Serves until Ctrl-C.
+
+    Raises:
+        UserError: a run that cannot be opened or was not evaluated, a port that is taken, notes that are none.
+    """
+    import torch
+
+    from clt_lightning.analysis import open_run
+    from clt_lightning.report.notes import check_about, read_notes
+    from clt_lightning.report.source import read_source
+    from clt_lightning.server import LocalServer, Session, SessionOptions
+    from clt_lightning.server.api import connect
+
+    options = SessionOptions(args.split, args.images)
+    notes = [read_notes(expand(path, "--notes")) for path in args.notes]
+    source = read_source(args.run, args.split, with_model=True)
+    check_about(notes, [source.id])
+    with LocalServer(args.port) as server:  # a port that is taken is told before the model is read
+        server.root = _report(args, source)
+        if notes:
+            given = _with_notes(server.root, notes, source)
+            server.made["data/notes.js"] = lambda: given
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        opened = open_run(source.run, device, **run_options(args))
+        opened.datamodule.prepare_data()
+        session = Session(opened, options, source, progress=True)
+        connect(server, session)
+        print(f"serving {source.title} on {server.url} (Ctrl-C ends it)", flush=True)
+        if args.open:
+            webbrowser.open(server.url)
+        with _ending_well():
+            server.serve_forever()
+        session.close()
+    print("stopped")
+
+
+@contextmanager
+def _ending_well() -> Iterator[None]:
+    """Ctrl-C and SIGTERM are how a server ends, no failure."""
+
+    def end(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _report(args: argparse.Namespace, source: Source) -> Path:
+    """The folder of pages: the run's report, which is made where it is not there."""
+    from clt_lightning.report import ReportOptions, build_report
+    from clt_lightning.report.folder import MARK, pages_version
+
+    folder = source.run / "report" if args.report is None else Path(expand(args.report, "--report"))
+    mark = folder / MARK
+    again = f"python -m clt_lightning report --run {source.run}"
+    again += "" if args.report is None else f" --output {args.report}"
+    if not mark.is_file():
+        if args.report is not None:
+            raise UserError(f"--report {args.report}: holds no report; `{again}` makes one there")
+        print("there is no report yet: it is made first")
+        build_report(source.run, ReportOptions(split=args.split, opening=run_options(args)), progress=True)
+    about = read_json(mark)
+    wanted = {"run": source.title, "split": args.split, "step": source.id.step, "pages": pages_version()}
+    stale = [name for name, value in wanted.items() if about.get(name) != value]
+    if stale:
+        names = {"run": "run", "split": "split", "step": "step", "pages": "version of the pages"}
+        raise UserError(f"{folder} is a report of another {names[stale[0]]}: `{again}` makes it anew")
+    return folder
+
+
+def _with_notes(folder: Path, notes: list[Notes], source: Source) -> bytes:
+    """`data/notes.js` with the notes of files over those that the report was made with."""
+    from clt_lightning.report.notes import notes_of
+
+    text = (folder / "data" / "notes.js").read_text(encoding="utf-8")
+    kept: dict[str, dict[str, Any]] = json.loads(text[text.index(",") + 1 : text.rindex(")")])
+    clt = source.record.get("transcoder") or {}
+    for key, note in notes_of(notes, source.id, clt.get("n_layers") or 0, clt.get("n_features") or 0).items():
+        kept[key] = kept.get(key, {}) | note
+    return f'CLT.put("notes",{json.dumps(kept, ensure_ascii=False)});\n'.encode()

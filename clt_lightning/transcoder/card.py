@@ -1,0 +1,206 @@
+"""The card of a transcoder on the Hugging Face Hub: what it is, how it was made, how well it does, how to load it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import read_json
+from clt_lightning.core.people import count
+
+_TAGS = ("torch", "clip", "vision", "interpretability", "sparse-autoencoder")
+_KINDS = {
+    "cross_layer": "a cross-layer transcoder: a feature reads one MLP's input and writes to that and all later outputs",
+    "per_layer": "per-layer transcoders: a feature reads one MLP's input and writes to its output",
+    "sae": "sparse autoencoders of MLP outputs",
+}
+_CITE = """```bibtex
+@inproceedings{chatzoudis2026clt,
+  title     = {Can Cross-Layer Transcoders Replace Vision Transformer Activations?
+               An Interpretable Perspective on Vision},
+  author    = {Chatzoudis and others},
+  booktitle = {CVPR Workshop on Explainable AI for Computer Vision (XAI4CV)},
+  year      = {2026},
+  note      = {arXiv:2604.13304}
+}
+```"""
+
+
+def read_results(results: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
+    """A run's record: from its folder, its results.json, or as it is; empty for None.
+
+    Raises:
+        UserError: no such file, or no table in it.
+    """
+    if results is None or isinstance(results, Mapping):
+        return dict(results or {})
+    path = Path(results)
+    path = path / "results.json" if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"results={str(results)!r}: there is no {path}")
+    return read_json(path)
+
+
+def card(
+    config: Mapping[str, Any],
+    parameters: int,
+    place: str,
+    metadata: Mapping[str, Any] | None = None,
+    results: Mapping[str, Any] | None = None,
+    licence: str | None = None,
+    revision: str | None = None,
+) -> str:
+    """README.md of a repository.
+
+    Args:
+        config: `CrossLayerTranscoder.config()`.
+        parameters: how many.
+        place: `ORG/NAME`, or `ORG/NAME/SUBFOLDER`.
+        metadata: `{"clip": ..., "step": ...}` as beside the weights.
+        results: a run's results.json.
+        licence: of the weights, as the hub names it.
+        revision: branch or tag, for the snippet that loads it.
+    """
+    metadata, results = metadata or {}, results or {}
+    run = results.get("run") or {}
+    clip = metadata.get("clip") or run.get("clip") or {}
+    activation = config["activation"]
+    arguments = ", ".join(f"{key} {value}" for key, value in activation["init_args"].items())
+    kind = activation["class_path"] + (f" ({arguments})" if arguments else "")
+    front = ["---", "library_name: clt-lightning", *([f"license: {licence}"] if licence else []), "tags:"]
+    front += [f"- {tag}" for tag in (*_TAGS, config["topology"].replace("_", "-") + "-transcoder")]
+    rows = {
+        "form": _KINDS[config["topology"]],
+        "size": f"{config['n_layers']} layers x {config['n_features']:,} features of width {config['d_model']}, "
+        f"{count(parameters)} parameters",
+        "activation": kind,
+        "linear skip": "yes: it carries a part of the output that no feature names" if config["skip"] else "no",
+        "backbone": _backbone(clip),
+        **_training(run, metadata),
+        "licence": licence or "not stated by who uploaded it",
+    }
+    parts = [
+        "\n".join([*front, "---"]),
+        f"# {place}",
+        "\n".join(["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items())]),
+        "## Measured",
+        _measured(results),
+        "## Load it",
+        _snippet(place, clip, revision),
+        "## Cite",
+        _CITE,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _backbone(clip: Mapping[str, Any]) -> str:
+    if not clip:
+        return "not recorded"
+    words = [f"{clip.get('name')} ({clip.get('pretrained') or 'random weights'}), frozen"]
+    if clip.get("weights_sha256"):
+        words.append(f"SHA-256 of its weights `{str(clip['weights_sha256'])[:16]}…`")
+    return ", ".join(words)
+
+
+def _training(run: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, str]:
+    rows = {}
+    description = (run.get("data") or {}).get("description") or {}
+    train = (description.get("splits") or {}).get("train") or {}
+    if description.get("set"):
+        images = f", {train['samples']:,} images" if train.get("samples") else ""
+        rows["trained on"] = f"{description['set']}{images}"
+    step = run.get("step") or metadata.get("step")
+    if step:
+        rows["steps"] = f"{step:,}" + ("" if run.get("seed") is None else f", seed {run['seed']}")
+    if run.get("versions"):
+        wanted = ("clt-lightning", "torch", "lightning", "open_clip_torch")
+        rows["made with"] = ", ".join(f"{name} {run['versions'][name]}" for name in wanted if run["versions"].get(name))
+    return rows
+
+
+def _measured(results: Mapping[str, Any]) -> str:
+    evaluations = results.get("evaluation") or {}
+    if evaluations:
+        split = "test" if "test" in evaluations else next(iter(evaluations))
+        return _evaluated(split, evaluations[split])
+    values = ((results.get("metrics") or {}).get("val") or {}).get("values") or {}
+    if not values:
+        return "Nothing was recorded: `python -m clt_lightning test --run RUN` measures it, and the card then says it."
+    rows = [
+        ("FVU, mean over layers, all tokens", _number(values.get("fvu/all"))),
+        ("L0", _number(values.get("l0/all"), 1)),
+    ]
+    rows.append(("features that never fired", _percent(values.get("dead/all"))))
+    rows.append(("features' share of the centred reconstruction", _percent(values.get("share/features"))))
+    rows.append(("zero-shot top-1, original", _percent(values.get("zero_shot/original"))))
+    for name, value in values.items():
+        if name.startswith("zero_shot/replaced/"):
+            window, tokens = name.split("/")[2:]
+            rows.append((f"zero-shot top-1, MLPs {window} replaced at {tokens} tokens", _percent(value)))
+    return _table("validation split, without intervals", rows)
+
+
+def _evaluated(split: str, found: Mapping[str, Any]) -> str:
+    rows: list[tuple[str, str]] = []
+    reconstruction = found.get("reconstruction") or {}
+    for name in found.get("token_sets") or ["all"]:
+
+        def mean(kind: str, name: str = name) -> Any:
+            return ((reconstruction.get(kind) or {}).get(name) or {}).get("mean")
+
+        shares = ((found.get("shares") or {}).get("features") or {}).get(name) or {}
+        rows += [
+            (f"FVU, mean over layers, {name} tokens", _number(mean("fvu"))),
+            (f"L0, {name} tokens", _number(mean("l0"), 1)),
+            (f"features that never fired, {name} tokens", _percent(mean("dead"))),
+            (f"features' share of the centred reconstruction, {name} tokens", _percent(shares.get("mean"))),
+        ]
+    for arm in (found.get("zero_shot") or {}).get("arms", []):
+        if arm["kind"] == "original":
+            rows.append(("zero-shot top-1, original", _interval(arm["top1"])))
+        elif arm["kind"] == "replaced" and arm["tokens"] == "all":
+            window = f"MLPs {arm['first']}-{arm['last']} replaced at all tokens"
+            rows.append((f"zero-shot top-1, {window}", _interval(arm["top1"])))
+            rows.append((f"points lost, {window}", _interval(arm["drop"], unit="")))
+    images = f"{found.get('images', 0):,} images"
+    return _table(f"{split} split, {images}; 95 % intervals over images", rows)
+
+
+def _table(title: str, rows: list[tuple[str, str]]) -> str:
+    return "\n".join([f"| {title} | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def _number(value: Any, digits: int = 4) -> str:
+    return "not measured" if not isinstance(value, int | float) else f"{value:.{digits}f}"
+
+
+def _percent(value: Any) -> str:
+    return "not measured" if not isinstance(value, int | float) else f"{100 * value:.1f} %"
+
+
+def _interval(interval: Mapping[str, Any], unit: str = " %") -> str:
+    value, low, high = (interval.get(key) for key in ("value", "low", "high"))
+    if value is None:
+        return "not measured"
+    text = f"{100 * value:.2f}{unit}"
+    return text if low is None or high is None else f"{text} ({100 * low:.2f} to {100 * high:.2f})"
+
+
+def _snippet(place: str, clip: Mapping[str, Any], revision: str | None) -> str:
+    at = f', revision="{revision}"' if revision else ""
+    pretrained = clip.get("pretrained")
+    backbone = '"demo"' if pretrained == "demo" else repr(clip.get("name") or "ViT-B-32-quickgelu").replace("'", '"')
+    weights = "" if pretrained == "demo" else f', pretrained="{pretrained}"' if pretrained else ""
+    made = f"cl.FrozenCLIP(pretrained={backbone})" if pretrained == "demo" else f"cl.FrozenCLIP({backbone}{weights})"
+    return f"""```python
+import clt_lightning as cl          # pip install clt-lightning
+
+clip = {made}
+clt = cl.CrossLayerTranscoder.from_pretrained("{place}"{at})
+acts = clip.capture(images)         # preprocessed (n, 3, size, size), a PIL image, or a list of them
+codes = clt.encode(acts.x)          # sparse; codes.dense() is (layers, tokens, features)
+with cl.replaced(clip, clt):        # the transcoder in the place of every MLP
+    embeddings = clip.encode_image(images)
+```"""

@@ -1,0 +1,216 @@
+"""A low-precision product that only screens: what is chosen is decided in full precision.
+
+The encoder's product in bf16 says for most features that they cannot be chosen. The few that might be are computed
+again in fp32, and chosen among. How far the product is off is measured on these few: where the ones left out are not
+further from the cut than that, the product is made again in fp32, a token's or, at the worst, the layer's. So the codes
+are those of an fp32 product, but for the rare row that an error of more than `DEVIATIONS` standard deviations changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clt_lightning.transcoder.codes import Pairs
+from clt_lightning.transcoder.sparse import pair_dots
+from clt_lightning.transcoder.top import top_indices
+
+#: Candidates beyond the k that are wanted: a share of k, and at least so many
+SLACK_SHARE, SLACK = 0.25, 8
+#: How many standard deviations of its error the product is given
+DEVIATIONS = 5.0
+#: How often candidates are widened before an fp32 product is made
+ROUNDS = 4
+#: Above this share of candidates an fp32 product is the cheaper one (CPU)
+MANY = 0.25
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What an activation chose from a screen.
+
+    Attributes:
+        pairs: what can be active or get a gradient.
+        values: `(pairs,)` their pre-activations in full precision.
+        repeated: scalar tensor, the number of tokens that the first candidates did not settle; None without a screen.
+        settle: makes the right choice where `repeated` (which it is given) is not 0; None if this one is right.
+    """
+
+    pairs: Pairs
+    values: Tensor
+    repeated: Tensor | None = None
+    settle: Callable[[int], Chosen] | None = None
+
+    def settled(self) -> Chosen:
+        """The right choice; may wait for the device."""
+        return settle_all([self])[0]
+
+
+def settle_all(chosen: Sequence[Chosen]) -> list[Chosen]:
+    """The right choices; waits once for the device at most."""
+    if all(one.settle is None for one in chosen):
+        return list(chosen)
+    counts = torch.stack([one.repeated for one in chosen]).tolist()
+    return [one if one.settle is None or not count else one.settle(count) for one, count in zip(chosen, counts)]
+
+
+class Screen:
+    """A layer's pre-activations in low precision, with the means to know any of them exactly.
+
+    Args:
+        x: `(tokens, d)` encoder inputs.
+        W: `(F, d)` encoder.
+        b: `(F,)` bias.
+        low: the type of the product.
+
+    Attributes:
+        rough: `(tokens, F)` in the low type, the bias in it.
+    """
+
+    def __init__(self, x: Tensor, W: Tensor, b: Tensor, low: torch.dtype) -> None:
+        self.x, self.W, self.b = x.detach(), W.detach(), b.detach()
+        # about the mean token: a mean that the bias takes away again would be most of the rounding
+        centre = self.x.mean(0) if len(self.x) else self.x.new_zeros(self.x.shape[1])
+        bias = torch.addmv(self.b, self.W, centre)
+        self.rough = F.linear((self.x - centre).to(low), self.W.to(low), bias.to(low))
+
+    def exact(self, pairs: Pairs) -> Tensor:
+        """`(pairs,)`: the pre-activations of pairs, in full precision."""
+        order, _ = pairs.by_feature
+        dots = pair_dots(pairs, [self.W], [self.x])
+        return torch.empty_like(dots).index_copy_(0, order, dots).add_(self.b[pairs.features])
+
+    def rows(self, tokens: Tensor) -> Tensor:
+        """`(len(tokens), F)`: all pre-activations of some tokens, in full precision."""
+        return F.linear(self.x[tokens], self.W, self.b)
+
+    def everything(self) -> Tensor:
+        """`(tokens, F)`: all pre-activations, in full precision."""
+        return F.linear(self.x, self.W, self.b)
+
+
+def choose_top(screen: Screen, k: int, magnitude: bool = False) -> Chosen:
+    """The k largest pre-activations of each token, rectangular; which of those at 0 or below is left open.
+
+    Args:
+        screen: the layer's.
+        k: at most F.
+        magnitude: by absolute value; then those at 0 or below count as well.
+    """
+    tokens, width = screen.rough.shape
+    proposed = min(k + max(SLACK, round(SLACK_SHARE * k)), width)
+    score = screen.rough.abs() if magnitude else screen.rough
+    candidates = top_indices(score, proposed)
+    pairs = Pairs.rectangular(candidates, width)
+    exact = screen.exact(pairs).view(tokens, proposed)
+    key = exact.abs() if magnitude else exact
+    best = torch.topk(key, k, dim=1, sorted=False)
+    if proposed == width or not tokens:
+        doubtful = torch.zeros(tokens, dtype=torch.bool, device=exact.device)
+    else:
+        guess = screen.rough.gather(1, candidates).to(exact.dtype)
+        error = (exact - guess).square_().mean(1).sqrt_()
+        least = best.values.amin(1)
+        left_out = (guess.abs() if magnitude else guess).amin(1)
+        # what is not positive is no code, so it does not matter which of it is kept
+        doubtful = ~(left_out + DEVIATIONS * error <= (least if magnitude else least.clamp_min(0)))
+    chosen = pairs.columns(best.indices)
+    values = exact.gather(1, best.indices)
+    repeated = doubtful.sum()
+
+    def settle(count: int) -> Chosen:
+        rows = torch.argsort(doubtful, descending=True, stable=True)[:count]
+        known = screen.rows(rows)
+        features = chosen.features.clone().view(tokens, k)
+        features[rows] = again = top_indices(known.abs() if magnitude else known, k)
+        values[rows] = known.gather(1, again)
+        return Chosen(Pairs.rectangular(features, width), values.view(-1), repeated)
+
+    return Chosen(chosen, values.view(-1), repeated, settle)
+
+
+def choose_batch_top(screen: Screen, budget: int, cut: Tensor | None = None) -> Chosen | None:
+    """The `budget` largest positive pre-activations of all tokens together.
+
+    Args:
+        screen: the layer's.
+        budget: how many.
+        cut: what lies above this value in the screen is looked at first, if it is at least the budget.
+
+    Returns:
+        None if so many are near the cut that an fp32 product is the cheaper one.
+    """
+    rough = screen.rough
+    first = None if cut is None else Pairs.from_mask(rough > cut)
+    if first is None or first.features.numel() < budget:
+        wanted = budget + max(SLACK, round(SLACK_SHARE * budget))
+        if wanted >= MANY * rough.numel():
+            return None
+        cut = torch.topk(rough.flatten(), wanted, sorted=False).values.min().clamp_min(0)
+        first = Pairs.from_mask(rough > cut)
+    assert cut is not None
+    pairs, repeated = first, rough.new_zeros((), dtype=torch.int64)
+    for _ in range(ROUNDS):
+        if pairs.features.numel() > MANY * rough.numel():
+            return None
+        exact = screen.exact(pairs)
+        if pairs.features.numel() < budget:
+            least = exact.new_zeros(())  # there are not that many positive ones
+        else:
+            least = torch.topk(exact, budget, sorted=False).values.min().clamp_min(0)
+        enough = least - DEVIATIONS * largest_error(screen, pairs, exact)
+        if bool(enough >= cut):
+            chosen = (exact >= least) & (exact > 0)
+            return Chosen(pairs.keep(chosen), exact[chosen], repeated)
+        mask = rough > enough
+        repeated = (mask & (rough <= cut)).any(1).sum()
+        cut, pairs = enough, Pairs.from_mask(mask)
+    return None
+
+
+def choose_above(screen: Screen, threshold: Tensor) -> Chosen | None:
+    """The pre-activations above a threshold.
+
+    Args:
+        screen: the layer's.
+        threshold: `(F,)`, or a scalar.
+
+    Returns:
+        None if so many are near it that an fp32 product is the cheaper one.
+    """
+    rough = screen.rough
+    threshold = threshold.to(screen.x.dtype)
+    # where the rounding of x, W and the result is a random walk: no more than a first guess
+    unit = torch.finfo(rough.dtype).eps / 2
+    typical = screen.W.square().mean(0)
+    margin = unit * (threshold.abs().amax() + torch.mv(screen.x.square(), typical).sqrt_())
+    margin = (DEVIATIONS * margin)[:, None]
+    repeated = rough.new_zeros((), dtype=torch.int64)
+    for _ in range(ROUNDS):
+        pairs = Pairs.from_mask(rough > threshold - margin)
+        if pairs.features.numel() > MANY * rough.numel():
+            return None
+        exact = screen.exact(pairs)
+        enough = DEVIATIONS * largest_error(screen, pairs, exact)
+        if bool((margin >= enough).all()) and bool(margin.isfinite().all()):
+            limit = threshold if threshold.dim() == 0 else threshold[pairs.features]
+            chosen = exact > limit
+            return Chosen(pairs.keep(chosen), exact[chosen], repeated)
+        repeated = (margin < enough).sum()
+        margin = torch.maximum(margin, 1.5 * enough)
+    return None
+
+
+def largest_error(screen: Screen, pairs: Pairs, exact: Tensor) -> Tensor:
+    """Root mean square of the product's error on the pairs of the token where it is largest; 0 without pairs."""
+    if not exact.numel():
+        return exact.new_zeros(())
+    square = (exact - screen.rough[pairs.tokens, pairs.features].to(exact.dtype)).square_()
+    sums = square.new_zeros(pairs.n_tokens).index_add_(0, pairs.tokens, square)
+    # few pairs of a token say little of its error
+    worst = torch.where(pairs.counts >= 8, sums / pairs.counts.clamp_min(1), sums.new_zeros(())).amax()
+    return torch.maximum(worst, square.mean()).sqrt_()

@@ -1,0 +1,122 @@
+"""What an installation has: the version, configs, completion, and a wheel and an sdist with everything in them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+import clt_lightning
+from clt_lightning.cli import shipped
+from clt_lightning.cli.completion import whole_parser
+from clt_lightning.cli.main import COMMANDS, TRAINER_COMMANDS, main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("option", ["-V", "--version"])
+def test_the_version(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main([option])
+    assert capsys.readouterr().out == f"clt_lightning {clt_lightning.__version__}\n"
+
+
+def test_the_version_stands_in_one_place() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == clt_lightning.__version__
+    assert 'version = "' not in (ROOT / "pyproject.toml").read_text().split("[tool.setuptools.dynamic]")[0]
+    assert f"version = {{{clt_lightning.__version__}}}" in (ROOT / "README.md").read_text()
+
+
+def test_configs_of_the_package_are_taken_where_there_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "plan",
+        "--config",
+        "configs/vitb32.yaml",
+        "--config=configs/data/coco.yaml",
+        "--config",
+        "configs/no.yaml",
+    ]
+    found = shipped.with_shipped_configs(words)
+    assert found[2] == str(ROOT / "configs" / "vitb32.yaml")
+    assert found[3] == f"--config={ROOT / 'configs' / 'data' / 'coco.yaml'}"
+    assert found[5] == "configs/no.yaml"  # what is nowhere is told by whoever reads it
+    assert capsys.readouterr().err.count("the package's own is taken") == 2
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "vitb32.yaml").write_text("{}")
+    assert shipped.with_shipped_configs(words)[2] == "configs/vitb32.yaml"
+    assert shipped.with_shipped_configs(["fit", "--name", "configs/vitb32.yaml"])[2] == "configs/vitb32.yaml"
+
+
+def test_an_installed_wheel_has_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "share" / "clt-lightning" / "configs"
+    place.mkdir(parents=True)
+    (place / "quickstart.yaml").write_text("{}")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(shipped, "__file__", str(tmp_path / "lib" / "site" / "clt_lightning" / "cli" / "shipped.py"))
+    assert shipped.shipped_folder() == place
+
+
+def test_completion_knows_commands_options_and_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    shtab = pytest.importorskip("shtab")
+    main(["completion", "bash"])
+    script = capsys.readouterr().out
+    checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+
+    def completed(*words: str) -> set[str]:
+        line = " ".join(f"'{word}'" for word in ("clt-lightning", *words))
+        ask = (
+            f"COMP_WORDS=({line}); COMP_CWORD={len(words)}; _shtab_clt_lightning; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        )
+        done = subprocess.run(["bash"], input=f"{script}\n{ask}\n", text=True, capture_output=True, check=True)
+        return set(done.stdout.split())
+
+    assert completed("") >= {*COMMANDS, *TRAINER_COMMANDS}
+    assert "--model.transcoder.n_features" in completed("fit", "--model.transcoder.n")
+    assert "--run" not in completed("fit", "--ru")
+    assert "--run" in completed("test", "--ru")
+    assert completed("export", "--format", "") == {"safetensors", "circuit-tracer", "sae-lens"}
+    assert "zsh" in shtab.SUPPORTED_SHELLS
+
+
+def test_every_command_is_in_it() -> None:
+    pytest.importorskip("shtab")
+    text = whole_parser().format_help()
+    assert all(name in text for name in (*COMMANDS, *TRAINER_COMMANDS))
+
+
+@pytest.mark.slow
+def test_wheel_and_sdist_hold_everything(tmp_path: Path) -> None:
+    build = pytest.importorskip("build")
+    assert build
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    name = f"clt_lightning-{clt_lightning.__version__}"
+    with zipfile.ZipFile(tmp_path / f"{name}-py3-none-any.whl") as wheel:
+        inside = set(wheel.namelist())
+        points = wheel.read(f"{name}.dist-info/entry_points.txt").decode()
+    assert "clt-lightning = clt_lightning.__main__:main" in points
+    sources = [p for p in (ROOT / "clt_lightning").rglob("*") if p.is_file() and p.suffix not in (".pyc", ".md")]
+    assert {p.relative_to(ROOT).as_posix() for p in sources if "__pycache__" not in p.parts} <= inside
+    for config in (ROOT / "configs").rglob("*.yaml"):
+        assert f"{name}.data/data/share/clt-lightning/{config.relative_to(ROOT).as_posix()}" in inside
+    with tarfile.open(tmp_path / f"{name}.tar.gz") as sdist:
+        packed = set(sdist.getnames())
+    for path in (
+        "CITATION.cff",
+        "LICENSE",
+        "README.md",
+        "configs/quickstart.yaml",
+        "tests/conftest.py",
+        "docs/design.md",
+    ):
+        assert f"{name}/{path}" in packed
