@@ -136,9 +136,20 @@ class CheckpointFiles(ModelCheckpoint):
         super()._save_last_checkpoint(trainer, monitor_candidates)
         self.after_last(trainer)
 
+    def after_file(self, trainer: pl.Trainer, filepath: str) -> None:
+        """Called on every process after a checkpoint was written."""
+
+    def give_name(self, trainer: pl.Trainer, filepath: str) -> bool:
+        """Called on every process in the place of writing: whether a file that holds this state has got the name."""
+        return False
+
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
         self.before_file(trainer, filepath)
+        if self.give_name(trainer, filepath):
+            self._last_global_step_saved, self._last_checkpoint_saved = trainer.global_step, filepath
+            return
         super()._save_checkpoint(trainer, filepath)
+        self.after_file(trainer, filepath)
 
 
 def stop_after_validations(stopping: EarlyStopping) -> None:

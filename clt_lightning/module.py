@@ -182,6 +182,7 @@ class CLTModule(lightning.LightningModule):
         self.buffer = ActivationBuffer(self.tokens_config.buffer) if self.tokens_config.buffer else None
         self.finite = FiniteWatch()
         self.clock = StepClock()
+        self.entries: set[int] = set()  # blocks whose entry an evaluation keeps
         self.batches_seen = 0
         self.total_steps = -1  # optimizer steps of the whole run; known when training starts
         self.validated_at_step: int | None = None
@@ -295,8 +296,8 @@ class CLTModule(lightning.LightningModule):
         with self.clock.part("clip"):
             positions = self._positions(len(batch["image"]), generator)
             if strength:
-                acts, clean = capture_clean(self.clip, batch["image"], positions)
-                clean = clean.first(config.images, self.clip.batch_first)
+                acts, clean = capture_clean(self.clip, batch["image"], positions, self._names)
+                clean = clean.first(config.images)
             else:
                 acts = self._capture(batch, positions)
         self.clock.begin("transcoder")  # ended after the backward pass
@@ -408,10 +409,11 @@ class CLTModule(lightning.LightningModule):
     def _positions(self, n_images: int, generator: torch.Generator) -> Tensor | None:
         if self.transcoder.sites.read == "final":
             return None
-        span, wanted = self.clip.tokens.slice(self.tokens_config.set), self.tokens_config.per_image
+        span, wanted = self.clip.tokens.span(self.tokens_config.set), self.tokens_config.per_image
         size = span.stop - span.start
         if wanted is not None and wanted < size:
-            return random_positions(n_images, size, wanted, generator) + span.start
+            result: Tensor | None = random_positions(n_images, size, wanted, generator) + span.start
+            return result
         return None if size == self.clip.n_positions else torch.arange(span.start, span.stop).expand(n_images, -1)
 
     def _auxiliary_request(self, n_tokens: int, generator: torch.Generator) -> AuxiliaryRequest | None:
@@ -478,14 +480,20 @@ class CLTModule(lightning.LightningModule):
 
         Returns:
             `{"acts": Activations (all tokens, with embeddings), "y_hat": (layers, tokens, d_model), "codes": Codes,
-            "features": (layers, tokens, d_model) what the features add to y_hat; None without a linear skip}`.
+            "features": (layers, tokens, d_model) what the features add to y_hat; None without a linear skip,
+            "entries": the stream at the entry of the blocks in `self.entries`, (images, positions, d_model) by block}`.
         """
-        acts = self.clip.capture(batch["image"], self._blocks, embeddings=True, sites=self._names)
+        entries: dict[int, Tensor] = {}
+        seen = (
+            self.clip.watch(entries.__setitem__, sorted(self.entries), "resid_pre") if self.entries else nullcontext()
+        )
+        with seen:
+            acts = self.clip.capture(batch["image"], self._blocks, embeddings=True, sites=self._names)
         x = acts.x
         out = self.transcoder(x)
         features = out.y_hat - self.transcoder.linear_part(x) if self.transcoder.skip else None
         codes = self.transcoder.gather_codes(out.codes)
-        return {"acts": acts, "y_hat": out.y_hat, "codes": codes, "features": features}
+        return {"acts": acts, "y_hat": out.y_hat, "codes": codes, "features": features, "entries": entries}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         return self.evaluate_batch(batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -51,7 +51,7 @@ def check_fit(clip: Backbone, clt: CrossLayerTranscoder) -> tuple[int, ...]:
     """
     sites = clt.sites
     layers = sites.resolve(clip.n_layers, clip.name)
-    widths = clip.site_width(str(sites.read)), clip.site_width(str(sites.write))
+    widths = [clip.embed_dim if site == "final" else clip.d_model for site in (sites.read, sites.write)]
     if (clt.n_layers, clt.d_model) != (len(layers), widths[0]):
         raise UserError(
             f"the transcoder is for {clt.n_layers} layers of width {clt.d_model}, "
@@ -110,6 +110,45 @@ def replaced(
         yield swap.trace
 
 
+def embed_replaced(
+    clip: Backbone,
+    clt: CrossLayerTranscoder,
+    window: Sequence[int],
+    tokens: str,
+    entries: Mapping[int, Tensor],
+    codes: Codes,
+) -> Tensor:
+    """The embeddings with a window replaced, from what an untouched forward saw: nothing before it is run again.
+
+    Args:
+        clip: the backbone.
+        clt: the transcoder.
+        window: blocks, as `replaced` takes them.
+        tokens: as well.
+        entries: the untouched stream `(images, positions, d_model)` at the entry of some blocks.
+        codes: the untouched model's codes at all positions.
+
+    Returns:
+        unit-norm `(images, embed_dim)`: what `encode_image` gives within `replaced`.
+
+    Raises:
+        UserError: as `replaced`.
+    """
+    first = min(window)
+    stream = entries[first]
+    with replaced(clip, clt, window, tokens) as trace:
+        images, positions = stream.shape[:2]
+        row = check_fit(clip, clt).index(first)
+        if clt.topology == "cross_layer" and row:
+            earlier = codes
+            if tokens != "all":
+                kept = torch.zeros(positions, dtype=torch.bool, device=codes.device)
+                kept[clip.tokens.span(tokens)] = True
+                earlier = codes.select_tokens(kept.repeat(images))
+            trace.codes.update({i: earlier.slice(i) for i in range(row)})
+        return clip.run_from(first, stream)
+
+
 @dataclass
 class _Clean:
     """The untouched model at the two sites, and its codes, by layer: the replaced tokens alone."""
@@ -140,7 +179,7 @@ class _Replacement:
         self.rows = {block: row for row, block in enumerate(self.blocks)}
         self.window = self._window(layers)
         self.whole = tokens == "all"
-        span = clip.tokens.slice(tokens)
+        span = clip.tokens.span(tokens)
         if self.write == "final" and not self.whole:
             raise UserError(f"the site final is one vector an image: tokens must be all, got {tokens!r}")
         self.span = slice(None) if self.whole else span

@@ -27,7 +27,7 @@ ALLOWED = {
     "compat": set(),
     "runs": {"compat", "runs"},
     "parallel": {"compat", "parallel", "runs", "transcoder"},
-    "cascade": {"clip", "replacement", "transcoder"},
+    "cascade": {"backbone", "replacement", "transcoder"},
     "batches": set(),
     "module": {
         *("backbone", "batches", "buffer", "cascade", "clip", "compat", "optim", "parallel"),

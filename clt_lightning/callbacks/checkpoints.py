@@ -15,7 +15,7 @@ from clt_lightning.callbacks.base import fast_dev_run, run_folder
 from clt_lightning.callbacks.reconstruction import Reconstruction
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import disk_errors
-from clt_lightning.runs.checkpoint_io import remove_temporaries
+from clt_lightning.runs.checkpoint_io import SafeCheckpointIO, remove_temporaries
 from clt_lightning.runs.finite import FiniteWatch, not_finite
 from clt_lightning.runs.folder import LAST
 from clt_lightning.runs.lock import Lock
@@ -77,6 +77,7 @@ class Checkpoints(compat.CheckpointFiles):
         self._validated_at = -1
         self._validation_due = False
         self.validate_again = False
+        self._same_state: list[str] | None = None  # files of this validation's end
         self._lock: Lock | None = None
         self._stops = Stops([])
         self._stopped: list[dict[str, Any]] = []
@@ -172,8 +173,14 @@ class Checkpoints(compat.CheckpointFiles):
                     "of these, or add the callback that logs it (Reconstruction for val/fvu/...). The state up to here "
                     f"is in {self.last_model_path}"
                 )
-        super().on_validation_end(trainer, pl_module)
-        self._write_last(trainer)
+            # a best one and last.ckpt now hold one state, down to the name of the last: it is written once
+            self.last_model_path = self.format_checkpoint_name({}, self.CHECKPOINT_NAME_LAST)
+            self._same_state = []
+        try:
+            super().on_validation_end(trainer, pl_module)
+            self._write_last(trainer)
+        finally:
+            self._same_state = None
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._stops.asked(trainer) != self._stopped:
@@ -207,6 +214,17 @@ class Checkpoints(compat.CheckpointFiles):
         self._validated_at = -1 if self.validate_again else int(state_dict.get("validated_at", -1))
         self._validation_due = bool(state_dict.get("validation_due", False))
         self._stopped = list(state_dict.get("stopped", []))
+
+    def after_file(self, trainer: pl.Trainer, filepath: str) -> None:
+        if self._same_state is not None:
+            self._same_state.append(filepath)
+
+    def give_name(self, trainer: pl.Trainer, filepath: str) -> bool:
+        io = trainer.strategy.checkpoint_io
+        if not self._same_state or not isinstance(io, SafeCheckpointIO):
+            return False
+        given = trainer.is_global_zero and io.link_checkpoint(self._same_state[0], filepath)
+        return bool(trainer.strategy.broadcast(given))
 
     def _check_monitor(self, trainer: pl.Trainer) -> None:
         """A token set that is not reported is said before the first step."""

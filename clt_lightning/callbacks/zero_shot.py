@@ -15,7 +15,7 @@ from torch import Tensor
 from clt_lightning.callbacks.base import Evaluation
 from clt_lightning.core.errors import UserError
 from clt_lightning.metrics import LogitKL, ZeroShotAccuracy, check_token_sets, metric_device
-from clt_lightning.replacement import check_fit, replaced
+from clt_lightning.replacement import check_fit, embed_replaced, replaced
 
 
 def parse_window(text: str, n_layers: int) -> tuple[int, int]:
@@ -139,6 +139,9 @@ class ZeroShot(Evaluation):
             keys.append("mean_ablated")
         self._accuracy = {key: ZeroShotAccuracy(len(names)).to(device) for key in keys}
         self._kl = {f"kl/{first}-{last}/{tokens}": LogitKL().to(device) for first, last, tokens in self._plan}
+        if not pl_module.transcoder.sites.once:
+            blocks = check_fit(pl_module.clip, pl_module.transcoder)
+            pl_module.entries = {blocks[first] for first, _, _ in self._plan}
 
     def _means(self, pl_module: Any) -> Tensor | None:
         """Mean MLP outputs of the training data, `(L, d)`; None if they are not asked for or not known."""
@@ -165,14 +168,21 @@ class ZeroShot(Evaluation):
             self._accuracy["original"].update(original, labels)
             for first, last, tokens in self._plan:
                 window = blocks[first : last + 1]
-                with replaced(pl_module.clip, pl_module.transcoder, window, tokens):
-                    cosines = self._cosines(pl_module.clip.encode_image(images))
+                cosines = self._cosines(self._replaced(pl_module, window, tokens, outputs, images))
                 self._accuracy[f"replaced/{first}-{last}/{tokens}"].update(cosines, labels)
                 self._kl[f"kl/{first}-{last}/{tokens}"].update(original, cosines)
             if "mean_ablated" in self._accuracy:
                 site = str(pl_module.transcoder.sites.write)
                 with mean_ablated(pl_module.clip, pl_module.transcoder.y_mean, site, blocks):
                     self._accuracy["mean_ablated"].update(self._cosines(pl_module.clip.encode_image(images)), labels)
+
+    def _replaced(self, pl_module: Any, window: Sequence[int], tokens: str, outputs: Any, images: Tensor) -> Tensor:
+        clip, clt = pl_module.clip, pl_module.transcoder
+        if window[0] in outputs["entries"]:
+            return embed_replaced(clip, clt, window, tokens, outputs["entries"], outputs["codes"])
+        with replaced(clip, clt, window, tokens):
+            embeddings: Tensor = clip.encode_image(images)
+        return embeddings
 
     def _cosines(self, embeddings: Tensor) -> Tensor:
         assert self._head is not None

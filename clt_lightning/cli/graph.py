@@ -26,8 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target",
         metavar="CLASS or 'CLASS - CLASS'",
-        help="what to explain: a class's logit, or the difference of two; default: the most probable classes, each "
-        "against the mean of all, weighted by probability",
+        help="what to explain: a class's logit, or the difference of two; words of several classes' names stand for "
+        "the mean of their logits; default: the most probable classes, each against the mean of all, weighted by "
+        "probability",
     )
     parser.add_argument(
         "--max-nodes",

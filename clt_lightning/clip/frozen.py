@@ -14,6 +14,7 @@ from clt_lightning.backbone.backbone import Backbone, check_precision
 from clt_lightning.backbone.families import family_of
 from clt_lightning.clip.build import build_model
 from clt_lightning.clip.prompts import Template, check_prompts, fill
+from clt_lightning.clip.short import encode_tokens
 from clt_lightning.clip.source import find_source
 from clt_lightning.clip.supported import check_config
 from clt_lightning.clip.tokenizer import Tokenizer, doubts, make_tokenizer
@@ -98,7 +99,7 @@ class FrozenCLIP(Backbone):
                 f"{int(tokens.max()):,}: its config names another tokenizer than it was trained with"
             )
         with self.running(grad=False):
-            embeddings = self.model.encode_text(tokens.to(self.device), normalize=False)
+            embeddings = encode_tokens(self.model, tokens.to(self.device))
             return F.normalize(embeddings.float(), dim=-1)
 
     def zero_shot_head(

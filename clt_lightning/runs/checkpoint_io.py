@@ -184,6 +184,30 @@ class SafeCheckpointIO(TorchCheckpointIO):
                 f"the checkpoint {path} cannot be written: {reason}{kept}. Make room, or write elsewhere"
             ) from error
 
+    def link_checkpoint(self, source: str | Path, path: str | Path) -> bool:
+        """Gives a whole checkpoint another name, as `save_checkpoint` would write it there; no copy.
+
+        Returns:
+            Whether it could be done: not on file systems without hard links, nor at other addresses (`s3://`).
+        """
+        if "://" in f"{source}{path}":
+            return False
+        source, path = Path(source), Path(path)
+        link = temporary(path)
+        try:
+            link.unlink(missing_ok=True)
+            os.link(source, link)
+            if path.name == LAST and path.exists():
+                _keep(path, path.with_name(PREVIOUS))
+            os.replace(link, path)
+            link.unlink(missing_ok=True)  # renaming one name of a file to another of the same does nothing
+            _sync_folder(path.parent)
+        except OSError as error:
+            log.debug("hard link %s: %s", path, error)
+            link.unlink(missing_ok=True)
+            return False
+        return True
+
     def load_checkpoint(
         self,
         path: str | Path,

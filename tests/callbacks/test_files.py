@@ -15,6 +15,7 @@ import clt_lightning
 from clt_lightning.callbacks import Checkpoints, ExportTranscoder, Reconstruction, RunRecord, Table, ZeroShot
 from clt_lightning.callbacks.record import class_list_hash, git_state
 from clt_lightning.core.errors import UserError
+from clt_lightning.runs.checkpoint_io import SafeCheckpointIO
 from clt_lightning.transcoder import CrossLayerTranscoder
 
 from .world import CLASSES, LAYERS, Made, module, trainer
@@ -201,3 +202,57 @@ def test_the_commit_is_that_of_our_own_checkout_only(tmp_path: Path) -> None:
     assert git_state(tmp_path / "ours.py") == {"commit": git("rev-parse", "HEAD"), "dirty": True}
     assert git_state(tmp_path / "venv" / "installed.py") is None
     assert Path(clt_lightning.__file__).name == "__init__.py"
+
+
+def test_a_best_and_the_last_checkpoint_of_one_state_are_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    save = SafeCheckpointIO.save_checkpoint
+
+    def saving(self: SafeCheckpointIO, checkpoint: dict[str, Any], path: str | Path, **more: Any) -> None:
+        written.append(Path(path).name)
+        save(self, checkpoint, path, **more)
+
+    monkeypatch.setattr(SafeCheckpointIO, "save_checkpoint", saving)
+    runner = trainer(
+        tmp_path, Reconstruction(), Checkpoints(mode="max"), val_check_interval=2, plugins=[SafeCheckpointIO()]
+    )
+    model = module()
+    runner.fit(model, datamodule=Made())
+    folder = tmp_path / "run" / "version_0" / "checkpoints"
+    best = Path(runner.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
+    # before each of two validations, and after it; a best one's state is last.ckpt's
+    names = {path.name: steps(path) for path in folder.iterdir()}
+    assert names["last.ckpt"] == 4
+    assert names["previous.ckpt"] == 4, "the state before the last validation"
+    assert names[best.name] == int(best.stem.removeprefix("best-step"))
+    improved = best.name == "best-step4.ckpt"
+    assert written == ["last.ckpt", "best-step2.ckpt", "last.ckpt", best.name if improved else "last.ckpt"]
+    assert best.samefile(folder / "last.ckpt") == improved
+    for path in (best, folder / "last.ckpt"):
+        state = torch.load(path, weights_only=True)["callbacks"]
+        (own,) = [value for key, value in state.items() if key.startswith("Checkpoints")]
+        assert own["last_model_path"] == str(folder / "last.ckpt")
+
+
+def test_links_are_made_where_they_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    io = SafeCheckpointIO()
+    for step in (1, 2):
+        io.save_checkpoint({"global_step": step}, tmp_path / ("last.ckpt" if step == 1 else "best.ckpt"))
+    assert io.link_checkpoint(tmp_path / "best.ckpt", tmp_path / "last.ckpt")
+    assert (tmp_path / "best.ckpt").samefile(tmp_path / "last.ckpt")
+    assert [steps(tmp_path / name) for name in ("last.ckpt", "previous.ckpt")] == [2, 1]
+    assert io.link_checkpoint(tmp_path / "best.ckpt", tmp_path / "last.ckpt"), "once more: nothing changes"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt", "previous.ckpt"]
+    io.save_checkpoint({"global_step": 3}, tmp_path / "best.ckpt")
+    assert steps(tmp_path / "last.ckpt") == 2, "a new file under one name leaves the other"
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise OSError("no hard links here")
+
+    monkeypatch.setattr("os.link", refuse)
+    assert not io.link_checkpoint(tmp_path / "best.ckpt", tmp_path / "last.ckpt")
+    assert not io.link_checkpoint("s3://bucket/best.ckpt", "s3://bucket/last.ckpt")
+    assert steps(tmp_path / "last.ckpt") == 2
+    assert not list(tmp_path.glob(".*"))

@@ -223,9 +223,9 @@ def test_positions_are_drawn_anew_for_every_batch_and_seed(tmp_path: Path) -> No
         positions: list[Tensor] = []
         capture = module.clip.capture
 
-        def watch(images: Tensor, positions: Tensor | None = None, seen: Any = positions, of: Any = capture) -> Any:
-            seen.append(positions)
-            return of(images, positions=positions)
+        def watch(*given: Any, seen: list[Tensor] = positions, of: Any = capture, **named: Any) -> Any:
+            seen.append(named["positions"])
+            return of(*given, **named)
 
         module.clip.capture = watch  # type: ignore[method-assign,assignment]
         fit(module, tmp_path)

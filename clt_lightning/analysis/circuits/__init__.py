@@ -5,11 +5,12 @@ from __future__ import annotations
 from clt_lightning.analysis.circuits.attribution import attribute, top_targets
 from clt_lightning.analysis.circuits.concepts import ConceptAblation, ablate_concepts, mean_codes, random_features
 from clt_lightning.analysis.circuits.expected import EdgeSums, ExpectedGraph, expected_graph
+from clt_lightning.analysis.circuits.forward import Seen, see
 from clt_lightning.analysis.circuits.graph import Graph, Prediction, Scores
 from clt_lightning.analysis.circuits.heads import HeadSplit, head_table, split_by_heads
 from clt_lightning.analysis.circuits.image_model import ImageModel, model_of_image
 from clt_lightning.analysis.circuits.intervention import Effects, intervene, intervene_on
-from clt_lightning.analysis.circuits.linear import LinearTower, Seen, see
+from clt_lightning.analysis.circuits.linear import LinearTower
 from clt_lightning.analysis.circuits.nodes import Node, Nodes
 from clt_lightning.analysis.circuits.nodeset import NodeEdit, NodeSet
 from clt_lightning.analysis.circuits.open_clip_parts import parts_of

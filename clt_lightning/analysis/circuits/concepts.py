@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clt_lightning.analysis.circuits.forward import embed_stream
 from clt_lightning.analysis.circuits.image_model import model_of_image
-from clt_lightning.analysis.circuits.linear import embed_stream
 from clt_lightning.analysis.circuits.nodeset import NodeEdit, NodeSet
 from clt_lightning.analysis.circuits.rerun import rerun
 from clt_lightning.analysis.intervals import Interval, mean_intervals

@@ -125,6 +125,8 @@ def _of_image(
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
     everyone = graph.top(len(graph.nodes))
+    if not everyone:
+        raise UserError(f"no feature is active in image {number}: there is nothing to take away")
     top = everyone[: (nodes + 1) // 2]
     others = everyone[len(top) :]
     drawn = rng.choice(others, min(nodes - len(top), len(others)), replace=False).tolist() if others else []

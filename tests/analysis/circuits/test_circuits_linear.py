@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from clt_lightning.analysis.circuits.attribution import attribute
+from clt_lightning.analysis.circuits.forward import see
 from clt_lightning.analysis.circuits.image_model import model_of_image
-from clt_lightning.analysis.circuits.linear import LinearTower, see
+from clt_lightning.analysis.circuits.linear import LinearTower
 from clt_lightning.analysis.circuits.open_clip_parts import parts_of
 from clt_lightning.analysis.circuits.parts import (
     AttentionParts,

@@ -54,12 +54,6 @@
         .filter(([, note]) => !empty(note))
         .map(([k, note]) => [...k.split("/").map(Number), note])
         .sort((a, b) => a[0] - b[0] || a[1] - b[1]),
-    // what a feature is called: a person's name for it, or the one that was found
-    title(c, i) {
-      if (!c) return "";
-      const found = CLT.featureName ? CLT.featureName(c, i).text : c.className(c.class_index[i]);
-      return CLT.notes.of(c.layer(i), c.feature(i)).label || found;
-    },
     // the name that a person gave, marked as such; null without
     name(layer, feature) {
       const { label } = CLT.notes.of(layer, feature);
@@ -118,7 +112,11 @@
         }
       }
       const entries = Object.entries(content.features);
-      for (const [k, note] of entries) mine[k] = { ...mine[k], ...note };
+      for (const [k, note] of entries) {
+        const parts = Object.entries(note).map(([field, v]) => [field, typeof v === "string" ? v.trim() : v]);
+        const there = Object.fromEntries(parts.filter(([, v]) => v));
+        if (!empty(there)) mine[k] = { ...CLT.notes.of(...k.split("/")), ...there };
+      }
       keep();
       return entries.length;
     },

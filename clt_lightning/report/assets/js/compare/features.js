@@ -175,13 +175,10 @@
               { class: "pairs" },
               rows.map(([layer, feature, partner, writes, reads]) => {
                 const mine = sides[kind] === current ? feature : others[kind] === current ? partner : -1;
-                const i = c && mine >= 0 ? layer * c.size + mine : -1;
                 return h(
                   "li",
                   {},
-                  i >= 0 && c.image[i] >= 0
-                    ? CLT.thumb(sprites, c.image[i], { mode: "image", alt: "its strongest image" })
-                    : h("span", { class: "thumb" }),
+                  mine >= 0 ? CLT.strongest(c, sprites, layer, mine) : h("span", { class: "thumb" }),
                   h(
                     "span",
                     {},

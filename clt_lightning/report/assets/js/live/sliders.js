@@ -36,11 +36,7 @@
     const chips = h("div", { class: "chips" });
     const found = h("div", { class: "chips" });
     const at = (layer, feature) => layer * c.size + feature;
-    const name = (layer, feature) => (c ? CLT.notes.title(c, at(layer, feature)) : "");
-    const picture = (layer, feature) =>
-      c && c.image[at(layer, feature)] >= 0
-        ? CLT.thumb(sprites, c.image[at(layer, feature)], { mode: "image", alt: "its strongest image", link: false })
-        : h("span", { class: "thumb" });
+    const name = (layer, feature) => (c ? CLT.featureName(c, at(layer, feature)).text : "");
 
     function limits(edit) {
       const peak = edit.kind === "scale" ? 1 : c?.max_code[at(edit.layer, edit.feature)] || 10;
@@ -77,7 +73,7 @@
       return h(
         "div",
         { class: "slider" },
-        picture(edit.layer, edit.feature),
+        CLT.strongest(c, sprites, edit.layer, edit.feature),
         h(
           "span",
           { class: "who" },
@@ -120,10 +116,13 @@
         name(layer, feature),
         text ? h("span", { class: "ci" }, ` ${text}`) : null,
       );
-    // features that fire and are clear come first
-    const worth = (i) => c.image_frequency[i] * (c.monosemanticity[i] || 0);
+    // the clear ones first; where none is clear, all that fire
+    function fitting(text) {
+      const kept = ["clear", "all"].map((preset) => CLT.filterFeatures(c, { preset, layer: "", text, dead: false }));
+      return CLT.sortFeatures(c, kept.find(({ count }) => count) || kept[1], "monosemanticity", true);
+    }
     function search(text) {
-      const hits = c && text.trim() ? [...CLT.searchFeatures(c, { text })].sort((a, b) => worth(b) - worth(a)) : [];
+      const hits = c && text.trim() ? [...fitting(text)] : [];
       found.replaceChildren(...hits.slice(0, FOUND).map((i) => chip(c.layer(i), c.feature(i))));
       if (text.trim() && !hits.length)
         found.replaceChildren(h("span", { class: "note" }, "No feature that fires is found by this."));
