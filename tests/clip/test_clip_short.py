@@ -69,9 +69,7 @@ def test_a_class_token_at_the_end_is_seen() -> None:
 
 def test_the_demos_prompts() -> None:
     clip = FrozenCLIP(pretrained="demo")
-    counted = Positions(
-        clip.model.token_embedding if hasattr(clip.model, "token_embedding") else clip.model.text.token_embedding
-    )
+    counted = Positions(getattr(clip.model, "text", clip.model).token_embedding)
     ours = clip.encode_text(TEXTS)
     read = clip.tokenizer(TEXTS)
     whole = nn.functional.normalize(clip.model.encode_text(read), dim=-1)
