@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import pytest
@@ -15,7 +15,7 @@ import clt_lightning as cl
 from clt_lightning.backbone.vit import FrozenViT
 from clt_lightning.callbacks import Reconstruction
 from clt_lightning.core.errors import UserError
-from clt_lightning.core.sites import BLOCK_SITES
+from clt_lightning.core.sites import BLOCK_SITES, SiteName
 from clt_lightning.transcoder import ActivationStatistics, StatisticsAccumulator
 from clt_lightning.transcoder.losses import CascadeConfig, LossConfig
 
@@ -63,7 +63,7 @@ EVERYWHERE: dict[str, dict[str, Any]] = {
     "skip": {"skip": True},
     "per_layer": {"topology": "per_layer"},
     "mlp_out": SAE,
-    **{site: SAE | {"sites": cl.Sites(site)} for site in BLOCK_SITES},
+    **{site: SAE | {"sites": cl.Sites(cast(SiteName, site))} for site in BLOCK_SITES},
     "resid_post, tokens standardised": SAE | {"sites": cl.Sites("resid_post"), "normalize": "token"},
     "resid_mid to resid_post": {"topology": "per_layer", "sites": cl.Sites("resid_mid", "resid_post")},
     "some blocks": {"sites": cl.Sites(layers=[0, 2]), "n_layers": 2},
@@ -199,7 +199,7 @@ def test_training(vit: FrozenViT, images: Tensor, form: dict[str, Any]) -> None:
     kept = {key: form[key] for key in ("topology", "skip", "sites", "normalize") if key in form}
     settings = cl.TranscoderConfig(n_features=64, activation=cl.TopK(8), **kept)
     module = cl.CLTModule(vit, settings, NO_CASCADE, tokens=cl.TokensConfig(statistics=8), seed=0)
-    loader = torch.utils.data.DataLoader(images, batch_size=N)
+    loader: torch.utils.data.DataLoader[Tensor] = torch.utils.data.DataLoader(cast(Any, images), batch_size=N)
     options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
     trainer = lightning.Trainer(
         max_steps=40,
@@ -242,7 +242,7 @@ def test_widths_may_differ() -> None:
     for topology in ("cross_layer", "per_layer"):
         found = []
         for backend in ("sparse", "dense"):
-            clt = cl.CrossLayerTranscoder(2, 8, 24, cl.TopK(3), topology, True, backend, seed=0, d_out=5)  # type: ignore[arg-type]
+            clt = cl.CrossLayerTranscoder(2, 8, 24, cl.TopK(3), topology, True, backend, seed=0, d_out=5)
             sums = StatisticsAccumulator(2, 8, d_out=5)
             sums.update(x, y)
             clt.normalize(sums.result())
@@ -296,7 +296,7 @@ def test_sites_that_do_not_exist(vit: FrozenViT) -> None:
         ({"layers": [1, 1]}, "must ascend"),
     ):
         with pytest.raises(UserError, match=words):
-            cl.Sites(**arguments)  # type: ignore[arg-type]
+            cl.Sites(**arguments)
     assert cl.Sites(layers=[0, -1]).resolve(4, "x") == (0, 3)
     for layers, words in (([5], r"\[5\] do not exist: 'x' has blocks 0 to 3"), ([3, -1], r"blocks \[3, 3\]")):
         with pytest.raises(UserError, match=words):
@@ -328,9 +328,9 @@ def test_a_site_that_an_override_skips_is_not_made_up(vit: FrozenViT, images: Te
 def test_as_a_head(vit: FrozenViT, images: Tensor) -> None:
     sae = transcoder(vit, **EVERYWHERE["one block"])
     whole = vit.read(images, "resid_post", [2])["resid_post"]
-    rebuilt = vit.with_sae(sae)
+    rebuilt: Any = vit.with_sae(sae)
     assert torch.equal(rebuilt(images), sae(whole).y_hat[0].view(N, POSITIONS, WIDTH))
-    codes = vit.with_sae(sae, "codes", tokens="patch")
+    codes: Any = vit.with_sae(sae, "codes", tokens="patch")
     found = codes(images)
     assert found.shape == (N, 16, 48)
     assert torch.equal(found, sae.encode(whole).dense()[0].view(N, POSITIONS, 48)[:, 5:])
