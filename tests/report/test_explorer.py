@@ -97,11 +97,12 @@ def test_words_are_found_in_names_of_classes_and_in_words(made: Made, explorer: 
     press(explorer, "All")
     features = load_features(made.run)
     nearest = features.stats["nearest_class"][..., 0].ravel()
-    for text, hit in (
+    searches: list[tuple[str, Callable[[str], bool]]] = [
         ("red cross", lambda name: "red" in name and "cross" in name),
         ("cross RED", lambda name: "red" in name and "cross" in name),
         ("sky", lambda name: "sky" in name),
-    ):
+    ]
+    for text, hit in searches:
         explorer.js(f"search.value = {text!r}; search.dispatchEvent(new Event('input'))")
         explorer.wait("!document.querySelector('[role=status]').textContent.startsWith('552')")
         explorer.wait(f"location.hash.includes('{text.split()[0]}')")

@@ -91,10 +91,10 @@ def test_features_for_and_against(made: Made, browser: Browser, full: bool) -> N
     browser.open(made.built.index, f"image/{which}", "image")
     for table, order in ((1, np.argsort(-effect)), (2, np.argsort(effect))):
         selector = f".pair > :nth-child({table}) tbody tr"
-        order = [row for row in order[:20] if (effect[row] > 0) == (table == 1)]
-        assert texts(browser, f"{selector} th a") == [f"L{layers[r]} · {features[r]}" for r in order]
+        rows = [row for row in order[:20] if (effect[row] > 0) == (table == 1)]
+        assert texts(browser, f"{selector} th a") == [f"L{layers[r]} · {features[r]}" for r in rows]
         shown = [number(t) for t in texts(browser, f"{selector} td.bar")]
-        assert shown == pytest.approx(effect[order], abs=0.0051)
+        assert shown == pytest.approx(effect[rows], abs=0.0051)
     heads = texts(browser, ".pair > :nth-child(1) thead th")
     assert heads == ["Feature", "gradient", *(["integrated"] if full else []), "direct", "real"]
     # the five that speak most for the answer, and all of them together
