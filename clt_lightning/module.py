@@ -412,7 +412,8 @@ class CLTModule(lightning.LightningModule):
         span, wanted = self.clip.tokens.span(self.tokens_config.set), self.tokens_config.per_image
         size = span.stop - span.start
         if wanted is not None and wanted < size:
-            return random_positions(n_images, size, wanted, generator) + span.start
+            result: Tensor | None = random_positions(n_images, size, wanted, generator) + span.start
+            return result
         return None if size == self.clip.n_positions else torch.arange(span.start, span.stop).expand(n_images, -1)
 
     def _auxiliary_request(self, n_tokens: int, generator: torch.Generator) -> AuxiliaryRequest | None:

@@ -143,7 +143,7 @@ def embed_replaced(
             earlier = codes
             if tokens != "all":
                 kept = torch.zeros(positions, dtype=torch.bool, device=codes.device)
-                kept[clip.tokens.slice(tokens)] = True
+                kept[clip.tokens.span(tokens)] = True
                 earlier = codes.select_tokens(kept.repeat(images))
             trace.codes.update({i: earlier.slice(i) for i in range(row)})
         return clip.run_from(first, stream)

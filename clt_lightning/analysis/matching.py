@@ -46,7 +46,8 @@ class Side:
     @property
     def both(self) -> np.ndarray:
         """`(F,)` the smaller of the two."""
-        return np.minimum(self.decoder, self.encoder)
+        result: np.ndarray = np.minimum(self.decoder, self.encoder)
+        return result
 
     def count(self, state: str) -> int:
         """How many features are in a state."""

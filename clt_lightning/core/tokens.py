@@ -70,7 +70,8 @@ class TokenLayout:
     def size(self, token_set: str) -> int:
         """Tokens of an image that belong to a set; 0 for one that this layout lacks."""
         span = self._span(token_set)
-        return span.stop - span.start
+        result: int = span.stop - span.start
+        return result
 
     def kind_of_positions(self) -> list[int]:
         """Of each position the index of its set in `kinds`."""

@@ -28,7 +28,8 @@ DOCS = Path(__file__).parents[2] / "docs" / "backbones.md"
 
 @pytest.fixture(params=ROWS, ids=IDS)
 def row(request: pytest.FixtureRequest) -> Row:
-    return request.param
+    result: Row = request.param
+    return result
 
 
 @pytest.fixture
@@ -85,7 +86,8 @@ def test_the_own_output_put_back_changes_nothing(row: Row, images: Tensor) -> No
 
         def keep(layer: int, x: Tensor, compute: Any, seen: list[int] = seen) -> Tensor:
             seen.append(layer)
-            return compute()
+            result: Tensor = compute()
+            return result
 
         with vit.override(site, keep):
             assert torch.equal(vit.encode_image(images, normalize=False), before), site

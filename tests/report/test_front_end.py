@@ -216,11 +216,12 @@ def check(browser: Browser, address: str) -> list[Any]:
         browser.js(f"{AXE.read_text(encoding='utf-8')};0")
     browser.js("for (const d of document.querySelectorAll('main details')) d.open = true")
     browser.js("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))")
-    return browser.js(
+    result: list[Any] = browser.js(
         "axe.run(document, {resultTypes: ['violations'], preload: false}).then((r) => r.violations"
         ".filter((v) => ['serious', 'critical'].includes(v.impact) || v.id === 'heading-order')"
         ".map((v) => [v.id, v.nodes.length, v.nodes[0].html.slice(0, 200), v.nodes[0].failureSummary.slice(0, 300)]))"
     )
+    return result
 
 
 def need_axe() -> None:

@@ -14,19 +14,22 @@ from tests.report.conftest import Made
 
 
 def page_of(made: Made, number: int) -> dict[str, Any]:
-    return made.data(f"images/{number:05d}")
+    result: dict[str, Any] = made.data(f"images/{number:05d}")
+    return result
 
 
 def some_image(made: Made, wrong: bool, full: bool | None = None) -> int:
     pages, labels = made.data("images"), made.data("sprites")["labels"]
     for number, seen in zip(pages["image"], pages["predicted"]):
         if (seen != labels[number]) == wrong and full in (None, number in pages["full"]):
-            return number
+            result: int = number
+            return result
     raise AssertionError("no such image was made")
 
 
 def texts(browser: Browser, selector: str) -> list[str]:
-    return browser.js(f"[...document.querySelectorAll({json.dumps(selector)})].map(e => e.textContent)")
+    result: list[str] = browser.js(f"[...document.querySelectorAll({json.dumps(selector)})].map(e => e.textContent)")
+    return result
 
 
 def number(text: str) -> float:

@@ -141,7 +141,8 @@ def mixed(part: AttentionParts, value: Tensor, pattern: Tensor) -> Tensor:
 
 
 def _split(part: AttentionParts, normed: Tensor) -> Tensor:
-    return part.qkv(normed).unflatten(-1, (3, part.n_heads, -1)).permute(2, 0, 3, 1, 4)
+    result: Tensor = part.qkv(normed).unflatten(-1, (3, part.n_heads, -1)).permute(2, 0, 3, 1, 4)
+    return result
 
 
 def _scale(norm: Norm | None, x: Tensor) -> Tensor | None:

@@ -80,7 +80,8 @@ class LinearBlock:
             assert self.held.inner is not None
             gradient = attention.inner_norm.adjoint(gradient, self.held.inner)
         z = gradient.unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
-        return z if attention.head_scale is None else z * attention.head_scale[:, None, None]
+        result: Tensor = z if attention.head_scale is None else z * attention.head_scale[:, None, None]
+        return result
 
     def read(self, middle: Tensor) -> Tensor:
         """The MLP's input from the stream before its norm."""

@@ -132,7 +132,8 @@ def _embedding(visual: Any) -> Any:
         first = cls.to(images).expand(len(images), 1, -1)
         stream = torch.cat([first, patches], 1) + positions.to(images)
         if norm is None:
-            return stream
+            result: Tensor = stream
+            return result
         kept = Norm(
             None if norm.weight is None else norm.weight.to(images),
             None if norm.bias is None else norm.bias.to(images),
@@ -174,6 +175,7 @@ def _whole(visual: Any) -> Any:
             }
             own._parameters = {name: p if p is None else p.to(stream.dtype) for name, p in visual._parameters.items()}
         pooled = own._pool(stream)[0]
-        return pooled if own.proj is None else pooled @ own.proj
+        result: Tensor = pooled if own.proj is None else pooled @ own.proj
+        return result
 
     return run

@@ -91,7 +91,8 @@ class TangentBlock(LinearBlock):
         if attention.inner_norm is not None:
             gradient = norm_adjoint(attention.inner_norm, gradient, self._mixed)
         z = gradient.unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
-        return z if attention.head_scale is None else z * attention.head_scale[:, None, None]
+        result: Tensor = z if attention.head_scale is None else z * attention.head_scale[:, None, None]
+        return result
 
     def read_adjoint(self, gradient: Tensor) -> Tensor:
         """As `LinearBlock.read_adjoint`, the norm at work."""

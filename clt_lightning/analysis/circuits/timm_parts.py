@@ -54,7 +54,8 @@ class _Stem:
         if images.dtype not in self._of:
             bare: dict[int, nn.Module] = {id(self._trunk.blocks): nn.Sequential(), id(self._trunk.norm): nn.Identity()}
             self._of[images.dtype] = copy.deepcopy(self._trunk, bare).to(images.dtype)
-        return self._of[images.dtype].forward_features(images)
+        result: Tensor = self._of[images.dtype].forward_features(images)
+        return result
 
 
 def _norm(name: str, module: nn.Module) -> Norm | None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import clt_lightning as cl
+from clt_lightning.analysis.circuits.forward import see
 from clt_lightning.analysis.circuits.image_model import model_of_image
-from clt_lightning.analysis.circuits.linear import see
 from clt_lightning.analysis.circuits.open_clip_parts import parts_of
 from clt_lightning.analysis.circuits.parts import cast
 from clt_lightning.backbone.vit import FrozenViT
