@@ -42,7 +42,7 @@ def clip_of(tower: str, batch_first: bool = True) -> FrozenCLIP:
     clip = world.make_clip(name)
     if not batch_first:
         transformer = clip.model.visual.transformer
-        transformer.batch_first = clip.batch_first = False
+        transformer.batch_first = clip.family.batch_first = False
         for block in clip.blocks:
             attention: Any = block.attn
             attention.batch_first = False
