@@ -345,7 +345,7 @@ def test_as_a_head(vit: FrozenViT, images: Tensor) -> None:
     with pytest.raises(UserError, match="one autoencoder"):
         vit.with_sae(transcoder(vit))
     with pytest.raises(UserError, match="reconstruction or codes"):
-        vit.with_sae(sae, "recon")
+        vit.with_sae(sae, "recon")  # type: ignore[arg-type]
 
 
 def test_statistics_of_two_widths() -> None:
