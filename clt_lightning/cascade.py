@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clt_lightning.clip import Activations, FrozenCLIP
-from clt_lightning.clip.attention import contiguous_attention
+from clt_lightning.backbone import Backbone
+from clt_lightning.backbone.activations import Activations
+from clt_lightning.backbone.attention import contiguous_attention
 from clt_lightning.replacement import replaced
 from clt_lightning.transcoder import CrossLayerTranscoder
 from clt_lightning.transcoder.losses import CascadeConfig, normalized_error
@@ -26,7 +27,7 @@ class Clean:
     """What the unchanged CLIP makes of some images.
 
     Attributes:
-        streams: the residual stream after every block, images first or positions first, as the tower has them.
+        streams: the residual stream after every block, `(images, positions, d_model)` each.
         embeddings: unit-norm `(images, embed_dim)`.
         y: `(layers, tokens, d_model)` MLP outputs of all positions; None where they are not needed.
     """
@@ -35,29 +36,34 @@ class Clean:
     embeddings: Tensor
     y: Tensor | None = None
 
-    def first(self, n: int, images_first: bool) -> Clean:
+    def first(self, n: int) -> Clean:
         """The same of the first n images."""
-        streams = [stream[:n] if images_first else stream[:, :n] for stream in self.streams]
+        streams = [stream[:n] for stream in self.streams]
         y = None if self.y is None else self.y[:, : self.y.shape[1] // len(self.embeddings) * n]
         return Clean(streams, self.embeddings[:n], y)
 
 
-def capture_clean(clip: FrozenCLIP, images: Tensor, positions: Tensor | None = None) -> tuple[Activations, Clean]:
+def capture_clean(
+    clip: Backbone,
+    images: Tensor,
+    positions: Tensor | None = None,
+    sites: tuple[str, str] = ("mlp_in", "mlp_out"),
+) -> tuple[Activations, Clean]:
     """The activations that a step trains on, and from the same forward what the cascade is compared with.
 
     Args:
         clip: the frozen backbone.
         images: `(images, 3, H, W)`.
-        positions: as `FrozenCLIP.capture` takes them.
+        positions, sites: as `Backbone.capture` takes them.
     """
     with _streams(clip) as streams:
-        acts = clip.capture(images, embeddings=True, positions=positions)
+        acts = clip.capture(images, embeddings=True, positions=positions, sites=sites)
     assert acts.embeddings is not None
     return acts, Clean(streams, acts.embeddings, acts.y if positions is None else None)
 
 
 def cascade_parts(
-    clip: FrozenCLIP, clt: CrossLayerTranscoder, images: Tensor, config: CascadeConfig, clean: Clean | None = None
+    clip: Backbone, clt: CrossLayerTranscoder, images: Tensor, config: CascadeConfig, clean: Clean | None = None
 ) -> dict[str, Tensor]:
     """The cascade's parts of the loss, with their coefficients.
 
@@ -76,7 +82,7 @@ def cascade_parts(
     """
     if clean is None or (config.reconstruction and clean.y is None):
         clean = capture_clean(clip, images)[1]
-    clean = clean.first(len(images), clip.batch_first)
+    clean = clean.first(len(images))
     with (
         _streams(clip) as stream,
         contiguous_attention(clip.blocks),
@@ -98,15 +104,11 @@ def cascade_parts(
 
 
 @contextmanager
-def _streams(clip: FrozenCLIP) -> Iterator[list[Tensor]]:
-    """While active, the list gets the residual stream after every block, images and positions in the tower's order."""
+def _streams(clip: Backbone) -> Iterator[list[Tensor]]:
+    """While active, the list gets the residual stream after every block."""
     seen: list[Tensor] = []
-    handles = [block.register_forward_hook(lambda m, args, out: seen.append(out)) for block in clip.blocks]
-    try:
+    with clip.watch(lambda layer, stream: seen.append(stream), site="resid_post"):
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _joined(streams: list[Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ these tests.
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 from collections.abc import Callable
 from typing import Any
@@ -211,6 +212,11 @@ def set_process_group(strategy: Any, group: Any) -> None:
 def forget_module(strategy: Any) -> None:
     """Leaves a module out of a strategy's teardown."""
     strategy._lightning_module = None
+
+
+def options_of(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """The options of a parser, which argparse keeps to itself."""
+    return [action for action in parser._actions if action.option_strings]
 
 
 def children(trainer: pl.Trainer) -> list[subprocess.Popen[bytes]]:

@@ -296,8 +296,8 @@ class CLTModule(lightning.LightningModule):
         with self.clock.part("clip"):
             positions = self._positions(len(batch["image"]), generator)
             if strength:
-                acts, clean = capture_clean(self.clip, batch["image"], positions)
-                clean = clean.first(config.images, self.clip.batch_first)
+                acts, clean = capture_clean(self.clip, batch["image"], positions, self._names)
+                clean = clean.first(config.images)
             else:
                 acts = self._capture(batch, positions)
         self.clock.begin("transcoder")  # ended after the backward pass
@@ -409,10 +409,11 @@ class CLTModule(lightning.LightningModule):
     def _positions(self, n_images: int, generator: torch.Generator) -> Tensor | None:
         if self.transcoder.sites.read == "final":
             return None
-        span, wanted = self.clip.tokens.slice(self.tokens_config.set), self.tokens_config.per_image
+        span, wanted = self.clip.tokens.span(self.tokens_config.set), self.tokens_config.per_image
         size = span.stop - span.start
         if wanted is not None and wanted < size:
-            return random_positions(n_images, size, wanted, generator) + span.start
+            result: Tensor | None = random_positions(n_images, size, wanted, generator) + span.start
+            return result
         return None if size == self.clip.n_positions else torch.arange(span.start, span.stop).expand(n_images, -1)
 
     def _auxiliary_request(self, n_tokens: int, generator: torch.Generator) -> AuxiliaryRequest | None:

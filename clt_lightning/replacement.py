@@ -51,7 +51,7 @@ def check_fit(clip: Backbone, clt: CrossLayerTranscoder) -> tuple[int, ...]:
     """
     sites = clt.sites
     layers = sites.resolve(clip.n_layers, clip.name)
-    widths = clip.site_width(str(sites.read)), clip.site_width(str(sites.write))
+    widths = [clip.embed_dim if site == "final" else clip.d_model for site in (sites.read, sites.write)]
     if (clt.n_layers, clt.d_model) != (len(layers), widths[0]):
         raise UserError(
             f"the transcoder is for {clt.n_layers} layers of width {clt.d_model}, "
@@ -143,7 +143,7 @@ def embed_replaced(
             earlier = codes
             if tokens != "all":
                 kept = torch.zeros(positions, dtype=torch.bool, device=codes.device)
-                kept[clip.tokens.slice(tokens)] = True
+                kept[clip.tokens.span(tokens)] = True
                 earlier = codes.select_tokens(kept.repeat(images))
             trace.codes.update({i: earlier.slice(i) for i in range(row)})
         return clip.run_from(first, stream)
@@ -179,7 +179,7 @@ class _Replacement:
         self.rows = {block: row for row, block in enumerate(self.blocks)}
         self.window = self._window(layers)
         self.whole = tokens == "all"
-        span = clip.tokens.slice(tokens)
+        span = clip.tokens.span(tokens)
         if self.write == "final" and not self.whole:
             raise UserError(f"the site final is one vector an image: tokens must be all, got {tokens!r}")
         self.span = slice(None) if self.whole else span

@@ -23,8 +23,6 @@ class ClipConfig:
     """The frozen backbone.
 
     Args:
-        library: whose names these are: `open_clip` (with a text tower), or `timm` (any Vision Transformer without one;
-            docs/backbones.md).
         name: the library's name of the architecture. OpenAI's weights were trained with QuickGELU: take
             `ViT-B-32-quickgelu`, not `ViT-B-32`. Or `hf-hub:ORG/NAME` or `local-dir:FOLDER`, which bring weights along.
         pretrained: open_clip tag (downloaded on first use), path of a file of weights, folder with
@@ -33,13 +31,15 @@ class ClipConfig:
             Of timm: `default` for its own choice, a tag, path of a file, or null.
         precision: `fp32` or `bf16`, the backbone's own, whatever the trainer's is; `fp64` for checks.
         image_size: side of the images in pixels, of a model of timm's; null: its own.
+        library: whose names these are: `open_clip` (with a text tower), or `timm` (any Vision Transformer without one;
+            docs/backbones.md).
     """
 
-    library: Library = "open_clip"
     name: str = "ViT-B-32-quickgelu"
     pretrained: str | Path | None = "openai"
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     image_size: int | None = None
+    library: Library = "open_clip"
 
     def __post_init__(self) -> None:
         check_fields(self, "clip")

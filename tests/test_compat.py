@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import inspect
 import re
@@ -345,6 +346,15 @@ def test_lightnings_private_names_are_used_in_one_file(path: Path) -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lightning."):
             assert not [alias.name for alias in node.names if alias.name.startswith("_")]
+
+
+def test_options_of_a_parser() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("word")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--run")
+    group.add_argument("-c", "--config")
+    assert [action.option_strings[-1] for action in compat.options_of(parser)] == ["--help", "--run", "--config"]
 
 
 def test_lightning_stays_below_the_next_minor_version() -> None:

@@ -27,7 +27,7 @@ ALLOWED = {
     "compat": set(),
     "runs": {"compat", "runs"},
     "parallel": {"compat", "parallel", "runs", "transcoder"},
-    "cascade": {"clip", "replacement", "transcoder"},
+    "cascade": {"backbone", "replacement", "transcoder"},
     "batches": set(),
     "module": {
         *("backbone", "batches", "buffer", "cascade", "clip", "compat", "optim", "parallel"),
@@ -37,6 +37,8 @@ ALLOWED = {
         *("analysis", "backbone", "clip", "data", "metrics", "module"),
         *("replacement", "runs", "settings", "transcoder"),
     },
+    "report": {"analysis", "backbone", "clip", "report", "runs", "transcoder"},
+    "server": {"analysis", "backbone", "clip", "data", "report", "server", "transcoder"},
 }
 # the script that trains the demo's CLIP draws the demo's renders; loading that CLIP does not
 EXCEPTIONS = {("clip/demo/train.py", "data"), ("clip/demo/evaluate.py", "data")}

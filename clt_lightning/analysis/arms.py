@@ -214,7 +214,7 @@ class ArmRunner:
             return self._cascade(window, arm.tokens, seen, codes)
         if arm.kind in OF_SKIP:
             return self._part_alone(arm.kind, window, arm.tokens, seen.n_images)
-        positions = self.tokens.slice(arm.tokens)
+        positions = self.tokens.span(arm.tokens)
         if arm.kind == "random":
             y_hat = self._random_y(seen, codes)
         by_image = y_hat.unflatten(1, (seen.n_images, -1))
@@ -246,7 +246,7 @@ class ArmRunner:
         means = self.feature_means if kind == "skip_alone" else self.skip_means
         if means is None:
             raise UserError(f"{kind} needs the training data's means: give ArmRunner(feature_means=, skip_means=)")
-        kinds = self.tokens.kind_of_positions()[self.tokens.slice(tokens)]
+        kinds = self.tokens.kind_of_positions()[self.tokens.span(tokens)]
         place = torch.tensor(kinds * images, device=means.device)
 
         def mean_features(layer: int, terms: Tensor) -> Tensor:

@@ -243,7 +243,7 @@ class Faithfulness(ExactMetric):
         b = seen.n_images
         raw = clt.layer_terms([codes.slice(i) for i in range(self.terms)], self.layer)
         terms = raw.unflatten(1, (b, -1))
-        positions = clip.tokens.slice(self.target_tokens)
+        positions = clip.tokens.span(self.target_tokens)
         orders = self._orders(terms[:, :, positions])
         masks = keep_masks(orders).to(terms.dtype)  # (terms + 1, rows, images, terms)
         constant = (clt.b_dec[self.layer] + clt.skip_term(seen.x[self.layer], self.layer)).view(b, -1, clt.d_model)

@@ -46,7 +46,8 @@ class Side:
     @property
     def both(self) -> np.ndarray:
         """`(F,)` the smaller of the two."""
-        return np.minimum(self.decoder, self.encoder)
+        result: np.ndarray = np.minimum(self.decoder, self.encoder)
+        return result
 
     def count(self, state: str) -> int:
         """How many features are in a state."""
@@ -213,10 +214,11 @@ def _match_layer(
     of_a, of_b = torch.zeros(n, dtype=torch.int64), torch.zeros(m, dtype=torch.int64)
     cosines_a, cosines_b = torch.zeros(2, n), torch.zeros(2, m)
     best_b = torch.full((m,), -torch.inf)
-    everyone = torch.arange(n)
-    for rows, scores in pair.blocks(everyone):
+    candidates = {kind: _Candidates() for kind in KINDS}
+    for rows, scores in pair.blocks(torch.arange(n)):
         for kind in KINDS:
             best[kind][rows] = scores[kind].max(1).values.float().cpu()
+            candidates[kind].take(rows, scores[kind])
         which = scores["both"].argmax(1)
         of_a[rows] = which.cpu()
         mine = torch.arange(len(rows), device=which.device)
@@ -233,7 +235,8 @@ def _match_layer(
     side_a = _side(alive_a, living[0], living[1], of_a, of_b, best["both"], cosines_a, kept, near)
     side_b = _side(alive_b, living[1], living[0], of_b, of_a, best_b, cosines_b, kept, near)
     mmcs = {kind: float(values.double().mean()) for kind, values in best.items()}
-    return LayerMatching(layer, side_a, side_b, mmcs, _one_to_one(pair, n, m), null, near, kept)
+    mcc = {kind: _one_to_one(pair, kind, candidates[kind]) for kind in KINDS}
+    return LayerMatching(layer, side_a, side_b, mmcs, mcc, null, near, kept)
 
 
 def _common(a: CrossLayerTranscoder, b: CrossLayerTranscoder, layer: int) -> list[int]:
@@ -299,29 +302,43 @@ def _null(pair: _Pair, seed: int) -> dict[str, Any]:
     return out | {"limit": limit}
 
 
-def _one_to_one(pair: _Pair, n: int, m: int) -> dict[str, float]:
-    """Mean cosine of a one-to-one matching by each kind; the larger side's features that are left over do not count."""
-    totals = dict.fromkeys(KINDS, 0.0)
-    for kind in KINDS:
-        free_a, free_b = torch.arange(n), torch.arange(m)
-        while len(free_a) and len(free_b):
-            part = _Pair(
-                (pair.decoders[0], pair.decoders[1].take(free_b)),
-                (pair.encoders[0], pair.encoders[1].take(free_b)),
-                pair.signed,
-            )
-            values, rows, columns = [], [], []
-            for block, scores in part.blocks(free_a):
-                top = scores[kind].topk(min(_CANDIDATES, len(free_b)), 1)
-                values.append(top.values.flatten().cpu())
-                rows.append(block.repeat_interleave(top.values.shape[1]))
-                columns.append(free_b[top.indices.flatten().cpu()])
-            score, row, column = (torch.cat(x).numpy() for x in (values, rows, columns))
-            used_a, used_b = np.zeros(n, bool), np.zeros(m, bool)
-            for i in np.argsort(-score, kind="stable").tolist():
-                if not used_a[row[i]] and not used_b[column[i]]:
-                    used_a[row[i]] = used_b[column[i]] = True
-                    totals[kind] += float(score[i])
-            free_a = free_a[~torch.from_numpy(used_a)[free_a]]
-            free_b = free_b[~torch.from_numpy(used_b)[free_b]]
-    return {kind: total / min(n, m) for kind, total in totals.items()}
+class _Candidates:
+    """The pairs with the largest cosines of every row, from which a one-to-one matching is made."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def take(self, rows: Tensor, scores: Tensor, columns: Tensor | None = None) -> None:
+        """Some rows' cosines `(rows, n)` with the features `columns`; None: with all, in order."""
+        top = scores.topk(min(_CANDIDATES, scores.shape[1]), 1)
+        which = top.indices.flatten().cpu()
+        which = which if columns is None else columns[which]
+        self._parts.append((top.values.flatten().cpu(), rows.repeat_interleave(top.values.shape[1]), which))
+
+    def pick(self, used_a: np.ndarray, used_b: np.ndarray) -> float:
+        """Takes pairs, largest first, whose features are both free; marks them, and gives the sum of their cosines."""
+        score, row, column = (torch.cat(part).numpy() for part in zip(*self._parts))
+        total = 0.0
+        for i in np.argsort(-score, kind="stable").tolist():
+            if not used_a[row[i]] and not used_b[column[i]]:
+                used_a[row[i]] = used_b[column[i]] = True
+                total += float(score[i])
+        return total
+
+
+def _one_to_one(pair: _Pair, kind: str, candidates: _Candidates) -> float:
+    """Mean cosine of a one-to-one matching by a kind; the larger side's features that are left over do not count."""
+    used = [np.zeros(len(rows), bool) for rows in pair.decoders]
+    total = candidates.pick(*used)
+    while not (used[0].all() or used[1].all()):
+        rows, columns = (torch.from_numpy(~part).nonzero()[:, 0] for part in used)
+        left = _Pair(
+            (pair.decoders[0], pair.decoders[1].take(columns)),
+            (pair.encoders[0], pair.encoders[1].take(columns)),
+            pair.signed,
+        )
+        candidates = _Candidates()
+        for part, scores in left.blocks(rows):
+            candidates.take(part, scores[kind], columns)
+        total += candidates.pick(*used)
+    return total / min(map(len, used))

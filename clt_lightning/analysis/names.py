@@ -25,6 +25,8 @@ WORD_TEMPLATES = ("{c}", "a photo of {c}")
 KINDS = ("none", "class", "dense", "position")
 #: A class gives its name where the feature's images hold it at least so many times as often as all images, for sure
 LIFT = 2.0
+#: ... and is among so many of them: of one image any of many classes has a large lift
+IMAGES = 5
 #: Share of the tokens above which a feature without a class is called dense
 DENSE = 0.1
 #: A feature without a class is called a position's where its firings at patches spread over so small a share of them
@@ -54,6 +56,7 @@ def label_features(class_images: Tensor, class_total: Tensor, patches: Tensor, f
     kind = torch.zeros(n_features, dtype=torch.int32)
     best = torch.full((n_features,), -1, dtype=torch.int32)
     lift, low, high = torch.full((3, n_features), torch.nan, dtype=torch.float64)
+    own = torch.zeros(n_features)
     total = float(class_total.sum())
     if n_classes > 1 and total:
         prior = class_total.double() / total
@@ -65,6 +68,7 @@ def label_features(class_images: Tensor, class_total: Tensor, patches: Tensor, f
         lows = ((centre - width) / scale).where((n > 0) & (prior > 0), torch.tensor(-1.0, dtype=torch.float64))
         chosen = lows.argmax(1, keepdim=True)
         active = n[:, 0] > 0
+        own = class_images.gather(1, chosen)[:, 0]
         best = chosen[:, 0].int().where(active, torch.tensor(-1, dtype=torch.int32))
         for out, values in ((lift, share / prior), (low, lows), (high, (centre + width) / scale)):
             out.copy_(values.gather(1, chosen)[:, 0].where(active, torch.nan))
@@ -74,7 +78,7 @@ def label_features(class_images: Tensor, class_total: Tensor, patches: Tensor, f
     spread = (-torch.special.xlogy(shares, shares).sum(1)).exp() / max(patches.shape[1], 1)
     kind[(firings >= FIRINGS) & (spread < FEW_POSITIONS)] = KINDS.index("position")
     kind[frequency > DENSE] = KINDS.index("dense")
-    kind[low >= LIFT] = KINDS.index("class")
+    kind[(low >= LIFT) & (own >= IMAGES)] = KINDS.index("class")
     spread = spread.where(firings > 0, torch.nan)
     return {
         "name_kind": kind,

@@ -98,7 +98,7 @@ class ReferenceCollector:
             "squares": centred.double().square().sum((2, 3)).T,
         }
         for kind in self.tokens.kinds:
-            part = centred[:, :, self.tokens.slice(kind)]
+            part = centred[:, :, self.tokens.span(kind)]
             columns[kind] = part.double().sum(2).float().transpose(0, 1)
         self.table.add(keys, columns | outcomes)
 

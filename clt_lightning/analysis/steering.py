@@ -109,7 +109,7 @@ def steered(
     by_layer: dict[int, list[Edit]] = {}
     for edit in edits:
         by_layer.setdefault(edit.layer, []).append(edit)
-    positions, blocks = clip.tokens.slice(tokens), check_fit(clip, clt)
+    positions, blocks = clip.tokens.span(tokens), check_fit(clip, clt)
     #: layer -> the edited features and `(images, positions, features)` change of their codes
     changes: dict[int, tuple[list[int], Tensor]] = {}
 
@@ -174,7 +174,7 @@ def check_edits(clip: FrozenCLIP, clt: CrossLayerTranscoder, edits: Sequence[Edi
             raise UserError(f"an edit is of kind set, scale or add, got {edit.kind!r}")
         if not abs(edit.value) < float("inf"):
             raise UserError(f"edit {edit}: the value must be finite")
-    clip.tokens.slice(tokens)
+    clip.tokens.span(tokens)
     if base not in BASES:
         raise UserError(f"base must be original or replaced, got {base!r}")
 

@@ -58,18 +58,37 @@ class Target:
         return cls(f"{classnames[index]} - mean of classes", direction, scale)
 
     @classmethod
+    def of_words(cls, head: Tensor, classnames: Sequence[str], words: str, scale: float = 100.0) -> Self:
+        """The logit of a class; or, of words in several classes' names (`square`), the mean of their logits.
+
+        Args:
+            head: `(embed_dim, classes)` from `zero_shot_head`.
+            classnames: names of its columns.
+            words: a class's name, or whole words of some.
+            scale: from cosines to logits.
+
+        Raises:
+            UserError: no class has that name or those words in it.
+        """
+        if words not in classnames:
+            wanted = f" {words.lower()} "
+            found = [i for i, name in enumerate(classnames) if wanted.strip() and wanted in f" {name.lower()} "]
+            if found and head.shape[1] == len(classnames):
+                return cls(words, head[:, found].mean(1).detach().float().cpu(), scale)
+        return cls.of_class(head, classnames, words, scale)
+
+    @classmethod
     def parse(cls, head: Tensor, classnames: Sequence[str], text: str, scale: float = 100.0) -> Self:
-        """From `cat` or `cat - dog`.
+        """From `cat` or `cat - dog`; each side is a class, or words that several classes' names have (`of_words`).
 
         Raises:
             UserError: words that name no class.
         """
-        if text in classnames:
-            return cls.of_class(head, classnames, text, scale)
         more, minus, less = text.partition(" - ")
-        if minus:
-            return cls.difference(head, classnames, more.strip(), less.strip(), scale)
-        return cls.of_class(head, classnames, text, scale)
+        if text in classnames or not minus:
+            return cls.of_words(head, classnames, text.strip(), scale)
+        a, b = (cls.of_words(head, classnames, side.strip(), scale) for side in (more, less))
+        return cls(f"{a.name} - {b.name}", a.direction - b.direction, scale)
 
     def value(self, embeddings: Tensor) -> Tensor:
         """`(images,)` from unit embeddings `(images, embed_dim)`."""

@@ -91,7 +91,7 @@ class Activations:
             UserError: for an unknown set, one that the backbone lacks, or one that is no longer there (after another
                 selection or subsampling).
         """
-        keep = self.layout.slice(token_set)
+        keep = self.layout.span(token_set)
         if token_set == self.token_set:
             return self
         if self.positions is not None:
@@ -101,7 +101,8 @@ class Activations:
 
         def cut(t: Tensor) -> Tensor:
             by_image = t.unflatten(1, (self.n_images, self.n_positions))
-            return by_image[:, :, keep].flatten(1, 2).contiguous()
+            found: Tensor = by_image[:, :, keep].flatten(1, 2).contiguous()
+            return found
 
         return replace(self, x=cut(self.x), y=cut(self.y), n_positions=keep.stop - keep.start, token_set=token_set)
 
@@ -126,7 +127,7 @@ class Activations:
         if self.positions is not None:
             original = self.positions.gather(1, drawn)
         else:
-            original = drawn + self.layout.slice(self.token_set).start
+            original = drawn + self.layout.span(self.token_set).start
         return replace(
             self,
             x=self.x.index_select(1, index),

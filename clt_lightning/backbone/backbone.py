@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import PIL.Image
 import torch
@@ -18,6 +18,9 @@ from clt_lightning.backbone.taps import Key, OverrideFn, ReadFn, Taps
 from clt_lightning.core.errors import UserError, setting
 from clt_lightning.core.sites import BLOCK_SITES, FINAL_SITES, check_site, order
 from clt_lightning.core.tokens import TokenLayout
+
+if TYPE_CHECKING:
+    from clt_lightning.backbone.head import BackboneWithSAE, Output
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 Images = Tensor | PIL.Image.Image | Sequence[Tensor | PIL.Image.Image]
@@ -90,7 +93,8 @@ class Backbone(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.model.parameters()).device
+        found: torch.device = next(self.model.parameters()).device
+        return found
 
     @property
     def dtype(self) -> torch.dtype:
@@ -108,7 +112,7 @@ class Backbone(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # `.to()`, `.cuda()`, `.double()` of a parent all end here. Ask where `fn` would put a tensor, and follow it in
         # device only: the precision is the backbone's own
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         target = fn(torch.empty(0, device=self.device)).device
         if target != self.device:
             self.model.to(target)
@@ -149,7 +153,8 @@ class Backbone(nn.Module):
 
         Args:
             layer: the first block to run; `n_layers` runs none.
-            stream: `(images, positions, d_model)` at the entry of that block.
+            stream: `(images, positions, d_model)` at the entry of that block; after the last block [CLS] alone will do
+                where the embedding is read from it.
             normalize: scale every embedding to length 1.
             grad: let gradients flow to the stream and to what an override puts in.
 
@@ -161,7 +166,10 @@ class Backbone(nn.Module):
         """
         if not 0 <= layer <= self.n_layers:
             raise UserError(f"run_from: layer must lie in 0..{self.n_layers}, got {layer}")
-        if stream.ndim != 3 or tuple(stream.shape[1:]) != (self.n_positions, self.d_model):
+        # an embedding that is read from [CLS] needs no other token after the last block
+        alone = layer == self.n_layers and stream.ndim == 3 and stream.shape[1] >= 1 and self.readout() is not None
+        positions = stream.shape[1] if alone else self.n_positions
+        if stream.ndim != 3 or tuple(stream.shape[1:]) != (positions, self.d_model):
             raise UserError(
                 f"run_from: the stream must be (images, positions, d_model) = (images, {self.n_positions}, "
                 f"{self.d_model}), got {tuple(stream.shape)}"
@@ -294,7 +302,7 @@ class Backbone(nn.Module):
         with self.taps.read(fn, self._keys(site, layers)):
             yield
 
-    def with_sae(self, sae: Any, output: str = "reconstruction", tokens: str = "all") -> nn.Module:
+    def with_sae(self, sae: Any, output: Output = "reconstruction", tokens: str = "all") -> BackboneWithSAE:
         """A module from images to what a sparse autoencoder makes of them (`head.BackboneWithSAE`).
 
         Args:
@@ -304,7 +312,7 @@ class Backbone(nn.Module):
         """
         from clt_lightning.backbone.head import BackboneWithSAE
 
-        return BackboneWithSAE(self, sae, output, tokens)  # type: ignore[arg-type]
+        return BackboneWithSAE(self, sae, output, tokens)
 
     # -- overriding --------------------------------------------------------------------------------------------------
 

@@ -53,7 +53,7 @@ class BackboneWithSAE(nn.Module):
                 f"the autoencoder is of width {sae.d_model}, {self.site} of '{backbone.name}' has "
                 f"{backbone.site_width(self.site)}"
             )
-        span = backbone.tokens.slice(tokens)
+        span = backbone.tokens.span(tokens)
         if self.site == "final" and tokens != "all":
             raise UserError(f"the site final is one vector an image: tokens must be all, got {tokens!r}")
         self.positions = None if tokens == "all" else torch.arange(span.start, span.stop)
@@ -68,7 +68,7 @@ class BackboneWithSAE(nn.Module):
         n = len(batch)
         positions = None if self.positions is None else self.positions.expand(n, -1)
         x = self.backbone.read(batch, self.site, self.blocks, positions)[self.site]
-        found = self.sae.encode(x).dense() if self.output == "codes" else self.sae(x).y_hat
+        found: Tensor = self.sae.encode(x).dense() if self.output == "codes" else self.sae(x).y_hat
         return found[0] if self.site == "final" else found[0].unflatten(0, (n, -1)) if n else found[0][:, None]
 
     def train(self, mode: bool = True) -> Self:

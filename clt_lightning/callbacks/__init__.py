@@ -19,6 +19,7 @@ from clt_lightning.callbacks.random_state import RandomState
 from clt_lightning.callbacks.reconstruction import Reconstruction
 from clt_lightning.callbacks.record import RunRecord
 from clt_lightning.callbacks.requeue import Requeue
+from clt_lightning.callbacks.shares import Shares
 from clt_lightning.callbacks.summary import Summary
 from clt_lightning.callbacks.table import Table
 from clt_lightning.callbacks.throughput import Throughput
@@ -40,7 +41,7 @@ def default(
     texts = None if classnames is None else list(templates)
     zero_shot = ZeroShot(classnames=names, templates=texts, include_mean_ablation=True)
     evaluate = Evaluate(classnames=names, templates=texts)
-    return [Reconstruction(), zero_shot, evaluate, Checkpoints(), Table(), ExportTranscoder(), RunRecord()]
+    return [Reconstruction(), zero_shot, Shares(), evaluate, Checkpoints(), Table(), ExportTranscoder(), RunRecord()]
 
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "Reconstruction",
     "Requeue",
     "RunRecord",
+    "Shares",
     "Summary",
     "Table",
     "Throughput",

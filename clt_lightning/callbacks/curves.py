@@ -98,6 +98,8 @@ class Curves(pl.Callback):
         if spaced is not None and data is not None and data.split("val") is not None:
             return [as_batch(batch) for batch in spaced("val", limit=self.images)]
         loader: Any = trainer.val_dataloaders
+        if isinstance(loader, dict):
+            loader = list(loader.values())
         wanted = -(-self.images // trainer.world_size)
         batches: list[dict[str, Any]] = []
         for batch in (loader[0] if isinstance(loader, list | tuple) else loader) or []:

@@ -18,8 +18,8 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.runs.claim import Claim
 from clt_lightning.runs.folder import RunFolder
 
-#: tags of single layers, and shares by token set
-_PER_LAYER = re.compile(r"/layer_\d+$|/share/(?:features|skip)/")
+#: tags of single layers, shares by token set, and the lesser parts of the margin
+_PER_LAYER = re.compile(r"/layer_\d+$|/share/(?:features|skip)/|/share/margin/(?!features$|skip$)")
 
 
 class RunLogger(TensorBoardLogger):

@@ -22,8 +22,9 @@ _COLUMNS = {"fvu": ("FVU", 8), "cosine": ("cosine", 8), "l0": ("L0", 8), "dead":
 LEGEND = (
     "FVU: share of the variance that is not explained, 0 is perfect. L0: active",
     "features per token. dead: features that never fired in this pass. gap: points",
-    "of accuracy. KL: of the class probabilities from the original's. features,",
-    "skip: who makes the reconstruction's variance; the skip names nothing.",
+    "of accuracy. KL: of the class probabilities from the original's. who makes",
+    "it: shares of the centred reconstruction and of the margin, which attention",
+    "and the embedding make as well; a skip names nothing.",
 )
 
 
@@ -94,10 +95,12 @@ def zero_shot_lines(metrics: Mapping[str, float], width: int | None = None) -> l
 
 
 def share_lines(metrics: Mapping[str, float], width: int | None = None) -> list[str]:
-    """Lines of the table of who makes the centred reconstruction: the sparse features, or the linear skip.
+    """Lines of the table of who makes the centred reconstruction, the sparse features or the linear skip, and what they
+    add to the margin over the runner-up (attention and the rest make what is missing there).
 
     Args:
-        metrics: numbers by tag without the stage: `share/features`, and with a skip `share/features/all` and by layer.
+        metrics: numbers by tag without the stage: `share/features`, with a skip `share/features/all` and by layer, and
+            `share/margin/features` and `.../skip`.
         width: characters that a line may have; None: any number.
 
     Returns:
@@ -113,11 +116,14 @@ def share_lines(metrics: Mapping[str, float], width: int | None = None) -> list[
     }
     found = {label: value for label, value in rows.items() if value is not None}
     found = found or {"all tokens": metrics["share/features"]}
+    shares = {f"reconstruction, {label}": (value, 1 - value) for label, value in found.items()}
+    if "share/margin/features" in metrics:
+        shares["margin over the runner-up"] = metrics["share/margin/features"], metrics["share/margin/skip"]
     return lay_out(
-        Column("centred reconstruction", [f"{label}  " for label in found], left=True),
+        Column("who makes it", [f"{label}  " for label in shares], left=True),
         [
-            Column("features", [f"{100 * value:.1f} %" for value in found.values()], 11),
-            Column("skip", [f"{100 * (1 - value):.1f} %" for value in found.values()], 11),
+            Column("features", [f"{100 * features:.1f} %" for features, _ in shares.values()], 11),
+            Column("skip", [f"{100 * skip:.1f} %" for _, skip in shares.values()], 11),
         ],
         width,
     )

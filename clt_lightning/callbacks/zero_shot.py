@@ -95,6 +95,11 @@ class ZeroShot(Evaluation):
         self._accuracy: dict[str, ZeroShotAccuracy] = {}
         self._kl: dict[str, LogitKL] = {}
 
+    @property
+    def head(self) -> Tensor | None:
+        """`(embed_dim, classes)` of the split that is being measured; None where there are no class names."""
+        return self._head if self._ready else None
+
     def _say_once(self, text: str) -> None:
         if text not in self._said:
             self._said.add(text)

@@ -6,6 +6,7 @@ import argparse
 import importlib
 from collections.abc import Iterator, Mapping
 
+from clt_lightning import compat
 from clt_lightning.core.errors import UserError
 
 _SHELLS = ("bash", "zsh", "tcsh")
@@ -50,10 +51,10 @@ def whole_parser() -> argparse.ArgumentParser:
     for name, (module, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text)
         importlib.import_module(module).add_arguments(command)
-        for action in command._actions:
-            if action.option_strings and action.option_strings[-1] in ("--run", "--output", "--root", "--source"):
+        for action in compat.options_of(command):
+            if action.option_strings[-1] in ("--run", "--output", "--root", "--source", "--transcoder", "--runs_dir"):
                 _completes(action, "directory")
-            elif action.option_strings and action.option_strings[-1] in ("--config", "--ckpt_path"):
+            elif action.option_strings[-1] in ("--config", "--ckpt_path"):
                 _completes(action, "file")
     return parser
 

@@ -25,6 +25,7 @@ from clt_lightning.callbacks import (
     Reconstruction,
     Requeue,
     RunRecord,
+    Shares,
     Table,
     Throughput,
     ZeroShot,
@@ -110,6 +111,7 @@ def _add_own_keys(parser: LightningArgumentParser) -> None:
     parser.add_argument("--runs_dir", type=str | Path, default="runs", help="folder of all runs")
     parser.add_lightning_class_args(Reconstruction, "reconstruction")
     parser.add_lightning_class_args(ZeroShot, "zero_shot")
+    parser.add_lightning_class_args(Shares, "shares")  # after ZeroShot, whose class names it takes
     parser.add_lightning_class_args(Evaluate, "evaluate")
     parser.add_lightning_class_args(Checkpoints, "checkpoints")
     parser.add_lightning_class_args(Throughput, "throughput")

@@ -26,8 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target",
         metavar="CLASS or 'CLASS - CLASS'",
-        help="what to explain: a class's logit, or the difference of two; default: the most probable classes, each "
-        "against the mean of all, weighted by probability",
+        help="what to explain: a class's logit, or the difference of two; words of several classes' names stand for "
+        "the mean of their logits; default: the most probable classes, each against the mean of all, weighted by "
+        "probability",
     )
     parser.add_argument(
         "--max-nodes",
@@ -186,7 +187,7 @@ def show(graph: Graph, n: int) -> None:
 
 def _validate(args: argparse.Namespace, opened: Run, image: Tensor, dtype: Any) -> None:
     from clt_lightning.analysis.circuits import validate
-    from clt_lightning.analysis.circuits.validate import images_of, lines
+    from clt_lightning.analysis.circuits.validation import images_of, lines
     from clt_lightning.analysis.target import Target
     from clt_lightning.core.files import write_json
 
@@ -203,7 +204,7 @@ def _validate(args: argparse.Namespace, opened: Run, image: Tensor, dtype: Any) 
         best = (opened.clip.encode_image(chosen[number][1]) @ head)[0].topk(min(2, len(names))).indices.tolist()
         if len(best) == 1:
             return Target.of_class(head, names, best[0], scale)
-        return Target.difference(head, names, *best, scale)
+        return Target.difference(head, names, best[0], best[1], scale)
 
     found = validate(
         opened.clip,

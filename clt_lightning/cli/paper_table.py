@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
 def _all_runs(root: Path) -> list[Path]:
     from clt_lightning.runs.folder import RunFolder
 
-    found = sorted(path.parent for path in root.glob("*/version_*/results.json")) if root.is_dir() else []
+    found = sorted(path.parent for path in root.rglob("version_*/results.json")) if root.is_dir() else []
     return [folder for folder in found if RunFolder(folder).finished]
 
 

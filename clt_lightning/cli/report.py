@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: nothing to show, data that cannot be read, or a folder that is in the way.
     """
+    from clt_lightning.cli.changes import config_changes
     from clt_lightning.report import ReportOptions, build_comparison, build_report
     from clt_lightning.report.notes import read_notes
 
@@ -87,6 +88,7 @@ def run(args: argparse.Namespace) -> None:
         pictures=not args.no_pictures,
         notes=tuple(read_notes(expand(path, "--notes")) for path in args.notes),
         opening=run_options(args),
+        changes=config_changes,
     )
     if len(args.run) == 1:
         built = build_report(args.run[0], options, args.output, progress=True)

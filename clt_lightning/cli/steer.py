@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
+import textwrap
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +60,7 @@ def run(args: argparse.Namespace) -> None:
         UserError: no edit, a feature, image or split that does not exist, or data without class names.
     """
     from clt_lightning.analysis import Edit, open_run, steer
+    from clt_lightning.analysis.steering import SKIP_DOUBT
 
     edits = [Edit.parse(kind, text) for kind in ("set", "scale", "add") for text in getattr(args, kind)]
     if not edits:
@@ -66,16 +70,18 @@ def run(args: argparse.Namespace) -> None:
     opened = open_run(args.run, **run_options(args))
     if opened.head is None:
         raise UserError(f"--run {args.run}: its data have no class names, so there is nothing to compare")
-    found = steer(
-        opened.clip,
-        opened.transcoder,
-        _counted(_batches(opened, args.split, args.images, args.image), len(args.image) or args.images),
-        edits,
-        opened.head,
-        opened.datamodule.classnames,
-        args.tokens,
-        args.base,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", re.escape(SKIP_DOUBT))  # said below, beside the numbers
+        found = steer(
+            opened.clip,
+            opened.transcoder,
+            _counted(_batches(opened, args.split, args.images, args.image), len(args.image) or args.images),
+            edits,
+            opened.head,
+            opened.datamodule.classnames,
+            args.tokens,
+            args.base,
+        )
     print(f"{'; '.join(str(edit) for edit in edits)} at {args.tokens} tokens of the {args.base} model")
     _say_skip(opened)
     show(found, args.classes)
@@ -92,11 +98,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _say_skip(opened: Run) -> None:
-    """How much of the output the features make, where a linear skip makes the rest and the run was tested."""
-    results = opened.folder / "results.json"
-    if not opened.transcoder.skip or not results.exists():
+    """What a linear skip means for the numbers, and how much it carries where the run was tested."""
+    from clt_lightning.analysis.steering import SKIP_DOUBT
+
+    if not opened.transcoder.skip:
         return
-    for evaluation in read_json(results).get("evaluation", {}).values():
+    print(textwrap.fill(f"note: {SKIP_DOUBT}", line_width(), subsequent_indent="  "))
+    results = opened.folder / "results.json"
+    for evaluation in (read_json(results) if results.exists() else {}).get("evaluation", {}).values():
         shares = (evaluation.get("shares") or {}).get("features") or {}
         mean = (shares.get("all") or {}).get("mean")
         if mean is not None:

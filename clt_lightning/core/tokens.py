@@ -54,7 +54,7 @@ class TokenLayout:
         """The sets that divide an image's tokens among them: `sets` without `all`."""
         return self.sets[:-1]
 
-    def slice(self, token_set: str) -> slice:
+    def span(self, token_set: str) -> slice:
         """The positions of a token set.
 
         Raises:
@@ -70,7 +70,8 @@ class TokenLayout:
     def size(self, token_set: str) -> int:
         """Tokens of an image that belong to a set; 0 for one that this layout lacks."""
         span = self._span(token_set)
-        return span.stop - span.start
+        result: int = span.stop - span.start
+        return result
 
     def kind_of_positions(self) -> list[int]:
         """Of each position the index of its set in `kinds`."""
@@ -113,11 +114,12 @@ def check_token_sets(
     wrong = [name for name in names if name not in TOKEN_SETS]
     if wrong or not names or len(set(names)) != len(names):
         raise UserError(f"{option}={list(names)}: expected one or more of {list(TOKEN_SETS)}, each at most once")
-    for name in names if layout is not None else ():
-        try:
-            layout.slice(name)
-        except UserError as error:
-            raise UserError(f"{option}={list(names)}: {error}") from error
+    if layout is not None:
+        for name in names:
+            try:
+                layout.span(name)
+            except UserError as error:
+                raise UserError(f"{option}={list(names)}: {error}") from error
     return tuple(names)
 
 

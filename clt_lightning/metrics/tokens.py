@@ -27,13 +27,14 @@ def select(tensor: Tensor, token_set: str, layout: TokenLayout) -> Tensor:
     Raises:
         UserError: on an unknown set, one that the backbone lacks, or if the tokens are not a whole number of images.
     """
-    span, positions = layout.slice(token_set), layout.n_positions
+    span, positions = layout.span(token_set), layout.n_positions
     if tensor.ndim < 2 or tensor.shape[1] % positions:
         raise UserError(
             f"token set {token_set!r}: a tensor of shape {tuple(tensor.shape)} does not hold whole images of "
             f"{positions} positions along its second dimension"
         )
-    return tensor.unflatten(1, (tensor.shape[1] // positions, positions))[:, :, span]
+    found: Tensor = tensor.unflatten(1, (tensor.shape[1] // positions, positions))[:, :, span]
+    return found
 
 
 def token_mask(token_set: str, layout: TokenLayout, n_tokens: int, device: torch.device | str = "cpu") -> Tensor:
@@ -42,6 +43,7 @@ def token_mask(token_set: str, layout: TokenLayout, n_tokens: int, device: torch
     Raises:
         UserError: on an unknown set, or one that the backbone lacks.
     """
-    span = layout.slice(token_set)
+    span = layout.span(token_set)
     positions = torch.arange(n_tokens, device=device) % layout.n_positions
-    return (positions >= span.start) & (positions < span.stop)
+    found: Tensor = (positions >= span.start) & (positions < span.stop)
+    return found

@@ -245,7 +245,8 @@ def _told(match: Matched, sources: Sequence[Source]) -> dict[str, Any]:
 
 
 def _round(value: Any) -> float | None:
-    return to_list([np.nan if value is None else value], 4)[0]
+    result: float | None = to_list([np.nan if value is None else value], 4)[0]
+    return result
 
 
 def _rounded(values: dict[str, float]) -> dict[str, float | None]:

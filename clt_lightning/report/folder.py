@@ -24,6 +24,7 @@ SCRIPTS = (
     "theme.js",
     "colors.js",
     "figure.js",
+    "copy.js",
     "intervals.js",
     "charts/heatmap.js",
     "charts/axes.js",
@@ -32,22 +33,38 @@ SCRIPTS = (
     "charts/bars.js",
     "charts/scatter.js",
     "charts/waterfall.js",
+    "charts/pareto.js",
     "thumbs.js",
     "maps.js",
+    "lightbox.js",
+    "effects.js",
+    "features/catalogue.js",
+    "features/names.js",
+    "features/numbers.js",
+    "features/search.js",
+    "features/columns.js",
+    "features/box.js",
+    "features/vtable.js",
+    "features/gallery.js",
+    "features/strongest.js",
+    "card/drives.js",
+    "card/does.js",
     "image/study.js",
     "image/picture.js",
     "image/terms.js",
     "image/deciding.js",
     "image/codes.js",
-    "vtable.js",
-    "catalogue.js",
     "notes.js",
     "runs.js",
-    "live.js",
+    "compare/features.js",
+    "live/server.js",
+    "live/opened.js",
+    "live/sliders.js",
+    "live/answers.js",
 )
 #: ... and after them
 LAST = ("router.js", "start.js")
-STYLES = ("tokens.css", "layout.css", "parts.css", "charts.css", "image.css", "more.css")
+STYLES = ("tokens.css", "layout.css", "parts.css", "charts.css", "image.css", "notes.css", "runs.css", "live.css")
 MARK = "clt-report.json"
 
 

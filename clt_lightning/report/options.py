@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,8 @@ class ReportOptions:
         pictures: whether images are read at all; without them the pages show numbers alone.
         notes: what people have noted of features, shown as their names.
         opening: how the run is opened, as keyword arguments of `open_run`.
+        changes: says of a config what it sets to something else than the defaults: (key, default, value), as text; None
+            leaves that out.
     """
 
     split: str = "test"
@@ -42,6 +45,7 @@ class ReportOptions:
     pictures: bool = True
     notes: tuple[Notes, ...] = ()
     opening: dict[str, Any] = field(default_factory=dict)
+    changes: Callable[[Mapping[str, Any]], list[tuple[str, str | None, str]]] | None = None
 
     def __post_init__(self) -> None:
         least = {"features": 0, "images": 0, "mistakes": 0, "pages": 0, "queries": 0, "neighbours": 1, "thumbnail": 16}

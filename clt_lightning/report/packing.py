@@ -27,6 +27,13 @@ def unpack_column(text: str) -> NDArray[Any]:
     return np.frombuffer(base64.b64decode(text[1:]), dtype=f"<{_SIZES[text[0]]}")
 
 
+def pack_shares(values: NDArray[Any]) -> dict[str, Any]:
+    """Non-negative numbers in 8 bits as `CLT.shares` reads them: `{"top": what 255 stands for, "values": base64}`."""
+    top = float(np.max(values, initial=0.0))
+    steps = np.rint(np.asarray(values, np.float64) / (top or 1.0) * 255).astype("u1")
+    return {"top": float(f"{top:.4g}"), "values": _text(steps)}
+
+
 def pack_maps(maps: NDArray[np.floating], peaks: NDArray[np.floating]) -> dict[str, Any]:
     """Packs maps; `unpackMaps` of the page's scripts reads them.
 

@@ -32,7 +32,7 @@ class Page:
             another run.
         addresses: addresses that the tests open, on a made-up run of 4 layers and 160 features.
         write: makes the page's data: `draft.data`, `draft.table`, `draft.figure`, and `draft.show` for thumbnails.
-        finish: the same after the images were read (`draft.image`); None where a page needs none.
+        finish: the same after the images were read (`draft.each`); None where a page needs none.
     """
 
     name: str

@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from html import unescape
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             path = find_file(self.server.root, self.path)
             data, kind = path.read_bytes(), KINDS[path.suffix.lower()]
-        policy = "default-src 'none'"
+        policy = "default-src 'none'; style-src 'unsafe-inline'"  # figures that are opened by themselves have styles
         if kind == KINDS[".html"]:
             data, policy = self.server.page(data)
         self._start(200, kind, len(data), policy)
@@ -257,8 +258,9 @@ class LocalServer(socketserver.ThreadingTCPServer):
         mark = f'<meta name="{META}" content="{self.guard.token}">'
         text = html.decode("utf-8").replace("<head>", f"<head>\n{mark}", 1)
         inline = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
-        digests = (base64.b64encode(hashlib.sha256(code.encode()).digest()).decode() for code in inline)
-        scripts = " ".join(["'self'", *(f"'sha256-{digest}'" for digest in digests)])
+        handlers = [unescape(code) for code in re.findall(r'\son[a-z]+="([^"]*)"', text)]
+        digests = (base64.b64encode(hashlib.sha256(code.encode()).digest()).decode() for code in inline + handlers)
+        scripts = " ".join(["'self' 'unsafe-hashes'", *(f"'sha256-{digest}'" for digest in digests)])
         policy = (
             f"default-src 'none'; script-src {scripts}; style-src 'self' 'unsafe-inline'; "
             "img-src 'self' data: blob:; connect-src 'self'; "

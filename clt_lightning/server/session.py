@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -12,7 +10,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from clt_lightning.analysis.effects import image_directions, total_effects
@@ -23,9 +20,9 @@ from clt_lightning.analysis.steering import Edit
 from clt_lightning.analysis.tower import observe
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.progress import Progress
-from clt_lightning.data.image import FORMATS, TooManyPixelsError, open_image
 from clt_lightning.report.source import Source
 from clt_lightning.report.studies import image_page_data
+from clt_lightning.server.pictures import address_of, read_picture
 from clt_lightning.server.search import PhraseSearch
 from clt_lightning.server.turns import Turns
 from clt_lightning.transcoder import Codes
@@ -150,7 +147,7 @@ class Session:
             if not 0 <= number < len(self.keys):
                 raise UserError(f"there is no stored image {number}: there are {len(self.keys)}")
             if number not in self._thumbnails:
-                self._thumbnails[number] = _address(self._pixels[number], _THUMBNAIL)
+                self._thumbnails[number] = address_of(self._pixels[number], _THUMBNAIL)
             out.append(self._thumbnails[number])
         return out
 
@@ -161,15 +158,7 @@ class Session:
         Raises:
             UserError: it is no image, or a broken or too large one.
         """
-        try:
-            picture = open_image(data)
-        except TooManyPixelsError as error:
-            raise UserError(f"{name}: {str(error).partition(' (data.')[0]}") from error
-        except Exception as error:
-            raise UserError(
-                f"{name} is no image that can be read: {error} (these can: {', '.join(FORMATS)})"
-            ) from error
-        image = self.run.clip.preprocess(picture)
+        image = self.run.clip.preprocess(read_picture(name, data))
         assert isinstance(image, Tensor)
         return self._open(name, -1, image)
 
@@ -215,7 +204,7 @@ class Session:
             "image": number,
             "name": name,
             "label": label,
-            "picture": _address(run.pixels(image)),
+            "picture": address_of(run.pixels(image)),
             "probabilities": before.tolist(),
             "suggested": opened.suggested,
         }
@@ -348,13 +337,3 @@ def _few(edits: Sequence[Edit]) -> Sequence[Edit]:
     if len(edits) > MOST_EDITS:
         raise UserError(f"{len(edits)} features at once: at most {MOST_EDITS} are moved")
     return edits
-
-
-def _address(pixels: Tensor, side: int | None = None) -> str:
-    """A picture `(3, H, W)` uint8 as a data address."""
-    picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-    if side is not None and side < picture.width:
-        picture = picture.resize((side, side), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    picture.save(stream, "WEBP", quality=90)
-    return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -514,7 +514,7 @@ class CrossLayerTranscoder(SparseEncoders):
         kind = codes.device.type
         active = sum(values.numel() for values in codes.layer_values)
         below = sparse_below(kind, dense_type(kind, low) or self.b_dec.dtype, codes.n_tokens)
-        return active >= below * self.n_layers * codes.n_tokens * self.W_dec[0].shape[0]
+        return bool(active >= below * self.n_layers * codes.n_tokens * self.W_dec[0].shape[0])
 
     def train(self, mode: bool = True) -> Self:
         """Training mode on or off; off gives the gradients' memory back."""

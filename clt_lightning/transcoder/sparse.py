@@ -323,10 +323,12 @@ class _DenseTerm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (codes,) = ctx.saved_tensors
         shared: Shared = ctx.shared
-        d_codes = grads[0] @ shared.weight[:, ctx.block].t() if ctx.needs_input_grad[0] else None
+        grad = grads[0].to(shared.weight.dtype)  # under autocast the term is narrower than the decoder
+        d_codes = (grad @ shared.weight[:, ctx.block].t()).to(codes.dtype) if ctx.needs_input_grad[0] else None
         if ctx.needs_input_grad[1]:
             out, add = shared.block(ctx.block)
-            out.addmm_(codes.t(), grads[0]) if add else torch.mm(codes.t(), grads[0], out=out)
+            wide = codes.to(grad.dtype)
+            out.addmm_(wide.t(), grad) if add else torch.mm(wide.t(), grad, out=out)
         return d_codes, shared.nothing() if ctx.needs_input_grad[1] else None, None, None
 
 

@@ -81,11 +81,12 @@ def test_random_features_write_what_others_would(clip: FrozenCLIP) -> None:
         # one order for all tokens: a feature's codes move together
         columns = {tuple(c.tolist()) for c in before[layer].T}
         assert columns == {tuple(c.tolist()) for c in after[layer].T}
-    y = clt.decode(after, seen.x).detach().unflatten(1, (4, -1))
+    y: Tensor = clt.decode(after, seen.x).detach().unflatten(1, (4, -1))
     found = ArmRunner(clip, clt).embeddings(Arm("random", 0, LAYERS - 1, "all"), seen, codes, clt(seen.x).y_hat)
 
     def branch(layer: int, x: Tensor, compute_y: object) -> Tensor:
-        return y[layer]
+        instead: Tensor = y[layer]
+        return instead
 
     with torch.no_grad(), clip.mlp_override(branch):
         torch.testing.assert_close(found, clip.encode_image(images), atol=1e-5, rtol=0)

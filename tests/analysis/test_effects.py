@@ -258,6 +258,16 @@ def test_targets(clip: FrozenCLIP, head: Tensor, tmp_path: Path) -> None:
     torch.testing.assert_close(centred.value(embeddings), logits[:, 3] - logits.mean(1), atol=1e-3, rtol=1e-3)
     again = Target.from_json(between.to_json())
     torch.testing.assert_close(again.value(embeddings), between.value(embeddings))
+    # words of several classes: the mean of their logits; a class's own name comes first
+    shapes = ["red square", "blue square", "square", "red circle", "squares"]
+    squares = Target.parse(head, shapes, "red - Square")
+    torch.testing.assert_close(
+        squares.value(embeddings), logits[:, [0, 3]].mean(1) - logits[:, [0, 1, 2]].mean(1), atol=1e-3, rtol=1e-3
+    )
+    torch.testing.assert_close(Target.parse(head, shapes, "square").value(embeddings), logits[:, 2])
+    for text in ("dgo", "cat - ", " - dog", "ca"):
+        with pytest.raises(UserError, match="no class"):
+            Target.parse(head, world.CLASSES, text)
     with pytest.raises(UserError, match=r"no class 'dgo'.*dog"):
         Target.parse(head, world.CLASSES, "cat - dgo")
     with pytest.raises(UserError, match="no target"):

@@ -92,13 +92,13 @@ def test_twins_and_strangers() -> None:
                 (b.W_dec[layer], near.W_dec[layer], stranger.W_dec[layer]),
             ):
                 mine[60:], mine[3] = theirs[60:], other[3]
-    for layer in match_features(a, b):
-        assert layer.b.state[60] == layer.b.state[61] == STATES.index("split")
-        assert layer.b.partner[60] == layer.b.partner[61] == 7
-        assert layer.b.state[3] == STATES.index("new")
-        assert layer.a.state[3] == STATES.index("new")
-        assert layer.a.state[7] == STATES.index("kept")
-        assert layer.b.count("kept") == FEATURES - 1
+    for found in match_features(a, b):
+        assert found.b.state[60] == found.b.state[61] == STATES.index("split")
+        assert found.b.partner[60] == found.b.partner[61] == 7
+        assert found.b.state[3] == STATES.index("new")
+        assert found.a.state[3] == STATES.index("new")
+        assert found.a.state[7] == STATES.index("kept")
+        assert found.b.count("kept") == FEATURES - 1
 
 
 def test_dead_features_take_no_part() -> None:
@@ -126,7 +126,7 @@ def test_the_one_to_one_matching_is_near_the_best() -> None:
     a, b = made(0, 6), made(1, 6)
     found = match_features(a, b)[2]
     cosines = F.normalize(a.W_dec[2].flatten(1), dim=1) @ F.normalize(b.W_dec[2].flatten(1), dim=1).T
-    best = max(sum(float(cosines[i, j]) for i, j in enumerate(p)) for p in itertools.permutations(range(6))) / 6
+    best = max(sum(cosines[i, j].item() for i, j in enumerate(p)) for p in itertools.permutations(range(6))) / 6
     free, greedy = cosines.detach().clone(), 0.0
     for _ in range(6):
         i, j = divmod(int(free.argmax()), 6)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from clt_lightning.analysis import Edit, steer, steered
 from clt_lightning.analysis.steering import columns
+from clt_lightning.cli.steer import _say_skip
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
 from clt_lightning.replacement import replaced
@@ -174,3 +177,19 @@ def test_a_skip_is_warned_of(clip: FrozenCLIP) -> None:
     steer(clip, make_clt("cross_layer", False), batches(), edits, head, CLASSES)
     with pytest.warns(UserWarning, match="linear skip, which steering cannot reach"):
         steer(clip, make_clt("cross_layer", True), batches(), edits, head, CLASSES)
+
+
+def test_the_command_says_what_a_skip_carries(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shares = {"features": {"all": {"layers": [0.2, 0.4], "mean": 0.3}}}
+    (tmp_path / "results.json").write_text(json.dumps({"evaluation": {"test": {"shares": shares}}}))
+    run: Any = SimpleNamespace(folder=tmp_path, transcoder=SimpleNamespace(skip=True))
+    _say_skip(run)
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith("note: this transcoder has a linear skip, which steering cannot reach")
+    assert said.endswith("the features make 30.0% of the centred reconstruction: an edit moves a part of that part")
+    (tmp_path / "results.json").unlink()
+    _say_skip(run)
+    assert "note: this transcoder" in capsys.readouterr().out
+    run.transcoder.skip = False
+    _say_skip(run)
+    assert not capsys.readouterr().out

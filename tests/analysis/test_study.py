@@ -179,7 +179,8 @@ def test_codes_are_the_encoders(clip: FrozenCLIP) -> None:
             torch.testing.assert_close(part.maps, dense[layer, n][:, part.features].T)
             assert int((dense[layer, n] != 0).sum()) == int((part.maps != 0).sum())
         assert len(study.logits) == len(study.layer) == 0
-        assert study.questions == study.ablations == []
+        assert study.questions == []
+        assert study.ablations == []
     with pytest.raises(UserError, match=r"takes images \(n, 3, size, size\)"):
         study_images(clip, clt, images()[0])
     with pytest.raises(UserError, match="2 labels for 5 images"):

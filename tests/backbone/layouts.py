@@ -37,7 +37,8 @@ class Mlp(nn.Module):
         self.fc1, self.fc2 = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(hidden_states)))
+        found: Tensor = self.fc2(F.gelu(self.fc1(hidden_states)))
+        return found
 
 
 class Intermediate(nn.Module):
@@ -57,7 +58,8 @@ class Output(nn.Module):
         self.dense, self.dropout = nn.Linear(2 * WIDTH, WIDTH), nn.Dropout(0.1)
 
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
-        return self.dropout(self.dense(hidden_states)) + input_tensor
+        found: Tensor = self.dropout(self.dense(hidden_states)) + input_tensor
+        return found
 
 
 class OldViTLayer(nn.Module):
@@ -82,7 +84,8 @@ class NewViTLayer(nn.Module):
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
         found, _ = self.attention(self.layernorm_before(hidden_states), attention_mask, **kwargs)
         hidden_states = self.dropout(found) + hidden_states
-        return self.dropout(self.mlp(self.layernorm_after(hidden_states))) + hidden_states
+        added: Tensor = self.dropout(self.mlp(self.layernorm_after(hidden_states))) + hidden_states
+        return added
 
 
 class LayerScale(nn.Module):
@@ -104,7 +107,8 @@ class Dinov2Layer(nn.Module):
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
         found, _ = self.attention(self.norm1(hidden_states), attention_mask=attention_mask, **kwargs)
         hidden_states = self.drop_path(self.layer_scale1(found)) + hidden_states
-        return self.drop_path(self.layer_scale2(self.mlp(self.norm2(hidden_states)))) + hidden_states
+        added: Tensor = self.drop_path(self.layer_scale2(self.mlp(self.norm2(hidden_states)))) + hidden_states
+        return added
 
 
 class CLIPEncoderLayer(nn.Module):
@@ -116,7 +120,8 @@ class CLIPEncoderLayer(nn.Module):
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> Tensor:
         found, _ = self.self_attn(hidden_states=self.layer_norm1(hidden_states), attention_mask=attention_mask)
         hidden_states = hidden_states + found
-        return hidden_states + self.mlp(self.layer_norm2(hidden_states))
+        added: Tensor = hidden_states + self.mlp(self.layer_norm2(hidden_states))
+        return added
 
 
 class Embeddings(nn.Module):
@@ -178,7 +183,7 @@ class Tower(nn.Module):
     def forward(self, pixel_values: Tensor) -> Any:
         x = self.embeddings(pixel_values)
         x = self.pre_layrnorm(x) if self.is_clip else x
-        for layer in self._layers_again:
+        for layer in self.__dict__["_layers_again"]:
             x = layer(x, None)
             x = x[0] if isinstance(x, tuple) else x
         norm = getattr(self, self.post)
@@ -195,4 +200,5 @@ class WithProjection(nn.Module):
         self.vision_model, self.visual_projection = tower, nn.Linear(WIDTH, 24, bias=False)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.visual_projection(self.vision_model(pixel_values).pooler_output)
+        found: Tensor = self.visual_projection(self.vision_model(pixel_values).pooler_output)
+        return found

@@ -145,11 +145,13 @@ def hugging_face_parts(block: Any) -> Any:
 
 
 def _pre_logits(model: Any, images: Tensor) -> Tensor:
-    return model.forward_head(model.forward_features(images), pre_logits=True)
+    result: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)
+    return result
 
 
 def _encode_image(model: Any, images: Tensor) -> Tensor:
-    return model.encode_image(images, normalize=False)
+    result: Tensor = model.encode_image(images, normalize=False)
+    return result
 
 
 def _pooled(model: Any, images: Tensor) -> Tensor:
@@ -158,11 +160,13 @@ def _pooled(model: Any, images: Tensor) -> Tensor:
 
 
 def _first(model: Any, images: Tensor) -> Tensor:
-    return model(images).last_hidden_state[:, 0]
+    result: Tensor = model(images).last_hidden_state[:, 0]
+    return result
 
 
 def _mean(model: Any, images: Tensor) -> Tensor:
-    return model(images).last_hidden_state.mean(1)
+    result: Tensor = model(images).last_hidden_state.mean(1)
+    return result
 
 
 PLAIN = TokenLayout(16)

@@ -28,7 +28,8 @@ DOCS = Path(__file__).parents[2] / "docs" / "backbones.md"
 
 @pytest.fixture(params=ROWS, ids=IDS)
 def row(request: pytest.FixtureRequest) -> Row:
-    return request.param
+    result: Row = request.param
+    return result
 
 
 @pytest.fixture
@@ -81,11 +82,12 @@ def test_the_own_output_put_back_changes_nothing(row: Row, images: Tensor) -> No
     before = vit.encode_image(images, normalize=False)
     sites = [*BLOCK_SITES, "final", *(["final_tokens"] if vit.family.norm is not None else [])]
     for site in sites:
-        seen = []
+        seen: list[int] = []
 
         def keep(layer: int, x: Tensor, compute: Any, seen: list[int] = seen) -> Tensor:
             seen.append(layer)
-            return compute()
+            result: Tensor = compute()
+            return result
 
         with vit.override(site, keep):
             assert torch.equal(vit.encode_image(images, normalize=False), before), site
@@ -126,7 +128,7 @@ def test_token_sets(row: Row, images: Tensor) -> None:
     first = vit.read(images, "resid_pre", [0])["resid_pre"].unflatten(1, (3, -1))[0]
     moved = vit.read(images.flip(0), "resid_pre", [0])["resid_pre"].unflatten(1, (3, -1))[0]
     differs = (first - moved).abs().amax((0, 2)) > 1e-5
-    patches = vit.tokens.slice("patch")
+    patches = vit.tokens.span("patch")
     assert bool(differs[patches].all())
     assert int(differs.sum()) == vit.tokens.n_patches == vit.grid[0] * vit.grid[1]
     for name in {"cls", "register"} - set(vit.tokens.sets):
@@ -154,7 +156,7 @@ def test_five_steps_of_training(row: Row, images: Tensor) -> None:
     clt = cl.CrossLayerTranscoder(3, 32, 64, cl.TopK(8), seed=0)
     loss = LossConfig(cascade=CascadeConfig(stream=0, embedding=0))
     module = cl.CLTModule(vit, clt, loss, tokens=cl.TokensConfig(statistics=32), seed=0)
-    loader = torch.utils.data.DataLoader(images, batch_size=3)
+    loader: Any = torch.utils.data.DataLoader(images, batch_size=3)  # type: ignore[arg-type]
     trainer = lightning.Trainer(
         max_steps=5,
         max_epochs=-1,

@@ -64,14 +64,17 @@ def test_zero_shot_gaps_are_in_points() -> None:
 def test_who_makes_the_reconstruction() -> None:
     metrics = {"share/features": 0.25, "share/skip": 0.75, "share/features/cls": 1.1, "share/features/all": 0.25}
     metrics |= {"share/features/all/layer_00": 0.3, "share/features/all/layer_01": 0.2}
+    metrics |= {"share/margin/features": 0.12, "share/margin/skip": 0.41, "share/margin/attention": 0.4}
     assert share_lines(metrics) == [
-        "centred reconstruction    features       skip",
-        "cls tokens                 110.0 %    -10.0 %",
-        "all tokens                  25.0 %     75.0 %",
-        "all tokens, layer 00        30.0 %     70.0 %",
-        "all tokens, layer 01        20.0 %     80.0 %",
+        "who makes it                             features       skip",
+        "reconstruction, cls tokens                110.0 %    -10.0 %",
+        "reconstruction, all tokens                 25.0 %     75.0 %",
+        "reconstruction, all tokens, layer 00       30.0 %     70.0 %",
+        "reconstruction, all tokens, layer 01       20.0 %     80.0 %",
+        "margin over the runner-up                  12.0 %     41.0 %",
     ]
-    assert share_lines({"share/features": 1.0, "share/skip": 0.0})[1] == "all tokens                100.0 %      0.0 %"
+    plain = share_lines({"share/features": 1.0, "share/skip": 0.0})
+    assert plain[1].split() == ["reconstruction,", "all", "tokens", "100.0", "%", "0.0", "%"]
 
 
 def test_who_makes_logit_and_margin() -> None:
@@ -100,6 +103,7 @@ def test_it_is_printed_at_the_end_of_validation_and_test(tmp_path: Path, capsys:
     assert out.count("validation, step 4") == 1
     assert "sanity" not in out.lower()
     assert out.count("layers 0-2 replaced at all tokens") == 1
-    assert out.count("all tokens                100.0 %      0.0 %") == 1
+    told = [" ".join(line.split()) for line in out.splitlines()]
+    assert told.count("reconstruction, all tokens 100.0 % 0.0 %") == 1
     runner.test(module(), datamodule=Made(), verbose=False)
     assert "test, step" in capsys.readouterr().out

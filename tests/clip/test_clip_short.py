@@ -28,7 +28,8 @@ class Positions:
 def built(custom: bool, **text: Any) -> nn.Module:
     torch.manual_seed(0)
     kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
-    return kind(embed_dim=12, vision_cfg=VISION, text_cfg={**TEXT, **text}).eval().requires_grad_(False).double()
+    model: nn.Module = kind(embed_dim=12, vision_cfg=VISION, text_cfg={**TEXT, **text})
+    return model.eval().requires_grad_(False).double()
 
 
 def tokens() -> Tensor:

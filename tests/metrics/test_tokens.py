@@ -66,6 +66,6 @@ def test_every_position_belongs_to_one_set(layout: TokenLayout, expected: dict[s
     for name in {"cls", "register"} - set(expected):
         assert layout.size(name) == 0
         with pytest.raises(UserError, match=f"this backbone has no .*; it has {', '.join(layout.sets)}"):
-            layout.slice(name)
+            layout.span(name)
         with pytest.raises(UserError, match="this backbone has no"):
             check_token_sets(["all", name], layout=layout)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from clt_lightning.backbone.attention import contiguous_attention
 from clt_lightning.cascade import capture_clean, cascade_parts
 from clt_lightning.clip import FrozenCLIP
-from clt_lightning.clip.attention import contiguous_attention
 from clt_lightning.transcoder import Activation, BatchTopK, CrossLayerTranscoder, JumpReLU, TopK
 from clt_lightning.transcoder.losses import CascadeConfig
 from clt_lightning.transcoder.reference import encode_dense

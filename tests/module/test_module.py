@@ -223,11 +223,11 @@ def test_positions_are_drawn_anew_for_every_batch_and_seed(tmp_path: Path) -> No
         positions: list[Tensor] = []
         capture = module.clip.capture
 
-        def watch(images: Tensor, positions: Tensor | None = None, seen: Any = positions, of: Any = capture) -> Any:
-            seen.append(positions)
-            return of(images, positions=positions)
+        def watch(*given: Any, seen: list[Tensor] = positions, of: Any = capture, **named: Any) -> Any:
+            seen.append(named["positions"])
+            return of(*given, **named)
 
-        module.clip.capture = watch  # type: ignore[method-assign,assignment]
+        module.clip.capture = watch  # type: ignore[method-assign]
         fit(module, tmp_path)
         assert all(p.shape == (IMAGES, 4) for p in positions)
         drawn.append(torch.stack(positions[-STEPS:]))

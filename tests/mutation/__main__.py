@@ -54,6 +54,10 @@ def _analysis(*names: str, gathers: bool = False) -> list[str]:
 #: what is changed, and the tests that have to notice: its own ones first, the long ones last
 TESTS: dict[str, list[str]] = {
     "clt_lightning/transcoder/clt.py": _transcoder("clt", "circuit_tracer"),
+    "clt_lightning/transcoder/files/plain.py": ["tests/transcoder/test_interchange.py"],
+    "clt_lightning/transcoder/files/circuit_tracer.py": ["tests/transcoder/test_interchange.py"],
+    "clt_lightning/transcoder/files/sae_lens.py": ["tests/transcoder/test_interchange.py"],
+    "clt_lightning/transcoder/files/prisma.py": ["tests/transcoder/test_interchange.py"],
     "clt_lightning/transcoder/encoders.py": _transcoder("precision", "buffers"),
     "clt_lightning/transcoder/codes.py": _transcoder("codes", "feature_chunks"),
     "clt_lightning/transcoder/sparse.py": [*_transcoder("buffers"), "tests/transcoder/test_triton.py"],

@@ -149,7 +149,9 @@ class Browser:
 
     def click(self, selector: str) -> None:
         """A click with the mouse in the middle of an element: unlike a script's, it makes an entry in the history."""
-        box = self.js(f"document.querySelector({json.dumps(selector)}).getBoundingClientRect().toJSON()")
+        node = f"document.querySelector({json.dumps(selector)})"
+        self.js(f"{node}.scrollIntoView({{block: 'center'}})")
+        box = self.js(f"{node}.getBoundingClientRect().toJSON()")
         at = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2, "button": "left", "clickCount": 1}
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, **at)
@@ -174,6 +176,15 @@ class Browser:
         self.call("Page.navigate", url=f"{address}#/{route}")
         self.wait("performance.timing.loadEventEnd > 0")  # before that, links replace the address in the history
         self.wait(f"document.getElementById('main') && document.getElementById('main').dataset.ready === '{page}'")
+
+    def goto(self, route: str) -> str:
+        """Goes on to another page of the open report, without reading it anew; returns what the page calls itself."""
+        self.js("delete document.getElementById('main').dataset.ready")
+        address = json.dumps(f"#/{route}")
+        # the same address once more is no change: the page is asked for by the event
+        self.js(f"location.hash === {address} ? dispatchEvent(new Event('hashchange')) : (location.hash = {address})")
+        self.wait("document.getElementById('main').dataset.ready")
+        return str(self.js("document.querySelector('h1').textContent"))
 
     def errors(self) -> list[str]:
         """What went wrong in the page so far: console errors, exceptions, files that could not be read."""

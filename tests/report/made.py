@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clt_lightning.analysis.effects import Effects
 from clt_lightning.analysis.features import Features
+from clt_lightning.analysis.neighbours import Neighbours
 from clt_lightning.analysis.retrieval import Retrieval
 from clt_lightning.clip.images import to_pixels
 from clt_lightning.report.studies import pack_study
@@ -67,6 +69,7 @@ def make_features(
         "nearest_word": by_layer((others % len(WORDS)).astype(np.int32)),
         "nearest_word_score": by_layer(shares * 0.3),
     }
+    stats |= made_names(alive, own, frequency, positions, rng)
     stats = {name: a.astype(np.int32 if a.dtype.kind == "i" else np.float32) for name, a in stats.items()}
     content = []
     for layer in range(layers):
@@ -99,7 +102,99 @@ def make_features(
         "clip": {},
         "transcoder": {},
     }
-    return Features(info, keys, labels, stats, content)
+    effects = make_effects(alive, own, stats, n, rng)
+    return Features(info, keys, labels, stats, content, effects, make_neighbours(alive, rng))
+
+
+def made_names(
+    alive: np.ndarray, own: np.ndarray, frequency: np.ndarray, positions: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Every feature is named by its class, but for dense ones, and each 5th (nothing) and 11th (position)."""
+    shape = alive.shape
+    number = np.broadcast_to(np.arange(shape[1]), shape)
+    kind = np.where(number % 5 == 0, 0, np.where(number % 11 == 0, 3, 1))
+    kind = np.where(alive, np.where(frequency > 0.1, 2, kind), 0)
+    lift = np.where(alive, rng.uniform(2.5, 9.0, shape), np.nan)
+    share = rng.dirichlet(np.ones(positions), shape) * alive[..., None]
+    share[:, ::8, 1:] *= 0.1  # every 8th fires at [CLS]
+    share[:, ::8, 0] = alive[:, ::8] - share[:, ::8, 1:].sum(-1)
+    bins = np.arange(64)
+    middle = rng.integers(30, 50, shape)
+    histogram = (400 * np.exp(-((bins - middle[..., None]) ** 2) / 40)).astype(np.int64) * alive[..., None]
+    return {
+        "name_kind": kind,
+        "lift_class": np.where(alive, own, -1),
+        "lift": lift,
+        "lift_low": lift * 0.8,
+        "lift_high": lift * 1.3,
+        "position_spread": np.where(alive, rng.uniform(0.1, 0.9, shape), np.nan),
+        "position_share": share,
+        "histogram": histogram,
+    }
+
+
+def make_effects(
+    alive: np.ndarray, own: np.ndarray, stats: dict[str, np.ndarray], n: int, rng: np.random.Generator
+) -> Effects:
+    """A feature raises its own class, most of all directly; every 9th raises another, every 13th lowers its own."""
+    layers, n_features = alive.shape
+    classes = len(CLASSES)
+    number = np.arange(n_features)
+    images = np.rint(stats["image_frequency"] * n).astype(np.int32)
+    direct = rng.normal(0, 0.3, (layers, n_features, classes))
+    raised = np.where(number % 9 == 0, (own + 1) % classes, own)
+    direct[:, number, raised] += np.where(number % 13 == 0, -3.0, 3.0)
+    direct[:, number[number % 9 == 0], own[number % 9 == 0]] = -0.2
+    direct -= direct.mean(-1, keepdims=True)
+    order = np.argsort(-direct, axis=-1, kind="stable")
+    ends = np.concatenate([order[..., :8], order[..., ::-1][..., :8]], -1)
+    predicted = np.full(classes, n // classes)
+    by_class = rng.normal(0, 0.5, (layers, n_features, classes))
+    by_class[:, number, own] = (
+        np.where(number % 13 == 0, -1.0, 1.0) * n / classes * rng.uniform(0.5, 3.0, (layers, n_features))
+    )
+    by_class[:, number[number % 9 == 0], own[number % 9 == 0]] = 0.01
+    by_class *= alive[..., None]
+    total = by_class.sum(-1)
+    arrays: dict[str, np.ndarray] = {
+        "images": images,
+        "predicted": predicted,
+        "by_class": by_class,
+        "direct": np.take_along_axis(direct, ends, -1) * alive[..., None],
+        "direct_class": ends,
+        "direct_by_target": stats["decoder_norm"] * 0.2,
+    }
+    for target, factor in (("class", 1.0), ("margin", 0.6)):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = np.where(alive, factor * total / np.maximum(images, 1), np.nan)
+        arrays |= {
+            f"{target}_mean": mean,
+            f"{target}_std": np.abs(mean) * 0.4,
+            f"{target}_sum": factor * total,
+            f"{target}_strength": np.abs(np.nan_to_num(mean)) * np.sqrt(np.maximum(images, 1)),
+        }
+    return Effects({k: a.astype(np.int32 if a.dtype.kind == "i" else np.float32) for k, a in arrays.items()})
+
+
+def make_neighbours(alive: np.ndarray, rng: np.random.Generator, n: int = 10) -> Neighbours:
+    """Numbers near to one's own; readers lie in later layers, writers in earlier ones."""
+    layers, n_features = alive.shape
+    near = (np.arange(n_features)[:, None] + 1 + np.arange(n)) % n_features
+    index = np.where(alive[..., None], np.broadcast_to(near, (layers, n_features, n)), -1)
+    score = np.where(index >= 0, np.linspace(0.9, 0.1, n), 0.0)
+    arrays: dict[str, np.ndarray] = {}
+    for kind in ("decoder", "encoder", "together"):
+        arrays |= {f"{kind}_feature": index, f"{kind}_score": score}
+    for kind, towards in (("reader", 1), ("writer", -1)):
+        layer = np.arange(layers)[:, None, None] + towards * (1 + np.arange(n) % 2)
+        there = (index >= 0) & (layer >= 0) & (layer < layers)
+        signs = np.where(rng.random(index.shape) < 0.3, -1.0, 1.0)
+        arrays |= {
+            f"{kind}_layer": np.where(there, layer, -1),
+            f"{kind}_feature": np.where(there, index, -1),
+            f"{kind}_score": np.where(there, 2 * score * signs, 0.0),
+        }
+    return Neighbours({k: a.astype(np.int32 if a.dtype.kind == "i" else np.float32) for k, a in arrays.items()})
 
 
 def make_retrieval(features: Features, m: int = 8, seed: int = 1) -> Retrieval:
@@ -218,7 +313,47 @@ def make_evaluation(layers: int, n: int, seed: int = 2) -> dict[str, Any]:
         "retrieval": None,
         "contributions": contributions,
         "faithfulness": faithfulness,
+        "shares": make_shares(layers),
+        "effects": {
+            target: {m: make_agreements(layers, c) for m, c in METHODS.items()} for target in ("class", "margin")
+        },
         "population": {"train_images": n, "resamples": 1000, "checks": checks},
+    }
+
+
+METHODS = {"gradient": 0.93, "integrated": 0.998}
+PARTS = {
+    "embedding": 0.9,
+    "attention": 49.0,
+    "features": 24.8,
+    "skip": 16.0,
+    "bias": -4.8,
+    "error": 0.5,
+    "norm_bias": 0.3,
+}
+
+
+def make_agreements(layers: int, correlation: float) -> dict[str, Any]:
+    names = ("all", "strongest", "random", *(f"layer_{layer}" for layer in range(layers)))
+    return {
+        name: {"n": 4096, "images": 64, "correlation": interval(correlation, 0.001), "slope": 0.98, "signs": 0.97}
+        for name in names
+    }
+
+
+def make_shares(layers: int) -> dict[str, Any]:
+    """Embedding, attention, features, ... whose means sum to the logit, and to the margin."""
+    whole = {
+        target: {part: scale * value for part, value in PARTS.items()}
+        for target, scale in (("logit", 1), ("margin", 0.2))
+    }
+    table = {"layers": np.linspace(0.4, 0.8, layers).tolist(), "mean": 0.6}
+    return {
+        "features": {"cls": table, "patch": table, "all": table},
+        "logit": {
+            t: {p: interval(v, 0.2) for p, v in {**parts, "sum": sum(parts.values())}.items()}
+            for t, parts in whole.items()
+        },
     }
 
 
@@ -309,12 +444,12 @@ RECORD = {
 
 
 def make_run(
-    folder: Path, layers: int = 4, n_features: int = 160, n: int = 240, grid: int = 4
+    folder: Path, layers: int = 4, n_features: int = 160, n: int = 240, grid: int = 4, k: int = 16, samples: int = 8
 ) -> tuple[Path, MadePictures]:
     """A run's folder `<folder>/made/version_0` with everything that `test` writes."""
     run = folder / "made" / "version_0"
     run.mkdir(parents=True)
-    features = make_features(layers, n_features, n, grid)
+    features = make_features(layers, n_features, n, grid, k, samples)
     features.save(run)
     make_retrieval(features).save(run)
     results = {"schema": 1, "run": RECORD, "metrics": {}, "evaluation": {"test": make_evaluation(layers, n)}}

@@ -46,7 +46,7 @@ def make_study(
     for number, (a, b) in enumerate(questions):
         effect = total[:, place[a]] - total[:, place[b]]
         if full:
-            integrated[number] = effect * 0.97
+            integrated[number] = effect = effect * 0.97
         deciding = effect.argsort(descending=True)[:5].tolist()
         for chosen_rows in [*([row] for row in deciding), deciding]:
             after = logits.clone()

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from clt_lightning.report.numbers import to_list
-from clt_lightning.report.packing import RESOLUTION, pack_maps, pack_numbers, unpack_maps, unpack_numbers
+from clt_lightning.report.packing import (
+    RESOLUTION,
+    pack_column,
+    pack_maps,
+    pack_numbers,
+    pack_shares,
+    unpack_column,
+    unpack_maps,
+    unpack_numbers,
+)
 
 codes = st.floats(-1e4, 1e4, width=32, allow_nan=False)
 maps = hnp.arrays(np.float32, st.tuples(st.integers(0, 6), st.integers(1, 20)), elements=st.one_of(st.just(0.0), codes))
@@ -45,6 +54,25 @@ def test_lists_keep_the_shape_and_five_digits(array: np.ndarray) -> None:
 
 def test_whole_numbers_stay_whole() -> None:
     assert to_list(np.array([[1, -1], [123456789, 0]])) == [[1, -1], [123456789, 0]]
+
+
+@given(hnp.arrays(st.sampled_from([np.int8, np.int16, np.int32, np.float32]), st.integers(0, 30)))
+def test_columns_come_back_whole(array: np.ndarray) -> None:
+    back = unpack_column(pack_column(array))
+    assert back.dtype == array.dtype
+    np.testing.assert_array_equal(back, array)
+
+
+def test_wide_numbers_fit_into_a_column() -> None:
+    np.testing.assert_array_equal(unpack_column(pack_column(np.array([-1, 70000]))), [-1, 70000])
+    np.testing.assert_array_equal(
+        unpack_column(pack_column(np.array([0.5, np.nan]))), np.array([0.5, np.nan], np.float32)
+    )
+
+
+def test_shares_are_read_against_their_largest() -> None:
+    assert pack_shares(np.zeros(3)) == {"top": 0.0, "values": "AAAA"}
+    assert pack_shares(np.array([0.0, 0.1, 0.2]))["top"] == 0.2
 
 
 def test_numbers_keep_their_order_and_what_is_missing() -> None:

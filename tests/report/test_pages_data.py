@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import dataclasses
 import re
 from pathlib import Path
 
@@ -15,8 +17,10 @@ from clt_lightning.analysis.results import load_evaluation
 from clt_lightning.analysis.retrieval import Retrieval
 from clt_lightning.clip.images import to_pixels
 from clt_lightning.report.cards import CHUNK
+from clt_lightning.report.catalogue import AGREES, PUSHES_AWAY, WRITES_OTHERS, columns, conflict, layer_crops
 from clt_lightning.report.packing import RESOLUTION, unpack_column, unpack_maps
 from tests.report.conftest import Made
+from tests.report.made import CLASSES
 
 
 def test_cards_hold_the_codes_of_the_features(made: Made) -> None:
@@ -51,16 +55,109 @@ def test_cards_hold_the_codes_of_the_features(made: Made) -> None:
 def test_index_columns_and_dead_features(made: Made) -> None:
     features = load_features(made.run)
     for layer in range(features.info["layers"]):
-        part = made.data(f"layers/{layer:02d}")
-        for name in ("frequency", "mean_code", "max_code", "monosemanticity"):
-            wanted = features.stats[name][layer].astype(float)
-            got = np.array([np.nan if v is None else v for v in part[name]])
-            np.testing.assert_allclose(got, wanted, rtol=1e-3)
+        part = {name: unpack_column(text) for name, text in made.data(f"layers/{layer:02d}").items()}
+        for name in (
+            "frequency",
+            "mean_code",
+            "max_code",
+            "monosemanticity",
+            "lift",
+            "lift_low",
+            "name_kind",
+            "lift_class",
+        ):
+            np.testing.assert_array_equal(part[name], features.stats[name][layer])
         np.testing.assert_array_equal(part["image"], features.layers[layer]["top_image"][:, 0])
-        dead = np.flatnonzero(features.stats["frequency"][layer] == 0)
+        alive = features.stats["frequency"][layer] > 0
+        np.testing.assert_array_equal(part["images"], np.rint(features.stats["image_frequency"][layer] * 240))
+        np.testing.assert_allclose(part["cls_share"][alive], features.stats["position_share"][layer, alive, 0])
+        assert np.isnan(part["cls_share"][~alive]).all()
+        assert features.effects is not None
+        np.testing.assert_array_equal(part["margin"], features.effects["margin_mean"][layer])
         chunk = made.data(f"cards/{layer:02d}_0000")["cards"]
+        dead = np.flatnonzero(~alive)
         assert all(chunk[f] is None for f in dead if f < CHUNK)
         assert sum(card is not None for card in chunk) == CHUNK - sum(f < CHUNK for f in dead)
+
+
+def test_layers_written_are_counted_by_energy(made: Made) -> None:
+    features = load_features(made.run)
+    features.stats["decoder_norm"][0, 0] = [1, 0, 0, 0]
+    features.stats["decoder_norm"][0, 1] = [1, 1, 1, 1]
+    features.stats["decoder_norm"][0, 2] = [0, 0, 0, 2]
+    found = columns(features, 0)
+    np.testing.assert_allclose(found["written"][:3], [1, 4, 1])
+    np.testing.assert_allclose(found["reach"][:3], [0, 1.5, 3])
+    np.testing.assert_allclose(columns(features, 3)["written"], 1)
+
+
+def test_a_name_and_what_the_feature_does_are_compared(made: Made) -> None:
+    features = load_features(made.run)
+    judged = 0
+    for layer in range(features.info["layers"]):
+        named = features.stats["name_kind"][layer] == 1
+        assert features.effects is not None
+        n = features.stats["lift"][layer] / len(CLASSES) * features.effects["images"][layer]
+        for f, found in enumerate(conflict(features, layer)):
+            if not named[f]:
+                assert found == 0
+            elif n[f] > 12:  # the classes are not quite of one size
+                # as `make_effects` has it: every 13th lowers its class, every 9th raises another
+                assert found == (WRITES_OTHERS if f % 9 == 0 else PUSHES_AWAY if f % 13 == 0 else AGREES)
+                judged += 1
+            elif n[f] < 2:
+                assert found == 0  # of so few images nothing is said
+    assert judged > 40
+
+
+def test_crops_are_where_a_feature_is_strongest(made: Made) -> None:
+    features = load_features(made.run)
+    content = features.layers[1]
+    part = made.data("crops/01")
+    image, position = (unpack_column(part[name]).reshape(-1, 4) for name in ("image", "position"))
+    np.testing.assert_array_equal(image, content["top_image"][:, :4])
+    for feature, place in ((3, 0), (10, 2)):
+        codes = np.abs(content["top_map"][feature, place])
+        assert codes[position[feature, place]] == codes[1:].max()
+    only_cls = features.layers[0] | {"top_map": np.zeros_like(content["top_map"])}
+    only_cls["top_map"][..., 0] = 1.0
+    bare = dataclasses.replace(features, layers=[only_cls])
+    assert (unpack_column(layer_crops(bare, 0)[0]["position"]) == 0).all()
+
+
+def test_cards_say_what_features_do(made: Made) -> None:
+    features = load_features(made.run)
+    effects, near = features.effects, features.neighbours
+    assert effects is not None
+    assert near is not None
+    for layer, feature in ((1, 3), (3, 64), (0, 1)):
+        card = made.data(f"cards/{layer:02d}_{feature // CHUNK:04d}")["cards"][feature % CHUNK]
+        does = card["does"]
+        mean, spread, total = does["margin"]
+        assert mean == pytest.approx(effects["margin_mean"][layer, feature], rel=1e-3)
+        assert spread == pytest.approx(effects["margin_std"][layer, feature], rel=1e-3)
+        assert total == pytest.approx(effects["margin_sum"][layer, feature], rel=1e-3)
+        direct = dict(zip(effects["direct_class"][layer, feature].tolist(), effects["direct"][layer, feature].tolist()))
+        assert [c for c, _ in does["direct"]] == sorted(direct, key=lambda c: -direct[c])
+        for c, v in does["direct"]:
+            assert v == pytest.approx(direct[c], rel=1e-3)
+        by_class = effects["by_class"][layer, feature] / effects["predicted"]
+        assert [c for c, _ in does["classes"]] == np.argsort(-by_class, kind="stable").tolist()
+        np.testing.assert_allclose(does["through"], effects["direct_by_target"][layer, feature, layer:], rtol=1e-3)
+        first, counts = card["histogram"]
+        whole = np.zeros(64, int)
+        whole[first : first + len(counts)] = counts
+        np.testing.assert_array_equal(whole, features.stats["histogram"][layer, feature])
+        shares = np.frombuffer(base64.b64decode(card["positions"]["values"]), "u1") / 255 * card["positions"]["top"]
+        wanted = features.stats["position_share"][layer, feature]
+        np.testing.assert_allclose(shares, wanted, atol=wanted.max() / 400)
+        for kind in ("decoder", "encoder", "together"):
+            assert [f for _, f, _ in card["near"][kind]] == near[f"{kind}_feature"][layer, feature].tolist()
+            assert {k for k, _, _ in card["near"][kind]} == {layer}
+        for kind, later in (("reader", True), ("writer", False)):
+            assert all((k > layer) == later for k, _, _ in card["near"][kind])
+    assert "writer" in card["near"]
+    assert card["near"]["writer"] == []  # nothing writes before layer 0
 
 
 def test_decoder_norms_start_at_the_features_own_layer(made: Made) -> None:

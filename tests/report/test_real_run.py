@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,6 +96,17 @@ def test_patch_maps_are_the_encoders_codes(run: Run) -> None:
                 assert value == pytest.approx(float(np.abs(wanted).max()), rel=1e-3)
                 seen += 1
     assert seen > 500
+
+
+def test_what_copy_as_python_gives_runs(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    text = read_data(run.folder / "report", "features")["python"].replace("LAYER", "2").replace("FEATURE", "7")
+    found: dict[str, Any] = {}
+    exec(compile(text, "card", "exec"), found)
+    assert found["encoder"].shape == (run.clip.d_model,)
+    assert found["decoder"].shape == (run.clip.n_layers - 2, run.clip.d_model)
+    wanted = run.transcoder.encode(run.clip.capture(found["batch"]["image"]).x).dense()[2, :, 7]
+    torch.testing.assert_close(found["codes"], wanted)
+    assert str(run.folder) in text
 
 
 def test_the_pages_of_images_say_what_clip_does(run: Run) -> None:

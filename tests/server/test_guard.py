@@ -237,7 +237,9 @@ def test_rubbish_ends_the_connection_and_not_the_server(served: Served) -> None:
 
 def test_only_this_machine_is_listened_to(served: Served) -> None:
     assert served.server.server_address[0] == "127.0.0.1"
-    others = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)} - {"127.0.0.1"}
+    others = {str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)} - {
+        "127.0.0.1"
+    }
     for address in others | {"127.0.0.2"}:
         with (
             pytest.raises((ConnectionRefusedError, TimeoutError)),

@@ -36,7 +36,12 @@ def test_it_serves_and_ends_with_ctrl_c(served: Served, tmp_path: Path) -> None:
     (tmp_path / "notes.json").write_text(json.dumps(notes))
     command = [sys.executable, "-m", "clt_lightning", "serve", "--run", str(served.run), "--port", "0", "--images", "8"]
     process = subprocess.Popen(
-        [*command, "--notes", str(tmp_path / "notes.json")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--notes", str(tmp_path / "notes.json")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell's background jobs have SIGINT ignored, and hand that on
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         assert process.stdout is not None

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from clt_lightning.transcoder import AuxiliaryRequest, CrossLayerTranscoder, TopK, clt, costs, precision
 from clt_lightning.transcoder.costs import RATES, sparse_below
 from clt_lightning.transcoder.losses import LossConfig, loss_parts
+from clt_lightning.transcoder.reference import decode_dense
 from tests.gradients import gradient
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -66,7 +67,7 @@ def test_dense_products_take_the_type_of_autocast(monkeypatch: pytest.MonkeyPatc
     generator = torch.Generator().manual_seed(0)
     codes = [torch.rand(20, 30, generator=generator) for _ in range(2)]
     decoders = [torch.randn(30, 2 - i, 8, generator=generator, requires_grad=True) for i in range(2)]
-    whole, low = clt.decode_dense(codes, decoders, 2), clt.decode_dense(codes, decoders, 2, BF16)
+    whole, low = decode_dense(codes, decoders, 2), decode_dense(codes, decoders, 2, BF16)
     assert low.dtype == FP32
     assert 0 < float((low - whole).norm() / whole.norm()) < 0.01
     low.sum().backward()
@@ -79,7 +80,7 @@ class Waits(TorchDispatchMode):
     names = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "unique", "equal")
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -120,7 +121,13 @@ def test_a_step_hardly_waits_for_its_device(low: bool, monkeypatch: pytest.Monke
 
 def test_the_count_sees_what_waits() -> None:
     x = torch.tensor([1.0, 0.0, 2.0])
-    tries = [lambda: x.sum().item(), lambda: x.nonzero(), lambda: x[x > 0], lambda: bool(x.any()), lambda: int(x[0])]
+    tries: list[Any] = [
+        lambda: x.sum().item(),
+        lambda: x.nonzero(),
+        lambda: x[x > 0],
+        lambda: bool(x.any()),
+        lambda: int(x[0]),
+    ]
     for what in tries:
         with Waits() as waits:
             what()

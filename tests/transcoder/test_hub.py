@@ -173,7 +173,7 @@ def test_the_card_says_what_was_measured(hub: Hub, make_clt: MakeCLT, tmp_path: 
     assert "cross-layer-transcoder" in about["tags"]
     for line in (
         "| size | 3 layers x 20 features of width 8,",
-        "| activation | BatchTopK (k 5, momentum 0.95) |",
+        "| activation | BatchTopK (k 5, momentum 0.95",
         "| linear skip | yes: it carries a part of the output that no feature names |",
         "| backbone | ViT-B-32-quickgelu (openai), frozen, SHA-256 of its weights `abababababababab…` |",
         "| trained on | cifar100, 47,500 images |",

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from clt_lightning.analysis.circuits.attribute import attribute, top_targets
+from clt_lightning.analysis.circuits.attribution import attribute, top_targets
+from clt_lightning.analysis.circuits.concepts import ConceptAblation, ablate_concepts, mean_codes, random_features
+from clt_lightning.analysis.circuits.expected import EdgeSums, ExpectedGraph, expected_graph
+from clt_lightning.analysis.circuits.forward import Seen, see
 from clt_lightning.analysis.circuits.graph import Graph, Prediction, Scores
 from clt_lightning.analysis.circuits.heads import HeadSplit, head_table, split_by_heads
 from clt_lightning.analysis.circuits.image_model import ImageModel, model_of_image
-from clt_lightning.analysis.circuits.intervene import Effects, intervene, intervene_on
-from clt_lightning.analysis.circuits.linear import LinearTower, Seen, see
+from clt_lightning.analysis.circuits.intervention import Effects, intervene, intervene_on
+from clt_lightning.analysis.circuits.linear import LinearTower
 from clt_lightning.analysis.circuits.nodes import Node, Nodes
 from clt_lightning.analysis.circuits.nodeset import NodeEdit, NodeSet
 from clt_lightning.analysis.circuits.open_clip_parts import parts_of
 from clt_lightning.analysis.circuits.parts import TowerParts, cast
 from clt_lightning.analysis.circuits.queries import HeadScore, explain_score
-from clt_lightning.analysis.circuits.validate import Validation, validate
+from clt_lightning.analysis.circuits.validation import Validation, validate
+from clt_lightning.analysis.circuits.virtual import by_coactivation, rank_correlation, virtual_weights
 
 __all__ = [
+    "ConceptAblation",
+    "EdgeSums",
     "Effects",
+    "ExpectedGraph",
     "Graph",
     "HeadScore",
     "HeadSplit",
@@ -31,16 +38,23 @@ __all__ = [
     "Seen",
     "TowerParts",
     "Validation",
+    "ablate_concepts",
     "attribute",
+    "by_coactivation",
     "cast",
+    "expected_graph",
     "explain_score",
     "head_table",
     "intervene",
     "intervene_on",
+    "mean_codes",
     "model_of_image",
     "parts_of",
+    "random_features",
+    "rank_correlation",
     "see",
     "split_by_heads",
     "top_targets",
     "validate",
+    "virtual_weights",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clt_lightning.analysis import notebook
 from clt_lightning.analysis.circuits.edges import Edges, check_share, cumulated_share, cut
 from clt_lightning.analysis.circuits.nodes import Nodes
 from clt_lightning.analysis.target import Target
@@ -90,6 +91,14 @@ class Graph:
             f"Graph of {names}: {counts} nodes, {len(self.edges)} edges, replacement {self.scores.replacement:.3f}, "
             f"completeness {self.scores.completeness:.3f}"
         )
+
+    def _repr_html_(self) -> str:
+        table = self.nodes
+        top = [table[i] for i in self.top(12)]
+        rows = [[node.name, f"{node.activation:.3f}", f"{node.influence:.4f}"] for node in top]
+        ends = ", ".join(f"{kind} {share:.0%}" for kind, share in self.scores.ends.items() if share)
+        title = f"{self!r}; with biases, influence ends in {ends}"
+        return notebook.table(["feature", "code", "influence"], rows, title)
 
     @cached_property
     def target_weights(self) -> Tensor:

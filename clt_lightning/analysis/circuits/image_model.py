@@ -10,12 +10,14 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.circuits.linear import LinearTower, Seen, see
+from clt_lightning.analysis.circuits.forward import Seen, see
+from clt_lightning.analysis.circuits.linear import LinearTower
 from clt_lightning.analysis.circuits.open_clip_parts import parts_of
 from clt_lightning.analysis.circuits.parts import TowerParts, cast
 from clt_lightning.analysis.circuits.read_out import ReadOutRow, Rows, read_out_row
 from clt_lightning.analysis.circuits.sources import Sources, skip_matrices
 from clt_lightning.analysis.target import Target
+from clt_lightning.analysis.tower import at_all_mlps
 from clt_lightning.core.errors import UserError
 from clt_lightning.replacement import check_fit
 from clt_lightning.transcoder import CrossLayerTranscoder
@@ -86,7 +88,11 @@ def model_of_image(
     Raises:
         UserError: shapes, transcoder or architecture do not fit.
     """
-    check_fit(clip, clt)
+    if not at_all_mlps(clip, clt):
+        raise UserError(
+            f"circuits are of transcoders in the place of all MLPs: this one rebuilds {clt.sites.write} at blocks "
+            f"{list(check_fit(clip, clt))}"
+        )
     if dtype not in (torch.float32, torch.float64):
         raise UserError(f"circuits are computed in float32 or float64, got {dtype}")
     if skip not in ("node", "through"):
@@ -98,8 +104,10 @@ def model_of_image(
         raise UserError(
             f"a graph is of one image {size[1:]}, got {tuple(prepared.shape)}: pass it through `preprocess`"
         )
-    prepared = prepared.to(device=clip.device, dtype=dtype)
-    if not bool(prepared.isfinite().all()):
-        raise UserError("the image holds NaN or infinite values")
-    parts = cast(parts_of(clip), dtype, clip.device)
-    return ImageModel(clip, clt, prepared, parts, see(parts, parts.embed(prepared)), skip, tangent)
+    # inference mode's tensors could not be differentiated later, for tangent rows
+    with torch.inference_mode(False):
+        prepared = prepared.detach().to(device=clip.device, dtype=dtype, copy=True)
+        if not bool(prepared.isfinite().all()):
+            raise UserError("the image holds NaN or infinite values")
+        parts = cast(parts_of(clip), dtype, clip.device)
+        return ImageModel(clip, clt, prepared, parts, see(parts, parts.embed(prepared)), skip, tangent)

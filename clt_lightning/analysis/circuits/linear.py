@@ -1,8 +1,8 @@
 """The linear model of an image: its own forward with attention patterns, norm scales and gates held at their values.
 
 What is held makes every block affine in the residual stream, so that a stream, an encoder's pre-activation or a logit
-is a sum over what was written before it. `see` runs the tower and keeps what is held; `LinearTower` is the affine map
-and its transpose. The forward of the held tower is the model's own.
+is a sum over what was written before it. `forward.see` runs the tower and keeps what is held; `LinearTower` is the
+affine map and its transpose. The forward of the held tower is the model's own.
 """
 
 from __future__ import annotations
@@ -14,155 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.circuits.parts import AttentionParts, BlockParts, MlpParts, Norm, TowerParts
+from clt_lightning.analysis.circuits.forward import Held, Seen, mixed, normed_by, scaled, values
+from clt_lightning.analysis.circuits.parts import BlockParts, TowerParts
 
 Rules = Literal["transcoder", "libragrad"]
-
-
-@dataclass(frozen=True)
-class Held:
-    """What is held of one block, for each image.
-
-    Attributes:
-        norm_1: `(images, positions, 1)` scale of the norm before the attention.
-        pattern: `(images, heads, positions, positions)` attention from each query (first) to each key.
-        inner: scale of the norm over the heads' outputs; None for none.
-        post: scale of the norm on the attention's output; None for none.
-        norm_2: scale of the norm before the MLP.
-        gate: `(images, positions, hidden)` activation over its argument.
-        mlp: scale of the norm inside the MLP; None for none.
-    """
-
-    norm_1: Tensor
-    pattern: Tensor
-    inner: Tensor | None
-    post: Tensor | None
-    norm_2: Tensor
-    gate: Tensor
-    mlp: Tensor | None
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One forward of the tower.
-
-    Attributes:
-        streams: at the entry of every block, and after the last: L + 1 of `(images, positions, d_model)`.
-        middles: before every MLP's norm.
-        x: the MLPs' inputs, after the norm; y: what the MLPs add.
-        held: one a block.
-        embedding: `(images, embed_dim)`, not normalised.
-    """
-
-    streams: list[Tensor]
-    middles: list[Tensor]
-    x: list[Tensor]
-    y: list[Tensor]
-    held: list[Held]
-    embedding: Tensor
-
-
-@torch.no_grad()
-def see(parts: TowerParts, stream: Tensor) -> Seen:
-    """Run the tower from the entry of block 0, and keep what the linear model holds.
-
-    Args:
-        parts: in the type of `stream` (`parts.cast`).
-        stream: `(images, positions, d_model)`, from `parts.embed`.
-    """
-    streams, middles, xs, ys, held = [stream], [], [], [], []
-    for block in parts.blocks:
-        scale_1 = block.norm_1.scale(stream)
-        normed = block.norm_1(stream, scale_1)
-        pattern = attention_pattern(block.attention, normed)
-        heads = mixed(block.attention, values(block.attention, normed), pattern)
-        inner, post = _scale(block.attention.inner_norm, heads), None
-        out = block.attention.out(_normed(block.attention.inner_norm, heads, inner))
-        if block.post_attention is not None:
-            post = block.post_attention.scale(out)
-            out = block.post_attention(out, post)
-        middle = stream + _scaled(out, block.scale_1)
-        scale_2 = block.norm_2.scale(middle)
-        x = block.norm_2(middle, scale_2)
-        hidden = block.mlp.up(x)
-        active = block.mlp.activation(hidden)
-        mlp_scale = _scale(block.mlp.norm, active)
-        y = _scaled(block.mlp.down(_normed(block.mlp.norm, active, mlp_scale)), block.scale_2)
-        stream = middle + y
-        streams.append(stream)
-        middles.append(middle)
-        xs.append(x)
-        ys.append(y)
-        held.append(Held(scale_1, pattern, inner, post, scale_2, gate(block.mlp, hidden, active), mlp_scale))
-    return Seen(streams, middles, xs, ys, held, embed_stream(parts, stream))
-
-
-def embed_stream(parts: TowerParts, stream: Tensor) -> Tensor:
-    """`(images, embed_dim)` from the last stream, not normalised; gradients flow."""
-    end = parts.read_out
-    if end.other is not None:
-        return end.other(stream)
-    if end.norm is not None and not end.norm_after_pool:
-        stream = end.norm(stream)
-    pooled = torch.einsum("p,npd->nd", end.pool.to(stream), stream)
-    if end.norm is not None and end.norm_after_pool:
-        pooled = end.norm(pooled)
-    return pooled if end.projection is None else end.projection(pooled)
-
-
-def gate(mlp: MlpParts, hidden: Tensor, active: Tensor) -> Tensor:
-    """The activation's output over its argument; at an argument of 0, the limit from beside it."""
-    tiny = hidden.abs() < 1e-12
-    beside = torch.full_like(hidden, 1e-6)
-    return torch.where(tiny, mlp.activation(beside) / beside, active / torch.where(tiny, beside, hidden))
-
-
-def queries_and_keys(part: AttentionParts, normed: Tensor) -> tuple[Tensor, Tensor]:
-    """`(images, heads, positions, channels)` each, as the scores read them, from the normed stream."""
-    q, k = _split(part, normed)[:2]
-    q = q if part.q_norm is None else part.q_norm(q)
-    k = k if part.k_norm is None else part.k_norm(k)
-    return (q, k) if part.rope is None else (part.rope(q), part.rope(k))
-
-
-def score_scale(part: AttentionParts, channels: int) -> float:
-    """The factor on `<query, key>`."""
-    return channels**-0.5 if part.scale is None else part.scale
-
-
-def attention_pattern(part: AttentionParts, normed: Tensor) -> Tensor:
-    """`(images, heads, queries, keys)`: what each position looks at."""
-    q, k = queries_and_keys(part, normed)
-    return torch.softmax(q @ k.transpose(-1, -2) * score_scale(part, q.shape[-1]), -1)
-
-
-def values(part: AttentionParts, normed: Tensor) -> Tensor:
-    """`(images, heads, positions, channels)`."""
-    return _split(part, normed)[2]
-
-
-def mixed(part: AttentionParts, value: Tensor, pattern: Tensor) -> Tensor:
-    """The heads' outputs side by side, `(images, positions, d_model)`."""
-    found = pattern @ value
-    if part.head_scale is not None:
-        found = found * part.head_scale[:, None, None]
-    return found.transpose(1, 2).flatten(2)
-
-
-def _split(part: AttentionParts, normed: Tensor) -> Tensor:
-    return part.qkv(normed).unflatten(-1, (3, part.n_heads, -1)).permute(2, 0, 3, 1, 4)
-
-
-def _scale(norm: Norm | None, x: Tensor) -> Tensor | None:
-    return None if norm is None else norm.scale(x)
-
-
-def _normed(norm: Norm | None, x: Tensor, scale: Tensor | None) -> Tensor:
-    return x if norm is None else norm(x, scale)
-
-
-def _scaled(x: Tensor, factors: Tensor | None) -> Tensor:
-    return x if factors is None else x * factors
 
 
 class LinearBlock:
@@ -183,10 +38,10 @@ class LinearBlock:
         attention, held = self.part.attention, self.held
         value = values(attention, self.part.norm_1(stream, held.norm_1))
         heads = mixed(attention, value, held.pattern)
-        out = attention.out(_normed(attention.inner_norm, heads, held.inner))
+        out = attention.out(normed_by(attention.inner_norm, heads, held.inner))
         if self.part.post_attention is not None:
             out = self.part.post_attention(out, held.post)
-        return _scaled(out, self.part.scale_1)
+        return scaled(out, self.part.scale_1)
 
     def attend_adjoint(self, gradient: Tensor, heads: Tensor | None = None) -> Tensor:
         """From the gradient by what the attention adds to that by the stream at the block's entry.
@@ -216,7 +71,7 @@ class LinearBlock:
             `(rows, heads, positions, channels)`.
         """
         attention = self.part.attention
-        gradient = _scaled(gradient, self.part.scale_1)
+        gradient = scaled(gradient, self.part.scale_1)
         if self.part.post_attention is not None:
             assert self.held.post is not None
             gradient = self.part.post_attention.adjoint(gradient, self.held.post)
@@ -225,7 +80,8 @@ class LinearBlock:
             assert self.held.inner is not None
             gradient = attention.inner_norm.adjoint(gradient, self.held.inner)
         z = gradient.unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
-        return z if attention.head_scale is None else z * attention.head_scale[:, None, None]
+        result: Tensor = z if attention.head_scale is None else z * attention.head_scale[:, None, None]
+        return result
 
     def read(self, middle: Tensor) -> Tensor:
         """The MLP's input from the stream before its norm."""
@@ -239,12 +95,12 @@ class LinearBlock:
         """What the MLP adds, its gates held."""
         mlp = self.part.mlp
         active = mlp.up(x) * self.held.gate
-        return _scaled(mlp.down(_normed(mlp.norm, active, self.held.mlp)), self.part.scale_2)
+        return scaled(mlp.down(normed_by(mlp.norm, active, self.held.mlp)), self.part.scale_2)
 
     def mlp_adjoint(self, gradient: Tensor) -> Tensor:
         """The transpose of `mlp`."""
         mlp = self.part.mlp
-        gradient = mlp.down.adjoint(_scaled(gradient, self.part.scale_2))
+        gradient = mlp.down.adjoint(scaled(gradient, self.part.scale_2))
         if mlp.norm is not None:
             assert self.held.mlp is not None
             gradient = mlp.norm.adjoint(gradient, self.held.mlp)

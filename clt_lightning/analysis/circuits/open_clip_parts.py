@@ -17,6 +17,9 @@ from clt_lightning.analysis.circuits.parts import (
     ReadOutParts,
     TowerParts,
 )
+from clt_lightning.analysis.circuits.timm_parts import timm_parts
+from clt_lightning.backbone.families.open_clip import OpenClipViT
+from clt_lightning.backbone.families.timm import TimmViT
 from clt_lightning.core.errors import UserError
 
 
@@ -24,7 +27,8 @@ def parts_of(clip: Any) -> TowerParts:
     """The parts of a backbone's image tower.
 
     Args:
-        clip: a `FrozenCLIP`, or a backbone with a method `circuit_parts()`.
+        clip: a `FrozenCLIP` with a tower of open_clip's own, a `FrozenViT` of timm's, or a backbone with a method
+            `circuit_parts()`.
 
     Raises:
         UserError: an architecture whose parts are not known.
@@ -33,6 +37,14 @@ def parts_of(clip: Any) -> TowerParts:
     if callable(own):
         found: TowerParts = own()
         return found
+    family = getattr(clip, "family", None)
+    if isinstance(family, TimmViT):
+        return timm_parts(clip, family)
+    if not isinstance(family, OpenClipViT):
+        raise UserError(
+            f"'{clip.name}' is of the family {type(family).__name__}: circuits are known of open_clip's own towers "
+            "and of timm's"
+        )
     visual = clip.model.visual
     return TowerParts(
         name=clip.name,
@@ -120,7 +132,8 @@ def _embedding(visual: Any) -> Any:
         first = cls.to(images).expand(len(images), 1, -1)
         stream = torch.cat([first, patches], 1) + positions.to(images)
         if norm is None:
-            return stream
+            result: Tensor = stream
+            return result
         kept = Norm(
             None if norm.weight is None else norm.weight.to(images),
             None if norm.bias is None else norm.bias.to(images),
@@ -162,6 +175,7 @@ def _whole(visual: Any) -> Any:
             }
             own._parameters = {name: p if p is None else p.to(stream.dtype) for name, p in visual._parameters.items()}
         pooled = own._pool(stream)[0]
-        return pooled if own.proj is None else pooled @ own.proj
+        result: Tensor = pooled if own.proj is None else pooled @ own.proj
+        return result
 
     return run

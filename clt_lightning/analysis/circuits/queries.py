@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clt_lightning.analysis.circuits.forward import queries_and_keys, score_scale
 from clt_lightning.analysis.circuits.graph import Graph
 from clt_lightning.analysis.circuits.heads import columns_of
 from clt_lightning.analysis.circuits.image_model import ImageModel
 from clt_lightning.analysis.circuits.layout import lay_out
-from clt_lightning.analysis.circuits.linear import queries_and_keys, score_scale
 from clt_lightning.analysis.circuits.parts import AttentionParts, Norm
 from clt_lightning.core.errors import UserError
 
@@ -91,7 +91,7 @@ def explain_score(model: ImageModel, graph: Graph, layer: int, head: int, query:
     n = len(graph.nodes)
     sides = []
     for which, weights in ((0, at_query), (1, contrast)):
-        found = _channels(model, layer, head, which, weights.to(sources.like))
+        found = _channels(model, layer, head, which, weights.to(sources.like)).cpu()
         sides.append(found.new_zeros(len(found), n).index_add_(1, columns, found))
     pairs = sides[0].T @ sides[1] * scale
     return HeadScore(layer, head, query, key, float(scores[key]), float(scores[key] - scores.mean()), pairs)

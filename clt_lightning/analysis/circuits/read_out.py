@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.circuits.linear import Seen, embed_stream
+from clt_lightning.analysis.circuits.forward import Seen, embed_stream
 from clt_lightning.analysis.circuits.parts import TowerParts
 from clt_lightning.analysis.target import Target
 from clt_lightning.core.errors import UserError

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from clt_lightning.analysis.circuits.forward import attention_pattern, mixed, values
 from clt_lightning.analysis.circuits.image_model import ImageModel
-from clt_lightning.analysis.circuits.linear import attention_pattern, mixed, values
 from clt_lightning.analysis.circuits.nodeset import NodeEdit, NodeSet
 from clt_lightning.analysis.circuits.parts import BlockParts
 from clt_lightning.analysis.circuits.sources import add_written, encoder_rows, pre_activations

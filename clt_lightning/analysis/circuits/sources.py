@@ -94,13 +94,15 @@ def pre_activations(clt: CrossLayerTranscoder, layer: int, site: Tensor) -> Tens
 def encoder_rows(clt: CrossLayerTranscoder, layer: int, features: Tensor, like: Tensor) -> Tensor:
     """`(features, d_model)`: how some features read what their encoder is given, without its bias."""
     rows = clt.W_enc[layer].detach()[features]
-    return rows.to(like) * clt.x_scale[layer].to(like)
+    result: Tensor = rows.to(like) * clt.x_scale[layer].to(like)
+    return result
 
 
 def decoder_rows(clt: CrossLayerTranscoder, layer: int, features: Tensor, target: int, like: Tensor) -> Tensor:
     """`(features, d_model)`: what code 1 of some features writes into a layer."""
     rows = clt.W_dec[layer].detach()[features, target - layer]
-    return rows.to(like) * clt.y_scale[target].to(like)
+    result: Tensor = rows.to(like) * clt.y_scale[target].to(like)
+    return result
 
 
 def skip_matrices(clt: CrossLayerTranscoder, like: Tensor) -> list[Tensor] | None:

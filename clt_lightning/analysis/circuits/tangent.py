@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.circuits.linear import Held, LinearBlock, score_scale
+from clt_lightning.analysis.circuits.forward import Held, score_scale
+from clt_lightning.analysis.circuits.linear import LinearBlock
 from clt_lightning.analysis.circuits.parts import BlockParts, Norm
 
 
@@ -90,7 +91,8 @@ class TangentBlock(LinearBlock):
         if attention.inner_norm is not None:
             gradient = norm_adjoint(attention.inner_norm, gradient, self._mixed)
         z = gradient.unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
-        return z if attention.head_scale is None else z * attention.head_scale[:, None, None]
+        result: Tensor = z if attention.head_scale is None else z * attention.head_scale[:, None, None]
+        return result
 
     def read_adjoint(self, gradient: Tensor) -> Tensor:
         """As `LinearBlock.read_adjoint`, the norm at work."""

@@ -184,35 +184,35 @@ class StudyBatch:
             here = [entry for entry in single if int(tables[entry[0]][0][entry[2]]) == layer]
             for start in range(0, len(here), ROWS):
                 some = here[start : start + ROWS]
-                image = torch.tensor([entry[0] for entry in some], device=self.clip.device)
+                where = torch.tensor([entry[0] for entry in some], device=self.clip.device)
                 which = torch.stack([tables[i][1][row] for i, _, row in some])
-                parts = written(self.clt, layer, which, self.dense[layer][image, :, which])
-                gone, path = self._without(layer, parts, image, [questions[i][n] for i, n, _ in some], head, options)
+                parts = written(self.clt, layer, which, self.dense[layer][where, :, which])
+                gone, path = self._without(layer, parts, where, [questions[i][n] for i, n, _ in some], head, options)
                 after |= dict(zip(some, gone))
                 for (i, number, row), value in zip(some, path):
                     integrated[i][number, row] = value
         ablations: list[list[Ablation]] = [[] for _ in tables]
         together: list[tuple[int, int, list[int]]] = []
         predicted: list[float] = []
-        for image_, (_, _, total) in enumerate(tables):
-            for number, pair in enumerate(questions[image_]):
-                rows = [row for i, n, row in single if (i, n) == (image_, number)]
-                a, b = (classes[image_].tolist().index(c) for c in pair)
+        for image, (_, _, total) in enumerate(tables):
+            for number, pair in enumerate(questions[image]):
+                rows = [row for i, n, row in single if (i, n) == (image, number)]
+                a, b = (classes[image].tolist().index(c) for c in pair)
                 effect = (total[rows, a] - total[rows, b]).cpu()
                 if options.full:
-                    effect = integrated[image_][number, rows]
+                    effect = integrated[image][number, rows]
                 order = effect.argsort(descending=True, stable=True).tolist()
-                ablations[image_] += [
-                    Ablation(number, [rows[n]], float(effect[n]), after[image_, number, rows[n]]) for n in order
+                ablations[image] += [
+                    Ablation(number, [rows[n]], float(effect[n]), after[image, number, rows[n]]) for n in order
                 ]
                 first = order[: options.deciding]
-                together.append((image_, number, [rows[n] for n in first]))
+                together.append((image, number, [rows[n] for n in first]))
                 predicted.append(float(effect[first].sum()))
         for start in range(0, len(together), ROWS):
             sets = together[start : start + ROWS]
             first_layer, parts = self._written_by(sets, tables)
-            image = torch.tensor([i for i, _, _ in sets], device=self.clip.device)
-            gone, path = self._without(first_layer, parts, image, [questions[i][n] for i, n, _ in sets], head, options)
+            where = torch.tensor([i for i, _, _ in sets], device=self.clip.device)
+            gone, path = self._without(first_layer, parts, where, [questions[i][n] for i, n, _ in sets], head, options)
             values = path or predicted[start : start + ROWS]
             for (i, number, rows), value, logits in zip(sets, values, gone):
                 ablations[i].append(Ablation(number, rows, value, logits))

@@ -102,7 +102,7 @@ class HuggingFaceViT(Family):
         return pooled if self.projection is None else self.projection(pooled)
 
     def _pick(self, tokens: Tensor) -> Tensor:
-        return tokens[:, 0] if self.tokens.has_cls else tokens[:, self.tokens.slice("patch")].mean(1)
+        return tokens[:, 0] if self.tokens.has_cls else tokens[:, self.tokens.span("patch")].mean(1)
 
     def norms(self, block: Any) -> tuple[nn.Module | None, nn.Module | None]:
         return _one(block, _NORM_1), _one(block, _NORM_2)
@@ -120,7 +120,8 @@ class HuggingFaceViT(Family):
         if _one(block, ("mlp",)) is not None:
             return _passed(block, block.mlp(x), "layer_scale2", "dropout")
         # the older layout adds the stream inside `output`
-        return block.output.dropout(block.output.dense(block.intermediate(x)))
+        found: Tensor = block.output.dropout(block.output.dense(block.intermediate(x)))
+        return found
 
     def run_block(self, layer: int, at: At, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         found = super().run_block(layer, at, x, *args, **kwargs)

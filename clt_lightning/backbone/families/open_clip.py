@@ -43,7 +43,8 @@ class OpenClipViT(Family):
 
     def encode(self, images: Tensor) -> Tensor:
         found = self.visual(images)
-        return found[0] if isinstance(found, tuple) else found  # CoCa's tower gives its tokens as well
+        pooled: Tensor = found[0] if isinstance(found, tuple) else found  # CoCa's tower gives its tokens as well
+        return pooled
 
     def after(self, stream: Tensor) -> Tensor:
         pooled = self._pool(stream)
@@ -57,7 +58,8 @@ class OpenClipViT(Family):
             return self._one(visual.ln_post(visual.attn_pool(x)))
         normed = visual.ln_post(x)
         cascaded = visual.attn_pool_type == "cascade"
-        return visual.attn_pool_contrastive(visual.attn_pool(normed) if cascaded else normed)
+        found: Tensor = visual.attn_pool_contrastive(visual.attn_pool(normed) if cascaded else normed)
+        return found
 
     def _one(self, x: Tensor) -> Tensor:
         """One of the tokens, or their mean, as the architecture says."""
@@ -69,11 +71,15 @@ class OpenClipViT(Family):
 
     def attention(self, block: Any, x: Tensor, *args: Any, attn_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
         if hasattr(block, "attention"):  # around torch's MultiheadAttention
-            return block.ls_1(block.attention(q_x=x, attn_mask=attn_mask))
-        return block.ls_1(block.ln_attn(block.attn(x, attn_mask=attn_mask)))
+            mixed = block.attention(q_x=x, attn_mask=attn_mask)
+        else:
+            mixed = block.ln_attn(block.attn(x, attn_mask=attn_mask))
+        found: Tensor = block.ls_1(mixed)
+        return found
 
     def mlp(self, block: Any, x: Tensor) -> Tensor:
-        return block.ls_2(block.mlp(x))
+        found: Tensor = block.ls_2(block.mlp(x))
+        return found
 
     def readout(self) -> Readout | None:
         visual = self.visual

@@ -34,11 +34,13 @@ class OpenClipTimm(Family):
         return isinstance(visual, TimmModel) and any(kind.fits(visual.trunk) for kind in (TimmViT, TimmEva))
 
     def encode(self, images: Tensor) -> Tensor:
-        return self.visual(images)
+        found: Tensor = self.visual(images)
+        return found
 
     def after(self, stream: Tensor) -> Tensor:
         trunk: Any = self.visual.trunk
-        return self.visual.head(trunk.forward_head(trunk.norm(stream)))
+        found: Tensor = self.visual.head(trunk.forward_head(trunk.norm(stream)))
+        return found
 
     def norms(self, block: Any) -> tuple[nn.Module | None, nn.Module | None]:
         return self.trunk.norms(block)

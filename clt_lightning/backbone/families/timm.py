@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.data import create_transform, resolve_model_data_config
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
@@ -57,22 +58,24 @@ class TimmViT(Family):
         if pooled.ndim == 2:
             return pooled
         # a model that was made without pooling: [CLS], or the mean of the patches
-        return pooled[:, 0] if self.tokens.has_cls else pooled[:, self.tokens.slice("patch")].mean(1)
+        return pooled[:, 0] if self.tokens.has_cls else pooled[:, self.tokens.span("patch")].mean(1)
 
     def norms(self, block: Any) -> tuple[nn.Module | None, nn.Module | None]:
         return (None, None) if isinstance(block, _POST_NORM) else (block.norm1, block.norm2)
 
     def attention(self, block: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y = block.attn(x, *args, **kwargs)
-        return block.drop_path1(block.norm1(y) if isinstance(block, _POST_NORM) else self._scaled(block, 1, y))
+        found: Tensor = block.drop_path1(block.norm1(y) if isinstance(block, _POST_NORM) else self._scaled(block, 1, y))
+        return found
 
     def mlp(self, block: Any, x: Tensor) -> Tensor:
         y = block.mlp(x)
-        return block.drop_path2(block.norm2(y) if isinstance(block, _POST_NORM) else self._scaled(block, 2, y))
+        found: Tensor = block.drop_path2(block.norm2(y) if isinstance(block, _POST_NORM) else self._scaled(block, 2, y))
+        return found
 
     def _scaled(self, block: Any, branch: int, y: Tensor) -> Tensor:
-        scale: nn.Module = getattr(block, f"ls{branch}")
-        return scale(y)
+        scaled: Tensor = getattr(block, f"ls{branch}")(y)
+        return scaled
 
     def readout(self) -> Readout | None:
         trunk = self.trunk
@@ -91,7 +94,7 @@ class TimmViT(Family):
         return head if isinstance(head, nn.Linear) and not distilled else None
 
     def transform(self) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
-        cfg = resolve_model_data_config(self.trunk)
+        cfg = resolve_model_data_config(self.trunk)  # type: ignore[no-untyped-call]
         cfg["input_size"] = (3, self.image_size, self.image_size)
         return create_transform(**cfg, is_training=False), tuple(cfg["mean"]), tuple(cfg["std"])
 

@@ -32,11 +32,19 @@ KINDS = {
 }
 
 
-def _curve(axes: Axes, x: Sequence[float], points: Sequence[Interval], label: str, color: str, form: str) -> None:
-    percent = [np.nan if p["value"] is None else 100 * p["value"] for p in points]
-    axes.plot(x, percent, form, color=color, label=label, markersize=4, linewidth=1.5)
+def _curve(
+    axes: Axes,
+    x: Sequence[float],
+    points: Sequence[Interval],
+    label: str,
+    color: str,
+    form: str,
+    scale: float = 100,
+) -> None:
+    values = [np.nan if p["value"] is None else scale * p["value"] for p in points]
+    axes.plot(x, values, form, color=color, label=label, markersize=4, linewidth=1.5)
     if all(p.get("low") is not None for p in points):
-        low, high = ([100 * p[side] for p in points] for side in ("low", "high"))
+        low, high = ([scale * p[side] for p in points] for side in ("low", "high"))
         axes.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
         if len(points) == 1:  # a band has no width there
             axes.vlines(x, low, high, color=color, linewidth=1, alpha=0.8)
@@ -64,7 +72,7 @@ def replacement(arms: Arms, metric: str, single: bool, name: str) -> Figure:
 
     Args:
         arms: `evaluation.<split>.zero_shot.arms`, some of which fit (`replacement_arms`).
-        metric: which of their intervals, in 0..1.
+        metric: which of their intervals: shares, or `kl` in nats.
         single: single layers in the place of windows that end at the last layer.
         name: of the metric, for the axis.
     """
@@ -72,6 +80,7 @@ def replacement(arms: Arms, metric: str, single: bool, name: str) -> Figure:
     last = max(a["last"] for a in chosen)
     sets = [name for name in TOKEN_NAMES if any(a["tokens"] == name for a in chosen)]
     original = next((a for a in arms if a["kind"] == "original"), None)
+    scale = 1 if metric == "kl" else 100
     with house_style():
         figure = new_figure(0.6 + 3.2 * len(sets), 3.3)
         panels = figure.subplots(1, len(sets), sharey=True, squeeze=False)[0]
@@ -81,12 +90,15 @@ def replacement(arms: Arms, metric: str, single: bool, name: str) -> Figure:
                     (a for a in chosen if (a["kind"], a["tokens"]) == (kind, tokens)), key=lambda a: a["first"]
                 )
                 if mine:
-                    _curve(axes, [a["first"] for a in mine], [a[metric] for a in mine], label, color, form)
+                    _curve(axes, [a["first"] for a in mine], [a[metric] for a in mine], label, color, form, scale)
             if original is not None and original.get(metric) and original[metric]["value"] is not None:
-                axes.axhline(100 * original[metric]["value"], color=GREY, linestyle="--", linewidth=1, label="original")
+                level = scale * original[metric]["value"]
+                axes.axhline(level, color=GREY, linestyle="--", linewidth=1, label="original")
             axes.set(title=TOKEN_NAMES[tokens], xlabel="layer" if single else f"first layer replaced (to {last})")
             axes.set_xticks(sorted({a["first"] for a in chosen}))
-        panels[0].set_ylabel(f"{name} (%)")
+        panels[0].set_ylabel(f"{name} ({'nats' if metric == 'kl' else '%'})")
+        if metric == "kl" and any(a[metric]["value"] > 0 for a in chosen):
+            panels[0].set_yscale("log")  # shared: it spans decades
         _legend(figure, panels)
     return figure
 

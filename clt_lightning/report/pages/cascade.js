@@ -174,7 +174,7 @@
             CLT.figure({
               title: "From a layer to the last one",
               note: `${CLT.tokenName(state.tokens)} replaced.`,
-              files: state.task === "zero_shot" ? files.cascade : null,
+              files: state.task === "zero_shot" ? files.cascade?.[state.metric] : null,
               body: plot(
                 arms,
                 state.metric,
@@ -192,7 +192,7 @@
             CLT.figure({
               title: "One layer alone",
               note: `${CLT.tokenName(state.tokens)} replaced, in one layer at a time.`,
-              files: state.task === "zero_shot" ? files.single : null,
+              files: state.task === "zero_shot" ? files.single?.[state.metric] : null,
               body: plot(
                 arms,
                 state.metric,

@@ -10,6 +10,8 @@ from clt_lightning.report.numbers import interval
 from clt_lightning.report.page import Page
 
 TASKS = ("zero_shot", "multilabel", "retrieval")
+#: Those of zero-shot classification that are drawn
+METRICS = {"top1": "top-1", "top5": "top-5", "per_class_recall": "class recall", "kl": "KL", "drop": "drop"}
 _PLACE = ("kind", "first", "last", "tokens", "n")
 
 
@@ -21,10 +23,16 @@ def write(draft: Draft) -> None:
     if "zero_shot" in tables:
         arms = evaluation["zero_shot"]["arms"]
         for name, file, single in (("cascade", "cascade", False), ("single", "single_layers", True)):
-            draft.files[name] = tables["zero_shot"]
-            if curves.replacement_arms(arms, "top1", single):
-                figure = draft.figure(file, lambda single=single: curves.replacement(arms, "top1", single, "top-1"))  # type: ignore[misc]
-                draft.files[name] = figure + tables["zero_shot"]
+            # by metric: the links follow what is shown
+            draft.files[name] = {
+                metric: _figure(draft, f"{file}_{metric}", arms, metric, single) + tables["zero_shot"]
+                for metric in METRICS
+                if curves.replacement_arms(arms, metric, single)
+            }
+
+
+def _figure(draft: Draft, file: str, arms: list[dict[str, Any]], metric: str, single: bool) -> list[str]:
+    return draft.figure(file, lambda: curves.replacement(arms, metric, single, METRICS[metric]))
 
 
 def _arms(draft: Draft, task: str, arms: list[dict[str, Any]]) -> str:

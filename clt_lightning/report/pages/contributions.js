@@ -79,7 +79,7 @@
     const state = {
       tokens: sets.includes(query.tokens) ? query.tokens : sets[0],
       part: whole && query.part !== "features" ? "whole" : "features",
-      cls: query.cls || "",
+      cls: CLT.whole(query.cls, e.classnames.length) ?? "",
     };
     function draw() {
       const c = e.contributions[state.tokens];

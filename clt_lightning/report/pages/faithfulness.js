@@ -53,7 +53,7 @@
     const all = e.faithfulness;
     const box = h("div", { class: "stack" });
     const state = {
-      n: all[CLT.whole(query.n)] ? Number(query.n) : 0,
+      n: CLT.whole(query.n, all.length) ?? 0,
       metric: query.metric === "kl" ? "kl" : "top1",
     };
     function draw() {

@@ -1,193 +1,232 @@
-// The index of features: a scatter and a table over the same choice.
+// The explorer: a scatter, a table and a gallery over the same choice of features.
 (() => {
   "use strict";
   const { h } = CLT;
-  CLT.pages.features = async (_parts, query) => {
-    const { files } = await CLT.load("report");
+  const DEFAULTS = { x: "frequency", y: "monosemanticity" };
+
+  // "0.1,0.5,0.2,0.4" of an address -> {x0, x1, y0, y1}
+  function boxOf(text) {
+    const values = (text || "").split(",").map(Number);
+    return values.length === 4 && text && values.every(Number.isFinite)
+      ? { x0: values[0], x1: values[1], y0: values[2], y1: values[3] }
+      : null;
+  }
+
+  CLT.pages.features = async (_, query) => {
+    const { files, evaluation } = await CLT.load("report");
     const head = h("h1", {}, "Features");
-    const meta = await CLT.load("features");
-    if (!meta) return [head, CLT.missing("features", "No features were collected")];
+    if (!(await CLT.load("features"))) return [head, CLT.missing("features", "No features were collected")];
     const [c, sprites] = await Promise.all([CLT.catalogue(), CLT.load("sprites")]);
+    const numbers = CLT.numbersOf(c);
+    const known = (key) => numbers.some((number) => number.key === key);
+    const presets = CLT.presetsOf(c);
+    const clear = CLT.filterFeatures(c, { preset: "clear", layer: "", text: "", dead: false, box: null }).count > 0;
+    const normal = clear ? "clear" : "all";
+    const layer = CLT.whole(query.layer, c.layers);
     const state = {
-      layer: query.layer ?? "",
+      preset: presets.some((p) => p.key === query.preset) ? query.preset : normal,
+      layer: layer === null ? "" : layer,
       text: query.text ?? "",
       dead: query.dead === "true",
-      sort: query.sort || "frequency",
-      down: query.down !== "false",
+      x: known(query.x) ? query.x : DEFAULTS.x,
+      y: known(query.y) ? query.y : DEFAULTS.y,
+      box: boxOf(query.box),
     };
-    const valued = { label_entropy: c.classnames.length > 0, monosemanticity: true };
-    const columns = [
-      {
-        key: "image",
-        name: "",
-        width: "44px",
-        cell: (i) =>
-          c.image[i] >= 0 ? CLT.thumb(sprites, c.image[i], { mode: "image", alt: "strongest image", link: false }) : "",
-      },
-      {
-        key: "id",
-        name: "Feature",
-        width: "minmax(72px, 1fr)",
-        value: (i) => i,
-        cls: "id",
-        cell: (i) => `L${c.layer(i)} · ${c.feature(i)}`,
-      },
-      {
-        key: "class",
-        name: "Strongest class",
-        width: "minmax(68px, 1.6fr)",
-        value: (i) => c.className(c.class_index[i]),
-        cell: (i) =>
-          c.class_index[i] < 0
-            ? h("span", { class: "dim" }, "–")
-            : `${c.className(c.class_index[i])} ${CLT.percent(c.class_share[i], 0)}`,
-        help: "The class with the largest share of the feature's activation",
-      },
-      {
-        key: "word",
-        name: "Nearest word",
-        width: "minmax(80px, 1.2fr)",
-        hideSmall: true,
-        value: (i) => c.word(c.nearest_word[i]),
-        cell: (i) => c.word(c.nearest_word[i]) || h("span", { class: "dim" }, "–"),
-        help: "The word whose CLIP text embedding is nearest to its images",
-      },
-      {
-        key: "frequency",
-        name: "Frequency",
-        width: "minmax(68px, .9fr)",
-        number: true,
-        value: (i) => c.frequency[i],
-        cell: (i) => CLT.percent(c.frequency[i], c.frequency[i] < 0.001 ? 3 : 2),
-        help: "Share of tokens on which it is active",
-      },
-      {
-        key: "mean_code",
-        name: "Mean code",
-        width: "minmax(70px, .8fr)",
-        number: true,
-        hideSmall: true,
-        value: (i) => c.mean_code[i],
-        cell: (i) => CLT.num(c.mean_code[i]),
-        help: "Mean of its non-zero codes",
-      },
-      {
-        key: "max_code",
-        name: "Max",
-        width: "minmax(60px, .7fr)",
-        number: true,
-        hideSmall: true,
-        value: (i) => c.max_code[i],
-        cell: (i) => CLT.num(c.max_code[i]),
-      },
-      {
-        key: "monosemanticity",
-        name: "MS",
-        width: "minmax(44px, .6fr)",
-        number: true,
-        value: (i) => c.monosemanticity[i],
-        cell: (i) => CLT.fixed(c.monosemanticity[i], 3),
-        help: "Monosemanticity: mean cosine between its images' CLIP embeddings, weighted by activation",
-      },
-      {
-        key: "label_entropy",
-        name: "Entropy",
-        width: "minmax(64px, .7fr)",
-        number: true,
-        hideSmall: true,
-        value: (i) => c.label_entropy[i],
-        cell: (i) => CLT.fixed(c.label_entropy[i], 2),
-        help: "Entropy in nats of its activation over classes; low: few classes",
-      },
-    ].filter(
-      (x) =>
-        valued[x.key] !== false &&
-        !(x.key === "word" && !c.words.length) &&
-        !(x.key === "class" && !c.classnames.length),
-    );
-    if (!columns.some((x) => x.key === state.sort && x.value)) state.sort = "frequency";
-    const found = h("span", { class: "note", style: { margin: 0 }, role: "status" }),
-      inside = new Uint8Array(c.n);
-    const x = Float32Array.from(c.frequency, (v) => (v > 0 ? Math.log10(v) : NaN)),
-      y = Float32Array.from(c.mean_code, (v, i) => (c.frequency[i] > 0 ? v : NaN));
-    const colors = Array.from({ length: c.layers }, (_, l) => CLT.layerColor(l, c.layers));
+    const preset = () => presets.find((p) => p.key === state.preset);
+    const columns = CLT.featureColumns(c, sprites, numbers);
+    const sortable = (key) => columns.some((column) => column.sortable && column.key === key) || key === "images";
+    state.sort = sortable(query.sort) ? query.sort : preset().sort;
+    state.down = query.down
+      ? query.down !== "false"
+      : state.sort !== "id" && state.sort !== "name" && state.sort !== "word";
+
+    const colors = Array.from({ length: c.layers }, () => null);
+    const tint = () =>
+      colors.forEach((__, l) => {
+        colors[l] = CLT.layerRgb(l, c.layers);
+      });
+    tint();
+    const effect = (i) => (c.effect ? `\neffect ${CLT.num(c.effect[i])}` : "");
+    const axis = (key) => ({ values: c[key], ...numbers.find((number) => number.key === key) });
     const scatter = CLT.charts.scatter({
-      x,
-      y,
       color: (i) => colors[c.layer(i)],
-      bright: (i) => inside[i] === 1,
-      xLabel: "share of tokens on which it is active",
-      yLabel: "mean code",
-      height: 300,
-      xText: (v) => `${CLT.num(100 * 10 ** v, 2)} %`,
-      yText: (v) => CLT.num(v, 2),
-      label: "Features by firing frequency and mean code; the table below holds the same numbers",
+      label: "Features by two of their numbers; the table holds the same",
       describe: (i) =>
-        `layer ${c.layer(i)}, feature ${c.feature(i)}\n${CLT.percent(c.frequency[i], 3)} of tokens, mean ${CLT.num(c.mean_code[i])}\n${c.className(c.class_index[i])}`,
-      onpick: (i) => CLT.go("feature", [c.layer(i), c.feature(i)]),
+        [
+          c.id(i),
+          CLT.featureName(c, i).text,
+          ...[state.x, state.y].map((key) => `${axis(key).title} ${axis(key).show(c[key][i])}`),
+        ].join("\n") + effect(i),
+      onpick: (i) => {
+        location.hash = c.href(i);
+      },
+      onbrush: (box) => {
+        state.box = box;
+        update();
+      },
+      height: 270,
     });
     const table = CLT.vtable({
       columns,
       label: "Features",
       sort: { key: state.sort, down: state.down },
-      href: (i) => CLT.href("feature", [c.layer(i), c.feature(i)]),
-      onsort: (s) => {
-        state.sort = s.key;
-        state.down = s.down;
+      href: c.href,
+      onsort: (sort) => {
+        Object.assign(state, { sort: sort.key, down: sort.down });
         update();
       },
     });
+    const gallery = CLT.gallery(c, sprites, { label: "Gallery of features" });
+    const found = h("p", { class: "note found", role: "status" });
+    const about = h("span", {});
+    const range = CLT.boxInputs((box) => {
+      state.box = box;
+      update();
+    });
+
     function update() {
-      const list = CLT.searchFeatures(c, state),
-        column = columns.find((k) => k.key === state.sort);
-      inside.fill(0);
-      for (const i of list) inside[i] = 1;
-      CLT.order = CLT.sortFeatures(list, column.value, state.down);
-      table.show(CLT.order);
-      scatter.redraw();
-      found.textContent = `${CLT.count(list.length)} of ${CLT.count(c.n)} features`;
-      CLT.remember("features", [], {
-        layer: state.layer,
-        text: state.text,
+      const box = state.box && { ...state.box, x: c[state.x], y: c[state.y] };
+      const choice = CLT.filterFeatures(c, { ...state, box });
+      CLT.order = CLT.sortFeatures(c, choice, state.sort, state.down);
+      table.show(CLT.order, { key: state.sort, down: state.down });
+      gallery.show(CLT.order);
+      scatter.draw({ x: axis(state.x), y: axis(state.y) }, choice.inside, state.box);
+      sortBy.querySelector("select").value = state.sort;
+      range.show(axis(state.x).title, axis(state.y).title, state.box);
+      about.textContent = preset().about;
+      found.replaceChildren(
+        h("b", {}, CLT.count(choice.count)),
+        ` of ${CLT.count(c.n)} features`,
+        ...(choice.count
+          ? []
+          : [". ", state.box ? "None lies in the box." : "Nothing fits: try another preset, or All."]),
+      );
+      const own = {
+        box: state.box ? ["x0", "x1", "y0", "y1"].map((k) => CLT.short(state.box[k])).join(",") : "",
         dead: state.dead || "",
-        sort: state.sort,
-        down: state.down,
-      });
+      };
+      const usual = { preset: normal, x: DEFAULTS.x, y: DEFAULTS.y, sort: preset().sort, down: true };
+      const told = Object.entries({ ...state, ...own }).filter(([key, value]) => value !== usual[key]);
+      CLT.remember("features", [], Object.fromEntries(told));
     }
     let timer = null;
     const search = h("input", {
       type: "search",
       id: "search",
-      placeholder: "Search: class, word, or layer:feature such as 3:120",
+      placeholder: "Class, word, or number: red circle, 623, 2/623, L2F623",
       "aria-label": "Search features",
       value: state.text,
       oninput: (e) => {
         state.text = e.target.value;
         clearTimeout(timer);
-        timer = setTimeout(update, 120);
+        timer = setTimeout(() => explorer.isConnected && update(), 120);
       },
     });
-    const legend = h(
-      "ul",
-      { class: "legend" },
-      colors.map((color, l) => h("li", {}, h("i", { class: "box", style: { background: color } }), `L${l}`)),
+    const pick = CLT.segments(
+      "Preset",
+      presets.map((p) => [p.key, p.title]),
+      state.preset,
+      (key) => {
+        state.preset = key;
+        Object.assign(state, { sort: preset().sort, down: true });
+        update();
+      },
     );
-    update();
+    const axisSelect = (name, key) =>
+      CLT.select(
+        name,
+        numbers.map((n) => [n.key, n.title]),
+        state[key],
+        (v) => {
+          state[key] = v;
+          state.box = null; // its units are those of the old axis
+          update();
+        },
+      );
+    const layers = Array.from({ length: c.layers }, (__, l) => [l, l]);
+    const sorts = columns.filter((column) => column.sortable).map((column) => [column.key, column.name]);
+    sorts.push(["images", "Number of images"]);
+    const sortBy = CLT.select("Sort by", sorts, state.sort, (v) => {
+      Object.assign(state, { sort: v, down: v !== "id" && v !== "name" && v !== "word" });
+      update();
+    });
+    const legend = h("ul", { class: "legend" });
+    const paint = () => {
+      tint();
+      legend.replaceChildren(
+        ...colors.map((rgb, l) =>
+          h("li", {}, h("i", { class: "box", style: { background: `rgb(${rgb.join(" ")})` } }), `L${l}`),
+        ),
+      );
+    };
+    paint();
+    CLT.onTheme(legend, () => {
+      paint();
+      scatter.redraw();
+    });
+    const views = CLT.segments(
+      "View",
+      [
+        ["gallery", "gallery"],
+        ["table", "table"],
+      ],
+      "gallery",
+      (view) => {
+        explorer.dataset.view = view;
+      },
+    );
+    views.classList.add("only-small");
+    const explorer = h(
+      "div",
+      { class: "explorer", "data-view": "gallery" },
+      h(
+        "section",
+        { class: "card plot", "aria-label": "Scatter" },
+        h(
+          "div",
+          { class: "tools" },
+          axisSelect("Across", "x"),
+          axisSelect("Up", "y"),
+          h(
+            "button",
+            {
+              type: "button",
+              class: "plain small",
+              onclick: () => {
+                state.box = null;
+                update();
+              },
+            },
+            "clear box",
+          ),
+        ),
+        scatter,
+        legend,
+        h("p", { class: "note" }, "Drag a box to choose what lies in it. The denser, the stronger; grey: not chosen."),
+        range.node,
+      ),
+      gallery,
+      table,
+    );
+    queueMicrotask(update);
     return [
-      head,
+      h("div", { class: "row between" }, head, CLT.downloads(files.features)),
       h(
         "p",
         { class: "lead" },
-        `${CLT.count(c.n)} features in ${c.layers} layers, collected on ${CLT.count(c.images)} images of the ${c.split} split. A row or a point leads to the feature's card.`,
+        `${CLT.count(c.n)} features in ${c.layers} layers, collected on ${CLT.count(c.seen)} images of the ${c.split} split. `,
+        about,
+        ".",
       ),
       h(
         "div",
         { class: "tools" },
         search,
-        CLT.select("Layer", [["", "all"], ...Array.from({ length: c.layers }, (_, l) => [l, l])], state.layer, (v) => {
+        CLT.select("Layer", [["", "all"], ...layers], state.layer, (v) => {
           state.layer = v;
           update();
         }),
+        sortBy,
         h(
           "label",
           {},
@@ -201,10 +240,18 @@
           }),
           "dead ones, too",
         ),
-        found,
-        CLT.downloads(files.features),
       ),
-      h("div", { class: "stack" }, h("section", { class: "card" }, scatter, legend), table),
+      h("div", { class: "tools" }, pick, found, views),
+      explorer,
+      evaluation?.effects
+        ? h(
+            "details",
+            { class: "check" },
+            h("summary", {}, "How far to trust the effects: predicted beside real ablation"),
+            h("p", { class: "note" }, CLT.EFFECT_CHECK_NOTE),
+            CLT.effectCheck(evaluation.effects),
+          )
+        : null,
     ];
   };
 })();

@@ -7,7 +7,7 @@
   CLT.pages.image = async ([number], query) => {
     const sprites = await CLT.load("sprites");
     const n = CLT.whole(number, sprites.keys.length);
-    if (n === null) throw new Error(`There is no image ${number} in this report.`);
+    if (n === null) throw new CLT.Nowhere(`There is no image ${number ?? ""} in this report.`);
     if (sprites.page[n] !== "1")
       return [
         h("h1", {}, sprites.keys[n] || `Image ${n}`),
@@ -107,7 +107,7 @@
     const nameOfFeature = (layer, feature) => {
       if (!c) return "";
       const i = layer * c.size + feature;
-      return CLT.featureName ? CLT.featureName(c, i).text : c.className(c.class_index[i]);
+      return CLT.featureName(c, i).text;
     };
     const tie = {
       name: nameOfFeature,
@@ -138,8 +138,8 @@
     };
 
     // -- cards that follow the question
-    const main = h("div", { class: "stack imagemain" });
     const question = h("section", { class: "card question" });
+    const [terms, effects, without] = ["terms", "effects", "without"].map((name) => h("div", { class: `of-${name}` }));
     const probability = (k, replaced) => `${nameOf(k)} ${CLT.percent(s.probability(k, replaced))}`;
     function drawPatch() {
       const head = h("div", { class: "row between" }, h("h2", {}, "Codes of a patch"), picker.cls);
@@ -150,7 +150,7 @@
       if (less === more) less = null;
       draw();
     }
-    function drawQuestion() {
+    function questionParts() {
       const presets = [
         ...s.questions.map(([a, b]) => [
           `${a}/${b}`,
@@ -160,7 +160,7 @@
       ];
       const choice = (k) => [k, `${nameOf(k)}${s.asked(k, null) ? "" : " ·"}`];
       const likely = [...s.columns].sort((a, b) => s.logit(b) - s.logit(a));
-      question.replaceChildren(
+      return [
         h("h2", {}, less === null ? `What makes ${nameOf(more)}` : `Why ${nameOf(more)} and not ${nameOf(less)}`),
         h(
           "div",
@@ -194,26 +194,32 @@
               "·: the logits are split up for this class, but no features' effects were computed.",
             )
           : "",
-      );
+      ];
+    }
+    // draws a card anew; who was in it by keyboard stays at the same control
+    function redraw(box, make) {
+      const controls = () => [...box.querySelectorAll("button, select, a")];
+      const at = controls().indexOf(document.activeElement);
+      box.replaceChildren(...[make()].flat().filter(Boolean));
+      if (at >= 0) controls()[at]?.focus({ preventScroll: true });
+    }
+    function drawTerms() {
+      redraw(terms, () => CLT.termsCard(s, words(), [more, less], state, drawTerms));
+      tell();
     }
     function draw() {
       const w = words();
-      const focus = document.activeElement?.closest?.(".question") ? "question" : null;
       kept = null;
       if (named) {
-        drawQuestion();
-        main.replaceChildren(
-          question,
-          CLT.termsCard(s, w, [more, less], state, draw),
-          CLT.effectsCard(s, w, [more, less], tie),
-          CLT.withoutCard(s, w, [more, less], tie),
-          classes,
-          strongest,
-        );
-      } else main.replaceChildren(strongest);
+        redraw(question, questionParts);
+        drawTerms();
+        redraw(effects, () => CLT.effectsCard(s, w, [more, less], tie));
+        redraw(without, () => CLT.withoutCard(s, w, [more, less], tie));
+      }
       drawPatch();
       back();
-      if (focus) question.querySelector("[aria-pressed='true'], select")?.focus({ preventScroll: true });
+    }
+    function tell() {
       const first = named && s.questions[0][0] === more && s.questions[0][1] === less;
       remember({
         ...(first ? {} : { more, less: less === CLT.MEAN ? "mean" : less }),
@@ -249,15 +255,26 @@
         bar,
       ),
       h("p", { class: "lead" }, lead, h("br"), h("span", { class: "ci" }, data.key)),
-      h(
-        "div",
-        { class: "imagepage" },
+      inView(
         h("section", { class: "card picturecard", "aria-label": "The picture" }, picker.box, said),
         patches,
-        main,
+        h("div", { class: "stack imagemain" }, named && [question, terms, effects, without, classes], strongest),
       ),
     ];
   };
+
+  // the page's grid: the picture stays below the header, and the patch's codes below the picture, however high they are
+  function inView(picture, ...others) {
+    const page = h("div", { class: "imagepage" }, picture, others);
+    const header = document.querySelector(".top");
+    const sizes = new ResizeObserver(() => {
+      if (!page.isConnected) return;
+      page.style.setProperty("--header", `${header.offsetHeight}px`);
+      page.style.setProperty("--picture", `${picture.offsetHeight}px`);
+    });
+    for (const box of [header, picture]) sizes.observe(box);
+    return page;
+  }
 
   function classesCard(s, nameOf, own, onpick) {
     const likely = [...s.columns].sort((a, b) => s.logit(b) - s.logit(a));

@@ -19,7 +19,6 @@
     let starred = false;
 
     function row([layer, feature, note]) {
-      const i = c ? layer * c.size + feature : -1;
       return h(
         "li",
         { class: "noted" },
@@ -30,9 +29,7 @@
             class: "shot",
             "aria-label": `Layer ${layer}, feature ${feature}`,
           },
-          c && c.image[i] >= 0
-            ? CLT.thumb(sprites, c.image[i], { mode: "image", alt: "its strongest image" })
-            : h("span", { class: "thumb" }),
+          CLT.strongest(c, sprites, layer, feature),
         ),
         h(
           "div",

@@ -5,9 +5,9 @@
   CLT.pages.query = async ([number]) => {
     const r = await CLT.load("retrieval"),
       sprites = await CLT.load("sprites"),
-      n = Number(number),
+      n = CLT.whole(number),
       { classnames } = await CLT.load("report");
-    if (!r?.[n]) throw new Error(`There is no query ${number} in this report.`);
+    if (!r?.[n]) throw new CLT.Nowhere(`There is no query “${number ?? ""}” in this report.`);
     const q = r[n];
     return [
       h(
@@ -32,7 +32,7 @@
           h(
             "section",
             { class: "card" },
-            h("h3", {}, "Query"),
+            h("h2", {}, "Query"),
             h(
               "div",
               { class: "shot", style: { "max-width": "220px" } },
@@ -51,7 +51,7 @@
               h(
                 "div",
                 {},
-                h("h3", {}, `Layer ${l}`),
+                h("h2", {}, `Layer ${l}`),
                 h(
                   "div",
                   { class: "shots small" },

@@ -37,7 +37,7 @@
       const [name, text, show] = METRICS[metric],
         sets = e.token_sets.filter((s) => r[metric][s]);
       const values = sets.map((s) => [...r[metric][s].layers, r[metric][s].mean]);
-      // darker is worse; a good run must not look alarming, so the scale does not end below 0.3
+      // stronger is worse; a good run must not look alarming, so the scale does not end below 0.3
       const worse = GOOD_IS_HIGH.includes(metric) ? (v) => 1 - v : (v) => v;
       const top = Math.max(
         SHARES.includes(metric) ? 0.3 : 1e-12,
@@ -49,8 +49,8 @@
       strip.replaceChildren(
         CLT.figure({
           title: name,
-          note: `${text}${metric === "l0" ? "" : " Darker is worse."}`,
-          files: files.reconstruction,
+          note: `${text}${metric === "l0" ? "" : " Stronger colour is worse."}`,
+          files: files.reconstruction?.[metric],
           body: h(
             "div",
             { class: "scroll" },

@@ -11,20 +11,34 @@ from clt_lightning.report.draft import Draft
 from clt_lightning.report.figures import maps
 from clt_lightning.report.page import Page
 
+TITLES = {
+    "mse": "Mean squared error",
+    "fvu": "Fraction of variance unexplained",
+    "r2": "R²",
+    "cosine": "Cosine",
+    "l0": "Active features per token (L0)",
+    "dead": "Share of dead features",
+}
+SHARES = ("fvu", "r2", "cosine")
+
 
 def write(draft: Draft) -> None:
-    """Writes the figure of the unexplained variance and the table of all metrics."""
+    """Writes a figure a metric, and the table of all."""
     tables = (draft.source.evaluation or {}).get("reconstruction")
-    if tables:
-        draft.files["reconstruction"] = [
-            *draft.figure("reconstruction", lambda: _strip(tables)),
-            _table(draft, tables),
-        ]
+    if not tables:
+        return
+    table = _table(draft, tables)
+    # by metric: the links follow what is shown
+    draft.files["reconstruction"] = {
+        metric: [*draft.figure(f"reconstruction_{metric}", lambda m=metric: _strip(m, tables[m])), table]  # type: ignore[misc]
+        for metric in tables
+    }
 
 
-def _strip(tables: dict[str, Any]) -> Figure:
-    rows = {tokens: [math.nan if v is None else v for v in t["layers"]] for tokens, t in tables["fvu"].items()}
-    return maps.reconstruction_strip(rows, "Fraction of variance unexplained", limit=1.0)
+def _strip(metric: str, sets: dict[str, Any]) -> Figure:
+    rows = {tokens: [math.nan if v is None else v for v in t["layers"]] for tokens, t in sets.items()}
+    title = TITLES.get(metric, metric)
+    return maps.reconstruction_strip(rows, title, limit=1.0 if metric in SHARES else None)
 
 
 def _table(draft: Draft, tables: dict[str, Any]) -> str:

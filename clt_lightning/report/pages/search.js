@@ -42,15 +42,13 @@
       return h(
         "li",
         {},
-        c && c.image[i] >= 0
-          ? CLT.thumb(sprites, c.image[i], { mode: "image", alt: "its strongest image" })
-          : h("span", { class: "thumb" }),
+        CLT.strongest(c, sprites, layer, number),
         h(
           "span",
           {},
           h("a", { href: CLT.href("feature", [layer, number]) }, `L${layer} · ${number}`),
           " ",
-          CLT.notes.name(layer, number) || (c ? c.className(c.class_index[i]) : ""),
+          c ? CLT.namePill(c, i) : CLT.notes.name(layer, number),
           h("span", { class: "ci" }, ` ${text}`),
         ),
         h("a", { href: CLT.href("live", [], { edits: `${layer}:${number}:scale:0` }), class: "small" }, "move it"),

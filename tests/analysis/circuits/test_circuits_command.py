@@ -14,7 +14,7 @@ import yaml
 import clt_lightning as cl
 from clt_lightning.analysis.circuits import validate
 from clt_lightning.analysis.circuits.graph import Graph
-from clt_lightning.analysis.circuits.validate import COLUMNS, lines
+from clt_lightning.analysis.circuits.validation import COLUMNS, lines
 from clt_lightning.cli.main import main
 from tests.analysis import world
 from tests.analysis.circuits.circuit_world import a_target, an_image, clip_of, clt_of
@@ -48,6 +48,7 @@ def test_the_command(made_run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     shown = capsys.readouterr()
     said = shown.out + shown.err
     assert "active features" in said
+    assert opened.head is not None
     value = cl.Target.parse(opened.head, names, target).value(opened.clip.encode_image(batch["image"][1]))
     shown_value = re.search(rf"{re.escape(target)}: (-?[\d.]+)", said)
     assert shown_value
@@ -128,7 +129,7 @@ def test_validation_of_made_graphs() -> None:
 
 def test_the_live_gradient_is_the_slope_of_small_changes() -> None:
     from clt_lightning.analysis.circuits import NodeSet, intervene, model_of_image
-    from clt_lightning.analysis.circuits.validate import live_gradients
+    from clt_lightning.analysis.circuits.validation import live_gradients
 
     clip, clt = clip_of("plain"), clt_of()
     model = model_of_image(clip, clt, an_image(), torch.float64, "through")

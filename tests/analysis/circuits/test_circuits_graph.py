@@ -8,10 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from clt_lightning.analysis.circuits.attribute import attribute, top_targets
+from clt_lightning.analysis.circuits.attribution import attribute, top_targets
 from clt_lightning.analysis.circuits.edges import Edges
+from clt_lightning.analysis.circuits.estimate import seconds_of
 from clt_lightning.analysis.circuits.graph import Graph, with_influence
 from clt_lightning.analysis.circuits.nodes import make_nodes
+from clt_lightning.analysis.circuits.validation import validate
 from clt_lightning.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
 from tests.analysis import world
@@ -47,9 +49,12 @@ def test_edges_are_the_jacobians_of_a_second_implementation(clip: FrozenCLIP, sk
     pre, _ = reference.pre_activations(*inputs)
     active = reference.codes != 0
     torch.testing.assert_close(pre[active], reference.codes[active])
-    by_pre, by_embedding = torch.autograd.functional.jacobian(
-        lambda *parts: (lambda p, e: (p[active], e))(*reference.pre_activations(*parts)), inputs
-    )
+
+    def outputs(*parts: Tensor) -> tuple[Tensor, Tensor]:
+        found, embedding = reference.pre_activations(*parts)
+        return found[active], embedding
+
+    by_pre, by_embedding = torch.autograd.functional.jacobian(outputs, inputs)
     dense = graph.edges.dense()
     nodes = graph.nodes
     factor = target.scale / reference.norm
@@ -335,7 +340,7 @@ def test_mistakes_are_told(clip: FrozenCLIP) -> None:
 
 
 def test_too_little_memory_is_said_before(clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clt_lightning.analysis.circuits.attribute.available", lambda: 1000)
+    monkeypatch.setattr("clt_lightning.analysis.circuits.attribution.available", lambda: 1000)
     with pytest.raises(UserError, match="lower max_nodes"):
         made(clip)
 
@@ -344,3 +349,46 @@ def test_the_cost_is_said_before(clip: FrozenCLIP, capsys: pytest.CaptureFixture
     made(clip, progress=True, batch_size=4)
     said = capsys.readouterr()
     assert "active features" in said.out + said.err
+
+
+def test_the_time_of_all_rows_follows_from_two_batches() -> None:
+    """Made costs, linear and quadratic in the depth: two of them tell the others."""
+
+    def cost(layer: int) -> float:
+        return 0.3 * (layer + 1) + 0.02 * (layer + 1) ** 2
+
+    layers = torch.arange(12).repeat_interleave(40)
+    expected = sum(cost(layer) for layer in layers.tolist()) / 64
+    assert seconds_of(layers, {5: cost(5), 10: cost(10)}, 64) == pytest.approx(expected)
+    assert seconds_of(layers[layers == 3], {3: cost(3)}, 64) == pytest.approx(40 * cost(3) / 64)
+
+
+def test_a_graph_shows_itself(clip: FrozenCLIP) -> None:
+    graph = made(clip)
+    assert "84 feature" in repr(graph)
+    shown = graph._repr_html_()
+    assert graph.nodes[graph.top(1)[0]].name in shown
+    assert "influence ends in" in shown
+
+
+def test_an_image_without_active_features_is_all_errors(clip: FrozenCLIP) -> None:
+    clt = clt_of("ReLU")
+    with torch.no_grad():
+        clt.b_enc.fill_(-1000.0)
+    for positions in ("each", "summed"):
+        graph = attribute(clip, clt, an_image(), a_target(), positions=positions, dtype=F64, progress=True)
+        assert not bool(graph.nodes.of("feature").any())
+        assert books(graph) < 1e-10
+        assert graph.prune().top(5) == []
+        assert 0 <= graph.scores.replacement <= 1
+    with pytest.raises(UserError, match="no feature is active in image 0"):
+        validate(clip, clt, [an_image()], [a_target()], 4, draws=2)
+
+
+def test_graphs_are_made_in_inference_mode_as_well(clip: FrozenCLIP) -> None:
+    for tower in ("held", "tangent"):
+        expected = made(clip, tower=tower)
+        with torch.inference_mode():
+            found = made(clip, tower=tower)
+        torch.testing.assert_close(found.edges.dense(), expected.edges.dense())
+        torch.testing.assert_close(found.tangent, expected.tangent)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.circuits.attribute import attribute
+from clt_lightning.analysis.circuits.attribution import attribute
+from clt_lightning.analysis.circuits.forward import see
 from clt_lightning.analysis.circuits.graph import Graph
 from clt_lightning.analysis.circuits.heads import head_table, split_by_heads
 from clt_lightning.analysis.circuits.image_model import ImageModel, model_of_image
-from clt_lightning.analysis.circuits.linear import see
 from clt_lightning.analysis.circuits.queries import explain_score
 from clt_lightning.core.errors import UserError
 from tests.analysis import world

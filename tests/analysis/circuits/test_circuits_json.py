@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from clt_lightning.analysis.circuits.attribute import attribute
+from clt_lightning.analysis.circuits.attribution import attribute
 from clt_lightning.analysis.circuits.graph import Graph
 from clt_lightning.analysis.circuits.interchange import cantor
 from clt_lightning.analysis.target import Target

@@ -9,6 +9,7 @@
   const CHUNKS_KEPT = 40;
 
   CLT.put = (name, value) => store.set(name, value);
+  CLT.forget = (name) => store.delete(name);
   // what is here already
   CLT.get = (name) => store.get(name);
   // an entry of the one list of pages: {name, title, about, under, needs}
@@ -82,6 +83,12 @@
     v === null || v === undefined ? "–" : `${(100 * v).toFixed(digits)} %`.replace("-", "−");
   CLT.count = (v) => (v === null || v === undefined ? "–" : Math.round(v).toLocaleString("en").replace(/,/g, " "));
   CLT.tokenName = (set) => ({ cls: "[CLS]", patch: "patches", all: "all tokens" })[set] || set;
+  // few digits, for addresses and input fields
+  CLT.short = (v) => String(Number(v.toPrecision(4)));
+  CLT.quantile = (values, share) => {
+    const sorted = Float64Array.from(values).sort();
+    return sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))];
+  };
   CLT.clamp = (v, low, high) => Math.min(high, Math.max(low, v));
 
   CLT.bytes = (text) => {
@@ -93,7 +100,11 @@
   // a column of numbers: a letter for its type, then base64 of little-endian values
   const COLUMNS = { b: Int8Array, h: Int16Array, i: Int32Array, f: Float32Array };
   CLT.column = (text) => new COLUMNS[text[0]](CLT.bytes(text.slice(1)).buffer);
+  // non-negative numbers in 8 bits: {top, values}
+  CLT.shares = ({ top, values }) => Float32Array.from(CLT.bytes(values), (v) => (v / 255) * top);
 
   // a whole number from an address, below a limit; null for anything else
   CLT.whole = (text, limit = Infinity) => (/^\d+$/.test(text ?? "") && Number(text) < limit ? Number(text) : null);
+  // an address that leads nowhere: the page says so, and nothing is wrong with the report
+  CLT.Nowhere = class extends Error {};
 })();

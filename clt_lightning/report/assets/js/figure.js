@@ -12,15 +12,42 @@
           ),
         )
       : null;
-  CLT.figure = ({ title, note, files, tools, body, numbers, cls }) =>
+  // a box that may be wider than the screen
+  CLT.scroll = (label, ...children) => h("div", { class: "scroll", "data-label": label }, children);
+  // every such box is the keyboard's to scroll, too, for as long as it is wider than its place
+  const check = (box) => {
+    const wide = box.scrollWidth > box.clientWidth + 1;
+    const label = box.dataset.label || box.closest(".card")?.querySelector("h2, h3")?.textContent || "Table";
+    for (const [name, value] of Object.entries({ tabindex: 0, role: "region", "aria-label": label }))
+      if (wide) box.setAttribute(name, value);
+      else box.removeAttribute(name);
+  };
+  const watched = new ResizeObserver((entries) => {
+    for (const entry of entries) check(entry.target.closest(".scroll") || entry.target);
+  });
+  new MutationObserver((changes) => {
+    for (const { addedNodes } of changes)
+      for (const node of addedNodes)
+        if (node.nodeType === Node.ELEMENT_NODE)
+          for (const box of [node, ...node.querySelectorAll(".scroll")])
+            if (box.matches(".scroll")) for (const part of [box, ...box.children]) watched.observe(part);
+  }).observe(document.getElementById("main"), { childList: true, subtree: true });
+  // a card with a heading; level 2 under the page's own, 3 inside a part with a heading of its own
+  CLT.card = (title, { note, tools, level = 2, cls = "", files } = {}, ...body) =>
     h(
       "section",
-      { class: `card ${cls || ""}` },
-      h("header", {}, h("h2", {}, title), CLT.downloads(files)),
+      { class: `card ${cls}` },
+      title && h("header", {}, h(`h${level}`, {}, title), CLT.downloads(files)),
       note && h("p", { class: "note" }, note),
       tools && h("div", { class: "tools" }, tools),
       body,
-      numbers && h("details", {}, h("summary", {}, "Numbers"), h("div", { class: "scroll" }, numbers)),
+    );
+  CLT.figure = ({ title, note, files, tools, body, numbers, cls, level }) =>
+    CLT.card(
+      title,
+      { note, files, tools, cls, level },
+      body,
+      numbers && h("details", {}, h("summary", {}, "Numbers"), CLT.scroll(`Numbers of ${title}`, numbers)),
     );
   CLT.empty = (...text) => h("p", { class: "empty" }, text);
   // a page without its data: what is missing, and the command that makes it
@@ -60,7 +87,7 @@
     );
 
   // rows: arrays of cells; a cell is text, a node, or {v: sort value, t: text}. A click on a heading sorts.
-  CLT.table = (heads, rows, { strong, sortable = true } = {}) => {
+  CLT.table = (heads, rows, { strong, sortable = true, cls = "" } = {}) => {
     const body = h("tbody");
     const value = (c) => (c && typeof c === "object" && "v" in c ? c.v : c);
     const text = (c) => (c && typeof c === "object" && "t" in c ? c.t : c);
@@ -101,7 +128,7 @@
       );
     });
     draw(rows);
-    return h("table", { class: "plain" }, h("thead", {}, h("tr", {}, ths)), body);
+    return h("table", { class: `plain ${cls}` }, h("thead", {}, h("tr", {}, ths)), body);
   };
   // what was not measured is smaller than everything
   CLT.compare = (a, b) => {

@@ -112,7 +112,11 @@
         }
       }
       const entries = Object.entries(content.features);
-      for (const [k, note] of entries) mine[k] = { ...mine[k], ...note };
+      for (const [k, note] of entries) {
+        const parts = Object.entries(note).map(([field, v]) => [field, typeof v === "string" ? v.trim() : v]);
+        const there = Object.fromEntries(parts.filter(([, v]) => v));
+        if (!empty(there)) mine[k] = { ...CLT.notes.of(...k.split("/")), ...there };
+      }
       keep();
       return entries.length;
     },

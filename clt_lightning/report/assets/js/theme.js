@@ -1,9 +1,10 @@
-// Light and dark: the system's choice until the reader makes one.
+// Light and dark: the system's choice until the reader makes one. On paper it is light.
 (() => {
   "use strict";
   const dark = matchMedia("(prefers-color-scheme: dark)");
+  const paper = matchMedia("print");
   const root = document.documentElement;
-  CLT.isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : dark.matches);
+  CLT.isDark = () => !paper.matches && (root.dataset.theme ? root.dataset.theme === "dark" : dark.matches);
   CLT.cssColor = (name) => getComputedStyle(root).getPropertyValue(name).trim();
   const icon = (path) =>
     CLT.svg(
@@ -37,5 +38,12 @@
     show();
   });
   dark.addEventListener("change", show);
+  paper.addEventListener("change", show);
+
+  // calls `draw` on a change of theme for as long as the node is in the page
+  CLT.onTheme = (node, draw) => {
+    const listen = () => (node.isConnected ? draw() : window.removeEventListener("themechange", listen));
+    setTimeout(() => window.addEventListener("themechange", listen));
+  };
   show();
 })();

@@ -11,12 +11,13 @@
       sheets.set(url, known);
       return known;
     }
-    const promise = new Promise((resolve, reject) => {
-      const image = new Image();
-      image.onload = () => resolve(image);
-      image.onerror = () => reject(new Error(`${url} cannot be read`));
-      image.src = url;
-    });
+    const image = new Image();
+    image.src = url;
+    // decoded beside the page's own work: drawing it then takes no time
+    const promise = image.decode().then(
+      () => image,
+      () => Promise.reject(new Error(`${url} cannot be read`)),
+    );
     sheets.set(url, promise);
     while (sheets.size > SHEETS_KEPT) sheets.delete(sheets.keys().next().value);
     return promise;
@@ -35,25 +36,48 @@
   // where an image has its page; null where it has none
   CLT.imageHref = (image) => (CLT.get("sprites")?.page[image] === "1" ? CLT.href("image", [image]) : null);
 
-  // only what comes near the screen is read
+  // what comes near the screen is read first, the rest of the page when there is time: it may be printed
+  const waiting = new Set();
+  const paint = (box) => {
+    near.unobserve(box);
+    waiting.delete(box);
+    return box.isConnected ? box.paint() : null;
+  };
   const near = new IntersectionObserver(
     (entries) => {
-      for (const e of entries)
-        if (e.isIntersecting) {
-          near.unobserve(e.target);
-          e.target.paint();
-        }
+      for (const e of entries) if (e.isIntersecting) paint(e.target);
     },
     { rootMargin: "300px" },
   );
+  const idle = window.requestIdleCallback || ((work) => setTimeout(work, 200));
+  let asked = false;
+  function later() {
+    if (asked || !waiting.size) return;
+    asked = true;
+    idle(async () => {
+      await Promise.all([...waiting].slice(0, 8).map(paint));
+      asked = false;
+      later();
+    });
+  }
+  addEventListener("beforeprint", () => {
+    for (const box of [...waiting]) paint(box);
+  });
 
+  // {sheet, x, y} of an image's thumbnail; null where there is none
+  CLT.picture = async (sprites, image) => {
+    const at = place(sprites, image);
+    return at && { sheet: await CLT.sheet(at.url), x: at.x, y: at.y };
+  };
   // map: codes of all positions ([CLS] first), peak: what the top of the colour scale stands for
   // mode: squares (colour over the active patches), reveal (the other patches darkened), image (nothing drawn)
   // crop: a patch index: only its surroundings are shown
   // link: whether it leads to the image's page; not inside of other links
   CLT.thumb = (sprites, image, { map, peak, grid, mode = "squares", crop, alt, link = true } = {}) => {
-    const canvas = h("canvas", { role: "img", "aria-label": alt || `image ${image}` });
     const href = link ? CLT.imageHref(image) : null;
+    // alt: "" for a picture beside a text that says it all
+    const named = alt === "" ? { "aria-hidden": "true" } : { role: "img", "aria-label": alt || `image ${image}` };
+    const canvas = h("canvas", named);
     const box = h(href ? "a" : "span", { class: "thumb loading", href }, canvas);
     if (link && !href) box.title = "This image has no page of its own (option --pages of the report).";
     const at = place(sprites, image);
@@ -88,10 +112,14 @@
       box.classList.remove("loading");
     };
     near.observe(box);
+    waiting.add(box);
+    later();
     return box;
   };
 
-  function overlay(g, shown, map, peak, [rows, columns], mode, [ox, oy, part]) {
+  // draws codes over a square of `shown` pixels; the last argument: which part of the image the square shows
+  CLT.overlay = overlay;
+  function overlay(g, shown, map, peak, [rows, columns], mode, [ox, oy, part] = [0, 0, 1]) {
     const zoom = shown / part,
       w = zoom / columns,
       hgt = zoom / rows;

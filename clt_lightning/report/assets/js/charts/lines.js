@@ -106,14 +106,16 @@
           }),
         );
         f.root.append(
-          ...points.map((p) => mark(MARKS[n % MARKS.length], f.x(p[0]), f.y(p[1]), color, Boolean(s.dash))),
+          ...(s.marks === false ? [] : points).map((p) =>
+            mark(MARKS[n % MARKS.length], f.x(p[0]), f.y(p[1]), color, Boolean(s.dash)),
+          ),
         );
       });
       const cursor = svg("line", { class: "cursor", y1: f.top, y2: height - f.bottom, visibility: "hidden" });
       f.root.append(cursor);
       const tip = h("div", { class: "tip", hidden: true });
       const positions = [...new Set(xsAll)].sort((a, b) => a - b);
-      f.root.addEventListener("pointermove", (event) => {
+      const read = (event) => {
         const r = f.root.getBoundingClientRect(),
           at = ((event.clientX - r.left) / r.width) * width;
         const nearest = positions.reduce(
@@ -139,7 +141,10 @@
         tip.style.left = flip ? "auto" : `${left + 12}px`;
         tip.style.right = flip ? `${r.width - left + 12}px` : "auto";
         tip.style.top = "8px";
-      });
+      };
+      // a finger taps, a mouse moves
+      f.root.addEventListener("pointermove", read);
+      f.root.addEventListener("pointerdown", read);
       f.root.addEventListener("pointerleave", () => {
         tip.hidden = true;
         cursor.setAttribute("visibility", "hidden");

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.circuits.attribute import attribute
+from clt_lightning.analysis.circuits.attribution import attribute
 from clt_lightning.analysis.circuits.graph import Graph
 from clt_lightning.analysis.circuits.image_model import ImageModel, model_of_image
-from clt_lightning.analysis.circuits.intervene import changes_of, intervene_on
+from clt_lightning.analysis.circuits.intervention import changes_of, intervene_on
 from clt_lightning.analysis.circuits.nodeset import NodeSet
 from clt_lightning.analysis.circuits.predict import predicted
 from clt_lightning.analysis.effects import total_effects
@@ -125,6 +125,8 @@ def _of_image(
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
     everyone = graph.top(len(graph.nodes))
+    if not everyone:
+        raise UserError(f"no feature is active in image {number}: there is nothing to take away")
     top = everyone[: (nodes + 1) // 2]
     others = everyone[len(top) :]
     drawn = rng.choice(others, min(nodes - len(top), len(others)), replace=False).tolist() if others else []

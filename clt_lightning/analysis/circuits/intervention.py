@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clt_lightning.analysis.circuits.forward import embed_stream
 from clt_lightning.analysis.circuits.graph import Graph
 from clt_lightning.analysis.circuits.image_model import ImageModel, model_of_image
-from clt_lightning.analysis.circuits.linear import embed_stream
 from clt_lightning.analysis.circuits.nodes import Node
 from clt_lightning.analysis.circuits.nodeset import NodeSet
 from clt_lightning.analysis.circuits.predict import check_predicts, predicted

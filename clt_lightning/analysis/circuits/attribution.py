@@ -200,7 +200,8 @@ class _Maker:
 
     def rows(self, features: Tensor) -> Tensor:
         """`(features, columns)` of some feature nodes."""
-        row, layer, position, feature = self.layout.reads(features)
+        device = self.model.image.device
+        row, layer, position, feature = (column.to(device) for column in self.layout.reads(features.cpu()))
         found = feature_rows(self.model.sources, Reads(row, layer, position, feature, len(features)))
         return self.layout.reduce(found)
 
@@ -236,7 +237,7 @@ class _Maker:
         done = torch.cat(order) if order else torch.zeros(0, dtype=torch.int64)
         reach = partial_influence(store, done, held, self.weights, layout.counted)[: layout.n_features].clone()
         reach[done] = -1.0
-        chosen = reach.argsort(descending=True, stable=True)[: min(wanted, _RANK_EVERY * self.batch)]
+        chosen = reach.cpu().argsort(descending=True, stable=True)[: min(wanted, _RANK_EVERY * self.batch)]
         # neighbours in depth share a backward
         return chosen.sort().values
 
@@ -249,8 +250,8 @@ class _Maker:
         n = len(nodes)
 
         def among(rows: Tensor) -> Tensor:
-            out = rows.new_zeros(len(rows), n)
-            return out.index_add_(1, columns, rows)
+            rows = rows.cpu()
+            return rows.new_zeros(len(rows), n).index_add_(1, columns, rows)
 
         parts = []
         for start in range(0, len(chosen), 256):
