@@ -69,7 +69,7 @@ def make_features(
         "nearest_word": by_layer((others % len(WORDS)).astype(np.int32)),
         "nearest_word_score": by_layer(shares * 0.3),
     }
-    stats |= made_names(alive, own, frequency, positions, rng)
+    stats |= made_names(alive, own, frequency, positions, np.random.default_rng(seed + 100))
     stats = {name: a.astype(np.int32 if a.dtype.kind == "i" else np.float32) for name, a in stats.items()}
     content = []
     for layer in range(layers):
@@ -153,7 +153,7 @@ def make_effects(
     by_class[:, number, own] = (
         np.where(number % 13 == 0, -1.0, 1.0) * n / classes * rng.uniform(0.5, 3.0, (layers, n_features))
     )
-    by_class[:, number[number % 9 == 0], own[number % 9 == 0]] = 0.01
+    by_class[:, number[number % 9 == 0], own[number % 9 == 0]] = 0.0
     by_class *= alive[..., None]
     total = by_class.sum(-1)
     arrays: dict[str, np.ndarray] = {

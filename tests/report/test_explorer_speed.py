@@ -17,7 +17,7 @@ FIRST_VIEW, TASK, FILTER = 3.0, 50.0, 100.0  # seconds, milliseconds, millisecon
 
 
 class Large(NamedTuple):
-    index: Path
+    page: Path
     browser: Browser
 
 
@@ -37,7 +37,7 @@ def large(index: Path, browser: Browser) -> Large:
 def shown(large: Large) -> float:
     """Seconds until rows, tiles and points are on the screen."""
     began = time.perf_counter()
-    large.browser.open(large.index, "features?preset=all", "features")
+    large.browser.open(large.page, "features?preset=all", "features")
     large.browser.wait(
         "document.querySelectorAll('.vrow').length > 5 && document.querySelectorAll('.tile-feature').length > 5"
     )
