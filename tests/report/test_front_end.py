@@ -15,7 +15,10 @@ from tests.report.browser import LAPTOP, Browser
 from tests.report.conftest import Made
 
 AXE = Path(__file__).parents[2] / "node_modules" / "axe-core" / "axe.min.js"
-DESK, TABLET, PHONE = (1440, 900, 1.0, False), (1024, 768, 1.0, False), (390, 844, 2.0, True)
+Screen = tuple[int, int, float, bool]
+DESK: Screen = (1440, 900, 1.0, False)
+TABLET: Screen = (1024, 768, 1.0, False)
+PHONE: Screen = (390, 844, 2.0, True)
 ADDRESSES = [(address, page.name) for page in PAGES for address in page.addresses]
 LISTED = [page.name for page in PAGES if page.under is None and not page.optional]
 #: Addresses that lead nowhere, or say what cannot be
@@ -55,7 +58,7 @@ def test_malformed_addresses_are_answered_in_words(made: Made, browser: Browser)
 @pytest.mark.parametrize(
     "screen", [DESK, TABLET, (800, 900, 1.0, False), PHONE], ids=["desk", "tablet", "narrow", "phone"]
 )
-def test_every_page_can_be_reached_from_the_navigation(made: Made, browser: Browser, screen: tuple[Any, ...]) -> None:
+def test_every_page_can_be_reached_from_the_navigation(made: Made, browser: Browser, screen: Screen) -> None:
     browser.screen(*screen)
     browser.open(made.built.index)
     if screen is PHONE:
@@ -246,9 +249,7 @@ def test_axe_finds_nothing_serious(made: Made, browser: Browser) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("screen", [DESK, TABLET, PHONE], ids=["desk", "tablet", "phone"])
-def test_axe_finds_nothing_serious_anywhere(
-    made: Made, browser: Browser, screen: tuple[int, int, float, bool], dark: bool
-) -> None:
+def test_axe_finds_nothing_serious_anywhere(made: Made, browser: Browser, screen: Screen, dark: bool) -> None:
     need_axe()
     browser.screen(*screen, dark=dark)
     browser.open(made.built.index)
