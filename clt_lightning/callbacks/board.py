@@ -54,7 +54,7 @@ class Board(pl.Callback):
 
         # The names of the results must be said at the first call; TensorBoard then takes each tag's last value, so
         # nothing made-up is ever written under it.
-        results = dict.fromkeys(result_tags(pl_module.clip.n_layers), 0.0)
+        results = dict.fromkeys(result_tags(pl_module.transcoder.n_layers), 0.0)
         writer = logger.experiment._get_file_writer()
         for summary in hparams(hyper_parameters(trainer, pl_module), results):
             writer.add_summary(summary)

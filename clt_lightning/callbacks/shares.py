@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clt_lightning.analysis.shares import PARTS, TARGETS, LogitShares, measurable
-from clt_lightning.analysis.tower import observe
+from clt_lightning.analysis.tower import at_all_mlps, observe
 from clt_lightning.callbacks.base import Evaluation
 from clt_lightning.callbacks.zero_shot import ZeroShot
 from clt_lightning.core.errors import UserError
@@ -36,8 +36,9 @@ class Shares(Evaluation):
     """Logs `<stage>/share/margin/<part>`: the part's share of the mean margin between the predicted class and the
     runner-up, for `embedding`, `attention`, `features`, `skip`, `bias`, `error` and `norm_bias`; they sum to 1.
 
-    It takes the class names of `ZeroShot`, and is silent where that measures nothing or the embedding is not read from
-    [CLS]. Every image that it looks at costs a forward of the CLIP: of a large split it takes every n-th batch.
+    It takes the class names of `ZeroShot`, and is silent where that measures nothing, the embedding is not read from
+    [CLS], or the transcoder does not stand at all MLPs. Every image that it looks at costs a forward of the CLIP: of a
+    large split it takes every n-th batch.
 
     Args:
         images: about so many images of the split, of all processes together; 0 measures nothing.
@@ -58,9 +59,10 @@ class Shares(Evaluation):
         self._shares = self._sums = None
         heads = [c.head for c in trainer.callbacks if isinstance(c, ZeroShot)]  # type: ignore[attr-defined]
         head = next((head for head in heads if head is not None), None)
-        if not self.images or not measurable(pl_module.clip, head):
+        clip, clt = pl_module.clip, pl_module.transcoder
+        if not self.images or not at_all_mlps(clip, clt) or not measurable(clip, head):
             return
-        self._shares = LogitShares(pl_module.clip, pl_module.transcoder, head)
+        self._shares = LogitShares(clip, clt, head)
         self._sums = _Sums().to(metric_device(pl_module.device))
         self._seen, self._stride = 0, 0
 
@@ -76,7 +78,7 @@ class Shares(Evaluation):
         self._seen += 1
         if (self._seen - 1) % self._stride == 0:
             with torch.no_grad():
-                parts = self._shares.parts(observe(pl_module.clip, images), outputs["y_hat"])
+                parts = self._shares.parts(observe(pl_module.clip, images, clt=pl_module.transcoder), outputs["y_hat"])
             self._sums.update(parts[:, TARGETS.index("margin")])
 
     def results(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, Tensor]:

@@ -12,9 +12,9 @@ from clt_lightning.core.people import count
 
 _TAGS = ("torch", "clip", "vision", "interpretability", "sparse-autoencoder")
 _KINDS = {
-    "cross_layer": "a cross-layer transcoder: a feature reads one MLP's input and writes to that and all later outputs",
-    "per_layer": "per-layer transcoders: a feature reads one MLP's input and writes to its output",
-    "sae": "sparse autoencoders of MLP outputs",
+    "cross_layer": "a cross-layer transcoder: a feature reads one layer and writes to that and all later ones",
+    "per_layer": "per-layer transcoders: a feature reads one layer's input and writes to its output",
+    "sae": "sparse autoencoders: a feature reads and writes the same site",
 }
 _CITE = """```bibtex
 @inproceedings{chatzoudis2026clt,
@@ -76,6 +76,7 @@ def card(
         "size": f"{config['n_layers']} layers x {config['n_features']:,} features of width {config['d_model']}, "
         f"{count(parameters)} parameters",
         "activation": kind,
+        **_sites(config),
         "linear skip": "yes: it carries a part of the output that no feature names" if config["skip"] else "no",
         "backbone": _backbone(clip),
         **_training(run, metadata),
@@ -93,6 +94,16 @@ def card(
         _CITE,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _sites(config: Mapping[str, Any]) -> dict[str, str]:
+    """Where it stands, unless at the MLPs of all layers."""
+    sites = config.get("sites") or {}
+    usual = ("mlp_out", "mlp_out") if config["topology"] == "sae" else ("mlp_in", "mlp_out")
+    if (sites.get("read"), sites.get("write")) in (usual, (None, None)) and sites.get("layers") is None:
+        return {}
+    where = "all blocks" if sites.get("layers") is None else f"blocks {', '.join(map(str, sites['layers']))}"
+    return {"sites": f"reads {sites.get('read')}, rebuilds {sites.get('write')}, {where}"}
 
 
 def _backbone(clip: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ def test_shares_of_the_margin(tmp_path: Path, skip: bool, images: int, chosen: l
     model, data = module(skip=skip), Made(n=26, batch_size=8)
     (found,) = trainer(tmp_path, ZeroShot(), Shares(images)).validate(model, datamodule=data, verbose=False)
     pixels = data.everything()[0][list(chosen)]
+    assert data.templates
     head = model.clip.zero_shot_head(CLASSES, data.templates)
     seen = observe(model.clip, pixels)
     clt = model.transcoder.eval()

@@ -17,7 +17,9 @@ def interval(value: float) -> dict[str, float]:
 
 
 def results(clip: str = "ViT-B-32-quickgelu", data: str = "cifar100", activation: str = "TopK", **more: Any) -> Any:
-    arms = [{"kind": "original", "first": None, "last": None, "tokens": None, "top1": interval(0.6453)}]
+    arms: list[dict[str, Any]] = [
+        {"kind": "original", "first": None, "last": None, "tokens": None, "top1": interval(0.6453)}
+    ]
     arms += [
         {"kind": kind, "first": first, "last": last, "tokens": tokens, "top1": interval(top1)}
         for kind, first, last, tokens, top1 in (
@@ -62,6 +64,7 @@ def test_a_run_finds_its_setting() -> None:
     assert (str(cell), note) == ("B/16 COCO AbsTopK", "")
     cell, note = cell_of(results(skip=True))
     assert (str(cell), note) == ("B/32 CIFAR-100 TopK", "linear skip")
+    odd: Any
     for odd in (results("demo-ViT-4-96", "demo"), results(data="demo"), results(activation="BatchTopK"), {}):
         assert cell_of(odd)[0] is None
     assert cell_of(results("ViT-B-32", "imagenet100", "JumpReLU"))[0] is not None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from clt_lightning.cli.main import main
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.sites import Sites
 from clt_lightning.transcoder import AbsTopK, BatchTopK, CrossLayerTranscoder, JumpReLU, ReLU, TopK
 from clt_lightning.transcoder.activations import Activation
 from clt_lightning.transcoder.files import FORMATS, export, read, what_maps
@@ -87,7 +88,7 @@ def sae_lens(folder: Path, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def cases() -> list[Any]:
     """Everything that maps: format, topology, skip, activation, reader of the files, architecture of SAELens."""
-    found = []
+    found: list[Any] = []
     for skip in (False, True):
         for a in THRESHOLDS:
             found.append(("circuit-tracer", "cross_layer", skip, a, circuit_tracer_clt, None))
@@ -152,6 +153,14 @@ class Mine(ReLU):
         ("circuit-tracer", {"activation": AbsTopK(3), "topology": "per_layer"}, "this transcoder has AbsTopK"),
         ("circuit-tracer", {"activation": Mine()}, "this transcoder has Mine"),
         ("circuit-tracer", {"activation": ReLU(), "topology": "sae"}, "topology sae"),
+        (
+            "circuit-tracer",
+            {"activation": ReLU(), "topology": "per_layer", "sites": Sites("resid_mid", "mlp_out")},
+            "reads resid_mid and rebuilds mlp_out",
+        ),
+        ("circuit-tracer", {"activation": ReLU(), "sites": Sites(layers=[1, 2, 3])}, "stands at blocks"),
+        ("circuit-tracer", {"activation": ReLU(), "topology": "per_layer", "d_out": 4}, "reads 8 and writes 4"),
+        ("sae-lens", {"activation": ReLU(), "topology": "sae", "normalize": "token"}, "normalisation of tokens"),
         ("sae-lens", {"activation": ReLU()}, "several layers"),
         ("sae-lens", {"activation": TopK(3), "topology": "per_layer"}, "transcoders know ReLU, JumpReLU, BatchTopK"),
         ("sae-lens", {"activation": Mine(), "topology": "sae"}, "this one has Mine"),
@@ -244,13 +253,41 @@ def test_the_defaults_of_saelens(tmp_path: Path) -> None:
     torch.testing.assert_close(clt(torch.stack([x, x])).y_hat[0], y, atol=1e-4, rtol=1e-5)
 
 
+def test_sites_come_from_hook_names_and_go_back(tmp_path: Path) -> None:
+    """A residual SAE at blocks 3 and 11, and a transcoder between other sites and widths."""
+    for number, block in enumerate((3, 11)):
+        place = tmp_path / "a" / f"layer_{number}"
+        write_sae(place, {"metadata": {"hook_name": f"blocks.{block}.hook_resid_post"}}, seed=number)
+    clt = CrossLayerTranscoder.from_pretrained(tmp_path / "a")
+    assert clt.sites == Sites("resid_post", "resid_post", [3, 11])
+    folder = export(clt, tmp_path / "b", "sae-lens", ABOUT)
+    config = json.loads((folder / "layer_1" / "cfg.json").read_text())
+    assert config["metadata"]["hook_name"] == "blocks.11.hook_resid_post"
+    assert CrossLayerTranscoder.from_pretrained(folder).sites == clt.sites
+
+    names = {"hook_name": "blocks.2.hook_resid_mid", "hook_name_out": "blocks.2.mlp.hook_out"}
+    more = {"architecture": "transcoder", "d_out": 5, "metadata": names}
+    generator = torch.Generator().manual_seed(0)
+    wide: dict[str, Any] = {
+        "W_dec": torch.randn(20, 5, generator=generator),
+        "b_dec": torch.randn(5, generator=generator),
+    }
+    part = write_sae(tmp_path / "c", more, **wide)
+    clt = CrossLayerTranscoder.from_pretrained(tmp_path / "c")
+    assert (clt.sites, clt.d_out) == (Sites("resid_mid", "mlp_out", [2]), 5)
+    x = torch.randn(30, 8, generator=generator)
+    y = torch.relu(x @ part["W_enc"] + part["b_enc"]) @ part["W_dec"] + part["b_dec"]
+    torch.testing.assert_close(clt(x[None]).y_hat[0], y, atol=1e-4, rtol=1e-5)
+    again = CrossLayerTranscoder.from_pretrained(export(clt, tmp_path / "d", "sae-lens", ABOUT))
+    torch.testing.assert_close(again(x[None]).y_hat, clt(x[None]).y_hat)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         ({"architecture": "gated"}, "architecture 'gated' has no counterpart"),
         ({"normalize_activations": "layer_norm"}, "normalize_activations is 'layer_norm'"),
         ({"reshape_activations": "hook_z"}, "reshape_activations is 'hook_z'"),
-        ({"architecture": "transcoder", "d_out": 9}, "d_out 9 differs from d_in 8"),
         ({"architecture": "topk"}, "needs a whole number k"),
         ({"architecture": "jumprelu"}, "no tensor threshold"),
     ],
@@ -300,6 +337,7 @@ def test_prisma(tmp_path: Path, transcoder: bool, whole_checkpoint: bool) -> Non
     torch.save({"state_dict": part} if whole_checkpoint else part, tmp_path / "weights.pt")
     clt = CrossLayerTranscoder.from_pretrained(tmp_path)
     assert clt.topology == ("per_layer" if transcoder else "sae")
+    assert transcoder or clt.sites == Sites("resid_post", "resid_post", [4])
     x = drawn(30, 8)
     pre = (x - part["b_dec"]) @ part["W_enc"] + part["b_enc"]
     codes = torch.relu(torch.where(pre >= pre.topk(3).values[:, -1:], pre, 0.0))

@@ -16,7 +16,17 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import read_text, whole_folder
 from clt_lightning.core.say import doubt
 from clt_lightning.transcoder.activations import BatchTopK, JumpReLU, ReLU
-from clt_lightning.transcoder.files.plain import SUMS, Layer, build, layers_of, numbered, read_tensors, take, write_sums
+from clt_lightning.transcoder.files.plain import (
+    SUMS,
+    Layer,
+    blocks_of,
+    build,
+    layers_of,
+    numbered,
+    read_tensors,
+    take,
+    write_sums,
+)
 
 if TYPE_CHECKING:
     from clt_lightning.transcoder.clt import CrossLayerTranscoder
@@ -31,6 +41,12 @@ def refusal(clt: CrossLayerTranscoder) -> str | None:
     """Why circuit-tracer's files cannot hold a transcoder; None where they can."""
     if clt.topology == "sae":
         return "it knows transcoders alone, and this is an SAE (topology sae), which reads what it rebuilds"
+    if (clt.sites.read, clt.sites.write) != ("mlp_in", "mlp_out"):
+        return f"it attaches to MLPs, and this one reads {clt.sites.read} and rebuilds {clt.sites.write}"
+    if blocks_of(clt) != list(range(clt.n_layers)):
+        return f"it wants every layer from the first on, and this one stands at blocks {blocks_of(clt)}"
+    if clt.d_out != clt.d_model:
+        return f"it has one width, and this one reads {clt.d_model} and writes {clt.d_out}"
     if type(clt.activation) not in (ReLU, JumpReLU, BatchTopK):  # a subclass may do something else
         return f"it knows ReLU and thresholds (JumpReLU, BatchTopK), and this transcoder has {_name(clt)}"
     return None

@@ -17,6 +17,7 @@ from torch import Tensor
 from clt_lightning.core import kinds
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import sha256
+from clt_lightning.core.sites import Sites
 from clt_lightning.transcoder.activations import Activation, BatchTopK, JumpReLU
 
 if TYPE_CHECKING:
@@ -32,10 +33,10 @@ class Layer:
     Attributes:
         W_enc: `(F, d)`.
         b_enc: `(F,)`.
-        W_dec: `(F, targets, d)`.
-        b_dec: `(d,)`.
+        W_dec: `(F, targets, d_out)`.
+        b_dec: `(d_out,)`.
         threshold: `(F,)` what a pre-activation must exceed; None for 0, or where the k largest are taken.
-        W_skip: `(d, d)`, applied as `x @ W_skip.T`; None without a skip.
+        W_skip: `(d_out, d)`, applied as `x @ W_skip.T`; None without a skip.
     """
 
     W_enc: Tensor
@@ -59,27 +60,26 @@ def layers_of(clt: CrossLayerTranscoder, dtype: torch.dtype | None) -> Iterator[
         yield Layer(*(None if t is None else t.detach().cpu().to(dtype).contiguous() for t in (*tensors, skip)))  # type: ignore[arg-type]
 
 
-def build(layers: Sequence[Layer], topology: Topology, activation: Activation) -> CrossLayerTranscoder:
+def build(
+    layers: Sequence[Layer], topology: Topology, activation: Activation, sites: Sites | None = None
+) -> CrossLayerTranscoder:
     """A transcoder from plain layers; thresholds make it a JumpReLU.
 
     Raises:
-        UserError: layers of different sizes.
+        UserError: layers of different sizes, or sites that do not go with the topology.
     """
     from clt_lightning.transcoder.clt import CrossLayerTranscoder
 
     first = layers[0]
     n_features, d_model = first.W_enc.shape
+    d_out = first.W_dec.shape[2]
+    skip = any(layer.W_skip is not None for layer in layers)
     thresholds = [layer.threshold for layer in layers]
     if any(t is not None for t in thresholds):
         activation = JumpReLU()
     with torch.device("meta"):
         clt = CrossLayerTranscoder(
-            len(layers),
-            d_model,
-            n_features,
-            activation,
-            topology,
-            skip=any(layer.W_skip is not None for layer in layers),
+            len(layers), d_model, n_features, activation, topology, skip, sites=sites, d_out=d_out
         )
     clt = clt.to_empty(device="cpu")
     with torch.no_grad():
@@ -93,7 +93,7 @@ def build(layers: Sequence[Layer], topology: Topology, activation: Activation) -
                 ("b_dec", clt.b_dec[i], layer.b_dec),
             ]
             if clt.W_skip is not None:
-                zeros = torch.zeros(d_model, d_model)
+                zeros = torch.zeros(d_out, d_model)
                 pairs.append(("W_skip", clt.W_skip[i], zeros if layer.W_skip is None else layer.W_skip))
             if isinstance(clt.activation, JumpReLU):
                 threshold = torch.zeros(n_features) if layer.threshold is None else layer.threshold.float()
@@ -151,6 +151,43 @@ def numbered(folder: Path, pattern: str) -> list[Path]:
     if gaps:
         raise UserError(f"{folder}: layer {gaps[0]} is missing (there are {', '.join(map(str, sorted(found)))})")
     return [found[number] for number in sorted(found)]
+
+
+#: TransformerLens's names of sites, which other tools use, without `blocks.<l>.`
+HOOKS = {
+    "resid_pre": "hook_resid_pre",
+    "attn_out": "hook_attn_out",
+    "resid_mid": "hook_resid_mid",
+    "mlp_in": "mlp.hook_in",
+    "mlp_out": "mlp.hook_out",
+    "resid_post": "hook_resid_post",
+}
+_ALSO = {"hook_mlp_out": "mlp_out", "ln2.hook_normalized": "mlp_in", "ln_2.output": "mlp_in", "ls_2.output": "mlp_out"}
+
+
+def blocks_of(clt: CrossLayerTranscoder) -> list[int]:
+    """The numbers of the blocks that a transcoder's layers stand at."""
+    return list(range(clt.n_layers)) if clt.sites.layers is None else list(clt.sites.layers)
+
+
+def sites_of(hooks: Sequence[tuple[str, str]]) -> Sites | None:
+    """The sites that hook names mean: `(read, written)` of each layer; None where one is not known here.
+
+    Raises:
+        UserError: layers at different sites, or out of order.
+    """
+    found = []
+    for pair in hooks:
+        parts = [re.fullmatch(r"blocks\.(\d+)\.(.+)", hook or "") for hook in pair]
+        names = {**{name: site for site, name in HOOKS.items()}, **_ALSO}
+        known = [None if m is None else names.get(m[2]) for m in parts]
+        if None in known or parts[0] is None or parts[1] is None or parts[0][1] != parts[1][1]:
+            return None
+        found.append((int(parts[0][1]), known[0], known[1]))
+    kinds = {(read, write) for _, read, write in found}
+    if len(kinds) > 1:
+        raise UserError(f"the layers are of different sites: {', '.join(sorted(f'{r} -> {w}' for r, w in kinds))}")
+    return Sites(read=found[0][1], write=found[0][2], layers=[block for block, _, _ in found])  # type: ignore[arg-type]
 
 
 def write_sums(folder: Path) -> None:

@@ -15,7 +15,7 @@ from clt_lightning.core.files import read_text
 from clt_lightning.core.kinds import first_line
 from clt_lightning.core.say import doubt
 from clt_lightning.transcoder.activations import Activation, ReLU, TopK
-from clt_lightning.transcoder.files.plain import Layer, build, take
+from clt_lightning.transcoder.files.plain import Layer, build, sites_of, take
 
 if TYPE_CHECKING:
     from clt_lightning.transcoder.clt import CrossLayerTranscoder
@@ -58,7 +58,11 @@ def read(folder: Path) -> CrossLayerTranscoder | None:
     activation: Activation = ReLU()
     if config.get("activation_fn_str", "relu") == "topk":
         activation = TopK(int((config.get("activation_fn_kwargs") or {}).get("k", 0)))
-    return build([layer], "per_layer" if transcoder else "sae", activation)
+    hook = str(config.get("hook_point") or "")
+    sites = None if transcoder else sites_of([(hook, hook)])
+    if sites is None and not transcoder:
+        doubt(f"{path}: hook_point {hook!r} is no site known here: MLP outputs are taken")
+    return build([layer], "per_layer" if transcoder else "sae", activation, sites)
 
 
 def _check(config: dict[str, Any], path: Path) -> None:
@@ -76,9 +80,6 @@ def _check(config: dict[str, Any], path: Path) -> None:
         raise refuse(
             "normalize_activations", normalize, "it scales every token by its own norm, which no weight can do"
         )
-    d_in, d_out = config.get("d_in"), config.get("d_out") or config.get("d_in")
-    if d_in != d_out:
-        raise refuse("d_out", d_out, f"it differs from d_in {d_in}, and a transcoder has one width here")
     for key, tokens in (("cls_token_only", "[CLS]"), ("use_patches_only", "patches")):
         if config.get(key):
             doubt(f"{path}: trained on {tokens} alone ({key}): its codes elsewhere mean nothing")

@@ -13,8 +13,21 @@ from torch import Tensor
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import read_json, whole_folder
+from clt_lightning.core.say import doubt
 from clt_lightning.transcoder.activations import AbsTopK, Activation, BatchTopK, JumpReLU, ReLU, TopK
-from clt_lightning.transcoder.files.plain import SUMS, Layer, build, layers_of, numbered, read_tensors, take, write_sums
+from clt_lightning.transcoder.files.plain import (
+    HOOKS,
+    SUMS,
+    Layer,
+    blocks_of,
+    build,
+    layers_of,
+    numbered,
+    read_tensors,
+    sites_of,
+    take,
+    write_sums,
+)
 
 if TYPE_CHECKING:
     from clt_lightning.transcoder.clt import CrossLayerTranscoder
@@ -43,6 +56,8 @@ def refusal(clt: CrossLayerTranscoder) -> str | None:
     """Why SAELens cannot hold a transcoder; None where it can."""
     if clt.topology == "cross_layer":
         return "it has no form for features that write to several layers (topology cross_layer)"
+    if clt.normalization == "token":
+        return "its normalisation of tokens is another one (normalize: token)"
     known = _SAES if clt.topology == "sae" else _TRANSCODERS
     if type(clt.activation) not in known:
         names = ", ".join(kind.__name__ for kind in known)
@@ -109,13 +124,12 @@ def save_sae_lens(
 def _config(
     clt: CrossLayerTranscoder, layer: int, metadata: dict[str, Any], dtype: torch.dtype | None
 ) -> dict[str, Any]:
-    sae = clt.topology == "sae"
+    sae, block = clt.topology == "sae", blocks_of(clt)[layer]
     architecture = (_SAES if sae else _TRANSCODERS)[type(clt.activation)]
-    reads = f"blocks.{layer}.mlp.hook_{'out' if sae else 'in'}"
     about: dict[str, Any] = {
         "sae_lens_version": VERSION,
         "model_name": str(metadata.get("clip", {}).get("name", "unknown")),
-        "hook_name": reads,
+        "hook_name": _hook(str(clt.sites.read), block),
         "prepend_bos": False,
     }
     config: dict[str, Any] = {
@@ -130,12 +144,17 @@ def _config(
         "metadata": about,
     }
     if not sae:
-        config["d_out"] = clt.d_model
-        about["hook_name_out"] = f"blocks.{layer}.mlp.hook_out"
+        config["d_out"] = clt.d_out
+        about["hook_name_out"] = _hook(str(clt.sites.write), block)
     if isinstance(clt.activation, TopK):
         config["k"] = min(clt.activation.k, clt.n_features)
         config["rescale_acts_by_decoder_norm"] = False
     return config
+
+
+def _hook(site: str, block: int) -> str:
+    """TransformerLens's name of a site; the site's own where it has none."""
+    return f"blocks.{block}.{HOOKS[site]}" if site in HOOKS else site
 
 
 def _is_export(folder: Path) -> bool:
@@ -162,13 +181,17 @@ def read(folder: Path) -> CrossLayerTranscoder | None:
     if not places:
         return None
     found = [_read_layer(place) for place in places]
-    kinds = {(topology, repr(activation.config())) for _, topology, activation in found}
+    kinds = {(topology, repr(activation.config())) for _, topology, activation, _ in found}
     if len(kinds) > 1:
         raise UserError(f"{folder}: the layers differ in kind: {', '.join(sorted(' '.join(k) for k in kinds))}")
-    return build([layer for layer, _, _ in found], found[0][1], found[0][2])  # type: ignore[arg-type]
+    sites = sites_of([hooks for _, _, _, hooks in found])
+    if sites is None:
+        told = ", ".join(sorted({hook for _, _, _, hooks in found for hook in hooks if hook})) or "none"
+        doubt(f"{folder}: hook names {told} are no sites known here: MLPs of all layers are taken")
+    return build([layer for layer, _, _, _ in found], found[0][1], found[0][2], sites)  # type: ignore[arg-type]
 
 
-def _read_layer(folder: Path) -> tuple[Layer, str, Activation]:
+def _read_layer(folder: Path) -> tuple[Layer, str, Activation, tuple[str, str]]:
     config = read_json(folder / CONFIG)
     path = folder / WEIGHTS
     if not path.is_file():
@@ -191,7 +214,10 @@ def _read_layer(folder: Path) -> tuple[Layer, str, Activation]:
     if architecture.startswith("jumprelu"):
         (threshold,) = take(tensors, ("threshold",), path)
     layer = Layer(W_enc, b_enc, W_dec[:, None], b_dec, threshold, tensors.get("W_skip"))
-    return layer, "sae" if sae else "per_layer", activation
+    about = config.get("metadata") or {}
+    reads = str(about.get("hook_name") or config.get("hook_name") or config.get("hook_point") or "")
+    writes = str(about.get("hook_name_out") or config.get("hook_name_out") or "")
+    return layer, "sae" if sae else "per_layer", activation, (reads, reads if sae else writes)
 
 
 def _check(config: dict[str, Any], architecture: str, folder: Path) -> None:
@@ -208,8 +234,5 @@ def _check(config: dict[str, Any], architecture: str, folder: Path) -> None:
     for key, value in (("normalize_activations", "none"), ("reshape_activations", "none")):
         if config.get(key, value) not in (value, None):
             raise UserError(f"{path}: {key} is {config[key]!r}, which has no counterpart here ({value!r} has)")
-    d_in, d_out = config.get("d_in"), config.get("d_out", config.get("d_in"))
-    if d_in != d_out:
-        raise UserError(f"{path}: d_out {d_out} differs from d_in {d_in}; here a transcoder has one width")
     if architecture in ("topk", "abstopk") and not isinstance(config.get("k"), int):
         raise UserError(f"{path}: architecture {architecture} needs a whole number k, got {config.get('k')!r}")
