@@ -38,17 +38,21 @@ from clt_lightning.transcoder.losses import CascadeConfig, TanhConfig
 #: The cascade of the default recipe, and none
 CASCADE = {"stream": 0.5, "embedding": 1.0, "images": 64, "start": 0.25, "warmup": 0.1}
 NONE = {"stream": 0.0, "embedding": 0.0}
-#: name -> what differs from the default recipe: BatchTopK, no skip, the cascade's terms, silent features revived
+#: How far the default recipe's budget leans to early layers
+TILT = 0.6
+#: name -> what differs from the default recipe: BatchTopK, no skip, the cascade's terms, silent features revived, more
+#: codes in early layers
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     # what each part gives
     "without revival": {"revive": False},
     "without cascade": {"cascade": NONE},
+    "layers alike": {"tilt": 0.0},
     "cascade: stream alone": {"cascade": {**CASCADE, "embedding": 0.0}},
     "cascade: embedding alone": {"cascade": {**CASCADE, "stream": 0.0}},
     "cascade on 32 images": {"cascade": {**CASCADE, "images": 32}},
     "cascade without warm-up": {"cascade": {**CASCADE, "warmup": 0.0}},
-    "bare": {"cascade": NONE, "revive": False},
+    "bare": {"cascade": NONE, "revive": False, "tilt": 0.0},
     # baselines at equal L0
     "with linear skip": {"skip": True},
     "TopK": {"activation": TopK},
@@ -145,7 +149,7 @@ def build(recipe: dict[str, Any], k: int, seed: int, options: argparse.Namespace
         nearest = min(recipe["tanh"], key=lambda other: abs(other - k))
         loss.tanh = TanhConfig(coefficient=recipe["tanh"][nearest], warmup_steps=options.steps // 4)
     form = {key: recipe[key] for key in ("skip", "topology") if key in recipe}
-    activation = recipe.get("activation", BatchTopK)
+    activation = recipe.get("activation", lambda k: BatchTopK(k, tilt=recipe.get("tilt", TILT)))
     features = round(options.features * recipe.get("wider", 1))
     if recipe.get("as_many_weights"):  # a cross-layer feature has an encoder and, on average, (L + 1) / 2 decoders
         layers = world.n_layers

@@ -34,7 +34,8 @@ def point(options: argparse.Namespace, **changes: int) -> dict[str, float]:
     """Seconds of one point: forward + backward, the encoder's product in it, the optimizer."""
     args = argparse.Namespace(**{**vars(options), **changes})
     step = build(["ours"], args)["ours"]
-    step()
+    for _ in range(3):  # the first steps allocate, and the first point would be the slowest
+        step()
     result = parts(step, options.rounds, options.device)
     result["product"] = encoder_product(step, options.rounds, options.device)
     result["beyond"] = max(result["forward"] + result["backward"] - result["product"], 1e-9)
@@ -63,7 +64,8 @@ def main() -> None:
     options = parser.parse_args()
     info = machine(options.device)
     print(info)
-    result: dict[str, Any] = {"machine": info, "rates": rates(options.device), "options": vars(options)}
+    kind = torch.bfloat16 if options.dtype == "bf16" else torch.float32
+    result: dict[str, Any] = {"machine": info, "rates": rates(options.device, kind), "options": vars(options)}
     grid = {
         "features": [options.features // 2, options.features, 2 * options.features],
         "k": [options.k // 2, options.k, 2 * options.k],

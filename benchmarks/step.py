@@ -24,6 +24,7 @@ from clt_lightning.optim import AdamW
 from clt_lightning.transcoder import AuxiliaryRequest, CrossLayerTranscoder, TopK
 from clt_lightning.transcoder.clt import Topology
 from clt_lightning.transcoder.losses import AuxKConfig, auxiliary_tokens, auxk_loss, reconstruction_loss
+from clt_lightning.transcoder.precision import cpu_multiplies
 from clt_lightning.transcoder.top import top_indices
 
 VARIANTS = ("ours", "dense", "bag", "per_layer", "auxk")
@@ -117,6 +118,11 @@ def build(variants: Sequence[str], args: argparse.Namespace) -> dict[str, Step]:
     return steps
 
 
+def runs_in_bf16(device: str) -> bool:
+    """Whether autocast's products are made in bf16 there."""
+    return device == "cuda" or cpu_multiplies(torch.bfloat16)
+
+
 def floor(args: argparse.Namespace, rate: dict[str, float]) -> dict[str, float]:
     """Seconds that cannot be saved: the encoder's product, and the bytes of gradients and Adam.
 
@@ -187,7 +193,9 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true", help="also measure peak memory, in processes of their own")
     parser.add_argument("--json", help="write the figures here")
     options = parser.parse_args()
-    rate = rates(options.device)
+    # the floor's product in the type that the encoder's takes
+    kind = torch.bfloat16 if options.dtype == "bf16" and runs_in_bf16(options.device) else torch.float32
+    rate = rates(options.device, kind)
     info = machine(options.device)
     print(f"{info}\nproducts {rate['product'] / 1e9:.0f} GFLOP/s, copies {rate['copy'] / 1e9:.1f} GB/s")
     rows = []

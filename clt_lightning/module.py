@@ -421,14 +421,15 @@ class CLTModule(lightning.LightningModule):
         if not config.coefficient:
             return None
         dead = self.tokens_since_fired >= config.dead_after_tokens
-        most = int(dead.sum(1).max())
+        counts = tuple(dead.sum(1).tolist())
+        most = max(counts)
         if not most:
             return None
         k = config.k or max(1, self.transcoder.d_out // 2)
         live = self.transcoder.activation.most_active or 64  # others bound nothing: a usual number
         n = auxiliary_tokens(config, n_tokens, k, most, live)
         chosen = torch.randperm(n_tokens, generator=generator)[:n]
-        return AuxiliaryRequest(dead, k, chosen.to(self.device))
+        return AuxiliaryRequest(dead, k, chosen.to(self.device), counts)
 
     @torch.no_grad()
     def _average_threshold(self) -> None:
@@ -445,7 +446,7 @@ class CLTModule(lightning.LightningModule):
             dist.all_reduce(mask, op=dist.ReduceOp.MAX)
             fired = mask.bool()
         self.tokens_since_fired += n_tokens * self._data_place()[1]
-        self.tokens_since_fired[fired] = 0
+        self.tokens_since_fired.masked_fill_(fired, 0)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         if isinstance(self.transcoder, ShardedTranscoder):
@@ -484,10 +485,8 @@ class CLTModule(lightning.LightningModule):
             "entries": the stream at the entry of the blocks in `self.entries`, (images, positions, d_model) by block}`.
         """
         entries: dict[int, Tensor] = {}
-        seen = (
-            self.clip.watch(entries.__setitem__, sorted(self.entries), "resid_pre") if self.entries else nullcontext()
-        )
-        with seen:
+        blocks = sorted(self.entries)
+        with self.clip.watch(entries.__setitem__, blocks, "resid_pre") if blocks else nullcontext():
             acts = self.clip.capture(batch["image"], self._blocks, embeddings=True, sites=self._names)
         x = acts.x
         out = self.transcoder(x)

@@ -79,6 +79,23 @@ def test_the_transcoder_needs_neither_clip_nor_lightning() -> None:
     assert not {"lightning", "open_clip", "torchvision", "webdataset"} & set(loaded)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["fit", "--config", "configs/nowhere.yaml"], ["test", "--run", "runs/nowhere"], ["fit", "-c", "$NOWHERE/x.yaml"]],
+    ids=["config", "run", "variable"],
+)
+def test_a_wrong_path_is_said_before_anything_heavy_is_loaded(words: list[str]) -> None:
+    code = (
+        f"import sys\nfrom clt_lightning.cli.main import main\ntry:\n    main({words!r})\n"
+        "except SystemExit as left:\n    print(left.code, *{m.split('.')[0] for m in sys.modules})"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code_of_exit, *loaded = result.stdout.split()
+    assert code_of_exit == "2"
+    assert "where" in result.stderr.lower()
+    assert not {"torch", "lightning", "open_clip", "jsonargparse"} & set(loaded)
+
+
 def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys\nfrom clt_lightning.cli.main import main\nmain(['--help'])\n"

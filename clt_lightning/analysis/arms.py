@@ -213,7 +213,7 @@ class ArmRunner:
         if arm.kind == "replaced":
             return self._cascade(window, arm.tokens, seen, codes)
         if arm.kind in OF_SKIP:
-            return self._part_alone(arm.kind, window, arm.tokens, seen.n_images)
+            return self._part_alone(arm.kind, window, arm.tokens, seen, codes)
         positions = self.tokens.span(arm.tokens)
         if arm.kind == "random":
             y_hat = self._random_y(seen, codes)
@@ -242,12 +242,14 @@ class ArmRunner:
 
         return self.clip.override(str(self.clt.sites.write), branch, window)
 
-    def _part_alone(self, kind: str, window: Sequence[int], tokens: str, images: int) -> AbstractContextManager[Any]:
+    def _part_alone(
+        self, kind: str, window: Sequence[int], tokens: str, seen: Observation, codes: Codes
+    ) -> AbstractContextManager[None]:
         means = self.feature_means if kind == "skip_alone" else self.skip_means
         if means is None:
             raise UserError(f"{kind} needs the training data's means: give ArmRunner(feature_means=, skip_means=)")
         kinds = self.tokens.kind_of_positions()[self.tokens.span(tokens)]
-        place = torch.tensor(kinds * images, device=means.device)
+        place = torch.tensor(kinds * seen.n_images, device=means.device)
 
         def mean_features(layer: int, terms: Tensor) -> Tensor:
             return means[layer, place].to(terms)[None]
@@ -256,16 +258,18 @@ class ArmRunner:
             return means[layer, place].to(self.clt.b_dec)
 
         if kind == "skip_alone":
-            return replaced(self.clip, self.clt, window, tokens, edit=mean_features)
-        return replaced(self.clip, self.clt, window, tokens, skip=mean_skip)
+            return self._cascade(window, tokens, seen, codes, edit=mean_features)
+        return self._cascade(window, tokens, seen, codes, skip=mean_skip)
 
     @contextmanager
-    def _cascade(self, window: Sequence[int], tokens: str, seen: Observation, codes: Codes) -> Iterator[None]:
+    def _cascade(
+        self, window: Sequence[int], tokens: str, seen: Observation, codes: Codes, **parts: Any
+    ) -> Iterator[None]:
         # what layers before the window write is known from the untouched forward: they are not run again
         earlier = codes
         if tokens != "all":
             earlier = codes.select_tokens(token_mask(tokens, self.tokens, codes.n_tokens, codes.device))
-        with replaced(self.clip, self.clt, window, tokens) as trace:
+        with replaced(self.clip, self.clt, window, tokens, **parts) as trace:
             first = self.blocks.index(window[0])
             trace.codes.update({layer: earlier.slice(layer) for layer in range(first)})
             yield

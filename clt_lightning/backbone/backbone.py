@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import PIL.Image
 import torch
@@ -18,6 +18,9 @@ from clt_lightning.backbone.taps import Key, OverrideFn, ReadFn, Taps
 from clt_lightning.core.errors import UserError, setting
 from clt_lightning.core.sites import BLOCK_SITES, FINAL_SITES, check_site, order
 from clt_lightning.core.tokens import TokenLayout
+
+if TYPE_CHECKING:
+    from clt_lightning.backbone.head import BackboneWithSAE, Output
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 Images = Tensor | PIL.Image.Image | Sequence[Tensor | PIL.Image.Image]
@@ -299,7 +302,7 @@ class Backbone(nn.Module):
         with self.taps.read(fn, self._keys(site, layers)):
             yield
 
-    def with_sae(self, sae: Any, output: str = "reconstruction", tokens: str = "all") -> nn.Module:
+    def with_sae(self, sae: Any, output: Output = "reconstruction", tokens: str = "all") -> BackboneWithSAE:
         """A module from images to what a sparse autoencoder makes of them (`head.BackboneWithSAE`).
 
         Args:
@@ -309,7 +312,7 @@ class Backbone(nn.Module):
         """
         from clt_lightning.backbone.head import BackboneWithSAE
 
-        return BackboneWithSAE(self, sae, output, tokens)  # type: ignore[arg-type]
+        return BackboneWithSAE(self, sae, output, tokens)
 
     # -- overriding --------------------------------------------------------------------------------------------------
 

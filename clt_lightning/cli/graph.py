@@ -204,7 +204,7 @@ def _validate(args: argparse.Namespace, opened: Run, image: Tensor, dtype: Any) 
         best = (opened.clip.encode_image(chosen[number][1]) @ head)[0].topk(min(2, len(names))).indices.tolist()
         if len(best) == 1:
             return Target.of_class(head, names, best[0], scale)
-        return Target.difference(head, names, *best, scale)
+        return Target.difference(head, names, best[0], best[1], scale)
 
     found = validate(
         opened.clip,

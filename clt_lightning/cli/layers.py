@@ -11,7 +11,7 @@ from clt_lightning.core.config_file import ConfigFile, Keys, parse_config, parse
 from clt_lightning.core.errors import UserError
 
 #: Options that take a file of further options
-_FILE_OPTIONS = ("--config", "-c")
+FILE_OPTIONS = ("--config", "-c")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def options_of(words: Sequence[str]) -> Iterator[tuple[str, str]]:
             named = at < len(words) and not words[at].startswith("-")
             yield option, words[at] if named else ""
             at += named
-        elif not option.startswith("--") and option not in _FILE_OPTIONS:
+        elif not option.startswith("--") and option not in FILE_OPTIONS:
             raise UserError(f"there is no option {option}{_close(option)}")
         elif at < len(words) and not _is_option(words[at]):
             yield option, words[at]
@@ -78,7 +78,7 @@ def options_of(words: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _missing(option: str) -> str:
-    what = " a file, such as configs/quickstart.yaml" if option in _FILE_OPTIONS else " a value"
+    what = " a file, such as configs/quickstart.yaml" if option in FILE_OPTIONS else " a value"
     raise UserError(f"{option} needs{what}")
 
 
@@ -87,7 +87,7 @@ def _is_option(word: str) -> bool:
 
 
 def _layer(option: str, value: str) -> Layer | None:
-    if option in _FILE_OPTIONS:
+    if option in FILE_OPTIONS:
         file = parse_config(value, option) if value.lstrip().startswith("{") else read_config(value, option)
         return Layer(file.content, file)
     if option in ("-h", "--help", "--print_config") or option.endswith(".help"):

@@ -115,6 +115,9 @@ def _run(words: list[str]) -> None:
     _show_log()
     words = with_shipped_configs(words)
     if words[0] in TRAINER_COMMANDS:
+        from clt_lightning.cli.early import check_paths
+
+        check_paths(words)
         importlib.import_module("clt_lightning.core.environment")
         from clt_lightning.cli.trainer import run_trainer
 

@@ -102,8 +102,9 @@ def _say_whole_run(config: dict[str, Any], step: Any, cascade: tuple[float, floa
     whole = steps * (step.seconds + (1 - start) * more)
     extra = f", {(1 - start) * more * steps / whole:.0%} of them the cascade's terms" if more else ""
     gpus = f" on {step.gpus} GPUs, {step.gpus * whole / 3600:,.3g} GPU hours" if step.gpus > 1 else ""
+    tokens = people_count(steps * step.tokens * step.gpus // step.feature)
     print(
-        f"the whole run: {steps:,} steps, {people_count(steps * step.tokens)} tokens, {duration(whole)}{gpus}{extra}; "
+        f"the whole run: {steps:,} steps, {tokens} tokens, {duration(whole)}{gpus}{extra}; "
         "validations, reading and decoding come on top"
     )
 

@@ -68,7 +68,10 @@ def _with_open_clips_weights(source: Source, precision: str) -> nn.Module:
     """A model with the weights of a tag, or with random ones."""
     cached = source.tag is not None and _fetch(source)
     with _quiet_open_clip(), hub.offline(cached):
-        return open_clip.create_model(source.name, pretrained=source.tag, precision=precision, pretrained_text=False)
+        model: nn.Module = open_clip.create_model(
+            source.name, pretrained=source.tag, precision=precision, pretrained_text=False
+        )
+    return model
 
 
 def _with_weights(source: Source, precision: str) -> nn.Module:
@@ -124,7 +127,8 @@ def _construct(source: Source, precision: str) -> nn.Module:
             f"{type(error).__name__}: {first_line(error)}"
         ) from error
     open_clip.set_model_preprocess_cfg(model, preprocess)
-    return model
+    result: nn.Module = model
+    return result
 
 
 def _check_preprocess(cfg: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class _Texts(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
 
     def forward(self, tokens: Tensor) -> Tensor:
         found: Tensor = self.model.encode_text(tokens, normalize=False)
@@ -29,7 +29,8 @@ def encode_tokens(model: Any, tokens: Tensor) -> Tensor:
     inside = "model.text." if hasattr(model, "text") else "model."
     tower = getattr(model, "text", model)
     if length is None or length >= tokens.shape[1]:
-        return _Texts(model)(tokens)
+        whole: Tensor = _Texts(model)(tokens)
+        return whole
     changed = {f"{inside}attn_mask": tower.attn_mask[:length, :length]}
     if tower is model:  # a text transformer of its own cuts its positions itself
         changed[f"{inside}positional_embedding"] = model.positional_embedding[:length]

@@ -189,7 +189,8 @@ def _required(name: str, model_cfg: dict[str, Any] | None) -> dict[str, Any]:
 
 def _known_tag(name: str, tag: str) -> bool:
     base = name.removesuffix(QUICK_SUFFIX)
-    return open_clip.is_pretrained_cfg(name, tag) or open_clip.is_pretrained_cfg(base, tag)
+    known: bool = open_clip.is_pretrained_cfg(name, tag) or open_clip.is_pretrained_cfg(base, tag)
+    return known
 
 
 def _no_such_weights(name: str, model_cfg: dict[str, Any], pretrained: str) -> UserError:

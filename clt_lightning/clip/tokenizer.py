@@ -26,7 +26,8 @@ def make_tokenizer(source: Source) -> Tokenizer:
     """
     try:
         if not source.is_own:
-            return open_clip.get_tokenizer(source.name)
+            found: Tokenizer = open_clip.get_tokenizer(source.name)
+            return found
         if "tokenizer" in source.config:
             return WordTokenizer(**source.config["tokenizer"])
         return _of_config(source)
@@ -44,13 +45,16 @@ def _of_config(source: Source) -> Tokenizer:
     length = text.get("context_length", DEFAULT_CONTEXT_LENGTH)
     options = text.get("tokenizer_kwargs", {})
     if not text.get("hf_tokenizer_name"):
-        return SimpleTokenizer(context_length=length, **options)
+        simple: Tokenizer = SimpleTokenizer(context_length=length, **options)
+        return simple
     folder = None if source.place is None or source.place.weights is None else source.place.weights.parent
     local = folder is not None and any(
         (folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")
     )
     mode = {"tokenizer_mode": text["tokenizer_mode"]} if text.get("tokenizer_mode") else {}
-    return HFTokenizer(str(folder) if local else text["hf_tokenizer_name"], context_length=length, **mode, **options)
+    name = str(folder) if local else text["hf_tokenizer_name"]
+    tokenizer: Tokenizer = HFTokenizer(name, context_length=length, **mode, **options)
+    return tokenizer
 
 
 def doubts(classnames: Sequence[str], templates: Sequence[Template], tokenizer: Tokenizer) -> list[str]:

@@ -114,11 +114,12 @@ def check_token_sets(
     wrong = [name for name in names if name not in TOKEN_SETS]
     if wrong or not names or len(set(names)) != len(names):
         raise UserError(f"{option}={list(names)}: expected one or more of {list(TOKEN_SETS)}, each at most once")
-    for name in () if layout is None else names:
-        try:
-            layout.span(name)
-        except UserError as error:
-            raise UserError(f"{option}={list(names)}: {error}") from error
+    if layout is not None:
+        for name in names:
+            try:
+                layout.span(name)
+            except UserError as error:
+                raise UserError(f"{option}={list(names)}: {error}") from error
     return tuple(names)
 
 

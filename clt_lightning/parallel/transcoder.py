@@ -106,8 +106,8 @@ class ShardedTranscoder(CrossLayerTranscoder):
         activation.track(winners[winners > 0], layer)
         return (pre >= winners.min()) & (pre > 0) if winners.numel() else pre > 0
 
-    def _decode_features(self, codes: Codes) -> Tensor:
-        return self.shards.sum(super()._decode_features(codes))
+    def _decode_features(self, codes: Codes, low: torch.dtype | None) -> Tensor:
+        return self.shards.sum(super()._decode_features(codes, low))
 
     def _choose(self, screen: Screen, layer: int) -> Chosen | None:
         activation = self.activation

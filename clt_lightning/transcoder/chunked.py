@@ -60,4 +60,4 @@ def split_request(request: AuxiliaryRequest | None, start: int, stop: int) -> Au
     if request is None:
         return None
     inside = request.tokens[(request.tokens >= start) & (request.tokens < stop)] - start
-    return AuxiliaryRequest(request.dead, request.k, inside) if inside.numel() else None
+    return AuxiliaryRequest(request.dead, request.k, inside, request.counts) if inside.numel() else None

@@ -20,6 +20,7 @@ from clt_lightning.transcoder import pretrained
 from clt_lightning.transcoder.activations import Activation, TopK
 from clt_lightning.transcoder.buffers import GradientBuffers
 from clt_lightning.transcoder.codes import Codes
+from clt_lightning.transcoder.costs import dense_type, sparse_below
 from clt_lightning.transcoder.encoders import Backend, SparseEncoders
 from clt_lightning.transcoder.normalization import ActivationStatistics, input_scales, output_scales, standardise
 from clt_lightning.transcoder.precision import float_type, full_precision
@@ -294,10 +295,10 @@ class CrossLayerTranscoder(SparseEncoders):
             pre = [e.pre for e in layers if e.pre is not None] if want_pre else None
             repeated = _share([e.repeated for e in layers], codes.n_tokens)
             if auxiliary is None:
-                return CLTOutput(self._decode(codes, scaled), codes, pre, repeated=repeated)
+                return CLTOutput(self._decode(codes, scaled, low), codes, pre, repeated=repeated)
             # dead features at work are more tokens of the same decoder: one pass, one gradient of each weight
             dead = Codes([e.dead[0] for e in layers if e.dead], [e.dead[1] for e in layers if e.dead])
-            sums = self._decode_features(Codes.cat(codes, dead))
+            sums = self._decode_features(Codes.cat(codes, dead), low)
             main, extra = sums.split([codes.n_tokens, dead.n_tokens], 1)
             return CLTOutput(self._finish(main, scaled), codes, pre, extra * self.y_scale[:, None, None], repeated)
 
@@ -340,10 +341,10 @@ class CrossLayerTranscoder(SparseEncoders):
             if x is None:
                 raise UserError("this transcoder standardises each token: decode(codes, x) needs the tokens x as well")
             _, mean, std = standardise(x.to(self.b_dec.dtype))
-            with full_precision(codes.device.type):
-                return self._decode(codes, None) * std + mean
-        with full_precision(codes.device.type):
-            return self._decode(codes, None if x is None else self._scale_inputs(x))
+            with full_precision(codes.device.type) as low:
+                return self._decode(codes, None, low) * std + mean
+        with full_precision(codes.device.type) as low:
+            return self._decode(codes, None if x is None else self._scale_inputs(x), low)
 
     def contributions(self, codes: Codes | Tensor, target: int) -> Tensor:
         """What each source layer adds to the reconstruction of one target layer.
@@ -487,8 +488,8 @@ class CrossLayerTranscoder(SparseEncoders):
     def _scale_inputs(self, x: Tensor) -> Tensor:
         return x.to(self.b_dec.dtype) * self.x_scale[:, None, None]
 
-    def _decode(self, codes: Codes, scaled: Tensor | None) -> Tensor:
-        return self._finish(self._decode_features(codes), scaled)
+    def _decode(self, codes: Codes, scaled: Tensor | None, low: torch.dtype | None) -> Tensor:
+        return self._finish(self._decode_features(codes, low), scaled)
 
     def _finish(self, y: Tensor, scaled: Tensor | None) -> Tensor:
         """From what the features add, in scaled units, to the reconstruction."""
@@ -497,14 +498,23 @@ class CrossLayerTranscoder(SparseEncoders):
             y = y + torch.einsum("lnd,led->lne", scaled, torch.stack(list(self.W_skip)))
         return torch.addcmul(self.b_dec[:, None, :], y, self.y_scale[:, None, None])
 
-    def _decode_features(self, codes: Codes) -> Tensor:
-        dense = [layer for layer in range(self.n_layers) if codes.is_dense(layer)]
-        if len(dense) == self.n_layers:
-            return decode_dense(codes.layer_values, list(self.W_dec), self.n_layers)
+    def _decode_features(self, codes: Codes, low: torch.dtype | None) -> Tensor:
+        if self._decodes_densely(codes, low):
+            dense = [codes.dense_layer(layer) for layer in range(self.n_layers)]
+            return decode_dense(dense, list(self.W_dec), self.n_layers, dense_type(codes.device.type, low))
         layers = [codes.layer(layer) for layer in range(self.n_layers)]
         pairs, values = [p for p, _ in layers], [v for _, v in layers]
         decoders = [self.shared("W_dec", layer) for layer in range(self.n_layers)]
         return decode_pairs(self.n_layers, pairs, values, decoders)
+
+    def _decodes_densely(self, codes: Codes, low: torch.dtype | None) -> bool:
+        held = [codes.is_dense(layer) for layer in range(self.n_layers)]
+        if any(held) or self.backend == "sparse" or not codes.n_tokens:
+            return all(held)
+        kind = codes.device.type
+        active = sum(values.numel() for values in codes.layer_values)
+        below = sparse_below(kind, dense_type(kind, low) or self.b_dec.dtype, codes.n_tokens)
+        return bool(active >= below * self.n_layers * codes.n_tokens * self.W_dec[0].shape[0])
 
     def train(self, mode: bool = True) -> Self:
         """Training mode on or off; off gives the gradients' memory back."""

@@ -119,9 +119,13 @@ class Pairs:
             new = torch.full((tokens, self.features.numel() // tokens), -1)
             new.scatter_(1, places, torch.arange(tokens * n).view(tokens, n))
             order = new.view(-1)[self.by_feature[0]]
+            # what is kept moves up; a mask as index would take twice the time
+            kept = order >= 0
+            moved = order.new_empty(tokens * n + 1)
+            moved.scatter_(0, torch.where(kept, torch.cumsum(kept, 0) - 1, tokens * n), order)
             starts = pairs.offsets.new_zeros(self.n_features + 1)
             torch.cumsum(torch.bincount(pairs.features, minlength=self.n_features), 0, out=starts[1:])
-            pairs.__dict__["by_feature"] = order[order >= 0], starts
+            pairs.__dict__["by_feature"] = moved[:-1], starts
         return pairs
 
     def keep(self, chosen: Tensor) -> Pairs:
@@ -318,7 +322,10 @@ class Codes:
             if p is None:
                 out[layer] = (v.detach() != 0).any(0)
             else:
-                out[layer, p.features[v.detach() != 0]] = True
+                # scattered with a place beside for the others: a mask as index would wait for a GPU
+                places = torch.where(v.detach() != 0, p.features, self.n_features)
+                found = out.new_zeros(self.n_features + 1).index_fill_(0, places, True)
+                out[layer] = found[:-1]
         return out
 
     def select_tokens(self, keep: Tensor) -> Codes:

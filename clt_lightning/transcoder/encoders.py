@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,16 +14,13 @@ from torch import Tensor, nn
 from clt_lightning.transcoder.activations import Activation
 from clt_lightning.transcoder.buffers import GradientBuffers
 from clt_lightning.transcoder.codes import Pairs
+from clt_lightning.transcoder.costs import SPARSE_ENCODING
 from clt_lightning.transcoder.requests import AuxiliaryRequest, EncodedLayer
 from clt_lightning.transcoder.screening import Chosen, Screen, settle_all
 from clt_lightning.transcoder.shared import Shared
 from clt_lightning.transcoder.sparse import encode_pairs
 
 Backend = Literal["auto", "sparse", "dense"]
-
-#: Below this share of active features the sparse path is the faster one (docs/performance.md): a CPU's matrix products
-#: are slow, a GPU's tensor cores are not
-SPARSE_BELOW = defaultdict(lambda: 0.25, cuda=0.01)
 
 
 def _entries(pre: Tensor, pairs: Pairs) -> Tensor:
@@ -97,7 +93,7 @@ class SparseEncoders(nn.Module):
                 self._in_full(scaled[i], i, auxiliary) if c is None else self._take(scaled[i], i, c, auxiliary)
                 for i, c in enumerate(chosen)
             ]
-        if not want_pre and self._surely_sparse(scaled.device.type):
+        if not want_pre and self._surely_sparse():
             # one buffer serves all layers: what is chosen from it is copied out
             scratch = scaled.new_empty(scaled.shape[1], self.W_enc[0].shape[0])
         return [self._encode_layer(scaled[i], i, want_pre, auxiliary, scratch) for i in layers]
@@ -139,7 +135,7 @@ class SparseEncoders(nn.Module):
         scratch: Tensor | None = None,
     ) -> EncodedLayer:
         W, b, x = self.W_enc[layer], self.b_enc[layer], self._encoder_input(x)
-        dense_gradient = want_pre or not self._surely_sparse(x.device.type)
+        dense_gradient = want_pre or not self._surely_sparse()
         with torch.set_grad_enabled(torch.is_grad_enabled() and dense_gradient):
             if scratch is not None:
                 pre = torch.addmm(b.detach(), x.detach(), W.detach().t(), out=scratch)
@@ -207,21 +203,23 @@ class SparseEncoders(nn.Module):
             layer: which layer's.
             request: what was asked for.
         """
-        features = request.dead[layer].nonzero().flatten()
+        dead = request.dead[layer]
+        # sorted, not searched for: their number is known, and a GPU need not be waited for
+        features = torch.argsort(dead, descending=True, stable=True)[: request.count(layer)]
         top = torch.topk(entries(features), min(request.k, features.numel()), dim=1, sorted=False)
         return Pairs.rectangular(features[top.indices], self.W_enc[layer].shape[0]), top.values.flatten()
 
-    def _surely_sparse(self, device_type: str) -> bool:
-        """Whether the sparse path is taken whatever the data."""
+    def _surely_sparse(self) -> bool:
+        """Whether pairs are encoded whatever the data."""
         if self.backend != "auto":
             return self.backend == "sparse"
         bound = self.activation.most_active
-        return bound is not None and bound < SPARSE_BELOW[device_type] * self.W_enc[0].shape[0]
+        return bound is not None and bound < SPARSE_ENCODING * self.W_enc[0].shape[0]
 
     def _use_dense(self, selected: Pairs | Tensor, pre: Tensor, want_pre: bool) -> bool:
         if want_pre or self.backend == "dense":
             return True
-        if self._surely_sparse(pre.device.type) or pre.numel() == 0:
+        if self._surely_sparse() or pre.numel() == 0:
             return False
         active = selected.features.numel() if isinstance(selected, Pairs) else int(selected.sum())
-        return active >= SPARSE_BELOW[pre.device.type] * pre.numel()
+        return active >= SPARSE_ENCODING * pre.numel()

@@ -29,20 +29,24 @@ def encode_dense(x: Tensor, W: Tensor, b: Tensor, activation: Activation, layer:
     return dense(activation, torch.nn.functional.linear(x, W, b), layer)
 
 
-def decode_dense(codes: Sequence[Tensor], decoders: Sequence[Tensor], n_layers: int) -> Tensor:
+def decode_dense(
+    codes: Sequence[Tensor], decoders: Sequence[Tensor], n_layers: int, low: torch.dtype | None = None
+) -> Tensor:
     """Sum of all sources' terms in every target layer.
 
     Args:
         codes: one `(tokens, F)` a source layer.
         decoders: one `(F, targets, d_model)` a source layer; block t writes to layer `source + t`.
         n_layers: number of target layers.
+        low: the type of the products; sources are added up in the codes' own. None: theirs.
 
     Returns:
         `(n_layers, tokens, d_model)`, without bias.
     """
     y: list[Tensor | None] = [None] * n_layers
     for source, (z, W) in enumerate(zip(codes, decoders)):
-        terms = torch.matmul(z, W.transpose(0, 1))  # (targets, tokens, d_model) in one product
+        blocks = W.transpose(0, 1)  # (targets, tokens, d_model) in one product
+        terms = torch.matmul(z, blocks) if low is None else torch.matmul(z.to(low), blocks.to(low)).to(z.dtype)
         for t, term in enumerate(terms):
             before = y[source + t]
             y[source + t] = term if before is None else before + term

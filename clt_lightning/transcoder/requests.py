@@ -37,11 +37,17 @@ class AuxiliaryRequest:
         dead: `(layers, F)` bool.
         k: number of dead features a token may use in a layer.
         tokens: `(auxiliary tokens,)` int64, the tokens to do it for.
+        counts: number of dead features a layer, where known: the device then need not be waited for.
     """
 
     dead: Tensor
     k: int
     tokens: Tensor
+    counts: tuple[int, ...] | None = None
+
+    def count(self, layer: int) -> int:
+        """Number of dead features of a layer."""
+        return int(self.dead[layer].sum()) if self.counts is None else self.counts[layer]
 
 
 @dataclass

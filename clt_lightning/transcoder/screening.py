@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,7 @@ def settle_all(chosen: Sequence[Chosen]) -> list[Chosen]:
     """The right choices; waits once for the device at most."""
     if all(one.settle is None for one in chosen):
         return list(chosen)
-    counts = torch.stack([one.repeated for one in chosen]).tolist()
+    counts = torch.stack([cast(Tensor, one.repeated) for one in chosen]).tolist()
     return [one if one.settle is None or not count else one.settle(count) for one, count in zip(chosen, counts)]
 
 

@@ -82,7 +82,7 @@ def test_the_own_output_put_back_changes_nothing(row: Row, images: Tensor) -> No
     before = vit.encode_image(images, normalize=False)
     sites = [*BLOCK_SITES, "final", *(["final_tokens"] if vit.family.norm is not None else [])]
     for site in sites:
-        seen = []
+        seen: list[int] = []
 
         def keep(layer: int, x: Tensor, compute: Any, seen: list[int] = seen) -> Tensor:
             seen.append(layer)
@@ -156,7 +156,7 @@ def test_five_steps_of_training(row: Row, images: Tensor) -> None:
     clt = cl.CrossLayerTranscoder(3, 32, 64, cl.TopK(8), seed=0)
     loss = LossConfig(cascade=CascadeConfig(stream=0, embedding=0))
     module = cl.CLTModule(vit, clt, loss, tokens=cl.TokensConfig(statistics=32), seed=0)
-    loader = torch.utils.data.DataLoader(images, batch_size=3)
+    loader: Any = torch.utils.data.DataLoader(images, batch_size=3)  # type: ignore[arg-type]
     trainer = lightning.Trainer(
         max_steps=5,
         max_epochs=-1,

@@ -44,7 +44,7 @@ def test_classes_are_compared_by_their_own_defaults() -> None:
     assert found["model.transcoder.activation.k"] == ("64", "12")
     assert "model.transcoder.activation.momentum" not in found
     assert found["data"] == (None, "clt_lightning.data.Demo")
-    assert found["data.seed"] == ("0", "5")
+    assert found["data.seed"] == ("null", "5")
 
 
 def test_a_class_of_the_users_own_is_not_imported() -> None:

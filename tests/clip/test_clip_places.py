@@ -45,7 +45,9 @@ def snapshot(folder: Path, quick_gelu: bool = False, seed: int = 0, binary: bool
 @pytest.mark.parametrize("given", ["folder", "local-dir", "name"])
 def test_a_snapshot_folder(tmp_path: Path, given: str, binary: bool) -> None:
     mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
-    cfg = {"preprocess_cfg": {"mean": mean, "std": std, "interpolation": "bilinear", "resize_mode": "squash"}}
+    cfg: dict[str, Any] = {
+        "preprocess_cfg": {"mean": mean, "std": std, "interpolation": "bilinear", "resize_mode": "squash"}
+    }
     folder = snapshot(tmp_path / "mine", quick_gelu=True, binary=binary, **cfg)
     if given == "name":
         clip = FrozenCLIP(f"local-dir:{folder}")
@@ -178,6 +180,7 @@ def test_a_text_tower_that_the_tokenizer_does_not_fit(tmp_path: Path) -> None:
 def test_a_damaged_vocabulary(tmp_path: Path) -> None:
     path = write_tiny(tmp_path, tiny_config())
     config = json.loads((tmp_path / "open_clip_config.json").read_text())
+    broken: dict[str, Any]
     for broken in ({"words": ["a"], "context_length": 3}, {"wrods": []}, {"words": 3, "context_length": 4}):
         (tmp_path / "open_clip_config.json").write_text(json.dumps(config | {"tokenizer": broken}))
         with pytest.raises(UserError, match=r"the tokenizer of .*open_clip_config\.json"):

@@ -28,7 +28,8 @@ class Positions:
 def built(custom: bool, **text: Any) -> nn.Module:
     torch.manual_seed(0)
     kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
-    return kind(embed_dim=12, vision_cfg=VISION, text_cfg={**TEXT, **text}).eval().requires_grad_(False).double()
+    model: nn.Module = kind(embed_dim=12, vision_cfg=VISION, text_cfg={**TEXT, **text})
+    return model.eval().requires_grad_(False).double()
 
 
 def tokens() -> Tensor:
@@ -69,9 +70,7 @@ def test_a_class_token_at_the_end_is_seen() -> None:
 
 def test_the_demos_prompts() -> None:
     clip = FrozenCLIP(pretrained="demo")
-    counted = Positions(
-        clip.model.token_embedding if hasattr(clip.model, "token_embedding") else clip.model.text.token_embedding
-    )
+    counted = Positions(getattr(clip.model, "text", clip.model).token_embedding)
     ours = clip.encode_text(TEXTS)
     read = clip.tokenizer(TEXTS)
     whole = nn.functional.normalize(clip.model.encode_text(read), dim=-1)

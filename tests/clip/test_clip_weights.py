@@ -6,6 +6,7 @@ import json
 import pickle
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,17 @@ def transformers_state() -> dict[str, torch.Tensor]:
     return {name: torch.zeros(4) for name in names}
 
 
-KINDS = {
+def write_cut_zip(path: Path) -> None:
+    torch.save({"a": torch.zeros(3000)}, path)
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def write_flipped_zip(path: Path) -> None:
+    torch.save({"a": torch.zeros(3000)}, path)
+    flip(path, 6000)
+
+
+KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: path.write_bytes(b""), "is empty"),
     "lfs": (
         lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 605143884\n"),
@@ -242,14 +253,8 @@ KINDS = {
         lambda path: (save_file({"a": torch.zeros(300)}, path), path.write_bytes(path.read_bytes()[:500])),
         "safetensors file that is cut off",
     ),
-    "cut zip": (
-        lambda path: (torch.save({"a": torch.zeros(3000)}, path), path.write_bytes(path.read_bytes()[:5000])),
-        "cut off or damaged",
-    ),
-    "flipped zip": (
-        lambda path: (torch.save({"a": torch.zeros(3000)}, path), flip(path, 6000)),
-        "record .*data/0 does not have its checksum",
-    ),
+    "cut zip": (write_cut_zip, "cut off or damaged"),
+    "flipped zip": (write_flipped_zip, "record .*data/0 does not have its checksum"),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,7 +60,8 @@ def test_mean_ablation_equals_surgery(demo: FrozenCLIP) -> None:
     acts = demo.capture(images)
     np.testing.assert_allclose(found["mlp_output_rms"], acts.y.pow(2).mean((1, 2)).sqrt(), atol=1e-4)
     other = FrozenCLIP(pretrained="demo")
-    for layer, block in enumerate(other.blocks):
+    blocks: list[Any] = list(other.blocks)
+    for layer, block in enumerate(blocks):
         block.mlp.c_proj.weight.data.zero_()
         block.mlp.c_proj.bias.data.copy_(acts.y[layer].mean(0))
     right = other.logits(other.encode_image(images), other.zero_shot_head(CLASSNAMES, TEMPLATES)).argmax(1) == labels

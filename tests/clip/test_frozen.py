@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from clt_lightning.core.errors import UserError
 
 from .tiny import Maker, tiny_config, write_tiny
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "layer_scale": {"ls_init_value": 0.5},
     "custom_blocks": {"qk_norm": True, "scale_fc": True},
@@ -28,7 +29,7 @@ VARIANTS = {
 }
 
 
-def by_hand(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def by_hand(model: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """x, y and unit embeddings through the block's own arithmetic, without a hook of ours."""
     xs: list[Tensor] = []
     ys: list[Tensor] = []
@@ -58,7 +59,7 @@ def test_capture_and_embeddings_are_open_clips_own(make_clip: Maker, images: Ten
     assert torch.equal(acts.embeddings, embeddings)
     assert torch.equal(clip.encode_image(images), embeddings)
     assert (acts.n_images, acts.n_positions, acts.layers, acts.token_set) == (5, 17, (0, 1, 2), "all")
-    block = clip.blocks[1]
+    block: Any = clip.blocks[1]
     # the pair belongs together: y is what the branch makes of x
     torch.testing.assert_close(acts.y[1], block.ls_2(block.mlp(acts.x[1])))
 
@@ -180,8 +181,9 @@ def test_bf16_is_close_and_returns_fp32(make_clip: Maker, images: Tensor, varian
     assert acts.embeddings.dtype == torch.float32
     torch.testing.assert_close(acts.embeddings.norm(dim=1), torch.ones(5))
     assert (acts.embeddings * exact.encode_image(images)).sum(1).min() > 0.995
-    assert rough.blocks[0].ln_2.weight.dtype == torch.float32
-    assert rough.blocks[0].mlp.c_fc.weight.dtype == torch.bfloat16
+    block: Any = rough.blocks[0]
+    assert block.ln_2.weight.dtype == torch.float32
+    assert block.mlp.c_fc.weight.dtype == torch.bfloat16
 
 
 def test_unknown_precision() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from clt_lightning.core.errors import UserError
 from .tiny import Maker
 
 Compute = Callable[[], Tensor]
-PATTERNS = [{}, {"ls_init_value": 0.5}, {"scale_fc": True}]
+PATTERNS: list[dict[str, Any]] = [{}, {"ls_init_value": 0.5}, {"scale_fc": True}]
 
 
 def zero(layer: int, x: Tensor, compute_y: Compute) -> Tensor:
@@ -33,7 +34,7 @@ def assert_untouched(clip: FrozenCLIP) -> None:
 
 
 @pytest.mark.parametrize("vision", PATTERNS)
-def test_the_own_output_put_back_changes_nothing(make_clip: Maker, images: Tensor, vision: dict) -> None:
+def test_the_own_output_put_back_changes_nothing(make_clip: Maker, images: Tensor, vision: dict[str, Any]) -> None:
     clip = make_clip(**vision)
     before = clip.encode_image(images)
     with clip.mlp_override(keep):
@@ -42,7 +43,7 @@ def test_the_own_output_put_back_changes_nothing(make_clip: Maker, images: Tenso
 
 
 @pytest.mark.parametrize("vision", PATTERNS)
-def test_the_result_equals_surgery_on_the_model(make_clip: Maker, images: Tensor, vision: dict) -> None:
+def test_the_result_equals_surgery_on_the_model(make_clip: Maker, images: Tensor, vision: dict[str, Any]) -> None:
     """Layers 1 and 2 replaced by a linear map, against a copy whose modules are exchanged for that map."""
     clip, surgery = make_clip(**vision), make_clip(**vision)
     maps = nn.ModuleList(nn.Linear(32, 32) for _ in range(3)).requires_grad_(False)
@@ -81,9 +82,8 @@ def test_the_function_sees_layer_stream_and_own_output(clip: FrozenCLIP, images:
 
 def test_a_full_replacement_does_not_run_the_mlp(clip: FrozenCLIP, images: Tensor) -> None:
     calls: list[int] = []
-    handles = [
-        b.mlp.c_fc.register_forward_hook(lambda m, a, o, i=i: calls.append(i)) for i, b in enumerate(clip.blocks)
-    ]
+    blocks: list[Any] = list(clip.blocks)
+    handles = [b.mlp.c_fc.register_forward_hook(lambda m, a, o, i=i: calls.append(i)) for i, b in enumerate(blocks)]
     with clip.mlp_override(zero, [0, 2]):
         clip.encode_image(images)
     assert calls == [1]
@@ -173,7 +173,7 @@ def test_autocast_holds_inside_the_function_and_not_around_it(clip: FrozenCLIP, 
     seen = []
 
     def fn(layer: int, x: Tensor, compute_y: Compute) -> Tensor:
-        y = replacement(x)
+        y: Tensor = replacement(x)
         seen.append((x.dtype, y.dtype, compute_y().dtype))
         return y
 
@@ -199,7 +199,8 @@ def test_blocks_that_run_positions_first(clip: FrozenCLIP, images: Tensor) -> No
         expected = clip.encode_image(images)
     transformer.batch_first = False
     for block in clip.blocks:
-        block.attn.batch_first = False
+        attention: Any = block.attn
+        attention.batch_first = False
     clip.family.batch_first = False
     turned = clip.capture(images, embeddings=True)
     torch.testing.assert_close(turned.x, acts.x, rtol=1e-4, atol=1e-5)

@@ -6,6 +6,7 @@ import json
 import logging
 import urllib.error
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -91,7 +92,7 @@ def test_what_does_not_exist_or_cannot_work(name: str, pretrained: str | None, w
 
 
 def test_offline_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(cfg: dict) -> str:
+    def offline(cfg: dict[str, Any]) -> str:
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setattr(open_clip, "download_pretrained", offline)
@@ -100,7 +101,7 @@ def test_offline_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_full_disk_is_not_called_a_missing_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(cfg: dict) -> str:
+    def full(cfg: dict[str, Any]) -> str:
         try:
             raise OSError(28, "No space left on device")
         except OSError as error:  # what open_clip does with every failure of the hub

@@ -11,6 +11,8 @@ from clt_lightning.clip.prompts import fill
 from clt_lightning.clip.words import WordTokenizer
 from clt_lightning.core.errors import UserError
 
+from .tiny import Maker
+
 NAMES = ["red cat", "blue cat", "big dog", "small dog", "the photo"]
 TEMPLATES = ["a photo of a {c}", "a {c}", "a drawing of the {c}"]
 
@@ -26,7 +28,7 @@ def test_the_head_is_open_clips(clip: FrozenCLIP, batch_size: int) -> None:
     torch.testing.assert_close(clip.zero_shot_head(NAMES, functions), head, rtol=1e-5, atol=1e-6)
 
 
-def test_bf16_heads_are_fp32_and_close(make_clip) -> None:
+def test_bf16_heads_are_fp32_and_close(make_clip: Maker) -> None:
     exact, rough = make_clip().zero_shot_head(NAMES, TEMPLATES), make_clip("bf16").zero_shot_head(NAMES, TEMPLATES)
     assert rough.dtype == torch.float32
     torch.testing.assert_close(rough.norm(dim=0), torch.ones(5))

@@ -227,7 +227,7 @@ def test_positions_are_drawn_anew_for_every_batch_and_seed(tmp_path: Path) -> No
             seen.append(named["positions"])
             return of(*given, **named)
 
-        module.clip.capture = watch  # type: ignore[method-assign,assignment]
+        module.clip.capture = watch  # type: ignore[method-assign]
         fit(module, tmp_path)
         assert all(p.shape == (IMAGES, 4) for p in positions)
         drawn.append(torch.stack(positions[-STEPS:]))

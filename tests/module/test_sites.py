@@ -63,7 +63,7 @@ EVERYWHERE: dict[str, dict[str, Any]] = {
     "skip": {"skip": True},
     "per_layer": {"topology": "per_layer"},
     "mlp_out": SAE,
-    **{site: SAE | {"sites": cl.Sites(site)} for site in BLOCK_SITES},
+    **{site: SAE | {"sites": cl.Sites(site)} for site in BLOCK_SITES},  # type: ignore[arg-type]
     "resid_post, tokens standardised": SAE | {"sites": cl.Sites("resid_post"), "normalize": "token"},
     "resid_mid to resid_post": {"topology": "per_layer", "sites": cl.Sites("resid_mid", "resid_post")},
     "some blocks": {"sites": cl.Sites(layers=[0, 2]), "n_layers": 2},
@@ -199,7 +199,7 @@ def test_training(vit: FrozenViT, images: Tensor, form: dict[str, Any]) -> None:
     kept = {key: form[key] for key in ("topology", "skip", "sites", "normalize") if key in form}
     settings = cl.TranscoderConfig(n_features=64, activation=cl.TopK(8), **kept)
     module = cl.CLTModule(vit, settings, NO_CASCADE, tokens=cl.TokensConfig(statistics=8), seed=0)
-    loader = torch.utils.data.DataLoader(images, batch_size=N)
+    loader: Any = torch.utils.data.DataLoader(images, batch_size=N)  # type: ignore[arg-type]
     options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
     trainer = lightning.Trainer(
         max_steps=40,
@@ -242,7 +242,7 @@ def test_widths_may_differ() -> None:
     for topology in ("cross_layer", "per_layer"):
         found = []
         for backend in ("sparse", "dense"):
-            clt = cl.CrossLayerTranscoder(2, 8, 24, cl.TopK(3), topology, True, backend, seed=0, d_out=5)  # type: ignore[arg-type]
+            clt = cl.CrossLayerTranscoder(2, 8, 24, cl.TopK(3), topology, True, backend, seed=0, d_out=5)
             sums = StatisticsAccumulator(2, 8, d_out=5)
             sums.update(x, y)
             clt.normalize(sums.result())
@@ -296,7 +296,7 @@ def test_sites_that_do_not_exist(vit: FrozenViT) -> None:
         ({"layers": [1, 1]}, "must ascend"),
     ):
         with pytest.raises(UserError, match=words):
-            cl.Sites(**arguments)  # type: ignore[arg-type]
+            cl.Sites(**arguments)
     assert cl.Sites(layers=[0, -1]).resolve(4, "x") == (0, 3)
     for layers, words in (([5], r"\[5\] do not exist: 'x' has blocks 0 to 3"), ([3, -1], r"blocks \[3, 3\]")):
         with pytest.raises(UserError, match=words):
@@ -345,7 +345,7 @@ def test_as_a_head(vit: FrozenViT, images: Tensor) -> None:
     with pytest.raises(UserError, match="one autoencoder"):
         vit.with_sae(transcoder(vit))
     with pytest.raises(UserError, match="reconstruction or codes"):
-        vit.with_sae(sae, "recon")
+        vit.with_sae(sae, "recon")  # type: ignore[arg-type]
 
 
 def test_statistics_of_two_widths() -> None:

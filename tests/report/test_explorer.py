@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,8 @@ from tests.report.made import CLASSES, WORDS
 ROWS = "[...document.querySelectorAll('.vrow .id')].map(r => r.textContent)"
 TILES = "[...document.querySelectorAll('.tile-feature b')].map(r => r.textContent)"
 ORDER = "[...CLT.order]"
+STATUS = "document.querySelector('[role=status]').textContent"
+Columns = dict[str, np.ndarray]
 
 
 def name(i: int, size: int = 160) -> str:
@@ -33,14 +37,14 @@ def explorer(made: Made, browser: Browser) -> Browser:
 
 
 @pytest.fixture
-def wanted(made: Made) -> dict[str, np.ndarray]:
+def wanted(made: Made) -> Columns:
     """All columns, `(L * F,)`."""
     features = load_features(made.run)
     found = [columns(features, layer) for layer in range(features.info["layers"])]
     return {key: np.concatenate([part[key] for part in found]) for key in found[0]}
 
 
-def test_it_opens_with_the_clearest_features(explorer: Browser, wanted: dict[str, np.ndarray]) -> None:
+def test_it_opens_with_the_clearest_features(explorer: Browser, wanted: Columns) -> None:
     clear = np.flatnonzero(wanted["images"] >= 20)
     order = clear[np.argsort(-wanted["monosemanticity"][clear], kind="stable")]
     assert explorer.js(ORDER) == order.tolist()
@@ -52,62 +56,53 @@ def test_it_opens_with_the_clearest_features(explorer: Browser, wanted: dict[str
     assert explorer.errors() == []
 
 
-@pytest.mark.parametrize(
-    ("preset", "keep", "key"),
-    [
-        ("Large effect", lambda c: c["strength"] > 0, "strength"),
-        ("Writes far", lambda c: (c["images"] >= 20) & (c["reach"] >= 1), "reach"),
-        ("[CLS]", lambda c: c["cls_share"] > 0.5, "image_frequency"),
-        ("Dense", lambda c: c["frequency"] > 0.1, "frequency"),
-        ("Rare", lambda c: (c["frequency"] > 0) & (c["images"] < 20), "images"),
-        ("Does other than it says", lambda c: c["conflict"] > 0, "strength"),
-        ("All", lambda c: c["frequency"] > 0, "frequency"),
-    ],
-)
-def test_presets(explorer: Browser, wanted: dict[str, np.ndarray], preset: str, keep, key: str) -> None:  # type: ignore[no-untyped-def]
-    press(explorer, preset)
-    kept = np.flatnonzero(keep(wanted))
-    assert len(kept) > 3
-    order = kept[np.argsort(-wanted[key][kept].astype(np.float64), kind="stable")]
-    assert explorer.js(ORDER) == order.tolist()
-    assert explorer.js("document.querySelector('[role=status]').textContent").startswith(f"{len(kept)} of 640")
+PRESETS: list[tuple[str, Callable[[Columns], np.ndarray], str]] = [
+    ("Large effect", lambda c: c["strength"] > 0, "strength"),
+    ("Writes far", lambda c: (c["images"] >= 20) & (c["reach"] >= 1), "reach"),
+    ("[CLS]", lambda c: c["cls_share"] > 0.5, "image_frequency"),
+    ("Dense", lambda c: c["frequency"] > 0.1, "frequency"),
+    ("Rare", lambda c: (c["frequency"] > 0) & (c["images"] < 20), "images"),
+    ("Does other than it says", lambda c: c["conflict"] > 0, "strength"),
+    ("All", lambda c: c["frequency"] > 0, "frequency"),
+]
 
 
-@pytest.mark.parametrize(
-    ("text", "rows"),
-    [
-        ("2:15", [335]),
-        ("2/15", [335]),
-        ("L2F15", [335]),
-        ("l2 · 15", [335]),
-        ("layer 2 feature 15", [335]),
-        ("layer 2, f15", [335]),
-        ("feature 15", [15, 175, 335, 495]),
-        ("#15", [15, 175, 335, 495]),
-        ("15", [15, 175, 335, 495]),
-        ("4/1", []),  # there is no layer 4
-        ("feature 160", []),
-        ("nothing like this", []),
-    ],
-)
-def test_numbers_are_found_in_every_form(explorer: Browser, text: str, rows: list[int]) -> None:
-    # whatever the preset keeps: 15 is neither dense nor rare
-    explorer.js(f"search.value = {text!r}; search.dispatchEvent(new Event('input'))")
-    explorer.wait(f"document.querySelector('[role=status]').textContent.startsWith('{len(rows)} of 640')")
-    assert sorted(explorer.js(ORDER)) == rows
+def test_presets(explorer: Browser, wanted: Columns) -> None:
+    for preset, keep, key in PRESETS:
+        press(explorer, preset)
+        kept = np.flatnonzero(keep(wanted))
+        assert len(kept) > 3
+        order = kept[np.argsort(-wanted[key][kept].astype(np.float64), kind="stable")]
+        assert explorer.js(ORDER) == order.tolist(), preset
+        assert explorer.js(STATUS).startswith(f"{len(kept)} of 640")
 
 
-def test_words_are_found_in_names_of_classes_and_in_words(
-    made: Made, explorer: Browser, wanted: dict[str, np.ndarray]
-) -> None:
+NUMBERS = {
+    **{key: [335] for key in ("2:15", "2/15", "L2F15", "l2 · 15", "layer 2 feature 15", "layer 2, f15")},
+    **{key: [15, 175, 335, 495] for key in ("feature 15", "#15", "15")},
+    **{key: [] for key in ("4/1", "feature 160", "nothing like this")},  # there is no layer 4
+}
+
+
+def test_numbers_are_found_in_every_form(explorer: Browser) -> None:
+    for text, rows in NUMBERS.items():
+        # whatever the preset keeps: 15 is neither dense nor rare
+        explorer.js(f"search.value = {text!r}; search.dispatchEvent(new Event('input'))")
+        explorer.wait(f"new URLSearchParams(location.hash.split('?')[1]).get('text') === {text!r}")
+        assert sorted(explorer.js(ORDER)) == rows, text
+        assert explorer.js(STATUS).startswith(f"{len(rows)} of 640")
+
+
+def test_words_are_found_in_names_of_classes_and_in_words(made: Made, explorer: Browser, wanted: Columns) -> None:
     press(explorer, "All")
     features = load_features(made.run)
     nearest = features.stats["nearest_class"][..., 0].ravel()
-    for text, hit in (
+    searches: list[tuple[str, Callable[[str], bool]]] = [
         ("red cross", lambda name: "red" in name and "cross" in name),
         ("cross RED", lambda name: "red" in name and "cross" in name),
         ("sky", lambda name: "sky" in name),
-    ):
+    ]
+    for text, hit in searches:
         explorer.js(f"search.value = {text!r}; search.dispatchEvent(new Event('input'))")
         explorer.wait("!document.querySelector('[role=status]').textContent.startsWith('552')")
         explorer.wait(f"location.hash.includes('{text.split()[0]}')")
@@ -123,7 +118,7 @@ def test_words_are_found_in_names_of_classes_and_in_words(
     assert {i // 160 for i in explorer.js(ORDER)} == {1}
 
 
-def test_a_heading_sorts_and_missing_comes_last(explorer: Browser, wanted: dict[str, np.ndarray]) -> None:
+def test_a_heading_sorts_and_missing_comes_last(explorer: Browser, wanted: Columns) -> None:
     explorer.js("document.querySelector('input[type=checkbox]').click()")  # dead ones, too
     press(explorer, "All")
     for down in (True, False):
@@ -137,7 +132,7 @@ def test_a_heading_sorts_and_missing_comes_last(explorer: Browser, wanted: dict[
     assert names == sorted(names)
 
 
-def test_a_box_in_the_scatter_filters(explorer: Browser, wanted: dict[str, np.ndarray]) -> None:
+def test_a_box_in_the_scatter_filters(explorer: Browser, wanted: Columns) -> None:
     press(explorer, "All")
     box = explorer.js("document.querySelector('.scatter').getBoundingClientRect().toJSON()")
     corners = [(box["x"] + 120, box["y"] + 40), (box["x"] + 330, box["y"] + 150)]

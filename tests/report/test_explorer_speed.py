@@ -17,7 +17,7 @@ FIRST_VIEW, TASK, FILTER = 3.0, 50.0, 100.0  # seconds, milliseconds, millisecon
 
 
 class Large(NamedTuple):
-    index: Path
+    page: Path
     browser: Browser
 
 
@@ -37,7 +37,7 @@ def large(index: Path, browser: Browser) -> Large:
 def shown(large: Large) -> float:
     """Seconds until rows, tiles and points are on the screen."""
     began = time.perf_counter()
-    large.browser.open(large.index, "features?preset=all", "features")
+    large.browser.open(large.page, "features?preset=all", "features")
     large.browser.wait(
         "document.querySelectorAll('.vrow').length > 5 && document.querySelectorAll('.tile-feature').length > 5"
     )
@@ -52,32 +52,34 @@ def test_the_first_view_comes_soon(large: Large) -> None:
     assert large.browser.errors() == []
 
 
+def work(browser: Browser) -> float:
+    """Milliseconds that the page's own thread has worked so far: the machine may be busy with other things."""
+    metrics = {m["name"]: float(m["value"]) for m in browser.call("Performance.getMetrics")["metrics"]}
+    return 1000 * metrics["TaskDuration"]
+
+
 @pytest.mark.slow
 def test_hovering_makes_no_long_tasks(large: Large) -> None:
     shown(large)
     browser = large.browser
     browser.wait("!document.querySelector('.gallery .thumb.loading')")
-    browser.js(
-        "window.tasks = []; new PerformanceObserver((l) => { for (const e of l.getEntries()) tasks.push(e.duration); })"
-        ".observe({entryTypes: ['longtask']})"
-    )
+    browser.call("Performance.enable", timeDomain="threadTicks")
     box = browser.js("document.querySelector('.scatter').getBoundingClientRect().toJSON()")
-    names = set()
+    names, moves = set(), []
     for step in range(150):
-        at = {"x": box["x"] + 80 + 3 * step, "y": box["y"] + 60 + step}
-        browser.call("Input.dispatchMouseEvent", type="mouseMoved", **at)
+        before = work(browser)
+        browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=box["x"] + 80 + 3 * step, y=box["y"] + 60 + step)
+        moves.append(work(browser) - before)
         names.add(browser.js("document.querySelector('.scatter .tip').textContent"))
     assert len(names) > 50  # it did follow the pointer
-    assert [t for t in browser.js("tasks") if t > TASK] == []
+    assert max(moves) < TASK
 
 
 @pytest.mark.slow
 def test_filters_answer_at_once(large: Large) -> None:
     shown(large)
     browser = large.browser
-    timed = (
-        "(() => {{ const t = performance.now(); {0}; document.body.offsetHeight; return performance.now() - t; }})()"
-    )
+    browser.call("Performance.enable", timeDomain="threadTicks")
     select = "[...document.querySelectorAll('label')].find(l => l.innerText.startsWith('Layer')).children[0]"
     choices = {
         **{
@@ -89,12 +91,14 @@ def test_filters_answer_at_once(large: Large) -> None:
         "heading": "document.querySelector('[data-key=monosemanticity]').click()",
         "box": "(() => { const i = document.querySelector('.range input'); i.value = i.value ? '' : '0.001';"
         " i.dispatchEvent(new Event('change')); })()",
+        "words": "CLT.catalogue().then((c) => CLT.searchFeatures(c, {text: 'red cross'}).length)",
     }
     slowest = {}
     for name, action in choices.items():
-        # the machine may be busy with other things: the best of three; the first sorts a column for the first time
-        slowest[name] = min(browser.js(timed.format(action)) for _ in range(3))
+        times = []
+        for _ in range(3):
+            before = work(browser)
+            browser.js(f"{action}; document.body.offsetHeight")
+            times.append(work(browser) - before)
+        slowest[name] = min(times)
     assert max(slowest.values()) < FILTER, slowest
-    words = "CLT.filterFeatures(c, {preset: 'all', layer: '', text: 'red cross', dead: false, box: null})"
-    searched = browser.js(f"CLT.catalogue().then((c) => {timed.format(words)})")
-    assert searched < FILTER

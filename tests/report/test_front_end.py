@@ -246,7 +246,9 @@ def test_axe_finds_nothing_serious(made: Made, browser: Browser) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("screen", [DESK, TABLET, PHONE], ids=["desk", "tablet", "phone"])
-def test_axe_finds_nothing_serious_anywhere(made: Made, browser: Browser, screen: tuple[Any, ...], dark: bool) -> None:
+def test_axe_finds_nothing_serious_anywhere(
+    made: Made, browser: Browser, screen: tuple[int, int, float, bool], dark: bool
+) -> None:
     need_axe()
     browser.screen(*screen, dark=dark)
     browser.open(made.built.index)

@@ -65,7 +65,9 @@ def test_columns_come_back_whole(array: np.ndarray) -> None:
 
 def test_wide_numbers_fit_into_a_column() -> None:
     np.testing.assert_array_equal(unpack_column(pack_column(np.array([-1, 70000]))), [-1, 70000])
-    np.testing.assert_array_equal(unpack_column(pack_column(np.array([0.5, np.nan]))), np.float32([0.5, np.nan]))
+    np.testing.assert_array_equal(
+        unpack_column(pack_column(np.array([0.5, np.nan]))), np.array([0.5, np.nan], np.float32)
+    )
 
 
 def test_shares_are_read_against_their_largest() -> None:

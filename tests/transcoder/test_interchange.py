@@ -268,7 +268,10 @@ def test_sites_come_from_hook_names_and_go_back(tmp_path: Path) -> None:
     names = {"hook_name": "blocks.2.hook_resid_mid", "hook_name_out": "blocks.2.mlp.hook_out"}
     more = {"architecture": "transcoder", "d_out": 5, "metadata": names}
     generator = torch.Generator().manual_seed(0)
-    wide = {"W_dec": torch.randn(20, 5, generator=generator), "b_dec": torch.randn(5, generator=generator)}
+    wide: dict[str, Any] = {
+        "W_dec": torch.randn(20, 5, generator=generator),
+        "b_dec": torch.randn(5, generator=generator),
+    }
     part = write_sae(tmp_path / "c", more, **wide)
     clt = CrossLayerTranscoder.from_pretrained(tmp_path / "c")
     assert (clt.sites, clt.d_out) == (Sites("resid_mid", "mlp_out", [2]), 5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -54,7 +55,8 @@ def same_rows(a: Codes, b: Codes) -> float:
 def test_the_features_of_fp32(make_clt: MakeCLT, activation: Activation, training: bool, shift: float) -> None:
     model = make_clt(4, 64, 768, torch.float32, activation=activation, scales=False).train(training)
     if isinstance(activation, BatchTopK):
-        model.activation.threshold.fill_(1.5)
+        threshold: Any = model.activation.threshold
+        threshold.fill_(1.5)
     x = torch.randn(4, 300, 64, generator=torch.Generator().manual_seed(5)) + shift
     full, low = codes_of(model, x, False), codes_of(model, x, True)
     assert full.l0().double().mean() > 4

@@ -201,8 +201,8 @@ class _Maker:
     def rows(self, features: Tensor) -> Tensor:
         """`(features, columns)` of some feature nodes."""
         device = self.model.image.device
-        entries = [column.to(device) for column in self.layout.reads(features.cpu())]
-        found = feature_rows(self.model.sources, Reads(*entries, len(features)))
+        row, layer, position, feature = (column.to(device) for column in self.layout.reads(features.cpu()))
+        found = feature_rows(self.model.sources, Reads(row, layer, position, feature, len(features)))
         return self.layout.reduce(found)
 
     def make(self, progress: bool) -> Graph:

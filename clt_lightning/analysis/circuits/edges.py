@@ -38,8 +38,10 @@ class Edges:
     @classmethod
     def cat(cls, parts: list[Edges]) -> Edges:
         """Edges of several groups of targets, in rising order."""
-        columns = [torch.cat([getattr(part, name) for part in parts]) for name in ("source", "target", "weight")]
-        return cls(*columns, parts[0].n)
+        source = torch.cat([part.source for part in parts])
+        target = torch.cat([part.target for part in parts])
+        weight = torch.cat([part.weight for part in parts])
+        return cls(source, target, weight, parts[0].n)
 
     def inputs(self) -> Tensor:
         """`(nodes,)` float64: the sum of the edges into every node."""

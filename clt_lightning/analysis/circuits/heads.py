@@ -91,6 +91,7 @@ def split_by_heads(model: ImageModel, graph: Graph, node: int, rows: Rows = "fro
         assert gradient is not None
         sources.add(Step(layer, "attention", gradient), direct)
         reaching.append((layer, gradient))
+    assert gradient is not None
     sources.add(Step(-1, "input", gradient), direct)
     heads = sources.like.new_zeros(L, n_heads, sources.n_columns)
     pairs = [(layer, head) for layer, _ in reaching for head in range(n_heads)]

@@ -204,7 +204,8 @@ def read_graph(path: Path) -> Graph:
             dict(ours["about"]),
             bool(ours["pruned"]),
             Scores(
-                *(_number(scores[k]) for k in ("replacement", "completeness")),
+                _number(scores["replacement"]),
+                _number(scores["completeness"]),
                 scores["ends"],
                 _number(scores["constants"]),
             ),

@@ -73,14 +73,16 @@ class Nodes:
     def __getitem__(self, index: int) -> Node:
         index = range(len(self))[index]
         kind = KINDS[int(self.kind[index])]
-        numbers = [int(column[index]) for column in (self.layer, self.position, self.feature)]
+        layer, position, feature = (int(column[index]) for column in (self.layer, self.position, self.feature))
         return Node(
             index,
             kind,
-            *numbers,
+            layer,
+            position,
+            feature,
             float(self.activation[index]),
             float(self.influence[index]),
-            self._name(kind, *numbers),
+            self._name(kind, layer, position, feature),
         )
 
     def of(self, *kinds: str) -> Tensor:
@@ -124,9 +126,20 @@ def make_nodes(
         position_names: names of the positions.
         target_names: names of the targets.
     """
-    columns = [torch.cat([part[i] for part in parts]) for i in (1, 2, 3)]  # type: ignore[misc]
+    layer = torch.cat([part[1] for part in parts])
+    position = torch.cat([part[2] for part in parts])
+    feature = torch.cat([part[3] for part in parts])
     kind = torch.cat([torch.full_like(layers, KINDS.index(name)) for name, layers, *_ in parts])
     activation = torch.cat(
         [torch.zeros(len(layers), dtype=torch.float64) if a is None else a.double() for _, layers, _, _, a in parts]
     )
-    return Nodes(kind, *columns, activation, torch.zeros_like(activation), tuple(position_names), tuple(target_names))
+    return Nodes(
+        kind,
+        layer,
+        position,
+        feature,
+        activation,
+        torch.zeros_like(activation),
+        tuple(position_names),
+        tuple(target_names),
+    )

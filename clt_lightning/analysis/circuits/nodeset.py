@@ -73,7 +73,7 @@ class NodeSet:
     ) -> Self:
         """Features as `(layer, feature)` at all positions, or `(layer, feature, position)`, all changed alike."""
         edits = [
-            NodeEdit(place[0], place[1], place[2] if len(place) > 2 else None, "feature", action, value)  # type: ignore[misc]
+            NodeEdit(place[0], place[1], place[2] if len(place) > 2 else None, "feature", action, value)
             for place in places
         ]
         return cls(tuple(edits), name)

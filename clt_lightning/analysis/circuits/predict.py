@@ -65,9 +65,9 @@ def predicted(graph: Graph, interventions: Sequence[Mapping[int, float]], rows: 
     # a feature reads what lower layers wrote: one layer after another solves the triangular system
     for layer in sorted(set(nodes.layer[features].tolist())):
         here = features & (nodes.layer == layer)
-        change = edges.keep(of_features & (layers == layer)).times(relative)
+        reached = edges.keep(of_features & (layers == layer)).times(relative)
         free = here[:, None] & ~pinned
-        relative = torch.where(free, change / activation, relative)
+        relative = torch.where(free, reached / activation, relative)
     if rows == "tangent":
         targets = graph.tangent.double() @ relative
     else:

@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import torch
-from timm.layers import Mlp, RmsNorm, apply_rot_embed_cat
+from timm.layers import Mlp, RmsNorm, apply_rot_embed_cat  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from clt_lightning.analysis.circuits.parts import (
@@ -76,7 +76,7 @@ def _block(name: str, family: TimmViT, layer: int) -> BlockParts:
         raise UserError(f"'{name}' has blocks that normalise after a branch: their circuits are not supported")
     if type(block.mlp) is not Mlp:
         raise UserError(f"'{name}' has an MLP of class {type(block.mlp).__name__}: its circuits are not supported")
-    mlp = block.mlp
+    mlp: Any = block.mlp
     scales = [_scale(family, block, branch) for branch in (1, 2)]
     return BlockParts(
         norm_1=before,
@@ -100,7 +100,7 @@ def _linear(module: nn.Linear) -> Linear:
 
 
 def _attention(name: str, family: TimmViT, layer: int) -> AttentionParts:
-    attention: Any = family.blocks[layer].attn  # type: ignore[union-attr, assignment]
+    attention: Any = family.blocks[layer].attn
     if getattr(attention, "gate", None) is not None or getattr(attention, "num_kv_heads", attention.num_heads) != (
         attention.num_heads
     ):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.data import create_transform, resolve_model_data_config
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
@@ -93,7 +94,7 @@ class TimmViT(Family):
         return head if isinstance(head, nn.Linear) and not distilled else None
 
     def transform(self) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
-        cfg = resolve_model_data_config(self.trunk)
+        cfg = resolve_model_data_config(self.trunk)  # type: ignore[no-untyped-call]
         cfg["input_size"] = (3, self.image_size, self.image_size)
         return create_transform(**cfg, is_training=False), tuple(cfg["mean"]), tuple(cfg["std"])
 

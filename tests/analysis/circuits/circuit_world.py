@@ -42,7 +42,7 @@ def clip_of(tower: str, batch_first: bool = True) -> FrozenCLIP:
     clip = world.make_clip(name)
     if not batch_first:
         transformer = clip.model.visual.transformer
-        transformer.batch_first = clip.batch_first = False
+        transformer.batch_first = clip.family.batch_first = False
         for block in clip.blocks:
             attention: Any = block.attn
             attention.batch_first = False
@@ -58,15 +58,15 @@ def clt_of(
         world.WIDTH,
         world.FEATURES,
         ACTIVATIONS[activation],
-        topology,
+        topology,  # type: ignore[arg-type]
         skip,
-        seed=2,  # type: ignore[arg-type]
+        seed=2,
     )
     if activation == "BatchTopK":
-        clt.activation.threshold.fill_(0.6)  # type: ignore[union-attr, operator]
+        clt.activation.threshold.fill_(0.6)  # type: ignore[operator]
     if activation == "JumpReLU":
         with torch.no_grad():
-            clt.activation.log_threshold.add_(0.2 * torch.randn(clt.activation.log_threshold.shape))  # type: ignore[union-attr, operator, call-overload, arg-type]
+            clt.activation.log_threshold.add_(0.2 * torch.randn(clt.activation.log_threshold.shape))  # type: ignore[operator, arg-type]
     return world.randomise(clt, seed)
 
 

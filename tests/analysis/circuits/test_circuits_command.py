@@ -48,6 +48,7 @@ def test_the_command(made_run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     shown = capsys.readouterr()
     said = shown.out + shown.err
     assert "active features" in said
+    assert opened.head is not None
     value = cl.Target.parse(opened.head, names, target).value(opened.clip.encode_image(batch["image"][1]))
     shown_value = re.search(rf"{re.escape(target)}: (-?[\d.]+)", said)
     assert shown_value

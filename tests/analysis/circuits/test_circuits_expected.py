@@ -70,9 +70,9 @@ def test_means_and_errors_are_those_of_the_images(clip: FrozenCLIP) -> None:
     torch.testing.assert_close(found.error[features], values.std(0) / len(images) ** 0.5)
     assert torch.equal(found.count[features], (values != 0).sum(0))
     assert int((dense[:, :base] != 0).any(0).sum()) == int(features.sum())
-    for target in range(len(names)):
-        here = found.reader == base + target
-        mine = dense[[i for i, t in enumerate(of) if t == target]][:, base + target, found.source[here]]
+    for number in range(len(names)):
+        here = found.reader == base + number
+        mine = dense[[i for i, t in enumerate(of) if t == number]][:, base + number, found.source[here]]
         torch.testing.assert_close(found.mean[here], mine.mean(0))
 
 

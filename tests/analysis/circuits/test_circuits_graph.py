@@ -49,9 +49,12 @@ def test_edges_are_the_jacobians_of_a_second_implementation(clip: FrozenCLIP, sk
     pre, _ = reference.pre_activations(*inputs)
     active = reference.codes != 0
     torch.testing.assert_close(pre[active], reference.codes[active])
-    by_pre, by_embedding = torch.autograd.functional.jacobian(
-        lambda *parts: (lambda p, e: (p[active], e))(*reference.pre_activations(*parts)), inputs
-    )
+
+    def outputs(*parts: Tensor) -> tuple[Tensor, Tensor]:
+        found, embedding = reference.pre_activations(*parts)
+        return found[active], embedding
+
+    by_pre, by_embedding = torch.autograd.functional.jacobian(outputs, inputs)
     dense = graph.edges.dense()
     nodes = graph.nodes
     factor = target.scale / reference.norm
@@ -373,7 +376,7 @@ def test_an_image_without_active_features_is_all_errors(clip: FrozenCLIP) -> Non
     with torch.no_grad():
         clt.b_enc.fill_(-1000.0)
     for positions in ("each", "summed"):
-        graph = attribute(clip, clt, an_image(), a_target(), positions=positions, dtype=F64, progress=True)  # type: ignore[arg-type]
+        graph = attribute(clip, clt, an_image(), a_target(), positions=positions, dtype=F64, progress=True)
         assert not bool(graph.nodes.of("feature").any())
         assert books(graph) < 1e-10
         assert graph.prune().top(5) == []

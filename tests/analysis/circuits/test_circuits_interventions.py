@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -224,7 +225,11 @@ def test_error_and_bias_nodes(clip: FrozenCLIP) -> None:
         if change is None:
             change = torch.zeros_like(errors[1])
             change[0] = 2 * errors[1][0]
-        with torch.no_grad(), clip.mlp_override(lambda _, x, compute_y, c=change: compute_y() + c, [layer]):
+
+        def changed(_: int, x: Tensor, compute_y: Callable[[], Tensor], c: Tensor = change) -> Tensor:
+            return compute_y() + c
+
+        with torch.no_grad(), clip.mlp_override(changed, [layer]):
             after = graph.targets[0].value(clip.encode_image(image))
         before = graph.targets[0].value(clip.encode_image(image))
         assert float(live.observed[row, 0]) == pytest.approx(float(after[0] - before[0]), rel=1e-3, abs=1e-3)

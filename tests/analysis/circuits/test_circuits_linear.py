@@ -120,7 +120,7 @@ def check_rows(clip: FrozenCLIP, clt: torch.nn.Module, skip: str) -> None:
     for reader in range(world.LAYERS):
         assert not bool(by_feature[layer == reader][:, layer >= reader].any())
     for kind in ("frozen", "tangent"):
-        read_out = model.row(a_target(), kind)  # type: ignore[arg-type]
+        read_out = model.row(a_target(), kind)
         found = target_rows(sources, [read_out])
         assert float(found.sum()) == pytest.approx(read_out.value, abs=1e-10)
         embedding = library_embedding(clip, an_image())
@@ -150,7 +150,7 @@ def test_single_precision_adds_up_as_well(clip: FrozenCLIP) -> None:
 
 def test_training_mode_of_the_transcoder_does_not_matter(clip: FrozenCLIP) -> None:
     clt = clt_of("BatchTopK")
-    before = clt.activation.threshold.clone()  # type: ignore[union-attr, operator]
+    before = clt.activation.threshold.clone()  # type: ignore[operator]
     wanted = model_of_image(clip, clt, an_image()).sources.n_features
     clt.train()
     assert model_of_image(clip, clt, an_image()).sources.n_features == wanted
@@ -211,13 +211,13 @@ def test_the_tangent_tower_is_the_derivative_of_the_live_one(tower: str, rope: b
         return stream
 
     for rules in ("transcoder", "libragrad"):
-        held = LinearTower(parts, seen, rules, tangent=True)  # type: ignore[arg-type]
+        held = LinearTower(parts, seen, rules, tangent=True)
         *_, last = held.pull(held.n_layers - 1, 1, final=gradient)
         ends = [live(seen.streams[0] + step * change, rules == "libragrad") for step in (1e-6, -1e-6)]
         slope = (ends[0] - ends[1]) / 2e-6
         assert float((last.gradient * change).sum()) == pytest.approx(float((gradient * slope).sum()), rel=1e-6)
         # and not that of the held one
-        *_, other = LinearTower(parts, seen, rules).pull(held.n_layers - 1, 1, final=gradient)  # type: ignore[arg-type]
+        *_, other = LinearTower(parts, seen, rules).pull(held.n_layers - 1, 1, final=gradient)
         assert not torch.allclose(other.gradient, last.gradient, rtol=1e-2)
 
 
@@ -281,7 +281,7 @@ def test_rows_sum_on_towers_of_other_families(prefix: int, norm: str) -> None:
     for topology in ("cross_layer", "sae"):
         clt = clt_of("JumpReLU", topology)
         for options in ({}, {"positions": "summed"}, {"tower": "tangent"}, {"max_nodes": 20}):
-            graph = attribute(Backbone(), clt, an_image(), a_target(), dtype=torch.float64, **options)  # type: ignore[arg-type]
+            graph = attribute(Backbone(), clt, an_image(), a_target(), dtype=torch.float64, **options)
             explained = graph.nodes.of("feature", "target")
             assert float((graph.edges.inputs() - graph.nodes.activation)[explained].abs().max()) < 1e-10
             assert int(explained.sum()) > 20

@@ -130,22 +130,26 @@
   // indices in order of their values, equal ones as they were: by counting, 16 bits at a time, which for 70,000 numbers
   // takes a tenth of the time that comparing takes
   function inOrder(indices, values, down) {
-    const floats = Float32Array.from(indices, (i) => values[i] + 0); // no -0
+    const n = indices.length;
+    const floats = new Float32Array(n);
+    for (let k = 0; k < n; k++) floats[k] = values[indices[k]] + 0; // no -0
     const keys = new Uint32Array(floats.buffer);
-    for (let k = 0; k < keys.length; k++) {
+    let from = new Int32Array(n);
+    for (let k = 0; k < n; k++) {
       const ascending = keys[k] & 0x80000000 ? ~keys[k] : keys[k] | 0x80000000;
       keys[k] = down ? ~ascending : ascending;
+      from[k] = k;
     }
-    let from = Int32Array.from(keys, (_, k) => k);
     for (const shift of [0, 16]) {
       const starts = new Int32Array(65537);
-      for (const key of keys) starts[((key >>> shift) & 0xffff) + 1]++;
-      for (let b = 1; b < starts.length; b++) starts[b] += starts[b - 1];
-      const to = new Int32Array(from.length);
-      for (const k of from) to[starts[(keys[k] >>> shift) & 0xffff]++] = k;
+      for (let k = 0; k < n; k++) starts[((keys[k] >>> shift) & 0xffff) + 1]++;
+      for (let b = 1; b < 65537; b++) starts[b] += starts[b - 1];
+      const to = new Int32Array(n);
+      for (let k = 0; k < n; k++) to[starts[(keys[from[k]] >>> shift) & 0xffff]++] = from[k];
       from = to;
     }
-    return from.map((k) => indices[k]);
+    for (let k = 0; k < n; k++) from[k] = indices[from[k]];
+    return from;
   }
   // all features in order, kept for every column and direction: a filter only picks from it
   function order(c, key, down) {
@@ -153,11 +157,13 @@
     const name = `${key} ${down}`;
     if (!c.orders.has(name)) {
       const values = sortValues(c, key);
-      const there = [];
-      const missing = [];
-      for (let i = 0; i < c.n; i++) (Number.isNaN(values[i]) ? missing : there).push(i);
+      const all = new Int32Array(c.n);
+      let measured = 0;
+      for (let i = 0; i < c.n; i++) if (!Number.isNaN(values[i])) all[measured++] = i;
       // what was not measured comes last, whichever way one sorts
-      c.orders.set(name, Int32Array.from([...inOrder(there, values, down), ...missing]));
+      for (let i = 0, at = measured; i < c.n; i++) if (Number.isNaN(values[i])) all[at++] = i;
+      all.set(inOrder(all.subarray(0, measured), values, down));
+      c.orders.set(name, all);
     }
     return c.orders.get(name);
   }
