@@ -113,7 +113,7 @@ def test_where_the_cascade_begins(
     (mark,) = everything(runner.log_dir).Tensors("marks/cascade/text_summary")
     assert mark.step == 4
     said = mark.tensor_proto.string_val[0].decode()
-    assert said == "step 4: the cascade's terms join the loss, in full from step 8 on"
+    assert said == "the cascade's terms join the loss at step 4, in full from step 8 on"
     assert capsys.readouterr().out.count(said) == 1
 
 
