@@ -7,7 +7,7 @@
   CLT.pages.image = async ([number], query) => {
     const sprites = await CLT.load("sprites");
     const n = CLT.whole(number, sprites.keys.length);
-    if (n === null) throw new CLT.Nowhere(`There is no image ${number ?? ""} in this report.`);
+    if (n === null) throw new CLT.Nowhere(`There is no image “${number ?? ""}” in this report.`);
     if (sprites.page[n] !== "1")
       return [
         h("h1", {}, sprites.keys[n] || `Image ${n}`),
