@@ -14,7 +14,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def kernels(options: argparse.Namespace) -> list[Row]:
         for autocast in (False, True):
             found = []
             for backend in ("dense", "sparse"):
-                clt = CrossLayerTranscoder(layers, d, features, activation, backend=backend, seed=0)  # type: ignore[arg-type]
+                clt = CrossLayerTranscoder(layers, d, features, activation, backend=backend, seed=0)
                 generator = torch.Generator().manual_seed(1)
                 with torch.no_grad():
                     for W in clt.W_dec:
@@ -73,6 +74,21 @@ def kernels(options: argparse.Namespace) -> list[Row]:
     return rows
 
 
+@contextmanager
+def _decoding(densely: bool) -> Iterator[None]:
+    """While active, one decoder is taken whatever the cost model says."""
+
+    def chosen(self: CrossLayerTranscoder, codes: Any, low: Any) -> bool:
+        return densely
+
+    plain = CrossLayerTranscoder._decodes_densely
+    CrossLayerTranscoder._decodes_densely = chosen  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        CrossLayerTranscoder._decodes_densely = plain  # type: ignore[method-assign]
+
+
 def crossover(options: argparse.Namespace) -> list[Row]:
     """A step with the sparse and with the dense decoder, and what the cost model says."""
     rows = []
@@ -81,13 +97,9 @@ def crossover(options: argparse.Namespace) -> list[Row]:
         one = step.build(["ours"], args)["ours"]
         times = {}
         for way in ("sparse", "dense"):
-            plain = CrossLayerTranscoder._decodes_densely
-            try:
-                CrossLayerTranscoder._decodes_densely = lambda self, codes, low, way=way: way == "dense"  # type: ignore[method-assign]
+            with _decoding(way == "dense"):
                 one()
                 times[way] = min(seconds(one, options.device) for _ in range(3))
-            finally:
-                CrossLayerTranscoder._decodes_densely = plain  # type: ignore[method-assign]
         share = args.k / args.features
         chosen = "sparse" if share < sparse_below(options.device, torch.bfloat16, args.tokens) else "dense"
         faster = min(times, key=lambda way: times[way])

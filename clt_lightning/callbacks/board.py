@@ -69,7 +69,7 @@ class Board(pl.Callback):
             pl_module.log("train/cascade", strength)
         if not strength or (step > 0 and cascade.strength(step - 1, steps)) or not trainer.is_global_zero:
             return
-        text = f"step {step:,}: the cascade's terms join the loss"
+        text = f"the cascade's terms join the loss at step {step:,}"
         if cascade.warmup * max(steps, 0) > 1:
             text += f", in full from step {math.ceil(cascade.start * steps + cascade.warmup * steps):,} on"
         trainer.print(text, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,7 +19,7 @@ class ExportTranscoder(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if run_folder(trainer) is not None:
-            rank_zero_info(what_maps(pl_module.transcoder))
+            rank_zero_info(textwrap.fill(what_maps(pl_module.transcoder), 80, subsequent_indent="  "))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         folder = run_folder(trainer)

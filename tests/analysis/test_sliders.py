@@ -88,7 +88,7 @@ def test_two_questions_at_once_do_not_mix(clip: FrozenCLIP, clt: CrossLayerTrans
     [
         ([Edit(LAYERS, 0, "set", 1.0)], "all", "original", "does not exist"),
         ([Edit(0, 0, "set", float("inf"))], "all", "original", "finite"),
-        ([Edit(0, 0, "set", 1.0)], "some", "original", "all, cls or patch"),
+        ([Edit(0, 0, "set", 1.0)], "some", "original", "cls, register, patch, all"),
         ([Edit(0, 0, "set", 1.0)], "all", "both", "original or replaced"),
         ([], "all", "both", "original or replaced"),
     ],

@@ -230,7 +230,7 @@ def test_leftovers_of_a_killed_process_of_the_same_number(tmp_path: Path, monkey
 
 
 def test_an_export_replaces_exports_and_nothing_else(tmp_path: Path) -> None:
-    from clt_lightning.transcoder.circuit_tracer import save_circuit_tracer
+    from clt_lightning.transcoder.files.circuit_tracer import save_circuit_tracer
 
     for layers in (3, 2):
         clt = CrossLayerTranscoder(n_layers=layers, d_model=8, n_features=16, activation=JumpReLU())

@@ -203,7 +203,7 @@ def test_random_weights_of_a_real_architecture_come_from_the_seed() -> None:
     assert tuple(tokens.shape) == (1, 77)
     with torch.no_grad():
         own = first.model.encode_text(tokens, normalize=True)
-    assert torch.equal(first.encode_text(["a photo of a cat"]), own)
+    torch.testing.assert_close(first.encode_text(["a photo of a cat"]), own, rtol=1e-5, atol=1e-6)  # fewer positions
 
 
 def test_description_is_plain_and_tells_models_apart(make_clip: Maker) -> None:

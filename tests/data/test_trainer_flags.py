@@ -137,17 +137,17 @@ def test_the_statistics_of_a_run_that_overfits_come_from_its_batches(tmp_path: P
         seed=0,
     )
     seen: list[int] = []
-    capture = model._capture
+    capture = model.clip.capture
 
-    def counted(batch: dict[str, Any], positions: Any) -> Any:
-        seen.append(len(batch["image"]))
-        return capture(batch, positions)
+    def counted(images: Any, *given: Any, **named: Any) -> Any:
+        seen.append(len(images))
+        return capture(images, *given, **named)
 
-    model._capture = counted  # type: ignore[method-assign]
+    model.clip.capture = counted  # type: ignore[method-assign]
     data = make(tmp_path / "data")
     data.transform = None
     trainer(tmp_path, overfit_batches=2, max_epochs=1, limit_val_batches=0).fit(model, data)
-    assert seen == [4, 4, 4, 4]  # two for the statistics, two steps
+    assert seen == [4] * 6  # two for the statistics, two steps, and two of them again at the end, to validate
 
 
 def test_a_loader_that_is_given_without_its_module_follows_the_trainer(tmp_path: Path) -> None:

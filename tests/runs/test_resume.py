@@ -223,17 +223,16 @@ def test_poisoned_weights_never_take_the_place_of_good_ones(
 
     from clt_lightning.module import CLTModule
 
-    capture, before_step = CLTModule._capture, CLTModule.on_before_optimizer_step
+    sites, before_step = CLTModule._sites, CLTModule.on_before_optimizer_step
 
-    def poisoned(self: CLTModule, batch: Any, positions: Any) -> Any:
-        acts = capture(self, batch, positions)
+    def poisoned(self: CLTModule, acts: Any) -> Any:
         if self.global_step == 7:
             acts.x[1, 3] = float("nan")
-        return acts
+        return sites(self, acts)
 
-    monkeypatch.setattr(CLTModule, "_capture", poisoned)
+    monkeypatch.setattr(CLTModule, "_sites", poisoned)
     fails(6, "step 7: the CLIP's MLP inputs (x) of layer 1 hold NaN or infinity")
-    monkeypatch.setattr(CLTModule, "_capture", capture)
+    monkeypatch.setattr(CLTModule, "_sites", sites)
 
     def bad_gradient(self: CLTModule, optimizer: Any) -> None:
         before_step(self, optimizer)

@@ -30,17 +30,27 @@ class Death(BaseException):
 
 def dies_after(writes: int, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> bool:
     """Runs, and dies once `last.ckpt` was written so many times; whether it came to that."""
-    save = SafeCheckpointIO.save_checkpoint
+    save, link = SafeCheckpointIO.save_checkpoint, SafeCheckpointIO.link_checkpoint
     left = [writes]
 
     def saving(self: SafeCheckpointIO, checkpoint: dict[str, Any], path: str | Path, **options: Any) -> None:
         save(self, checkpoint, path, **options)
+        written(path)
+
+    def linking(self: SafeCheckpointIO, source: str | Path, path: str | Path) -> bool:
+        done = link(self, source, path)
+        if done:
+            written(path)
+        return done
+
+    def written(path: str | Path) -> None:
         left[0] -= Path(path).name == LAST
         if not left[0]:
             raise Death
 
     with monkeypatch.context() as patch:
         patch.setattr(SafeCheckpointIO, "save_checkpoint", saving)
+        patch.setattr(SafeCheckpointIO, "link_checkpoint", linking)
         try:
             main(words)
         except Death:

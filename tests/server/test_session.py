@@ -228,7 +228,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("steer", {"image": "IMAGE", "edits": [{**EDITS[0], "layer": 4}]}, "4/3 does not exist"),
     ("steer", {"image": "IMAGE", "edits": [{**EDITS[0], "feature": -1}]}, "does not exist"),
     ("steer", {"image": "IMAGE", "edits": EDITS * MOST_EDITS}, f"at most {MOST_EDITS}"),
-    ("steer", {"image": "IMAGE", "edits": EDITS, "tokens": "some"}, "all, cls or patch"),
+    ("steer", {"image": "IMAGE", "edits": EDITS, "tokens": "some"}, "cls, register, patch, all"),
     ("steer", {"image": "IMAGE", "edits": EDITS, "base": ["original"]}, "expected words"),
     ("codes", {"image": "IMAGE", "features": [[0]]}, "pairs of layer and feature"),
     ("codes", {"image": "IMAGE", "features": [[0, FEATURES]]}, "does not exist"),
