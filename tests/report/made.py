@@ -144,7 +144,7 @@ def make_effects(
     direct = rng.normal(0, 0.3, (layers, n_features, classes))
     raised = np.where(number % 9 == 0, (own + 1) % classes, own)
     direct[:, number, raised] += np.where(number % 13 == 0, -3.0, 3.0)
-    direct[:, number[number % 9 == 0], own[number % 9 == 0]] = -0.2
+    direct[:, number[number % 9 == 0], own[number % 9 == 0]] = -2.0
     direct -= direct.mean(-1, keepdims=True)
     order = np.argsort(-direct, axis=-1, kind="stable")
     ends = np.concatenate([order[..., :8], order[..., ::-1][..., :8]], -1)

@@ -61,9 +61,11 @@ def test_the_direct_effects_bars_are_the_largest_and_the_smallest(made: Made, ca
 
 
 def test_a_badge_stands_where_the_two_disagree(made: Made, browser: Browser) -> None:
-    found = conflict(load_features(made.run), 1)
+    features = load_features(made.run)
+    found = np.stack([conflict(features, layer) for layer in range(features.info["layers"])])
     for kind, badge in ((PUSHES_AWAY, "pushes its class down"), (WRITES_OTHERS, "writes for others"), (AGREES, None)):
-        route = f"feature/1/{np.flatnonzero(found == kind)[0]}"
+        layer, feature = np.argwhere(found == kind)[0]
+        route = f"feature/{layer}/{feature}"
         browser.open(made.built.index, route, "feature")
         assert browser.js("document.querySelector('.badge')?.firstChild.textContent ?? null") == badge, route
 
