@@ -16,6 +16,10 @@ from tests.report.browser import LAPTOP, NAMES, PHONE, Browser, find
 from tests.server.conftest import Served
 
 
+#: What the page's own status lines say
+SAID = "[...document.querySelectorAll('main [role=status]')].map(e => e.textContent).join()"
+
+
 @pytest.fixture(scope="module")
 def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     if find() is None:
@@ -99,9 +103,7 @@ def test_features_are_added_and_taken_away(served: Served, browser: Browser) -> 
     for n in range(10):
         browser.js(f"document.querySelectorAll('.chip')[{n}].click()")
     assert browser.js("document.querySelectorAll('.slider').length") == 8
-    assert "8 features at once" in browser.js(
-        "[...document.querySelectorAll('main [role=status]')].map(e => e.textContent).join()"
-    )
+    assert "8 features at once" in browser.js(SAID)
     browser.js("document.querySelector('.slider button').click()")
     assert browser.js("document.querySelectorAll('.slider').length") == 7
     browser.js("[...document.querySelectorAll('button')].find(b => b.textContent === 'As it was').click()")
@@ -118,9 +120,7 @@ def test_dropped_files(served: Served, browser: Browser) -> None:
     put_file(browser, stream.getvalue(), "noise <b>.png")
     browser.wait("document.querySelector('.drop-picture b').textContent === 'noise <b>.png'")
     put_file(browser, b"%PDF-1.7 not a picture", "paper.pdf")
-    browser.wait(
-        "/paper.pdf is no image that can be read/.test([...document.querySelectorAll('main [role=status]')].map(e => e.textContent).join())"
-    )
+    browser.wait(f"/paper.pdf is no image that can be read/.test({SAID})")
     assert browser.js("document.querySelector('.drop-picture b').textContent") == "noise <b>.png"
     assert all("400" in error for error in browser.errors())
 
@@ -129,9 +129,7 @@ def test_an_ended_server_is_told(served: Served, browser: Browser, tmp_path: Pat
     browser.open(served.server.url, "search", "search")
     browser.js("CLT.live.ask = () => Promise.reject(new Error('The server does not answer. Was it ended?'))")
     browser.js("phrase.value = 'red'; phrase.form.requestSubmit()")
-    browser.wait(
-        "/does not answer/.test([...document.querySelectorAll('main [role=status]')].map(e => e.textContent).join())"
-    )
+    browser.wait(f"/does not answer/.test({SAID})")
 
 
 def test_another_sites_page_gets_nothing(served: Served, browser: Browser, tmp_path: Path) -> None:
