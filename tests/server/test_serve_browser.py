@@ -15,7 +15,6 @@ from PIL import Image
 from tests.report.browser import LAPTOP, NAMES, PHONE, Browser, find
 from tests.server.conftest import Served
 
-
 #: What the page's own status lines say
 SAID = "[...document.querySelectorAll('main [role=status]')].map(e => e.textContent).join()"
 
