@@ -51,8 +51,12 @@ def layers_of(words: Sequence[str]) -> list[Layer]:
     return [layer for option, value in options_of(words) if (layer := _layer(option, value)) is not None]
 
 
+#: Options that print something and take no value
+PRINTING = ("-h", "--help", "--print_config")
+
+
 def options_of(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Option and value, in order; options that only print something have an empty value."""
+    """Option and value, in order; options that take none have an empty one."""
     at = 0
     while at < len(words):
         word = words[at]
@@ -62,7 +66,7 @@ def options_of(words: Sequence[str]) -> Iterator[tuple[str, str]]:
         option, equals, value = word.partition("=")
         if equals:
             yield option, value
-        elif option in ("-h", "--help", "--print_config"):
+        elif option in (*PRINTING, "--trust_config"):
             yield option, ""
         elif option.endswith(".help"):
             named = at < len(words) and not words[at].startswith("-")
@@ -90,7 +94,7 @@ def _layer(option: str, value: str) -> Layer | None:
     if option in FILE_OPTIONS:
         file = parse_config(value, option) if value.lstrip().startswith("{") else read_config(value, option)
         return Layer(file.content, file)
-    if option in ("-h", "--help", "--print_config") or option.endswith(".help"):
+    if option in PRINTING or option.endswith(".help"):
         return None
     keys = option.removeprefix("--").removesuffix("+").split(".")
     content: Any = parse_value(value) if value[:1] in ("{", "[") else value

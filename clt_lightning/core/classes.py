@@ -148,5 +148,7 @@ def _all_subclasses(base: type) -> Iterator[type]:
         yield from _all_subclasses(cls)
 
 
-def _is_example(module: str) -> bool:
+def _is_example(module: str | None) -> bool:
+    if module is None:  # a class that was made without one: nobody can name it
+        return True
     return ".demos." in f".{module}." or module.startswith("torchmetrics")

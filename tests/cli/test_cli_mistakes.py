@@ -81,7 +81,11 @@ IN_YAML: list[tuple[str, int | None, list[str]]] = [
     ("data:\n  class_path: clt_lightning.data.Dmo", 2, ["Demo"]),
     ("data:\n  class_path: no_such_package.Images", 2, ["no module no_such_package"]),
     ("data:\n  class_path: torch.optim.Adam", 2, ["is no data set", "CIFAR100"]),
-    ("model:\n  transcoder:\n    activation: TopKK", 3, ["AbsTopK, BatchTopK, JumpReLU, ReLU, TopK"]),
+    (
+        "model:\n  transcoder:\n    activation: TopKK",
+        3,
+        ["there are: ", "AbsTopK", "BatchTopK", "JumpReLU", "ReLU", "TopK"],
+    ),
     ("model:\n  transcoder:\n    activation: {init_args: {k: 1.5}}", 3, ["init_args.k: expected a whole number"]),
     ("model:\n  transcoder:\n    activation: {init_args: {kk: 2}}", 3, ["BatchTopK takes no kk", "did you mean k?"]),
     ("model:\n  transcoder:\n    activation: {init_args: {k: 0}}", None, ["k must be at least 1, got 0"]),

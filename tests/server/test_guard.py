@@ -18,12 +18,13 @@ def _traps(served: Served) -> None:
     report = served.run / "report"
     (served.run / "secret.json").write_text('{"secret": 1}')
     (served.run.parent / "secret.css").write_text("secret")
-    (report / "out.json").symlink_to(served.run / "secret.json")
-    (report / "outside").symlink_to(served.run, target_is_directory=True)
-    (report / "circle.js").symlink_to(report / "circle.js")
+    links = {"out.json": served.run / "secret.json", "outside": served.run, "circle.js": report / "circle.js"}
+    links["inside.css"] = report / "assets" / "css" / "tokens.css"
+    for name, target in links.items():
+        if not (report / name).is_symlink():  # a worker may come to this file twice
+            (report / name).symlink_to(target)
     (report / ".hidden.json").write_text('{"secret": 1}')
     (report / "notes.txt").write_text("secret")
-    (report / "inside.css").symlink_to(report / "assets" / "css" / "tokens.css")
 
 
 ATTACKS = [

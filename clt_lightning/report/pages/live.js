@@ -61,7 +61,7 @@
       one.follow();
       many.follow();
     }
-    const sliders = CLT.live.sliders({ about, c, sprites, edits, moved, problem });
+    const sliders = CLT.live.sliders({ about, c, sprites, edits, moved });
     function shown() {
       picture.replaceChildren(...CLT.live.shown(about, kept.opened));
       sliders.suggest(kept.opened.suggested);

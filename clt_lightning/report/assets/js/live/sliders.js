@@ -31,8 +31,9 @@
   };
 
   // edits: the list that is changed; `moved()` after every change
-  CLT.live.sliders = ({ about, c, sprites, edits, moved, problem }) => {
+  CLT.live.sliders = ({ about, c, sprites, edits, moved }) => {
     const box = h("div", { class: "sliders" });
+    const full = h("p", { class: "note error", role: "status" });
     const chips = h("div", { class: "chips" });
     const found = h("div", { class: "chips" });
     const at = (layer, feature) => layer * c.size + feature;
@@ -91,7 +92,9 @@
       );
     }
     function draw() {
+      full.textContent = "";
       box.replaceChildren(
+        full,
         ...(edits.length
           ? edits.map(slider)
           : [CLT.empty("No feature is moved. Take one of those below, or look for one.")]),
@@ -100,7 +103,7 @@
     function add(layer, feature) {
       if (edits.some((e) => e.layer === layer && e.feature === feature)) return;
       if (edits.length >= about.edits) {
-        problem(new Error(`${about.edits} features at once are the most: take one away first.`));
+        full.textContent = `${about.edits} features at once are the most: take one away first.`;
         return;
       }
       edits.push({ layer, feature, kind: "scale", value: 0 });
