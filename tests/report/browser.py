@@ -164,10 +164,18 @@ class Browser:
     def wait(self, condition: str) -> None:
         """Until an expression is true in the page."""
         end = time.monotonic() + self.timeout
-        while not self.js(f"Boolean({condition})"):
+        while not self._holds(condition):
             if time.monotonic() > end:
                 raise TimeoutError(f"{condition} did not become true in {self.timeout:.0f} s; errors: {self.errors()}")
             time.sleep(0.03)
+
+    def _holds(self, condition: str) -> bool:
+        try:
+            return bool(self.js(f"Boolean({condition})"))
+        except RuntimeError as error:
+            if "navigated or closed" not in str(error):
+                raise
+            return False  # asked between two pages
 
     def open(self, index: Path | str, route: str = "", page: str = "summary") -> None:
         """Opens a page of the report afresh: from the disk, or from a server's address."""

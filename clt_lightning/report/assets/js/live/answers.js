@@ -48,6 +48,7 @@
     }
     let busy = false;
     let again = false;
+    let failed = false;
     async function follow() {
       if (busy) {
         again = true; // of a slider's places only the last one counts
@@ -60,9 +61,11 @@
           const question = ask();
           if (!question) break;
           draw(await CLT.live.ask("steer", question));
-          fine();
+          if (failed) fine(); // what others have said stays
+          failed = false;
         } while (again);
       } catch (error) {
+        failed = error.name !== "AbortError";
         problem(error);
       } finally {
         busy = false;
