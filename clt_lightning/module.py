@@ -297,7 +297,6 @@ class CLTModule(lightning.LightningModule):
             positions = self._positions(len(batch["image"]), generator)
             if strength:
                 acts, clean = capture_clean(self.clip, batch["image"], positions, self._names)
-                clean = clean.first(config.images)
             else:
                 acts = self._capture(batch, positions)
         self.clock.begin("transcoder")  # ended after the backward pass
