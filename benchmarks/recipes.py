@@ -19,13 +19,13 @@ import lightning
 import torch
 
 from benchmarks.common import machine, write
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.callbacks import Reconstruction, ZeroShot
-from clt_lightning.clip import FrozenCLIP
 from clt_lightning.data import Demo, WebImages
-from clt_lightning.module import CLTModule
-from clt_lightning.optim import AdamW
-from clt_lightning.settings import (
-    ClipConfig,
+from clt_lightning.training.module import CLTModule
+from clt_lightning.training.optim import AdamW
+from clt_lightning.training.settings import (
+    BackboneConfig,
     LossConfig,
     ReviveConfig,
     ScheduleConfig,
@@ -115,14 +115,14 @@ class World(lightning.LightningDataModule):
         super().__init__()
         data: WebImages
         if name == "demo":
-            self.clip_config = ClipConfig(pretrained="demo")
+            self.backbone_config = BackboneConfig(pretrained="demo")
             data = Demo(root=root, n_train=n_train, n_test=n_test, batch_size=200)
         else:
             weights = f"{root}/clip/open_clip_model.safetensors"
-            self.clip_config = ClipConfig(name="photo", pretrained=weights)
+            self.backbone_config = BackboneConfig(name="photo", pretrained=weights)
             data = WebImages(root=f"{root}/data", batch_size=200)
-        assert not isinstance(self.clip_config.pretrained, Path)  # the config has made it a string
-        clip = FrozenCLIP(self.clip_config.name, self.clip_config.pretrained)
+        assert not isinstance(self.backbone_config.pretrained, Path)  # the config has made it a string
+        clip = FrozenCLIP(self.backbone_config.name, self.backbone_config.pretrained)
         self.n_layers, data.transform = clip.n_layers, clip.preprocess
         data.prepare_data()
         data.setup()
@@ -155,7 +155,7 @@ def build(recipe: dict[str, Any], k: int, seed: int, options: argparse.Namespace
         layers = world.n_layers
         features = round(features * (1 + (layers + 1) / 2) / 2)
     return CLTModule(
-        copy.deepcopy(world.clip_config),
+        copy.deepcopy(world.backbone_config),
         TranscoderConfig(n_features=features, activation=activation(k), **form),
         loss,
         optimizer=lambda params: AdamW(

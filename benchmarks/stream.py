@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from benchmarks.common import machine, synchronize, write
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.data import Demo
-from clt_lightning.optim import AdamW
+from clt_lightning.training.optim import AdamW
 from clt_lightning.transcoder import CrossLayerTranscoder, StatisticsAccumulator, TopK
 from clt_lightning.transcoder.losses import reconstruction_loss
 

@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from clt_lightning.analysis import Edit, evaluate, explain_image, open_run, steer
     from clt_lightning.analysis.circuits import Graph, NodeSet, attribute, intervene
     from clt_lightning.analysis.target import Target
+    from clt_lightning.backbone.clip import FrozenCLIP
     from clt_lightning.backbone.vit import FrozenViT
-    from clt_lightning.clip import FrozenCLIP
     from clt_lightning.core.errors import UserError
     from clt_lightning.core.sites import Sites
     from clt_lightning.core.tokens import TokenLayout
-    from clt_lightning.module import CLTModule
-    from clt_lightning.replacement import replaced
-    from clt_lightning.settings import (
-        ClipConfig,
+    from clt_lightning.interventions.replacement import replaced
+    from clt_lightning.training.module import CLTModule
+    from clt_lightning.training.settings import (
+        BackboneConfig,
         LossConfig,
         ParallelConfig,
         ReviveConfig,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from clt_lightning.transcoder import AbsTopK, BatchTopK, Codes, CrossLayerTranscoder, JumpReLU, ReLU, TopK
 
 _HOME = {
-    "FrozenCLIP": "clip",
+    "FrozenCLIP": "backbone.clip",
     "FrozenViT": "backbone.vit",
     "Sites": "core.sites",
     "TokenLayout": "core.tokens",
@@ -42,15 +42,15 @@ _HOME = {
     "AbsTopK": "transcoder",
     "BatchTopK": "transcoder",
     "JumpReLU": "transcoder",
-    "CLTModule": "module",
-    "replaced": "replacement",
-    "ClipConfig": "settings",
-    "LossConfig": "settings",
-    "ParallelConfig": "settings",
-    "ReviveConfig": "settings",
-    "ScheduleConfig": "settings",
-    "TokensConfig": "settings",
-    "TranscoderConfig": "settings",
+    "CLTModule": "training.module",
+    "replaced": "interventions.replacement",
+    "BackboneConfig": "training.settings",
+    "LossConfig": "training.settings",
+    "ParallelConfig": "training.settings",
+    "ReviveConfig": "training.settings",
+    "ScheduleConfig": "training.settings",
+    "TokensConfig": "training.settings",
+    "TranscoderConfig": "training.settings",
     "Edit": "analysis",
     "Graph": "analysis.circuits",
     "NodeSet": "analysis.circuits",
@@ -63,13 +63,14 @@ _HOME = {
     "steer": "analysis",
     "UserError": "core.errors",
 }
-_MODULES = ("analysis", "backbone", "callbacks", "clip", "data", "metrics", "optim", "transcoder")
+_MODULES = {name: name for name in ("analysis", "backbone", "callbacks", "data", "metrics", "training", "transcoder")}
+_MODULES["optim"] = "training.optim"
 
 __all__ = [
     "AbsTopK",
+    "BackboneConfig",
     "BatchTopK",
     "CLTModule",
-    "ClipConfig",
     "Codes",
     "CrossLayerTranscoder",
     "Edit",
@@ -109,7 +110,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"clt_lightning.{_HOME[name]}"), name)
     if name in _MODULES:
-        return importlib.import_module(f"clt_lightning.{name}")
+        return importlib.import_module(f"clt_lightning.{_MODULES[name]}")
     raise AttributeError(f"module 'clt_lightning' has no attribute {name!r}")
 
 

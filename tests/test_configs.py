@@ -91,7 +91,7 @@ def test_configs_say_what_they_reproduce_and_explain_their_keys(path: Path) -> N
         ("--model.transcoder.n_feature=3", "n_feature"),
         ("--model.transcoder.n_features=many", "n_features"),
         ("--model.transcoder.activation.class_path=TopQ", "TopQ"),
-        ("--model.clip.precision=fp8", "precision"),
+        ("--model.backbone.precision=fp8", "precision"),
         ("--data.init_args.batch=3", "batch"),
         ("--trainer.max_step=5", "max_step"),
     ],
@@ -110,7 +110,7 @@ def test_a_missing_data_folder_says_which_command_makes_the_tars(
 ) -> None:
     options = [
         f"--data.init_args.root={tmp_path / 'nowhere'}",
-        "--model.clip.pretrained=demo",
+        "--model.backbone.pretrained=demo",
         f"--runs_dir={tmp_path}",
     ]
     with pytest.raises(SystemExit) as stopped:
@@ -123,7 +123,7 @@ def test_a_missing_data_folder_says_which_command_makes_the_tars(
 
 def test_a_gelu_mismatch_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Mistake 9: open_clip only warns."""
-    options = ["--model.clip.name=ViT-B-32", f"--runs_dir={tmp_path}", f"--data.init_args.root={tmp_path}"]
+    options = ["--model.backbone.name=ViT-B-32", f"--runs_dir={tmp_path}", f"--data.init_args.root={tmp_path}"]
     with pytest.raises(SystemExit) as stopped:
         main(["fit", "--config", str(CONFIGS / "vitb32.yaml"), *options, "--trainer.accelerator=cpu"])
     assert stopped.value.code == 2

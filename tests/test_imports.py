@@ -14,34 +14,24 @@ PACKAGE = Path(__file__).parent.parent / "clt_lightning"
 # what each part may import of the others; `core` is open to all
 ALLOWED = {
     "core": set(),
+    "compat": set(),
     "transcoder": {"transcoder"},
-    "backbone": {"backbone", "clip"},
-    "clip": {"backbone", "clip"},
+    "backbone": {"backbone"},
     "data": {"data"},
     "metrics": {"metrics"},
-    "replacement": {"backbone", "transcoder"},
-    "settings": {"backbone", "transcoder"},
-    "schedule": {"settings"},
-    "buffer": set(),
-    "optim": {"optim"},
-    "compat": set(),
+    "interventions": {"backbone", "interventions", "transcoder"},
     "runs": {"compat", "runs"},
     "parallel": {"compat", "parallel", "runs", "transcoder"},
-    "cascade": {"backbone", "replacement", "transcoder"},
-    "batches": set(),
-    "module": {
-        *("backbone", "batches", "buffer", "cascade", "clip", "compat", "optim", "parallel"),
-        *("replacement", "runs", "schedule", "settings", "transcoder"),
-    },
+    "training": {"backbone", "compat", "interventions", "parallel", "runs", "training", "transcoder"},
     "analysis": {
-        *("analysis", "backbone", "clip", "data", "metrics", "module"),
-        *("replacement", "runs", "settings", "transcoder"),
+        *("analysis", "backbone", "data", "interventions", "metrics"),
+        *("runs", "training", "transcoder"),
     },
-    "report": {"analysis", "backbone", "clip", "report", "runs", "transcoder"},
-    "server": {"analysis", "backbone", "clip", "data", "report", "server", "transcoder"},
+    "report": {"analysis", "backbone", "report", "runs", "transcoder"},
+    "server": {"analysis", "backbone", "data", "report", "server", "transcoder"},
 }
 # the script that trains the demo's CLIP draws the demo's renders; loading that CLIP does not
-EXCEPTIONS = {("clip/demo/train.py", "data"), ("clip/demo/evaluate.py", "data")}
+EXCEPTIONS = {("backbone/clip/demo/train.py", "data"), ("backbone/clip/demo/evaluate.py", "data")}
 
 
 def imported_parts(path: Path) -> set[str]:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from clt_lightning.analysis.collector import key_seeds
 from clt_lightning.analysis.tower import Observation, finish, reads_cls_only
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
+from clt_lightning.interventions.replacement import check_fit, replaced, tokens_of
 from clt_lightning.metrics import TOKEN_SETS, TokenLayout, check_token_sets, present, token_mask
-from clt_lightning.replacement import check_fit, replaced, tokens_of
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 from clt_lightning.transcoder.codes import Pairs
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clt_lightning.analysis.tower import Observation
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 

@@ -28,12 +28,12 @@ from clt_lightning.analysis.retrieval import Retrieval, RetrievalCollector
 from clt_lightning.analysis.shares import LogitShares, measurable
 from clt_lightning.analysis.table import NOT_RUN, ImageTable, divergences, ranks_of
 from clt_lightning.analysis.tower import Observation, at_all_mlps, observe
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.progress import track
+from clt_lightning.interventions.replacement import tokens_of
 from clt_lightning.metrics import TOKEN_SETS, check_token_sets, metric_device, present
-from clt_lightning.replacement import tokens_of
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 log = logging.getLogger(__name__)

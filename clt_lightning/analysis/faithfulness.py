@@ -13,7 +13,7 @@ from torch import Tensor
 from clt_lightning.analysis.intervals import NOTHING, Interval, interval, none_if_nan, share_interval
 from clt_lightning.analysis.table import divergences, ranks_of
 from clt_lightning.analysis.tower import Observation, finish, reads_cls_only
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
 from clt_lightning.metrics import check_token_sets, metric_device, token_mask

@@ -19,12 +19,12 @@ from clt_lightning.analysis.effects import Effects, load_effects
 from clt_lightning.analysis.names import N_NAMES, embed_words, known_words, label_features, nearest_texts, read_words
 from clt_lightning.analysis.neighbours import Neighbours, load_neighbours
 from clt_lightning.analysis.table import gather_rows
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import read_json, whole_folder, write_json
 from clt_lightning.core.tokens import TokenLayout
-from clt_lightning.replacement import tokens_of
+from clt_lightning.interventions.replacement import tokens_of
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 SCHEMA = 1

@@ -13,10 +13,10 @@ from torch import Tensor
 from clt_lightning.analysis import notebook
 from clt_lightning.analysis.decomposition import Decomposition, decompose
 from clt_lightning.analysis.tower import at_all_mlps, observe
-from clt_lightning.clip import FrozenCLIP
-from clt_lightning.clip.images import to_pixels
+from clt_lightning.backbone.clip import FrozenCLIP
+from clt_lightning.backbone.clip.images import to_pixels
 from clt_lightning.core.errors import UserError
-from clt_lightning.replacement import check_fit, replaced
+from clt_lightning.interventions.replacement import check_fit, replaced
 from clt_lightning.transcoder import CrossLayerTranscoder
 from clt_lightning.transcoder.codes import Codes
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clt_lightning.clip import FrozenCLIP
-from clt_lightning.clip.tokenizer import unknown_words
+from clt_lightning.backbone.clip import FrozenCLIP
+from clt_lightning.backbone.clip.tokenizer import unknown_words
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import lines_of, read_text
 from clt_lightning.core.paths import expand

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clt_lightning.analysis.retrieval import Retrieval
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.files import whole_file
 from clt_lightning.core.progress import track
 from clt_lightning.transcoder import CrossLayerTranscoder

@@ -12,9 +12,9 @@ from clt_lightning.analysis.contributions import Contributions, ContributionScor
 from clt_lightning.analysis.population import TrainSums
 from clt_lightning.analysis.table import ImageTable
 from clt_lightning.analysis.tower import Observation
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
+from clt_lightning.interventions.replacement import tokens_of
 from clt_lightning.metrics import metric_device
-from clt_lightning.replacement import tokens_of
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 

@@ -12,18 +12,18 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
+from clt_lightning.backbone.clip import FrozenCLIP
+from clt_lightning.backbone.clip.images import to_pixels
 from clt_lightning.backbone.make import make_backbone
-from clt_lightning.clip import FrozenCLIP
-from clt_lightning.clip.images import to_pixels
 from clt_lightning.core import seeds
 from clt_lightning.core.classes import load_class
 from clt_lightning.core.config_file import ConfigFile, read_config
 from clt_lightning.core.errors import UserError, within
 from clt_lightning.core.paths import expand
 from clt_lightning.data.modules import WebImages
-from clt_lightning.replacement import check_fit
+from clt_lightning.interventions.replacement import check_fit
 from clt_lightning.runs.folder import find_run
-from clt_lightning.settings import ClipConfig, from_plain, to_plain
+from clt_lightning.training.settings import BackboneConfig, from_plain, to_plain
 from clt_lightning.transcoder import CrossLayerTranscoder
 
 
@@ -118,9 +118,9 @@ def open_run(
     file = read_config(path / "config.yaml")
     model, data = _section(file, "model"), _section(file, "data")
     datamodule = _datamodule(file, data, data_root, allow_pipe, trust_config)
-    clip_config = from_plain(ClipConfig, model.get("clip"))
-    with within("model.clip"):
-        made = make_backbone(**to_plain(clip_config), seed=seeds.resolve(model.get("seed"))).to(device)
+    backbone_config = from_plain(BackboneConfig, model.get("backbone"))
+    with within("model.backbone"):
+        made = make_backbone(**to_plain(backbone_config), seed=seeds.resolve(model.get("seed"))).to(device)
     clip = cast(FrozenCLIP, made)  # other backbones have the same methods; those of texts refuse
     transcoder = CrossLayerTranscoder.from_pretrained(path / "transcoder", device=device)
     try:

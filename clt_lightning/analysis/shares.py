@@ -12,7 +12,7 @@ from clt_lightning.analysis.effects.direct import read_out, read_out_scale
 from clt_lightning.analysis.intervals import Interval, mean_intervals
 from clt_lightning.analysis.table import ImageTable
 from clt_lightning.analysis.tower import Observation, reads_cls_only
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.transcoder import CrossLayerTranscoder
 
 #: The logit of the predicted class, and that minus the runner-up's

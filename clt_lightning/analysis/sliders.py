@@ -10,9 +10,9 @@ from torch import Tensor
 
 from clt_lightning.analysis.steering import BASES, Edit, check_edits, steered
 from clt_lightning.analysis.tower import advance, finish, observe
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
-from clt_lightning.replacement import replaced
+from clt_lightning.interventions.replacement import replaced
 from clt_lightning.transcoder import CrossLayerTranscoder
 
 

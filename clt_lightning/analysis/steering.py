@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from clt_lightning.analysis import notebook
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.say import doubt
-from clt_lightning.replacement import check_fit, replaced
+from clt_lightning.interventions.replacement import check_fit, replaced
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 Kind = Literal["set", "scale", "add"]

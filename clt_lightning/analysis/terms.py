@@ -7,7 +7,7 @@ from torch import Tensor
 
 from clt_lightning.analysis.effects.direct import read_out, read_out_scale
 from clt_lightning.analysis.tower import Observation
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 #: Kinds of terms that every layer has, in the order of the rows

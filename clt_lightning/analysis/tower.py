@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from clt_lightning.backbone import Backbone
-from clt_lightning.replacement import check_fit
+from clt_lightning.interventions.replacement import check_fit
 from clt_lightning.transcoder import CrossLayerTranscoder
 
 

@@ -33,7 +33,7 @@ def make_backbone(
     if pretrained == GIVEN:
         raise UserError(
             f"the backbone '{name}' was given as an object (FrozenViT.from_model): give it again, "
-            "such as CLTModule.load_from_checkpoint(path, clip=backbone)"
+            "such as CLTModule.load_from_checkpoint(path, backbone=backbone)"
         )
     if library == "timm":
         from clt_lightning.backbone.vit import FrozenViT
@@ -41,7 +41,7 @@ def make_backbone(
         return FrozenViT(name, pretrained, precision, image_size, seed)
     if image_size is not None:
         raise UserError(f"{setting('image_size')}={image_size}: open_clip's models have one size; timm's take another")
-    from clt_lightning.clip import FrozenCLIP
+    from clt_lightning.backbone.clip import FrozenCLIP
 
     return FrozenCLIP(name, pretrained, precision, seed)
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from clt_lightning.backbone.backbone import PRECISIONS, Backbone, check_precision
+from clt_lightning.backbone.clip.weights import read_tensors
 from clt_lightning.backbone.families import family_of
 from clt_lightning.backbone.families.base import Family
 from clt_lightning.backbone.make import GIVEN
-from clt_lightning.clip.weights import read_tensors
 from clt_lightning.core.errors import UserError, about, setting
 from clt_lightning.core.kinds import first_line
 from clt_lightning.core.paths import expand

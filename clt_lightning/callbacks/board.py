@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from clt_lightning.callbacks.figures import tensorboard
 from clt_lightning.callbacks.place import RunLogger
 from clt_lightning.callbacks.summary import backbone_line, transcoder_line
-from clt_lightning.settings import LossConfig
+from clt_lightning.training.settings import LossConfig
 
 _LONGEST = 200
 
@@ -145,7 +145,7 @@ def hyper_parameters(trainer: pl.Trainer, pl_module: Any) -> dict[str, bool | in
     _flatten(pl_module.transcoder.config(), "transcoder", found)
     found["loss"] = loss_line(pl_module.loss_config)
     _flatten(_on(settings.pop("loss")), "loss", found)
-    for section in ("clip", "transcoder"):
+    for section in ("backbone", "transcoder"):
         settings.pop(section)
     _flatten(settings, "", found)
     _flatten({"data": _data(getattr(trainer, "datamodule", None))}, "", found)

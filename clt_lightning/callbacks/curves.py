@@ -8,11 +8,11 @@ import lightning.pytorch as pl
 import torch
 
 from clt_lightning import compat
-from clt_lightning.batches import as_batch
 from clt_lightning.callbacks.base import Evaluation, fast_dev_run
 from clt_lightning.callbacks.checkpoints import Checkpoints
 from clt_lightning.callbacks.throughput import Throughput
 from clt_lightning.core.errors import UserError
+from clt_lightning.training.batches import as_batch
 
 
 class Curves(pl.Callback):

@@ -22,8 +22,8 @@ from clt_lightning.callbacks.record import describe_run
 from clt_lightning.core.progress import track
 from clt_lightning.core.table import Column, lay_out
 from clt_lightning.core.terminal import line_width
+from clt_lightning.interventions.replacement import tokens_of
 from clt_lightning.metrics import TOKEN_SETS
-from clt_lightning.replacement import tokens_of
 
 
 class Evaluate(pl.Callback):

@@ -123,7 +123,7 @@ class Figures(pl.Callback):
         pairs = [codes.layer(layer) for layer in range(codes.n_layers)]
         self._histograms.update([(p.features, values) for p, values in pairs], codes.n_tokens)
         if self.features and trainer.is_global_zero:
-            from clt_lightning.clip.images import to_pixels
+            from clt_lightning.backbone.clip.images import to_pixels
 
             if self._chosen is None:
                 self._chosen = [_spread(fired, self.features) for fired in codes.fired()]

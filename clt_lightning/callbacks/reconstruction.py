@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clt_lightning.callbacks.base import Evaluation
+from clt_lightning.interventions.replacement import tokens_of
 from clt_lightning.metrics import (
     FVU,
     L0,
@@ -23,7 +24,6 @@ from clt_lightning.metrics import (
     select,
     token_mask,
 )
-from clt_lightning.replacement import tokens_of
 
 
 class Reconstruction(Evaluation):

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from clt_lightning.callbacks.base import Evaluation
 from clt_lightning.core.errors import UserError
+from clt_lightning.interventions.replacement import check_fit, embed_replaced, replaced
 from clt_lightning.metrics import LogitKL, ZeroShotAccuracy, check_token_sets, metric_device
-from clt_lightning.replacement import check_fit, embed_replaced, replaced
 
 
 def parse_window(text: str, n_layers: int) -> tuple[int, int]:

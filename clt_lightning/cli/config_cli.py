@@ -46,15 +46,15 @@ from clt_lightning.core import seeds
 from clt_lightning.core.classes import load_class
 from clt_lightning.core.errors import UserError
 from clt_lightning.data import modules
-from clt_lightning.module import CLTModule
 from clt_lightning.runs.checkpoint_io import damage
 from clt_lightning.runs.folder import RunFolder
+from clt_lightning.training.module import CLTModule
 from clt_lightning.transcoder.precision import cpu_multiplies
 
 #: What a config that says nothing about them means; written out, so that a saved config can be read back
 _DEFAULTS = {
     "model.transcoder.activation": {"class_path": "clt_lightning.TopK", "init_args": {"k": 64}},
-    "model.optimizer": {"class_path": "clt_lightning.optim.AdamW", "init_args": {"lr": 4e-4}},
+    "model.optimizer": {"class_path": "clt_lightning.training.optim.AdamW", "init_args": {"lr": 4e-4}},
 }
 
 
@@ -286,14 +286,14 @@ class ConfigCLI(compat.CommandLine):
         if issubclass(data_class(config), modules.WebImages):
             data.init_args.seed = seeds.resolve(data.init_args.seed)
 
-        clip = model.clip
+        backbone = model.backbone
         on_cpu = config.trainer.accelerator in ("cpu", "auto") and not torch.cuda.is_available()
-        if on_cpu and clip.precision == "bf16" and not cpu_multiplies(torch.bfloat16):
+        if on_cpu and backbone.precision == "bf16" and not cpu_multiplies(torch.bfloat16):
             rank_zero_info(
                 "this CPU has no bf16 instructions, CLIP would be about 8 times slower in it: "
-                "model.clip.precision: fp32 is taken instead of bf16"
+                "model.backbone.precision: fp32 is taken instead of bf16"
             )
-            clip.precision = "fp32"
+            backbone.precision = "fp32"
 
         parallel = model.parallel
         if self.subcommand in ("test", "predict") and parallel.feature > 1:

@@ -141,7 +141,7 @@ def _message(layer: Layer, keys: Keys, what: str) -> str:
 
 
 def _sub_config(found: Leaf, table: Table) -> Iterator[str]:
-    """A file in the place of a table: `--model.clip clip.yaml`."""
+    """A file in the place of a table: `--model.backbone backbone.yaml`."""
     if not Path(found.value).suffix and not Path(found.value).exists():
         yield f"{_dotted(found.keys)}: expected a table of keys, or a file that holds one, got {found.value!r}"
         return

@@ -104,7 +104,7 @@ def _read(args: argparse.Namespace) -> tuple[CrossLayerTranscoder, dict[str, Any
     from clt_lightning.transcoder import CrossLayerTranscoder
 
     if args.ckpt_path is not None:
-        from clt_lightning.module import CLTModule
+        from clt_lightning.training.module import CLTModule
 
         path = expand(args.ckpt_path, "--ckpt_path")
         print(f"reading {path}", flush=True)

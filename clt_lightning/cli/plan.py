@@ -194,14 +194,14 @@ def _shape(config: dict[str, Any], n_features: int | None, k: int | None) -> Any
 
 def _tower(config: dict[str, Any]) -> tuple[int, int, int]:
     """Blocks, width and tokens of an image of the backbone, without its weights."""
-    from clt_lightning.clip.source import find_source
+    from clt_lightning.backbone.clip.source import find_source
 
-    name = _at(config, "model.clip.name", "ViT-B-32-quickgelu")
-    if _at(config, "model.clip.library", "open_clip") == "timm":
-        return _timm_tower(name, _at(config, "model.clip.image_size", None))
-    clip = config.get("model", {}).get("clip", {})
+    name = _at(config, "model.backbone.name", "ViT-B-32-quickgelu")
+    if _at(config, "model.backbone.library", "open_clip") == "timm":
+        return _timm_tower(name, _at(config, "model.backbone.image_size", None))
+    clip = config.get("model", {}).get("backbone", {})
     pretrained = clip.get("pretrained", "openai")
-    pretrained = None if pretrained is None else expand(pretrained, "model.clip.pretrained")
+    pretrained = None if pretrained is None else expand(pretrained, "model.backbone.pretrained")
     tower = find_source(name, pretrained).model_cfg["vision_cfg"]
     if tower.get("timm_model_name"):
         return _timm_tower(tower["timm_model_name"], None)

@@ -68,7 +68,7 @@ def subclasses(base: Bases) -> dict[str, list[type]]:
 
 
 def short_path(cls: type) -> str:
-    """The shortest public dotted path of a class, such as `clt_lightning.optim.AdamW`."""
+    """The shortest public dotted path of a class, such as `clt_lightning.training.optim.AdamW`."""
     parts = cls.__module__.split(".")
     for end in range(1, len(parts)):
         module = ".".join(parts[:end])

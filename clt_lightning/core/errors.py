@@ -19,7 +19,7 @@ _prefix: ContextVar[str] = ContextVar("prefix", default="")
 
 @contextmanager
 def within(section: str) -> Iterator[None]:
-    """While active, settings are those under a section of a config, such as `model.clip`."""
+    """While active, settings are those under a section of a config, such as `model.backbone`."""
     token = _prefix.set(f"{section}.")
     try:
         yield
@@ -37,5 +37,5 @@ def about(name: str) -> Iterator[None]:
 
 
 def setting(name: str) -> str:
-    """What the user calls a setting: `pretrained` in Python, `model.clip.pretrained` in a config."""
+    """What the user calls a setting: `pretrained` in Python, `model.backbone.pretrained` in a config."""
     return f"{_prefix.get()}{name}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from clt_lightning.clip.images import to_pixels
+from clt_lightning.backbone.clip.images import to_pixels
 from clt_lightning.core.progress import Progress, track
 from clt_lightning.report.figures.style import save
 from clt_lightning.report.folder import ReportFolder

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clt_lightning.analysis.run import Run, open_run
 from clt_lightning.analysis.study import StudyOptions, study_images
-from clt_lightning.clip.images import to_pixels
+from clt_lightning.backbone.clip.images import to_pixels
 from clt_lightning.report.studies import pack_study
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clt_lightning.analysis.run import Run
 from clt_lightning.analysis.study import LayerCodes, Study, StudyOptions, study_images
-from clt_lightning.clip.images import to_pixels
+from clt_lightning.backbone.clip.images import to_pixels
 from clt_lightning.core.errors import UserError
 from clt_lightning.report.numbers import to_list
 from clt_lightning.report.packing import pack_column, pack_maps, pack_numbers

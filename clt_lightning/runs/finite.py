@@ -14,7 +14,7 @@ from clt_lightning.core.errors import UserError
 
 _SITES = ("x", "y", "y_hat")
 _WORDS = {"x": "the CLIP's MLP inputs (x)", "y": "the CLIP's MLP outputs (y)", "y_hat": "the reconstruction (y_hat)"}
-_BACKBONE = "look at the images of this batch, and take model.clip.precision: fp32"
+_BACKBONE = "look at the images of this batch, and take model.backbone.precision: fp32"
 _TRAINING = "lower the learning rate, or set trainer.gradient_clip_val"
 
 

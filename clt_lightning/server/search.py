@@ -16,7 +16,7 @@ from clt_lightning.analysis.names import embed_words
 from clt_lightning.analysis.retrieval import Retrieval
 from clt_lightning.analysis.run import Run
 from clt_lightning.analysis.tower import Observation, reads_cls_only
-from clt_lightning.clip.tokenizer import unknown_words
+from clt_lightning.backbone.clip.tokenizer import unknown_words
 from clt_lightning.core.errors import UserError
 
 LONGEST = 300

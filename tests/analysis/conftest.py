@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.transcoder import CrossLayerTranscoder
 
 from .world import make_clip, make_clt, register

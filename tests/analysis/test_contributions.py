@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clt_lightning.analysis import Contributions
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.tokens import TokenLayout
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder, TopK

@@ -23,9 +23,9 @@ from clt_lightning.analysis import (
     plan_arms,
 )
 from clt_lightning.analysis.arms import mixed_up, sampled
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
-from clt_lightning.replacement import replaced
+from clt_lightning.interventions.replacement import replaced
 from clt_lightning.transcoder import CrossLayerTranscoder
 
 from .world import CLASSES, LAYERS, TEMPLATES, Made, make_clt

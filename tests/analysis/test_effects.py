@@ -22,7 +22,7 @@ from clt_lightning.analysis.effects.check import agreement
 from clt_lightning.analysis.effects.direct import direct_effects, read_out, read_out_scale
 from clt_lightning.analysis.target import Target
 from clt_lightning.analysis.tower import Observation, observe
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 from tests.analysis import world

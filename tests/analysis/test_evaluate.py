@@ -25,10 +25,10 @@ from clt_lightning.analysis import (
     load_evaluation,
     load_features,
 )
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.callbacks import Evaluate, RunRecord
-from clt_lightning.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
-from clt_lightning.replacement import replaced
+from clt_lightning.interventions.replacement import replaced
 from clt_lightning.transcoder import CrossLayerTranscoder
 
 from .world import (

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from clt_lightning.analysis import Faithfulness, FaithfulnessOptions, FaithfulnessResult, observe
 from clt_lightning.analysis.faithfulness import image_scores, keep_masks, random_orders
 from clt_lightning.analysis.intervals import Interval
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
-from clt_lightning.replacement import replaced
+from clt_lightning.interventions.replacement import replaced
 from clt_lightning.transcoder import CrossLayerTranscoder
 
 from .world import CLASSES, LAYERS, POSITIONS, TEMPLATES, WIDTH, Made, make_clt, numpy_codes, numpy_terms

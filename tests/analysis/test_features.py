@@ -13,7 +13,7 @@ from clt_lightning.analysis import FeatureCollector, FeatureOptions, Features, R
 from clt_lightning.analysis import load_features as load
 from clt_lightning.analysis.collector import LayerCollector, key_seeds
 from clt_lightning.analysis.features import monosemanticity
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import AbsTopK, Codes, CrossLayerTranscoder
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from clt_lightning.analysis import explain_image
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
-from clt_lightning.replacement import replaced
+from clt_lightning.interventions.replacement import replaced
 
 from .world import CLASSES, LAYERS, POSITIONS, TEMPLATES, Made, make_clt, numpy_codes, numpy_terms
 

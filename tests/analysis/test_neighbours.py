@@ -8,7 +8,7 @@ import torch
 
 from clt_lightning.analysis.neighbours import Neighbours, find_neighbours, load_neighbours, read_directions
 from clt_lightning.analysis.retrieval import Retrieval
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.transcoder import CrossLayerTranscoder
 
 from .world import FEATURES, LAYERS, WIDTH, make_clt

@@ -13,7 +13,7 @@ from clt_lightning.analysis import Arm, ArmRunner, observe, plan_arms
 from clt_lightning.analysis.arms import CascadeOptions
 from clt_lightning.analysis.decomposition import decompose
 from clt_lightning.analysis.shares import PARTS, LogitShares
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
 
 from .world import CLASSES, LAYERS, POSITIONS, TEMPLATES, WIDTH, Made, make_clt

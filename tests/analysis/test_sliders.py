@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clt_lightning.analysis import Edit, steer
 from clt_lightning.analysis.sliders import SteeredImages
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import CrossLayerTranscoder
 

@@ -13,9 +13,9 @@ from clt_lightning.analysis.effects.live import per_image
 from clt_lightning.analysis.study import Study, StudyOptions, study_images
 from clt_lightning.analysis.terms import term_rows
 from clt_lightning.analysis.tower import observe
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
-from clt_lightning.replacement import replaced
+from clt_lightning.interventions.replacement import replaced
 from clt_lightning.transcoder import CrossLayerTranscoder
 
 from .world import CLASSES, LAYERS, POSITIONS, TEMPLATES, Made, make_clt

@@ -10,9 +10,9 @@ import torch
 
 from clt_lightning.analysis import Arm, ArmRunner, finish, observe, plan_arms
 from clt_lightning.analysis.arms import CascadeOptions, default_firsts
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
-from clt_lightning.replacement import replaced
+from clt_lightning.interventions.replacement import replaced
 from clt_lightning.transcoder import CrossLayerTranscoder
 
 from .world import LAYERS, POSITIONS, Made, make_clip, make_clt, register

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from clt_lightning.clip import FrozenCLIP
-from clt_lightning.module import CLTModule
-from clt_lightning.settings import ClipConfig, TranscoderConfig
+from clt_lightning.backbone.clip import FrozenCLIP
+from clt_lightning.training.module import CLTModule
+from clt_lightning.training.settings import BackboneConfig, TranscoderConfig
 from clt_lightning.transcoder import CrossLayerTranscoder, TopK
 
 NAME = "tiny-for-analysis"
@@ -67,7 +67,7 @@ def make_clt(topology: str = "cross_layer", skip: bool = False, **options: Any) 
 
 def make_module() -> CLTModule:
     model = CLTModule(
-        clip=ClipConfig(name=NAME, pretrained=None),
+        backbone=BackboneConfig(name=NAME, pretrained=None),
         transcoder=TranscoderConfig(n_features=FEATURES, activation=TopK(K)),
     )
     shake(model.clip)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clt_lightning.callbacks import Reconstruction
 from clt_lightning.core.errors import UserError
-from clt_lightning.module import CLTModule
+from clt_lightning.training.module import CLTModule
 
 from .world import LAYERS, Made, module, trainer
 

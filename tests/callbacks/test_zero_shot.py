@@ -13,8 +13,8 @@ from torch import Tensor
 from clt_lightning.callbacks import ZeroShot
 from clt_lightning.callbacks.zero_shot import parse_window
 from clt_lightning.core.errors import UserError
-from clt_lightning.module import CLTModule
-from clt_lightning.replacement import replaced
+from clt_lightning.interventions.replacement import replaced
+from clt_lightning.training.module import CLTModule
 
 from .world import CLASSES, LAYERS, Made, module, trainer
 

@@ -10,7 +10,7 @@ import yaml
 CONFIG: dict[str, Any] = {
     "name": "small",
     "model": {
-        "clip": {"pretrained": "demo"},
+        "backbone": {"pretrained": "demo"},
         "transcoder": {"n_features": 32, "activation": {"class_path": "BatchTopK", "init_args": {"k": 4}}},
         "schedule": {"decay": "none"},
         "tokens": {"statistics": 64},

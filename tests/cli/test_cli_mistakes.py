@@ -14,7 +14,7 @@ from clt_lightning.cli.main import main
 BASE = """
 name: small
 model:
-  clip: {pretrained: demo}
+  backbone: {pretrained: demo}
   transcoder: {n_features: 32, activation: {class_path: BatchTopK, init_args: {k: 4}}}
   schedule: {decay: none}
   tokens: {statistics: 64}
@@ -90,7 +90,7 @@ IN_YAML: list[tuple[str, int | None, list[str]]] = [
     ("model:\n  transcoder:\n    activation: {init_args: {kk: 2}}", 3, ["BatchTopK takes no kk", "did you mean k?"]),
     ("model:\n  transcoder:\n    activation: {init_args: {k: 0}}", None, ["k must be at least 1, got 0"]),
     ("model:\n  optimizer: {class_path: torch.optim.Adamm}", 2, ["Adam, ", "AdamW"]),
-    ("model:\n  optimizer: AdamW", 2, ["torch.optim.AdamW", "clt_lightning.optim.AdamW"]),
+    ("model:\n  optimizer: AdamW", 2, ["torch.optim.AdamW", "clt_lightning.training.optim.AdamW"]),
     ("model:\n  optimizer:\n    init_args: {lr: fast}", 3, ["init_args.lr: expected a number"]),
     ("model:\n  optimizer:\n    init_args: {lr: -0.1}", 3, ["init_args.lr", "-0.1"]),
     ("model:\n  optimizer:\n    init_args: {learning_rate: 1}", 3, ["AdamW takes no learning_rate", " lr"]),
@@ -125,7 +125,7 @@ IN_YAML: list[tuple[str, int | None, list[str]]] = [
     ("data:\n  init_args:\n    augment: flipp", 3, ["did you mean flip?"]),
     ("data:\n  init_args:\n    shard_counts: {test: [a]}", 3, ["a list (of: a whole number)"]),
     ("model:\n  clip\n    pretrained: demo", 3, ["a colon too many", "line above"]),
-    ("model: {clip: {name: x}", 2, ["bracket not closed"]),
+    ("model: {backbone: {name: x}", 2, ["bracket not closed"]),
     ("model:\n\tclip: 3", 2, ["a tab stands where spaces belong"]),
     ('name: "x', 2, ["quote or bracket not closed"]),
     ("trainer:\n  max_steps: 3\n  max_steps: 4", 3, ["trainer.max_steps stands twice", "line 2"]),
@@ -160,7 +160,7 @@ ON_THE_COMMAND_LINE: list[tuple[list[str], list[str]]] = [
     (["--model.transcoder.activation", "TopKK"], ["TopK"]),
     (["--model.transcoder.activation.k=1.5"], ["expected a whole number, got 1.5"]),
     (["--model.optimizer.lr=-3"], ["lr", "-3"]),
-    (["--model.clip", "nowhere.yaml"], ["nowhere.yaml: no such file"]),
+    (["--model.backbone", "nowhere.yaml"], ["nowhere.yaml: no such file"]),
     (["--trainer.callbacks+=EarlyStoping"], ["EarlyStopping"]),
     (["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitr=x"], ["did you mean monitor?"]),
     (["--trainer.accelerator=tpu"], ["--trainer.accelerator=cpu"]),

@@ -101,7 +101,13 @@ def test_every_option_for_a_place_is_known_as_one() -> None:
         for key, option in options(table).items()
         if key.rpartition(".")[2].rpartition("_")[2] in telling or key.rpartition(".")[2] in telling
     }
-    assert {"runs_dir", "model.clip.pretrained", "checkpoints.dirpath", "Demo.root", "ImageNet100.class_list"} <= places
+    assert {
+        "runs_dir",
+        "model.backbone.pretrained",
+        "checkpoints.dirpath",
+        "Demo.root",
+        "ImageNet100.class_list",
+    } <= places
     found = {f"{name}.{key}".strip("."): o for name, table in tables.items() for key, o in options(table).items()}
     assert [place for place in sorted(places) if not is_path(found[place].type)] == []
     for name in ("train", "val", "test", "classnames", "templates"):

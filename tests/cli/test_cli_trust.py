@@ -20,7 +20,7 @@ from clt_lightning.analysis import open_run
 from clt_lightning.cli.main import main
 from clt_lightning.core.errors import UserError
 from clt_lightning.data.layout import expand
-from clt_lightning.module import CLTModule
+from clt_lightning.training.module import CLTModule
 from tests.cli.small import CONFIG, write
 
 
@@ -91,7 +91,7 @@ NAMES: list[tuple[str, Any]] = [
     ("model.optimizer", spec("evil_module.Adam", lr=1)),
     ("model.optimizer", "evil_module.Adam"),
     ("model.optimizer", "evil_module.call"),
-    ("model.optimizer", "clt_lightning.module.default_optimizer"),
+    ("model.optimizer", "clt_lightning.training.module.default_optimizer"),
     ("model.optimizer.init_args.lr", "evil_module.call"),
     ("trainer.callbacks", [spec("evil_module.Stop")]),
     ("trainer.callbacks", ["evil_module.Stop"]),
@@ -107,7 +107,7 @@ NAMES: list[tuple[str, Any]] = [
     ("trainer.profiler", "evil_module.Stop"),
     ("trainer.profiler", spec("lightning.pytorch.profilers.PyTorchProfiler", schedule="evil_module.call")),
     ("trainer.profiler", spec("lightning.pytorch.profilers.PyTorchProfiler", on_trace_ready=spec("evil_module.Stop"))),
-    ("model.clip", "evil.yaml"),
+    ("model.backbone", "evil.yaml"),
     ("data", "evil.yaml"),
     ("trainer.strategy", "evil_file"),  # jsonargparse reads a file of that name in the config's own folder
     ("config", "evil.yaml"),

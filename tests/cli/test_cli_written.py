@@ -39,7 +39,7 @@ def test_all_defaults_can_be_printed_and_read_back(
 ) -> None:
     first = printed(capsys, command, "--data", "Demo")
     assert first["model"]["transcoder"]["activation"] == {"class_path": "clt_lightning.TopK", "init_args": {"k": 64}}
-    assert first["model"]["optimizer"]["class_path"] == "clt_lightning.optim.AdamW"
+    assert first["model"]["optimizer"]["class_path"] == "clt_lightning.training.optim.AdamW"
     (tmp_path / "printed.yaml").write_text(yaml.safe_dump(first))
     assert printed(capsys, command, "--config", str(tmp_path / "printed.yaml")) == first
 
@@ -48,7 +48,7 @@ def test_a_run_that_names_no_activation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    model = {"clip": {"pretrained": "demo"}, "schedule": {"decay": "none"}, "tokens": {"statistics": 64}}
+    model = {"backbone": {"pretrained": "demo"}, "schedule": {"decay": "none"}, "tokens": {"statistics": 64}}
     main(["fit", "--config", str(write(tmp_path, model=model)), "--model.transcoder.n_features=96"])
     run = tmp_path / "runs" / "small" / "version_0"
     saved = yaml.safe_load((run / "config.yaml").read_text())
@@ -154,8 +154,8 @@ def test_what_is_given_beside_a_checkpoint_wins(tmp_path: Path, monkeypatch: pyt
     main(["fit", "--config", str(write(tmp_path)), "--model.transcoder.n_features=48"])
     run = str(tmp_path / "runs" / "small" / "version_0")
     checkpoint = f"{run}/checkpoints/last.ckpt"
-    found = read("test", "--run", run, "--model.clip.pretrained=./elsewhere.pt", "--evaluate.bootstrap=7")
-    assert found.model.clip.pretrained == "./elsewhere.pt"  # not there, so not known for a path
+    found = read("test", "--run", run, "--model.backbone.pretrained=./elsewhere.pt", "--evaluate.bootstrap=7")
+    assert found.model.backbone.pretrained == "./elsewhere.pt"  # not there, so not known for a path
     assert found.evaluate.bootstrap == 7
     assert found.model.transcoder.n_features == 48
     # a config of another model takes the checkpoint's
@@ -187,7 +187,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(tmp_path: Path, monkeypatch: pyte
         raise ValueError("ours")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("clt_lightning.clip.FrozenCLIP.__init__", broken)
+    monkeypatch.setattr("clt_lightning.backbone.clip.FrozenCLIP.__init__", broken)
     with pytest.raises(ValueError, match="ours") as found:
         main(["fit", "--config", str(write(tmp_path))])
     assert not isinstance(found.value, UserError)

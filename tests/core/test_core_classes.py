@@ -9,7 +9,7 @@ import torch
 
 from clt_lightning.core.classes import known_names, load_class, short_path, subclasses
 from clt_lightning.core.errors import UserError
-from clt_lightning.optim import AdamW
+from clt_lightning.training.optim import AdamW
 from clt_lightning.transcoder import Activation, BatchTopK
 
 OPTIMIZER = torch.optim.Optimizer
@@ -20,9 +20,9 @@ def test_names() -> None:
     assert load_class("clt_lightning.BatchTopK", Activation, "", trusted=False) is BatchTopK
     assert load_class("torch.optim.SGD", OPTIMIZER, "", trusted=False) is torch.optim.SGD
     assert known_names(Activation)[:2] == ["AbsTopK", "BatchTopK"]
-    assert short_path(AdamW) == "clt_lightning.optim.AdamW"
+    assert short_path(AdamW) == "clt_lightning.training.optim.AdamW"
     assert set(subclasses(OPTIMIZER)["AdamW"]) == {AdamW, torch.optim.AdamW}
-    assert {"clt_lightning.optim.AdamW", "torch.optim.AdamW"} < set(known_names(OPTIMIZER))
+    assert {"clt_lightning.training.optim.AdamW", "torch.optim.AdamW"} < set(known_names(OPTIMIZER))
 
 
 @pytest.mark.parametrize(

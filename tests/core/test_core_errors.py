@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError, about, setting, within
-from clt_lightning.module import CLTModule
-from clt_lightning.settings import ClipConfig
+from clt_lightning.training.module import CLTModule
+from clt_lightning.training.settings import BackboneConfig
 
 
 def test_a_setting_is_called_as_in_the_call_or_the_config() -> None:
     assert setting("pretrained") == "pretrained"
-    with within("model.clip"):
-        assert setting("pretrained") == "model.clip.pretrained"
+    with within("model.backbone"):
+        assert setting("pretrained") == "model.backbone.pretrained"
         with within("zero_shot"):
             assert setting("windows") == "zero_shot.windows"
         with pytest.raises(UserError, match=r"^model\.clip\.pretrained: x is empty$"), about("pretrained"):
@@ -25,6 +25,6 @@ def test_frozen_clip_follows_the_call() -> None:
     with pytest.raises(UserError, match=r"^pretrained: 'none\.pt' is neither"):
         FrozenCLIP("ViT-B-32", "none.pt")
     with pytest.raises(UserError, match=r"^model\.clip\.pretrained: 'none\.pt' is neither"):
-        CLTModule(ClipConfig(name="ViT-B-32", pretrained="none.pt"))
+        CLTModule(BackboneConfig(name="ViT-B-32", pretrained="none.pt"))
     with pytest.raises(UserError, match=r"^model\.clip\.name: open_clip has no architecture 'ViT-B32'"):
-        CLTModule(ClipConfig(name="ViT-B32", pretrained=None))
+        CLTModule(BackboneConfig(name="ViT-B32", pretrained=None))

@@ -2,7 +2,7 @@
 
     python -m tests.mutation --n 200 --seed 0 --out mutations.json  # a sample: hours, so start it with nice
     python -m tests.mutation --again mutations.json                 # once more what survived
-    python -m tests.mutation --file clt_lightning/module.py --n 50  # of one file
+    python -m tests.mutation --file clt_lightning/training/module.py --n 50  # of one file
 
 Every mutation is made in a copy of the tree and judged by the tests of `TESTS` alone, in one process with one thread.
 Survivors are a missing test, or change nothing that can be seen: those are listed with the reason in equivalent.yaml,
@@ -35,8 +35,8 @@ from tests.mutation.operators import Mutation, mutations
 
 ROOT = Path(__file__).parents[2]
 _PATHS = ["tests/transcoder/test_paths.py", "tests/transcoder/test_clt.py"]
-_STEP = ["tests/module/test_chunks.py", "tests/module/test_step.py"]
-_LEARNS = ["tests/module/test_module.py", "tests/transcoder/test_training_paths.py"]
+_STEP = ["tests/training/test_chunks.py", "tests/training/test_step.py"]
+_LEARNS = ["tests/training/test_module.py", "tests/transcoder/test_training_paths.py"]
 _EVALUATE = "tests/analysis/test_evaluate.py"
 #: runs the same code twice, and takes long: where nothing is gathered from processes it notices no wrong number
 _TWO_PROCESSES = f"{_EVALUATE}::test_two_processes_write_what_one_writes"
@@ -69,9 +69,14 @@ TESTS: dict[str, list[str]] = {
     "clt_lightning/transcoder/feature_chunks.py": [
         *("tests/transcoder/test_feature_chunks.py", "tests/transcoder/test_triton.py"),
     ],
-    "clt_lightning/module.py": [*_STEP, *_LEARNS, "tests/module/test_training.py", "tests/parallel/test_fit.py"],
-    "clt_lightning/cascade.py": _STEP[1:],
-    "clt_lightning/replacement.py": [*_STEP[1:], *_analysis("tower", "steering", "faithfulness")],
+    "clt_lightning/training/module.py": [
+        *_STEP,
+        *_LEARNS,
+        "tests/training/test_training.py",
+        "tests/parallel/test_fit.py",
+    ],
+    "clt_lightning/training/cascade.py": _STEP[1:],
+    "clt_lightning/interventions/replacement.py": [*_STEP[1:], *_analysis("tower", "steering", "faithfulness")],
     **{
         f"clt_lightning/metrics/{name}.py": [f"tests/metrics/test_{own}.py", "tests/metrics"]
         for name, own in (

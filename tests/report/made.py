@@ -15,7 +15,7 @@ from clt_lightning.analysis.effects import Effects
 from clt_lightning.analysis.features import Features
 from clt_lightning.analysis.neighbours import Neighbours
 from clt_lightning.analysis.retrieval import Retrieval
-from clt_lightning.clip.images import to_pixels
+from clt_lightning.backbone.clip.images import to_pixels
 from clt_lightning.report.studies import pack_study
 from tests.report.made_studies import make_study
 

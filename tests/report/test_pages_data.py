@@ -15,7 +15,7 @@ from PIL import Image
 from clt_lightning.analysis.features import load_features
 from clt_lightning.analysis.results import load_evaluation
 from clt_lightning.analysis.retrieval import Retrieval
-from clt_lightning.clip.images import to_pixels
+from clt_lightning.backbone.clip.images import to_pixels
 from clt_lightning.report.cards import CHUNK
 from clt_lightning.report.catalogue import AGREES, PUSHES_AWAY, WRITES_OTHERS, columns, conflict, layer_crops
 from clt_lightning.report.packing import RESOLUTION, unpack_column, unpack_maps

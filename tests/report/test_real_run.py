@@ -16,8 +16,8 @@ from clt_lightning.analysis.features import FeatureCollector, FeatureOptions
 from clt_lightning.analysis.retrieval import RetrievalCollector
 from clt_lightning.analysis.run import Run, open_run
 from clt_lightning.analysis.steering import Edit, steered
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.cli.main import main
-from clt_lightning.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
 from clt_lightning.report.packing import RESOLUTION, unpack_column, unpack_maps
 from clt_lightning.report.studies import image_page_data
@@ -36,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, demo_tars: Path) -> Run:
     clt = CrossLayerTranscoder(clip.n_layers, clip.d_model, FEATURES, TopK(8), seed=1)
     data = {"root": str(demo_tars), "n_train": 256, "n_test": 75, "world": 5, "batch_size": 32, "num_workers": 0}
     config = {
-        "model": {"clip": {"pretrained": "demo"}},
+        "model": {"backbone": {"pretrained": "demo"}},
         "data": {"class_path": "clt_lightning.data.Demo", "init_args": data},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))

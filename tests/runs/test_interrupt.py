@@ -20,10 +20,10 @@ import torch
 from clt_lightning.callbacks import ExportTranscoder, Reconstruction
 from clt_lightning.cli.main import main
 from clt_lightning.data.modules import WebImages
-from clt_lightning.module import CLTModule
 from clt_lightning.runs.folder import LAST
 from clt_lightning.runs.resume import find
 from clt_lightning.runs.signals import Interrupt
+from clt_lightning.training.module import CLTModule
 
 from .world import differences, environment, scalars, state, write_config
 
@@ -181,7 +181,7 @@ SLOW = """
 import sys, time
 from pathlib import Path
 from clt_lightning.cli.main import main
-from clt_lightning.module import CLTModule
+from clt_lightning.training.module import CLTModule
 
 def slow(self, batch, batch_idx, step=CLTModule.training_step):
     out = step(self, batch, batch_idx)

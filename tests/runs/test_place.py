@@ -14,9 +14,9 @@ import torch
 
 from clt_lightning.cli.main import main
 from clt_lightning.data.modules import WebImages
-from clt_lightning.module import CLTModule
 from clt_lightning.runs.folder import LAST, RunFolder, find_run
 from clt_lightning.runs.lock import Lock
+from clt_lightning.training.module import CLTModule
 
 from .starts import start
 from .world import run as run_command

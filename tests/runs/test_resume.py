@@ -221,7 +221,7 @@ def test_poisoned_weights_never_take_the_place_of_good_ones(
         assert message in capsys.readouterr().err
         assert torch.load(last, weights_only=True)["global_step"] == step
 
-    from clt_lightning.module import CLTModule
+    from clt_lightning.training.module import CLTModule
 
     sites, before_step = CLTModule._sites, CLTModule.on_before_optimizer_step
 
@@ -282,7 +282,7 @@ def test_another_model_is_refused_by_the_key_that_differs(tmp_path: Path, capsys
     elsewhere.mkdir()
     for path in (clip, tmp_path / "open_clip_config.json"):
         path.rename(elsewhere / path.name)
-    options = [f"--model.clip.pretrained={elsewhere / clip.name}", "--model.transcoder.activation.init_args.k=5"]
+    options = [f"--model.backbone.pretrained={elsewhere / clip.name}", "--model.transcoder.activation.init_args.k=5"]
     main(["fit", "--config", str(config), "--ckpt_path", "last", "--trainer.max_steps=4", *options])
     at = find("last", run / "checkpoints")
     assert at is not None

@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.clip.tiny import tiny_config, write_tiny
+from tests.backbone.clip.tiny import tiny_config, write_tiny
 
 STEPS = 14
 
@@ -55,7 +55,7 @@ def write_config(folder: Path, **overrides: Any) -> Path:
         "runs_dir": str(folder / "runs"),
         "seed_everything": 3,
         "model": {
-            "clip": {"name": "tiny", "pretrained": str(clip), "precision": "fp32"},
+            "backbone": {"name": "tiny", "pretrained": str(clip), "precision": "fp32"},
             "transcoder": {"n_features": 64, "activation": {"class_path": "BatchTopK", "init_args": {"k": 6}}},
             "loss": {"auxk": {"dead_after_tokens": 200}},
             "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}},

@@ -17,7 +17,7 @@ import yaml
 from clt_lightning.analysis.features import FeatureCollector, FeatureOptions
 from clt_lightning.analysis.retrieval import RetrievalCollector
 from clt_lightning.analysis.run import open_run
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.report import ReportOptions, build_report
 from clt_lightning.report.source import read_source
 from clt_lightning.server import LocalServer, Session, SessionOptions
@@ -34,7 +34,7 @@ def make_served(folder: Path, tars: Path) -> Path:
     clt = CrossLayerTranscoder(clip.n_layers, clip.d_model, FEATURES, TopK(8), seed=1)
     data = {"root": str(tars), "n_train": 256, "n_test": 75, "world": 5, "batch_size": 24, "num_workers": 0}
     config = {
-        "model": {"clip": {"pretrained": "demo"}},
+        "model": {"backbone": {"pretrained": "demo"}},
         "data": {"class_path": "clt_lightning.data.Demo", "init_args": data},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))

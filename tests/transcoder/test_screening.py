@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.data.renders import render
-from clt_lightning.optim import AdamW
+from clt_lightning.training.optim import AdamW
 from clt_lightning.transcoder import (
     AbsTopK,
     Activation,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.data.renders import render
-from clt_lightning.optim import AdamW
+from clt_lightning.training.optim import AdamW
 from clt_lightning.transcoder import CrossLayerTranscoder, StatisticsAccumulator, TopK
 from clt_lightning.transcoder.encoders import Backend
 from clt_lightning.transcoder.losses import reconstruction_loss

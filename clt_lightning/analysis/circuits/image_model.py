@@ -19,7 +19,7 @@ from clt_lightning.analysis.circuits.sources import Sources, skip_matrices
 from clt_lightning.analysis.target import Target
 from clt_lightning.analysis.tower import at_all_mlps
 from clt_lightning.core.errors import UserError
-from clt_lightning.replacement import check_fit
+from clt_lightning.interventions.replacement import check_fit
 from clt_lightning.transcoder import CrossLayerTranscoder
 
 Skip = Literal["node", "through"]

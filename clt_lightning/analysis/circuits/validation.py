@@ -20,7 +20,7 @@ from clt_lightning.analysis.effects import total_effects
 from clt_lightning.analysis.effects.check import Agreement, agreement
 from clt_lightning.analysis.target import Target
 from clt_lightning.analysis.tower import observe
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.progress import Progress
 from clt_lightning.transcoder import CrossLayerTranscoder

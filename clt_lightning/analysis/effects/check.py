@@ -17,7 +17,7 @@ from clt_lightning.analysis.effects.live import ablation_effects, integrated_eff
 from clt_lightning.analysis.intervals import Interval, none_if_nan, weighted_interval
 from clt_lightning.analysis.table import gather_rows
 from clt_lightning.analysis.tower import observe
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 #: Effects below this share of the largest are left out of the comparison of signs: they are rounding

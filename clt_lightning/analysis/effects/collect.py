@@ -12,7 +12,7 @@ from torch import Tensor
 from clt_lightning.analysis.effects.direct import direct_effects, read_out, read_out_scale
 from clt_lightning.analysis.effects.live import per_image, total_effects
 from clt_lightning.analysis.tower import Observation, reads_cls_only
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.files import whole_file
 from clt_lightning.metrics.base import ExactMetric
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder

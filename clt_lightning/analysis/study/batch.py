@@ -16,7 +16,7 @@ from clt_lightning.analysis.effects.live import (
 from clt_lightning.analysis.study.types import Ablation, LayerCodes, Study, StudyOptions
 from clt_lightning.analysis.terms import logit_terms
 from clt_lightning.analysis.tower import Observation, reads_cls_only
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 #: Targets of one backward pass after another on the same images, whose gradients are held at once

@@ -10,9 +10,9 @@ from torch import Tensor
 from clt_lightning.analysis.study.batch import StudyBatch
 from clt_lightning.analysis.study.types import Study, StudyOptions
 from clt_lightning.analysis.tower import observe
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
-from clt_lightning.replacement import replaced
+from clt_lightning.interventions.replacement import replaced
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 

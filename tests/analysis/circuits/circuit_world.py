@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clt_lightning.analysis.target import Target
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.transcoder import AbsTopK, BatchTopK, CrossLayerTranscoder, JumpReLU, ReLU, TopK
 from clt_lightning.transcoder.activations import Activation
 from tests.analysis import world

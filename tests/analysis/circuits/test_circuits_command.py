@@ -32,7 +32,7 @@ def made_run(tmp_path_factory: pytest.TempPathFactory, demo_tars: Path) -> Path:
             weight.normal_(0, 0.05)
     clt.save_pretrained(folder / "transcoder")
     data = {"root": str(demo_tars), "n_train": 256, "n_test": 75, "world": 5, "num_workers": 0}
-    config = {"model": {"clip": {"pretrained": "demo"}}, "data": {"class_path": "Demo", "init_args": data}}
+    config = {"model": {"backbone": {"pretrained": "demo"}}, "data": {"class_path": "Demo", "init_args": data}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder
 

@@ -13,7 +13,7 @@ from clt_lightning.analysis.circuits.expected import EdgeSums, ExpectedGraph, ex
 from clt_lightning.analysis.circuits.open_clip_parts import parts_of
 from clt_lightning.analysis.circuits.virtual import by_coactivation, rank_correlation, virtual_weights
 from clt_lightning.analysis.target import Target
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
 from tests.analysis import world
 from tests.analysis.circuits.circuit_world import a_target, an_image, clip_of, clt_of

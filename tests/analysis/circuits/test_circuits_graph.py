@@ -14,7 +14,7 @@ from clt_lightning.analysis.circuits.estimate import seconds_of
 from clt_lightning.analysis.circuits.graph import Graph, with_influence
 from clt_lightning.analysis.circuits.nodes import make_nodes
 from clt_lightning.analysis.circuits.validation import validate
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
 from tests.analysis import world
 from tests.analysis.circuits.circuit_world import ACTIVATIONS, Reference, a_target, an_image, clip_of, clt_of

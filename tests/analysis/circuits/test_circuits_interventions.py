@@ -19,9 +19,9 @@ from clt_lightning.analysis.circuits.nodeset import NodeEdit, NodeSet
 from clt_lightning.analysis.effects import ablation_effects
 from clt_lightning.analysis.steering import Edit, steered
 from clt_lightning.analysis.tower import observe
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
-from clt_lightning.replacement import replaced
+from clt_lightning.interventions.replacement import replaced
 from clt_lightning.transcoder import CrossLayerTranscoder
 from tests.analysis import world
 from tests.analysis.circuits.circuit_world import ACTIVATIONS, a_target, an_image, clip_of, clt_of

@@ -25,7 +25,7 @@ from clt_lightning.analysis.circuits.parts import (
 )
 from clt_lightning.analysis.circuits.rerun import live_attention, live_mlp
 from clt_lightning.analysis.circuits.rows import Reads, feature_rows, target_rows
-from clt_lightning.clip import FrozenCLIP
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
 from tests.analysis import world
 from tests.analysis.circuits.circuit_world import (

@@ -1,0 +1,1 @@
+"""A transcoder in the place of what it rebuilds."""
