@@ -15,15 +15,13 @@ from torch import Tensor
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.backbone.clip.images import to_pixels
 from clt_lightning.backbone.make import make_backbone
-from clt_lightning.core import seeds
 from clt_lightning.core.classes import load_class
 from clt_lightning.core.config_file import ConfigFile, read_config
-from clt_lightning.core.errors import UserError, within
+from clt_lightning.core.errors import UserError
 from clt_lightning.core.paths import expand
 from clt_lightning.data.modules import WebImages
 from clt_lightning.interventions.replacement import check_fit
 from clt_lightning.runs.folder import find_run
-from clt_lightning.training.settings import BackboneConfig, from_plain, to_plain
 from clt_lightning.transcoder import CrossLayerTranscoder
 
 
@@ -96,8 +94,8 @@ def open_run(
 ) -> Run:
     """Open a finished run.
 
-    Its config.yaml may come from anybody: only data sets of this package are made from it, and it cannot allow what
-    the caller does not.
+    Its config.yaml may come from anybody: only data sets and backbones of this package (or classes that are loaded
+    already) are made from it, and it cannot allow what the caller does not.
 
     Args:
         folder: `runs/<name>/version_<n>`, with `config.yaml` and `transcoder/`; or `runs/<name>`, which is its newest
@@ -105,7 +103,7 @@ def open_run(
         device: where backbone and transcoder go.
         data_root: where the data are, if not where the config says.
         allow_pipe: whether addresses of the data that run a shell command may do so.
-        trust_config: whether the config may name a data set of another package, whose code is then run.
+        trust_config: whether the config may name a data set or a backbone of another package, whose code is then run.
 
     Raises:
         UserError: a part is missing, the data are not where they were, or the config names what it may not.
@@ -118,9 +116,10 @@ def open_run(
     file = read_config(path / "config.yaml")
     model, data = _section(file, "model"), _section(file, "data")
     datamodule = _datamodule(file, data, data_root, allow_pipe, trust_config)
-    backbone_config = from_plain(BackboneConfig, model.get("backbone"))
-    with within("model.backbone"):
-        made = make_backbone(**to_plain(backbone_config), seed=seeds.resolve(model.get("seed"))).to(device)
+    try:
+        made = make_backbone(model.get("backbone"), trusted=trust_config).to(device)
+    except UserError as error:
+        raise UserError(f"{file.where(('model', 'backbone'))}: {error}") from error
     clip = cast(FrozenCLIP, made)  # other backbones have the same methods; those of texts refuse
     transcoder = CrossLayerTranscoder.from_pretrained(path / "transcoder", device=device)
     try:

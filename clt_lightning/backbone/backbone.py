@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import PIL.Image
 import torch
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from clt_lightning.backbone.head import BackboneWithSAE, Output
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+Precision = Literal["fp32", "bf16", "fp64"]
 Images = Tensor | PIL.Image.Image | Sequence[Tensor | PIL.Image.Image]
 """Preprocessed `(images, 3, size, size)`, one `(3, size, size)`, a PIL image, or a list of single ones."""
 
@@ -59,6 +60,14 @@ class Backbone(nn.Module):
     """
 
     has_text = False
+    #: Arguments by place and by name of the call that made it; None: it was made by other hands
+    made_with: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        self = super().__new__(cls)
+        # a run records what its backbone was made with, whatever class it is of
+        object.__setattr__(self, "made_with", (args, kwargs))
+        return self
 
     def __init__(self, family: Family, name: str, pretrained: str | None, precision: str) -> None:
         super().__init__()
@@ -325,9 +334,9 @@ class Backbone(nn.Module):
             fn: `fn(layer, x, compute) -> tensor`. `compute()` is the site's own tensor, paid for only if called; `x` is
                 what it is computed from, on the running (already modified) stream: the stream for `attn_in`,
                 `resid_mid`, `mlp_in`, `resid_post` and `final_tokens`, `attn_in` for `attn_out`, `mlp_in` for
-                `mlp_out`, and the tensor itself for `resid_pre` and `final`. All are `(images, positions, d_model)`
-                (`final`: `(images, embed_dim)`) in the model's dtype, to which the result is cast. The caller's
-                autocast setting holds inside `fn`, not around it.
+                `mlp_out`, and the tensor itself for `resid_pre`, `attn_z` and `final`. All are
+                `(images, positions, d_model)` (`final`: `(images, embed_dim)`) in the model's dtype, to which the
+                result is cast. The caller's autocast setting holds inside `fn`, not around it.
             layers: blocks to override; None for all. Of nested overrides of a site the innermost wins, layer by layer.
 
         Raises:
@@ -360,8 +369,22 @@ class Backbone(nn.Module):
         return wanted
 
     def site_width(self, site: str) -> int:
-        """Size of a site's vectors: d_model, but embed_dim of `final`."""
-        return self.embed_dim if check_site(site) == "final" else self.d_model
+        """Size of a site's vectors: d_model, but embed_dim of `final`, and of `attn_z` that of all heads together.
+
+        Raises:
+            UserError: no such site, or not in this backbone.
+        """
+        if check_site(site) == "attn_z":
+            return self._z_width()
+        return self.embed_dim if site == "final" else self.d_model
+
+    def _z_width(self) -> int:
+        widths = {self.family.z_width(block) for block in self.blocks}
+        if len(widths) != 1 or None in widths:
+            raise UserError(
+                f"'{self.name}' has no one projection behind its heads, so attn_z cannot be told apart: take attn_out"
+            )
+        return int(widths.pop() or 0)
 
     # -- texts -------------------------------------------------------------------------------------------------------
 
@@ -431,7 +454,9 @@ class Backbone(nn.Module):
         return torch.zeros(0, self.embed_dim, device=self.device)
 
     def _keys(self, site: str, layers: Iterable[int] | None) -> list[Key]:
-        if check_site(site) in BLOCK_SITES:
+        if check_site(site) == "attn_z":
+            self._z_width()
+        if site in BLOCK_SITES:
             return [(site, layer) for layer in self.check_layers(layers)]
         if site == "final_tokens" and self.family.norm is None:
             raise UserError(f"'{self.name}' has no norm over its last tokens: take resid_post for final_tokens")

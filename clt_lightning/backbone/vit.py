@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from clt_lightning.backbone.backbone import PRECISIONS, Backbone, check_precision
+from clt_lightning.backbone.backbone import PRECISIONS, Backbone, Precision, check_precision
 from clt_lightning.backbone.clip.weights import read_tensors
 from clt_lightning.backbone.families import family_of
 from clt_lightning.backbone.families.base import Family
@@ -44,12 +44,13 @@ class FrozenViT(Backbone):
     def __init__(
         self,
         name: str = "vit_small_patch14_dinov2",
-        pretrained: str | None = "default",
-        precision: str = "fp32",
+        pretrained: str | Path | None = "default",
+        precision: Precision = "fp32",
         image_size: int | None = None,
         seed: int = 0,
     ) -> None:
         check_precision(precision)
+        pretrained = None if pretrained is None else str(pretrained)
         family_by_name(name, image_size)  # what cannot work is refused before anything is downloaded
         size = {} if image_size is None else {"img_size": image_size}
         with torch.random.fork_rng(devices=[]):
@@ -93,6 +94,7 @@ class FrozenViT(Backbone):
             family.tokens = tokens
         self = cls.__new__(cls)
         self._begin(family, called, GIVEN, precision)
+        self.made_with = None
         if mean is not None or std is not None:
             self._normalize_by(mean, std)
         self._check()
