@@ -12,6 +12,7 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
+from clt_lightning.backbone.class_head import ClassHead
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.backbone.clip.images import to_pixels
 from clt_lightning.backbone.make import make_backbone
@@ -45,10 +46,34 @@ class Run:
 
     @cached_property
     def head(self) -> Tensor | None:
-        """`(embed_dim, classes)` zero-shot head of the data's classes; None without class names."""
+        """`(embed_dim, classes)`: what makes logits of the data's classes; None where nothing does.
+
+        The zero-shot head, where the backbone has a text tower and the data name their classes; without a text tower
+        the head that `python -m clt_lightning probe` has put into the run (a linear probe, or the model's own).
+        """
         self.datamodule.setup("test")
         names, templates = self.datamodule.classnames, self.datamodule.templates
-        return self.clip.zero_shot_head(names, templates) if names and templates else None
+        return self.clip.head_for(names, templates) if self.clip.names_classes(names, templates) else None
+
+    def require_head(self, what: str) -> Tensor:
+        """`head`, which there must be.
+
+        Args:
+            what: what it is needed for, such as `nothing to compare`: the end of "so there is ...".
+
+        Raises:
+            UserError: there is none; the message says how to have one.
+        """
+        if self.head is not None:
+            return self.head
+        if not self.datamodule.classnames:
+            raise UserError(f"--run {self.folder}: its data have no class names, so there is {what}")
+        if self.clip.has_text:
+            raise UserError(f"--run {self.folder}: its data have no prompt templates, so there is {what}")
+        raise UserError(
+            f"--run {self.folder}: its backbone has no text tower, so there is {what}: "
+            f"`python -m clt_lightning probe --run {self.folder}` learns class logits from labels"
+        )
 
     def batches(self, split: str = "test", limit: int | None = None) -> Iterator[dict[str, Any]]:
         """Batches of a split, every sample once; `limit` takes that many, evenly spaced."""
@@ -127,6 +152,8 @@ def open_run(
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     datamodule.transform = clip.preprocess
+    if not clip.has_text:
+        clip.use_head(ClassHead.load(path))
     return Run(path, clip, transcoder, datamodule, file.content)
 
 

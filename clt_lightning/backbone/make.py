@@ -103,8 +103,9 @@ def differences(own: Spec, other: Spec) -> dict[str, tuple[Any, Any]]:
         x, y = a_args.get(key), b_args.get(key)
         if key == "precision" or (key == "seed" and not random) or key not in a_args or key not in b_args:
             continue
-        same = Path(x).name == Path(y).name if key == "pretrained" and x and y else x == y
-        if not same:
+        if key == "pretrained" and x and y:
+            x, y = Path(x).name, Path(y).name
+        if x != y:
             found[f"init_args.{key}"] = (x, y)
     return found
 

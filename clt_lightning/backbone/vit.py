@@ -67,6 +67,7 @@ class FrozenViT(Backbone):
         tokens: TokenLayout | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        family: type[Family] | None = None,
     ) -> Self:
         """A backbone of a model that one already has: of open_clip, timm, or in a layout of transformers.
 
@@ -77,6 +78,7 @@ class FrozenViT(Backbone):
             name: what to call it; None: its class.
             tokens: which positions are [CLS], registers and patches, where the module does not say.
             mean, std: per channel, of the images that it was trained on; None: what its library says.
+            family: which layout it is, where it is none of the known ones: a `Family` of your own (CONTRIBUTING.md).
 
         Raises:
             UserError: no Vision Transformer of a known layout; or it is one, and its blocks do not add up to what the
@@ -89,11 +91,11 @@ class FrozenViT(Backbone):
             found = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
             raise UserError(f"'{called}' has weights of type {found}: give it one of {', '.join(PRECISIONS)}")
         module.eval()
-        family = family_of(module, called)
+        parts = family_of(module, called) if family is None else family(module, called)
         if tokens is not None:
-            family.tokens = tokens
+            parts.tokens = tokens
         self = cls.__new__(cls)
-        self._begin(family, called, GIVEN, precision)
+        self._begin(parts, called, GIVEN, precision)
         self.made_with = None
         if mean is not None or std is not None:
             self._normalize_by(mean, std)

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from clt_lightning import compat
 from clt_lightning.backbone import clip, vit  # noqa: F401  (classes that a config names without their module)
+from clt_lightning.backbone.class_head import ClassHead
 from clt_lightning.backbone.make import DEFAULT_CLASS
 from clt_lightning.callbacks import (
     Board,
@@ -275,6 +276,9 @@ class ConfigCLI(compat.CommandLine):
         """Makes model, data, callbacks and trainer; what their classes do not accept becomes one message."""
         with users_mistakes():
             super().instantiate_classes()
+        path = self.config[self.command].get("ckpt_path")
+        if self.command != "fit" and path and not self.model.clip.has_text:
+            self.model.clip.use_head(ClassHead.load(Path(path).parent.parent))
 
     def arguments_of(self, command: str) -> dict[str, Any]:
         """What the Trainer's method gets beside the options."""

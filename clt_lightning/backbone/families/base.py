@@ -117,6 +117,10 @@ class Family(ABC):
     batch_first: bool = True
 
     @abstractmethod
+    def __init__(self, model: Any, name: str) -> None:
+        """Takes a module apart; `name` is for messages."""
+
+    @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
         """The model's own pooled embedding `(images, embed_dim)`, not normalised, from its own forward."""
 
