@@ -100,8 +100,8 @@ def _lookup(name: str) -> Any:
             found = getattr(found, part)
         return found
     raise UserError(
-        f"shard {name}: there is no module {parts[0]!r}: install it, or run `python -m clt_lightning` in the folder where "
-        "it lies"
+        f"shard {name}: there is no module {parts[0]!r}: install it, or run `python -m clt_lightning` in the folder "
+        "where it lies"
     )
 
 
