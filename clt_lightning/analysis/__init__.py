@@ -6,6 +6,7 @@ Everything here is usable from Python on any batches; the `test` command writes 
 
 from __future__ import annotations
 
+from clt_lightning.analysis import dense, probes
 from clt_lightning.analysis.arms import Arm, ArmRunner, CascadeOptions, plan_arms
 from clt_lightning.analysis.contributions import Contributions, ContributionScores
 from clt_lightning.analysis.decomposition import Decomposition, decompose
@@ -50,6 +51,7 @@ __all__ = [
     "Run",
     "SteeringResult",
     "decompose",
+    "dense",
     "evaluate",
     "explain_image",
     "finish",
@@ -59,6 +61,7 @@ __all__ = [
     "observe",
     "open_run",
     "plan_arms",
+    "probes",
     "steer",
     "steered",
     "strongest",

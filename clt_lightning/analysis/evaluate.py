@@ -122,9 +122,9 @@ class Evaluator:
     ) -> None:
         self.clip, self.clt = clip, clt
         self.options = options or EvaluateOptions()
-        named = bool(classnames) and bool(templates) and clip.has_text
+        named = clip.names_classes(classnames, templates)
         self.classnames = list(classnames or []) if named else []
-        self.head = clip.zero_shot_head(self.classnames, list(templates or [])) if named else None
+        self.head = clip.head_for(self.classnames, list(templates or [])) if named else None
         self._at_mlps = at_all_mlps(clip, clt)
         if not self._at_mlps:
             log.info("no faithfulness, shares and effects of logits: they take a transcoder of all MLPs for granted")

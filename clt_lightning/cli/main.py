@@ -46,6 +46,10 @@ COMMANDS = {
         "a run's pages with the model behind them: own images, moved features, phrases",
     ),
     "steer": ("clt_lightning.cli.steer", "set, scale or move features, and see which classes the model names then"),
+    "probe": (
+        "clt_lightning.cli.probe",
+        "linear read-outs of features and codes, of an image or of each patch; class logits without a text tower",
+    ),
     "graph": ("clt_lightning.cli.graph", "the attribution graph of one image, and whether it predicts interventions"),
 }
 

@@ -46,6 +46,8 @@ TEMPLATES: list[str] = [
 ]
 """Prompt templates; `{c}` is the class name."""
 DEFAULT_SIZE = 48
+#: From back to front; of `line` there is one in three pictures of ten
+DEPTHS = ("background", "distractor", "object", "line")
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,38 @@ def render(seed: int, index: int, *, size: int = DEFAULT_SIZE, label: int | None
         raise ValueError(f"size must be 16 or more and index 0 or more, got size {size} and index {index}")
     if label is not None and not 0 <= label < N_CLASSES:
         raise ValueError(f"label {label} does not exist: the world has classes 0 to {N_CLASSES - 1}")
+    return _drawn(seed, index, size, label)[0]
+
+
+def depth_map(seed: int, index: int, *, size: int = DEFAULT_SIZE, label: int | None = None) -> np.ndarray:
+    """What stands in front at every pixel of `render(...)` of the same arguments: an index into `DEPTHS`.
+
+    Returns:
+        `(size, size)` uint8.
+    """
+    return np.asarray(_drawn(seed, index, size, label)[1])[::2, ::2]
+
+
+class _Pen:
+    """Draws a thing twice: in its colour on the picture, and as its place in `DEPTHS` on the map of depths."""
+
+    def __init__(self, picture: Image.Image, depths: Image.Image) -> None:
+        self._picture, self._depths, self.level = ImageDraw.Draw(picture), ImageDraw.Draw(depths), 0
+
+    def ellipse(self, box: list[int], fill: tuple[int, int, int]) -> None:
+        self._picture.ellipse(box, fill=fill)
+        self._depths.ellipse(box, fill=self.level)
+
+    def rectangle(self, box: list[int], fill: tuple[int, int, int]) -> None:
+        self._picture.rectangle(box, fill=fill)
+        self._depths.rectangle(box, fill=self.level)
+
+    def line(self, points: list[tuple[int, int]], fill: tuple[int, int, int], width: int) -> None:
+        self._picture.line(points, fill=fill, width=width)
+        self._depths.line(points, fill=self.level, width=width)
+
+
+def _drawn(seed: int, index: int, size: int, label: int | None) -> tuple[Render, Image.Image]:
     rng = np.random.default_rng([seed, index])
     drawn = int(rng.integers(N_CLASSES))
     label = drawn if label is None else label
@@ -89,7 +123,9 @@ def render(seed: int, index: int, *, size: int = DEFAULT_SIZE, label: int | None
 
     side = 2 * size  # drawn at twice the size, for smooth edges
     canvas = _background(rng, side)
-    pen = ImageDraw.Draw(canvas)
+    depths = Image.new("L", (side, side), DEPTHS.index("background"))
+    pen = _Pen(canvas, depths)
+    pen.level = DEPTHS.index("distractor")
     for _ in range(int(rng.integers(4))):
         _distractor(rng, pen, side)
 
@@ -99,13 +135,16 @@ def render(seed: int, index: int, *, size: int = DEFAULT_SIZE, label: int | None
     cx, cy = (int(v) for v in rng.integers(margin, side - margin, size=2))
     mask = _shape_mask(shape, side, cx, cy, radius, int(rng.integers(-30, 31)))
     canvas.paste(_fill(rng, side, colour, texture), (0, 0), mask)
+    depths.paste(DEPTHS.index("object"), (0, 0), mask)
+    pen.level = DEPTHS.index("line")
     if rng.integers(10) < 3:
         start, end = _random_points(rng, side), _random_points(rng, side)
         pen.line([start, end], fill=_muted(rng), width=max(1, side // 48))
 
     image = _expose(rng, canvas.reduce(2))
     where = ("left", "middle", "right")[min(2, 3 * cx // side)]
-    return Render(image, label, _captions(rng, CLASSNAMES[label], TEXTURES[texture], radius > side * 29 // 100, where))
+    large = radius > side * 29 // 100
+    return Render(image, label, _captions(rng, CLASSNAMES[label], TEXTURES[texture], large, where)), depths
 
 
 def _captions(rng: np.random.Generator, name: str, texture: str, large: bool, where: str) -> list[str]:
@@ -170,7 +209,7 @@ def _random_points(rng: np.random.Generator, side: int) -> tuple[int, int]:
     return x, y
 
 
-def _distractor(rng: np.random.Generator, pen: ImageDraw.ImageDraw, side: int) -> None:
+def _distractor(rng: np.random.Generator, pen: _Pen, side: int) -> None:
     """A dot, a block or a line in any colour, much smaller than the object."""
     colour = list(COLOURS.values())[int(rng.integers(8))]
     x, y = _random_points(rng, side)
