@@ -19,13 +19,17 @@ from clt_lightning.analysis.results import ArmResult, Evaluation, load_arrays, l
 from clt_lightning.analysis.retrieval import Retrieval, RetrievalCollector
 from clt_lightning.analysis.run import Run, open_run
 from clt_lightning.analysis.steering import Edit, SteeringResult, steer, steered
+from clt_lightning.analysis.suite import Analysis, Batch, Subject, Suite
+from clt_lightning.analysis.tags import load_metrics, tags
 from clt_lightning.analysis.tower import Observation, finish, observe
 
 __all__ = [
     "ActiveFeature",
+    "Analysis",
     "Arm",
     "ArmResult",
     "ArmRunner",
+    "Batch",
     "CascadeOptions",
     "ContributionScores",
     "Contributions",
@@ -49,6 +53,8 @@ __all__ = [
     "RetrievalCollector",
     "Run",
     "SteeringResult",
+    "Subject",
+    "Suite",
     "decompose",
     "evaluate",
     "explain_image",
@@ -56,10 +62,12 @@ __all__ = [
     "load_arrays",
     "load_evaluation",
     "load_features",
+    "load_metrics",
     "observe",
     "open_run",
     "plan_arms",
     "steer",
     "steered",
     "strongest",
+    "tags",
 ]
