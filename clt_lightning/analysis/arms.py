@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,15 @@ from clt_lightning.backbone import Backbone
 from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
 from clt_lightning.interventions.replacement import check_fit, tokens_of
-from clt_lightning.interventions.resume import PAST_ATTENTION, embed_replaced, resume, starts
+from clt_lightning.interventions.resume import (
+    PAST_ATTENTION,
+    embed_replaced,
+    ends_at_cls,
+    last_mlp_at_cls,
+    own_at_cls,
+    resume,
+    starts,
+)
 from clt_lightning.metrics import TOKEN_SETS, TokenLayout, check_token_sets, present
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 from clt_lightning.transcoder.codes import Pairs
@@ -306,7 +314,7 @@ class ArmRunner:
             layer = self.blocks.index(block)
             here = [first <= layer <= last for first, last, _ in places]
             whole = all(inside and tokens == "all" for inside, (_, _, tokens) in zip(here, places))
-            y = torch.empty_like(x) if whole else compute_y().clone()
+            y = torch.empty_like(x) if whole else self._own(block, x, compute_y)
             for index, (_, _, tokens) in enumerate(places):
                 if here[index]:
                     rows = y[index * n : (index + 1) * n]
@@ -320,8 +328,18 @@ class ArmRunner:
         end = max(last for _, last, _ in places)
         later = [b for b in self.blocks[first : end + 1] if self.clt.sites.once or b >= start]
         stream = torch.cat([stream for _, stream in begun])
-        with self.clip.override(str(self.clt.sites.write), branch, later) if later else nullcontext():
+        with ExitStack() as stack:
+            if later:
+                stack.enter_context(self.clip.override(str(self.clt.sites.write), branch, later))
+            if self.clt.sites.write == "mlp_out" and self.clip.n_layers - 1 not in later:
+                stack.enter_context(last_mlp_at_cls(self.clip))
             return list(finish(self.clip, stream, start).split(n))
+
+    def _own(self, block: int, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+        """The site's own tensor, where it is read."""
+        if self.clt.sites.write == "mlp_out" and ends_at_cls(self.clip, block):
+            return own_at_cls(self.clip, block, x)
+        return compute().clone()
 
     def _outputs(self, model: Arm, known: Known) -> Callable[[int], Tensor]:
         """What a model of `FIXED` puts in the place of each layer: `(images, positions, d)`, or broadcast to it."""

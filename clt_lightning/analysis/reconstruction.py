@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
-from torchmetrics import MetricCollection
 
 from clt_lightning.analysis.suite import Analysis, Batch, Subject
-from clt_lightning.metrics import FVU, L0, MSE, Cosine, DeadFeatures, FeaturesShare, select, token_mask
+from clt_lightning.metrics import (
+    L0,
+    Cosine,
+    DeadFeatures,
+    ExactMetric,
+    FeaturesShare,
+    FVUAndMSE,
+    select,
+    token_mask,
+)
 
 #: What `ReconstructionErrors` measures of every layer and token set
 KINDS = ("mse", "fvu", "r2", "cosine", "l0", "dead")
@@ -33,14 +40,16 @@ class ReconstructionErrors(Analysis):
         L, d, F = self._clt.n_layers, self._clt.d_out, self._clt.n_features
         self.share &= self._clt.skip
 
-        def metrics() -> dict[str, Any]:
-            # FVU and MSE come from the same sums: one group, updated once
-            errors = MetricCollection({"fvu": FVU(L, d), "mse": MSE(L, d)}, compute_groups=[["fvu", "mse"]])
-            made = {"errors": errors, "cosine": Cosine(L), "l0": L0(L), "dead": DeadFeatures(L, F)}
+        def metrics() -> dict[str, ExactMetric]:
+            made = {"errors": FVUAndMSE(L, d), "cosine": Cosine(L), "l0": L0(L), "dead": DeadFeatures(L, F)}
             made |= {"share": FeaturesShare(L, d)} if self.share else {}
             return {name: metric.to(device) for name, metric in made.items()}
 
-        self._metrics = {name: metrics() for name in self.token_sets}
+        # the kinds of tokens divide an image among them: sums over all tokens are theirs together
+        kinds, sets = subject.tokens.kinds, self.token_sets
+        self._parts = list(kinds) if "all" in sets and set(kinds) & set(sets) else []
+        measured = dict.fromkeys([*self._parts, *(name for name in sets if not self._parts or name != "all")])
+        self._metrics = {name: metrics() for name in measured}
 
     def update(self, batch: Batch) -> None:
         y, y_hat, codes, layout = batch.seen.y, batch.y_hat, batch.codes, batch.layout
@@ -60,11 +69,22 @@ class ReconstructionErrors(Analysis):
     def result(self) -> dict[str, dict[str, Tensor]]:
         """kind -> token set -> `(L,)`; `share` as well, where it was asked for and there is a linear skip."""
         kinds = (*KINDS, "share") if self.share else KINDS
+        if self._parts and "all" not in self._metrics:  # before any is computed: a metric keeps what it gave
+            self._metrics["all"] = self._whole()
         out: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
-        for name, metrics in self._metrics.items():
-            found = dict(metrics["errors"].compute())
-            found |= {kind: metric.compute() for kind, metric in metrics.items() if kind != "errors"}
+        for name in self.token_sets:
+            found = {kind: metric.compute() for kind, metric in self._metrics[name].items()}
+            found["fvu"], found["mse"] = found.pop("errors")
             found["r2"] = 1 - found["fvu"]
             for kind in out:
                 out[kind][name] = found[kind].reshape(-1).cpu()
         return out
+
+    def _whole(self) -> dict[str, ExactMetric]:
+        """The metrics of all tokens, out of those of each kind."""
+        first, *others = (self._metrics[name] for name in self._parts)
+        whole = {kind: metric.clone() for kind, metric in first.items()}
+        for other in others:
+            for kind, metric in whole.items():
+                metric.merge_state(other[kind])
+        return whole

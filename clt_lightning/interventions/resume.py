@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from clt_lightning.backbone import Backbone
+from clt_lightning.backbone.taps import OverrideFn
 from clt_lightning.interventions.observation import Needs, Observation
-from clt_lightning.interventions.replacement import check_fit, replaced
+from clt_lightning.interventions.replacement import ReplacementTrace, check_fit, replaced
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 #: Sites behind which nothing of their own block is left to run
@@ -86,9 +88,13 @@ def embed_replaced(
     Raises:
         UserError: as `replaced`.
     """
-    block = min(window)
-    with replaced(clip, clt, window, tokens, **parts) as trace:
-        start, stream = resume(clip, clt, seen, block, first.unflatten(0, (seen.n_images, -1)), tokens)
+    block, last = min(window), max(window)
+    start, stream = resume(clip, clt, seen, block, first.unflatten(0, (seen.n_images, -1)), tokens)
+    # after the last attention [CLS] alone is read: nothing is encoded for the others
+    at_mlps = (str(clt.sites.read), str(clt.sites.write)) == ("mlp_in", "mlp_out")
+    alone = at_mlps and not parts and tokens in ("all", "cls") and ends_at_cls(clip, last) and start <= last
+    inner = [b for b in window if b != last] if alone else window
+    with replaced(clip, clt, inner or [block], tokens, **parts) as trace, ExitStack() as stack:
         if clt.topology == "cross_layer":
             row = check_fit(clip, clt).index(block)
             known = codes
@@ -98,4 +104,47 @@ def embed_replaced(
                 known = codes.select_tokens(kept.repeat(seen.n_images))
             # features of these layers write into later ones
             trace.codes.update({i: known.slice(i) for i in range(row + (start > block))})
+        if alone:
+            stack.enter_context(clip.override("mlp_out", _rebuild_cls(clt, trace, tokens), [last]))
+        elif last < clip.n_layers - 1:
+            stack.enter_context(last_mlp_at_cls(clip))
         return clip.run_from(start, stream)
+
+
+def ends_at_cls(clip: Backbone, block: int) -> bool:
+    """Whether a block is the last one, of a backbone that reads its embedding from [CLS]."""
+    return block == clip.n_layers - 1 and clip.readout() is not None
+
+
+def last_mlp_at_cls(clip: Backbone) -> AbstractContextManager[None]:
+    """While active, the last block's MLP runs at [CLS] alone, where nothing else is read; no override may be there."""
+    if clip.readout() is None:
+        return nullcontext()
+    return clip.override("mlp_out", lambda block, x, compute: own_at_cls(clip, block, x), [clip.n_layers - 1])
+
+
+def own_at_cls(clip: Backbone, block: int, x: Tensor) -> Tensor:
+    """A block's own MLP output `(images, positions, d_model)` at [CLS], zeros elsewhere."""
+    y = torch.zeros_like(x)
+    with torch.autocast(x.device.type, enabled=False):
+        y[:, :1] = clip.family.mlp(clip.blocks[block], x[:, :1])
+    return y
+
+
+def _rebuild_cls(clt: CrossLayerTranscoder, trace: ReplacementTrace, tokens: str) -> OverrideFn:
+    """Puts the last MLP's reconstruction at [CLS], from the codes of a replaced forward under way."""
+    row = clt.n_layers - 1
+
+    def put(block: int, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+        images, positions = x.shape[:2]
+        codes = {i: trace.codes[i] for i in range(row) if clt.writes(i, row)}
+        if tokens == "all":
+            is_cls = torch.arange(images * positions, device=x.device) % positions == 0
+            codes = {i: known.select_tokens(is_cls) for i, known in codes.items()}
+        read = x[:, 0]
+        codes[row] = clt.encode_layer(read, row)
+        y = torch.zeros_like(x)
+        y[:, 0] = (clt.in_units(clt.layer_sum(codes, row), read) + clt.rest_term(read, row)).to(x.dtype)
+        return y
+
+    return put

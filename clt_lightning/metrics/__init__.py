@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from clt_lightning.metrics.base import ExactMetric, metric_device
 from clt_lightning.metrics.codes import L0, CodeHistograms, DeadFeatures
-from clt_lightning.metrics.reconstruction import FVU, MSE, R2, Cosine, unexplained
+from clt_lightning.metrics.reconstruction import FVU, MSE, R2, Cosine, FVUAndMSE, unexplained
 from clt_lightning.metrics.share import FeaturesShare
 from clt_lightning.metrics.tokens import TOKEN_SETS, TokenLayout, check_token_sets, present, select, token_mask
 from clt_lightning.metrics.zero_shot import LOGIT_SCALE, LogitKL, ZeroShotAccuracy, divergences, ranks_of
@@ -20,6 +20,7 @@ __all__ = [
     "Cosine",
     "DeadFeatures",
     "ExactMetric",
+    "FVUAndMSE",
     "FeaturesShare",
     "LogitKL",
     "TokenLayout",

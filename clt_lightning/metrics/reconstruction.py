@@ -96,6 +96,9 @@ class ReconstructionSums(ExactMetric):
         error, variance = self.error, self.moments[:, 1]
         return torch.where(self.moments[:, 0] > 0, unexplained(error, variance), torch.nan)
 
+    def _mse(self) -> Tensor:
+        return self.error / (self.moments[:, 0] * self.d_model)
+
 
 class FVU(ReconstructionSums):
     """Fraction of variance unexplained, per layer: `sum ||y - y_hat||^2 / sum ||y - mean(y)||^2`.
@@ -130,7 +133,17 @@ class MSE(ReconstructionSums):
 
     def compute(self) -> Tensor:
         """The mean squared error of each layer, `(L,)` float64."""
-        return self.error / (self.moments[:, 0] * self.d_model)
+        return self._mse()
+
+
+class FVUAndMSE(ReconstructionSums):
+    """Both from the same sums, which are taken once."""
+
+    per_layer = False
+
+    def compute(self) -> Tensor:
+        """`(2, L)` float64: what `FVU` and `MSE` give."""
+        return torch.stack([self._fvu(), self._mse()])
 
 
 class Cosine(ExactMetric):
