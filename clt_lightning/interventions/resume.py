@@ -27,7 +27,7 @@ def starts(clt: CrossLayerTranscoder, blocks: Sequence[int], n_layers: int) -> N
         return Needs(streams=frozenset([n_layers - 1]))
     if clt.sites.write == "mlp_out":
         return Needs(before_mlp=frozenset(blocks))
-    return Needs(streams=frozenset(blocks))
+    return Needs() if clt.sites.write in ENDS else Needs(streams=frozenset(blocks))
 
 
 def resume(

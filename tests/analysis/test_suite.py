@@ -25,6 +25,7 @@ from clt_lightning.analysis import (
     evaluate,
     load_evaluation,
     load_metrics,
+    observe,
     plan_arms,
 )
 from clt_lightning.analysis.arm_table import Arms
@@ -32,7 +33,9 @@ from clt_lightning.analysis.evaluate import EffectOptions
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.callbacks import Evaluate, Reconstruction, RunRecord, Shares, ZeroShot
 from clt_lightning.core.errors import UserError
-from clt_lightning.transcoder import CrossLayerTranscoder
+from clt_lightning.core.sites import Sites
+from clt_lightning.interventions.replacement import replaced
+from clt_lightning.transcoder import CrossLayerTranscoder, TopK
 
 from .test_evaluate import trainer
 from .world import CLASSES, LAYERS, POSITIONS, TEMPLATES, Made, make_clt, make_module
@@ -177,3 +180,47 @@ def test_mean_ablation_of_a_validation_has_a_mean_for_each_kind_of_token(tmp_pat
     assert isinstance(arms, Arms)
     assert arms.runner.means is not None
     torch.testing.assert_close(arms.runner.means, torch.stack([means[:, 0], means[:, 1]], 1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "write", ["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "final_tokens", "final"]
+)
+@pytest.mark.parametrize("tokens", ["all", "patch"])
+def test_windows_of_any_site_equal_whole_forwards(clip: FrozenCLIP, write: str, tokens: str) -> None:
+    """From what the untouched forward has seen, wherever the site stands in its block."""
+    if write == "final" and tokens != "all":
+        return
+    once = write.startswith("final")
+    width = clip.embed_dim if write == "final" else clip.d_model
+    sites = Sites(write, write, None if once else [0, 2])  # type: ignore[arg-type]
+    sae = CrossLayerTranscoder(1 if once else 2, width, 40, TopK(4), "sae", sites=sites, seed=2)
+    images = Made(n=3).everything()[0]
+    with torch.no_grad():
+        for weight in sae.W_dec:
+            weight.normal_(generator=torch.Generator().manual_seed(0)).mul_(0.2)
+    runner = ArmRunner(clip, sae, torch.randn(sae.n_layers, 1 if write == "final" else 2, width))
+    arms = [
+        Arm(kind, first, sae.n_layers - 1, tokens)
+        for kind in ("replaced", "zero_ablated")
+        for first in range(sae.n_layers)
+    ]
+    suite = Suite(Subject(clip, sae), [Arms(runner, [Arm("original"), *arms])])
+    seen = observe(clip, images, clt=sae, needs=suite.needs)
+    out = sae(seen.x)
+    for arm in arms:
+        found = runner.embeddings(arm, seen, out.codes, out.y_hat)
+        window = runner.blocks[arm.first :]
+        with torch.no_grad():
+            if arm.kind == "replaced":
+                with replaced(clip, sae, window, tokens):
+                    whole = clip.encode_image(images)
+            else:
+
+                def nothing(layer: int, x: torch.Tensor, compute: Any) -> torch.Tensor:
+                    y = compute().clone()
+                    y[slice(None) if tokens == "all" or y.ndim == 2 else (slice(None), slice(1, None))] = 0
+                    return y
+
+                with clip.override(write, nothing, window):
+                    whole = clip.encode_image(images)
+        torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-5, equal_nan=True)
