@@ -20,13 +20,17 @@ from clt_lightning.analysis.results import ArmResult, Evaluation, load_arrays, l
 from clt_lightning.analysis.retrieval import Retrieval, RetrievalCollector
 from clt_lightning.analysis.run import Run, open_run
 from clt_lightning.analysis.steering import Edit, SteeringResult, steer, steered
+from clt_lightning.analysis.suite import Analysis, Batch, Subject, Suite
+from clt_lightning.analysis.tags import load_metrics, tags
 from clt_lightning.analysis.tower import Observation, finish, observe
 
 __all__ = [
     "ActiveFeature",
+    "Analysis",
     "Arm",
     "ArmResult",
     "ArmRunner",
+    "Batch",
     "CascadeOptions",
     "ContributionScores",
     "Contributions",
@@ -50,6 +54,8 @@ __all__ = [
     "RetrievalCollector",
     "Run",
     "SteeringResult",
+    "Subject",
+    "Suite",
     "decompose",
     "dense",
     "evaluate",
@@ -58,6 +64,7 @@ __all__ = [
     "load_arrays",
     "load_evaluation",
     "load_features",
+    "load_metrics",
     "observe",
     "open_run",
     "plan_arms",
@@ -65,4 +72,5 @@ __all__ = [
     "steer",
     "steered",
     "strongest",
+    "tags",
 ]

@@ -49,7 +49,7 @@ from clt_lightning.cli.written import check_readable
 from clt_lightning.core import seeds
 from clt_lightning.core.classes import load_class
 from clt_lightning.core.errors import UserError
-from clt_lightning.data import modules
+from clt_lightning.data.sets import modules
 from clt_lightning.runs.checkpoint_io import damage
 from clt_lightning.runs.folder import RunFolder
 from clt_lightning.training.module import CLTModule

@@ -160,7 +160,7 @@ def _show_log() -> None:
         logger.addHandler(handler)
     logger.setLevel(logging.INFO if first else logging.ERROR)
     if not first:
-        logging.getLogger("clt_lightning.data.loader").setLevel(logging.WARNING)
+        logging.getLogger("clt_lightning.data.feed.loader").setLevel(logging.WARNING)
         give_way()
 
 
@@ -170,5 +170,6 @@ def _run_command(name: str, words: list[str]) -> None:
     module_name, text = COMMANDS[name]
     module = importlib.import_module(module_name)
     parser = ArgumentParser(prog=f"python -m clt_lightning {name}", description=text)
-    module.add_arguments(parser)
+    ahead = {"words": words} if name == "shard" else {}  # they may name a set of the user's own
+    module.add_arguments(parser, **ahead)
     module.run(parser.parse_args(words))

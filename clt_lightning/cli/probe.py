@@ -127,7 +127,7 @@ def _own_classifier(opened: Run, names: list[str], images: int | None) -> None:
 
 def _dense(opened: Run, args: argparse.Namespace, what: str) -> DenseResult:
     from clt_lightning.analysis.dense import demo_target, read_out
-    from clt_lightning.data.modules import Demo
+    from clt_lightning.data import Demo
 
     data = opened.datamodule
     if not isinstance(data, Demo):

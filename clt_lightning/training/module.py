@@ -28,6 +28,7 @@ from clt_lightning.core import seeds
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.progress import Progress
 from clt_lightning.core.say import say
+from clt_lightning.interventions.observation import Needs, observe
 from clt_lightning.interventions.replacement import check_fit
 from clt_lightning.parallel import ShardedTranscoder
 from clt_lightning.runs.checkpoint_io import read_checkpoint
@@ -178,7 +179,7 @@ class CLTModule(lightning.LightningModule):
         self.buffer = ActivationBuffer(self.tokens_config.buffer) if self.tokens_config.buffer else None
         self.finite = FiniteWatch()
         self.clock = StepClock()
-        self.entries: set[int] = set()  # blocks whose entry an evaluation keeps
+        self.needs = Needs()  # what an evaluation keeps of every forward
         self.batches_seen = 0
         self.total_steps = -1  # optimizer steps of the whole run; known when training starts
         self.validated_at_step: int | None = None
@@ -472,22 +473,15 @@ class CLTModule(lightning.LightningModule):
 
     # -- evaluation --------------------------------------------------------------------------------------------------
     def evaluate_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Activations, reconstruction and codes of a batch; what the callbacks measure.
+        """What one forward of the tower saw, reconstruction and codes of a batch; what the callbacks measure.
 
         Returns:
-            `{"acts": Activations (all tokens, with embeddings), "y_hat": (layers, tokens, d_model), "codes": Codes,
-            "features": (layers, tokens, d_model) what the features add to y_hat; None without a linear skip,
-            "entries": the stream at the entry of the blocks in `self.entries`, (images, positions, d_model) by block}`.
+            `{"seen": Observation (all tokens, and what `self.needs` names), "y_hat": (layers, tokens, d_out), "codes":
+            Codes}`.
         """
-        entries: dict[int, Tensor] = {}
-        blocks = sorted(self.entries)
-        with self.clip.watch(entries.__setitem__, blocks, "resid_pre") if blocks else nullcontext():
-            acts = self.clip.capture(batch["image"], self._blocks, embeddings=True, sites=self._names)
-        x = acts.x
-        out = self.transcoder(x)
-        features = out.y_hat - self.transcoder.linear_part(x) if self.transcoder.skip else None
-        codes = self.transcoder.gather_codes(out.codes)
-        return {"acts": acts, "y_hat": out.y_hat, "codes": codes, "features": features, "entries": entries}
+        seen = observe(self.clip, batch["image"], clt=self.transcoder, needs=self.needs)
+        out = self.transcoder(seen.x)
+        return {"seen": seen, "y_hat": out.y_hat, "codes": self.transcoder.gather_codes(out.codes)}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         return self.evaluate_batch(batch)
@@ -497,7 +491,9 @@ class CLTModule(lightning.LightningModule):
             self.validated_at_step = self.trainer.global_step
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        return self.evaluate_batch(batch)
+        # in the transcoder's own precision, whatever the trainer's is
+        with torch.autocast(self.device.type, enabled=False):
+            return self.evaluate_batch(batch)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Keys, embeddings and sparse codes of a batch."""
@@ -505,7 +501,7 @@ class CLTModule(lightning.LightningModule):
         codes = result["codes"]
         return {
             "key": batch["key"],
-            "embeddings": result["acts"].embeddings,
+            "embeddings": result["seen"].embeddings,
             "values": codes.values,
             "indices": codes.indices,
         }

@@ -19,7 +19,7 @@ from clt_lightning.cli.main import main
 from clt_lightning.cli.parser import Parser, int_before_float
 from clt_lightning.cli.schema import Option, Table, class_table
 from clt_lightning.core.errors import UserError
-from clt_lightning.data import modules
+from clt_lightning.data.sets import modules
 from tests.cli.small import CONFIG, write
 
 
@@ -96,7 +96,7 @@ def options(table: Table, above: tuple[str, ...] = ()) -> dict[str, Option]:
 def test_every_option_for_a_place_is_known_as_one() -> None:
     """By its type; a new one whose name says that it is a place must say so, too."""
     telling = ("root", "dir", "dirpath", "path", "folder", "file", "pretrained", "words", "class_list")
-    tables = {"": config_keys()} | {name: class_table(getattr(modules, name)) for name in modules.__all__}
+    tables = {"": config_keys()} | {name: class_table(cls) for name, cls in modules.CLASSES.items()}
     tables |= {cls.__name__: class_table(cls) for cls in (FrozenCLIP, FrozenViT)}
     places = {
         f"{name}.{key}".strip(".")

@@ -19,7 +19,7 @@ import yaml
 from clt_lightning.analysis import open_run
 from clt_lightning.cli.main import main
 from clt_lightning.core.errors import UserError
-from clt_lightning.data.layout import expand
+from clt_lightning.data.tars.layout import expand
 from clt_lightning.training.module import CLTModule
 from tests.cli.small import CONFIG, write
 
@@ -82,7 +82,7 @@ NAMES: list[tuple[str, Any]] = [
     ("data", spec("evil_module.Data")),
     ("data", {"class_path": "evil_module.Data", "dict_kwargs": {"a": 1}}),
     ("data", "evil_module.Data"),
-    ("data", spec("clt_lightning.data.modules.base.os.system", command="touch PROOF")),
+    ("data", spec("clt_lightning.data.sets.base.os.system", command="touch PROOF")),
     ("data", spec("torch.serialization.os.system", command="touch PROOF")),
     ("data", spec("builtins.exec", source="open('PROOF', 'w')")),
     ("data.init_args.classnames", spec("evil_module.Data")),
