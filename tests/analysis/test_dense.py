@@ -15,7 +15,7 @@ import clt_lightning as cl
 from clt_lightning.analysis import dense
 from clt_lightning.cli.main import main
 from clt_lightning.core.errors import UserError
-from clt_lightning.data import renders
+from clt_lightning.data.worlds import renders
 from tests.cli.small import write
 
 SAE = {"sites": cl.Sites("resid_post", layers=[0])}
@@ -41,6 +41,10 @@ def is_bright(batch: Any) -> Tensor:
     return (brightness(batch) > 1.5).long()
 
 
+def mean_ranks(v: np.ndarray) -> np.ndarray:
+    return np.array([(v < a).sum() + ((v == a).sum() + 1) / 2 for a in v])
+
+
 def splits() -> dict[str, list[dict[str, Any]]]:
     return {"train": batches(40, 0), "val": batches(16, 1), "test": batches(24, 2)}
 
@@ -60,16 +64,15 @@ def test_a_number_and_a_class_that_patches_show() -> None:
     assert rows["swapped", None].r2 < rows["reconstruction", None].r2  # type: ignore[operator]
     assert found.n == {"train": 640, "val": 256, "test": 384}
     assert len(found.correlations) == 96
-    codes = torch.cat(
-        [sae.encode(vit.read(b["image"], "resid_post", [0])["resid_post"]).dense()[0] for b in splits()["test"]]
-    )
+    with torch.no_grad():
+        read = (vit.read(b["image"], "resid_post", [0])["resid_post"] for b in splits()["test"])
+        codes = torch.cat([sae.encode(x).dense()[0] for x in read])
     patches = codes.unflatten(0, (24, -1))[:, 1:].flatten(0, 1)
     target = torch.cat([brightness(b) for b in splits()["test"]]).flatten()
     feature, strength = found.strongest(1)[0]
-    ranks = [np.argsort(np.argsort(v)) for v in (patches[:, feature].numpy(), target.numpy())]
+    ranks = [mean_ranks(v.numpy()) for v in (patches[:, feature], target)]
+    assert strength == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=1e-4)
     assert abs(strength) == max(found.correlations.abs().tolist())
-    if len(patches[:, feature].unique()) == len(patches):
-        assert strength == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=1e-4)
     bright = dense.read_out(vit, sae, splits(), is_bright, "bright", ["dark", "bright"])
     first = bright.read_outs[0]
     assert first.accuracy is not None
@@ -117,7 +120,8 @@ def test_the_map_of_depths_is_the_pictures() -> None:
         assert 0.05 < inside.mean() < 0.6
         redness = picture[:, :, 0] - picture[:, :, 1:].max(2)
         hits.append((redness[inside] > 20).mean() - (redness[depth == 0] > 20).mean())
-    assert min(hits) > 0.6
+    assert np.mean(hits) > 0.9
+    assert min(hits) > 0.5  # a dark texture has little red
 
 
 def test_targets_of_the_demo_follow_the_preprocessing() -> None:
