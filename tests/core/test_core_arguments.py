@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import clt_lightning as cl
-from clt_lightning import settings
+from clt_lightning.training import settings
 from clt_lightning.analysis.arms import CascadeOptions
 from clt_lightning.analysis.evaluate import EvaluateOptions
 from clt_lightning.analysis.faithfulness import FaithfulnessOptions
