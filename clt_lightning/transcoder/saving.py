@@ -143,9 +143,10 @@ class Saving(nn.Module):
             local_files_only=local_files_only,
             force_download=force_download,
         )
-        clt = None if pretrained.is_ours(folder) else files.read(folder)
-        clt = pretrained.load(cls, folder, float_type(dtype)) if clt is None else clt.to(float_type(dtype))
+        theirs = None if pretrained.is_ours(folder) else files.read(folder)
+        clt: Any = pretrained.load(cls, folder, float_type(dtype)) if theirs is None else theirs.to(float_type(dtype))
         try:
-            return clt.to(device).eval()
+            placed: CrossLayerTranscoder = clt.to(device).eval()
+            return placed
         except (RuntimeError, AssertionError) as error:  # a device that this machine or this torch lacks
             raise UserError(f"device={str(device)!r}: {error}") from error
