@@ -48,7 +48,11 @@ def test_the_edge_rule() -> None:
 
 def test_scores_and_random_orders() -> None:
     scores = torch.tensor([[1.0, 3.0, -2.0, 0.0]])
-    assert by_score(scores, [0, 1, 3]).tolist() == [[[False] * 4], [[False, True, False, False]], [[True, True, False, True]]]
+    assert by_score(scores, [0, 1, 3]).tolist() == [
+        [[False] * 4],
+        [[False, True, False, False]],
+        [[True, True, False, True]],
+    ]
     active = torch.tensor([[True, False] * 8, [False, True] * 8])
     drawn = by_score(random_scores(active, torch.Generator().manual_seed(0)), [8])
     assert torch.equal(drawn[0], active), "active nodes come first"
@@ -163,7 +167,9 @@ def test_arms_of_the_residual_model(errors: str) -> None:
         ResidualArms(clip, sae, baseline, head, names, names=["random"], errors=errors, fractions=fractions),  # type: ignore[arg-type]
         images, head, 100.0, fractions=fractions, draws=20,
     )  # fmt: skip
-    np.testing.assert_allclose(again.arms["random"].table["insertion"], found.arms["random"].table["insertion"], atol=1e-4)
+    np.testing.assert_allclose(
+        again.arms["random"].table["insertion"], found.arms["random"].table["insertion"], atol=1e-4
+    )
 
 
 def test_unknown_arms() -> None:

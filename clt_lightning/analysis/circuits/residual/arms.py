@@ -101,9 +101,7 @@ class ResidualArms:
         def relevant(errors: Literal["leaf", "through"], rules: Literal["libragrad", "gradient"]) -> Relevance:
             name = f"{errors} {rules}"
             if name not in of:
-                of[name] = relevance(
-                    model, target, self.baseline, errors=errors, rules=rules, edges=errors == "leaf"
-                )
+                of[name] = relevance(model, target, self.baseline, errors=errors, rules=rules, edges=errors == "leaf")
             return of[name]
 
         codes = torch.stack([c.detach() for c in model.codes]).cpu()  # (layers, positions, F)

@@ -233,7 +233,9 @@ def relevance(
 def _at_the_end(model: ResidualModel, target: Target, rules: Rules) -> Tensor:
     """`(1, positions, d_model)`: the target's gradient by the last stream."""
     frozen = rules == "libragrad" and model.parts.read_out.other is None
-    return read_out_row(model.parts, model.seen, target, "frozen" if frozen else "tangent").gradient[None].to(model.errors)
+    return (
+        read_out_row(model.parts, model.seen, target, "frozen" if frozen else "tangent").gradient[None].to(model.errors)
+    )
 
 
 def _by_code(model: ResidualModel, layer: int, gradient: Tensor) -> Tensor:
@@ -318,4 +320,3 @@ def changes_against(model: ResidualModel, baseline: Baseline) -> Changes:
             f"expected {shape} and {tuple(model.errors.shape)}"
         )
     return Changes(model, baseline)
-
