@@ -6,6 +6,7 @@ Everything here is usable from Python on any batches; the `test` command writes 
 
 from __future__ import annotations
 
+from clt_lightning.analysis import dense, probes
 from clt_lightning.analysis.arms import Arm, ArmRunner, CascadeOptions, plan_arms
 from clt_lightning.analysis.contributions import Contributions, ContributionScores
 from clt_lightning.analysis.decomposition import Decomposition, decompose
@@ -56,6 +57,7 @@ __all__ = [
     "Subject",
     "Suite",
     "decompose",
+    "dense",
     "evaluate",
     "explain_image",
     "finish",
@@ -66,6 +68,7 @@ __all__ = [
     "observe",
     "open_run",
     "plan_arms",
+    "probes",
     "steer",
     "steered",
     "strongest",

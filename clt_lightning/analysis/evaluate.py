@@ -141,9 +141,9 @@ class Evaluator:
     ) -> None:
         self.clip, self.clt, self.split, self.extra = clip, clt, split, list(extra)
         self.options = options or EvaluateOptions()
-        named = bool(classnames) and bool(templates) and clip.has_text
+        named = clip.names_classes(classnames, templates)
         names = list(classnames or []) if named else []
-        head = clip.zero_shot_head(names, list(templates or [])) if named else None
+        head = clip.head_for(names, list(templates or [])) if named else None
         self.subject = Subject(clip, clt, head, names, self.options.bootstrap, self.options.seed)
         self._at_mlps = at_all_mlps(clip, clt)
         if not self._at_mlps:

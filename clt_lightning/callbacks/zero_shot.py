@@ -133,18 +133,22 @@ class ZeroShot(Measuring):
         datamodule = getattr(trainer, "datamodule", None)
         names: list[str] | None = self.classnames or getattr(datamodule, "classnames", None)
         templates: list[str] | None = self.templates or getattr(datamodule, "templates", None)
-        self._ready = bool(names) and bool(templates) and pl_module.clip.has_text
-        if not pl_module.clip.has_text:
-            self._say_once("zero-shot accuracy is not measured: the backbone has no text tower")
+        clip = pl_module.clip
+        self._ready = clip.names_classes(names, templates)
+        if not clip.has_text and clip.class_head is None:
+            self._say_once(
+                "accuracy is not measured: the backbone has no text tower (`python -m clt_lightning probe` learns a "
+                "head from labels, for `test` and what comes after it)"
+            )
             return []
-        if not names or not templates:
+        if not names or not self._ready:
             missing = "class names" if not names else "templates"
             self._say_once(f"zero-shot accuracy is not measured: the data has no {missing}")
             return []
-        wanted = tuple(names), tuple(templates)
+        wanted = tuple(names), tuple(templates or ())
         if self._head_of != wanted:
-            self._head, self._head_of = pl_module.clip.zero_shot_head(list(names), list(templates)), wanted
-            self.doubts = pl_module.clip.zero_shot_doubts(list(names), list(templates))
+            self._head, self._head_of = clip.head_for(list(names), list(templates or ())), wanted
+            self.doubts = clip.zero_shot_doubts(list(names), list(templates or ())) if clip.has_text else []
         assert self._head is not None
         self._head = self._head.to(pl_module.device)
         means = self._training_means(trainer, pl_module) if self.include_mean_ablation else None

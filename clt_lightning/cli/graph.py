@@ -116,8 +116,7 @@ def run(args: argparse.Namespace) -> None:
         if value is not None and value < least:
             raise UserError(f"{name} must be at least {least}, got {value}")
     opened = open_run(args.run, **run_options(args))
-    if opened.head is None:
-        raise UserError(f"--run {args.run}: its data have no class names, so there is no logit to explain")
+    opened.require_head("no logit to explain")
     image = opened.images([args.image], args.split)[args.image]
     dtype = torch.float64 if args.precision == "64" else torch.float32
     targets, weights = _targets(opened, args.target, image)

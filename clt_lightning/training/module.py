@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +23,9 @@ from torch import Tensor
 from clt_lightning import compat
 from clt_lightning.backbone import Activations, Backbone, random_positions
 from clt_lightning.backbone.clip import FrozenCLIP
-from clt_lightning.backbone.make import make_backbone, settings_of
+from clt_lightning.backbone.make import AnyBackbone, differences, make_backbone, spec_of
 from clt_lightning.core import seeds
-from clt_lightning.core.errors import UserError, within
+from clt_lightning.core.errors import UserError
 from clt_lightning.core.progress import Progress
 from clt_lightning.core.say import say
 from clt_lightning.interventions.observation import Needs, observe
@@ -40,7 +40,6 @@ from clt_lightning.training.cascade import Clean, capture_clean, cascade_parts
 from clt_lightning.training.optim import AdamW
 from clt_lightning.training.schedule import lr_factor
 from clt_lightning.training.settings import (
-    BackboneConfig,
     LossConfig,
     ParallelConfig,
     ReviveConfig,
@@ -59,15 +58,10 @@ warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer
 
 MYPY = False  # type checkers take it for true; jsonargparse would read a TYPE_CHECKING block
 if MYPY:
-    AnyBackbone = BackboneConfig | Backbone
+    BackboneOption = AnyBackbone
     Transcoder = TranscoderConfig | CrossLayerTranscoder
-else:  # what the command line reads: settings alone
-    AnyBackbone, Transcoder = BackboneConfig, TranscoderConfig
-
-
-def describe_backbone(backbone: Backbone) -> BackboneConfig:
-    """The settings that make a backbone like this one."""
-    return BackboneConfig(**settings_of(backbone))
+else:  # what the command line reads: a class and its arguments, and settings
+    BackboneOption, Transcoder = Callable[[], Backbone], TranscoderConfig
 
 
 def describe_transcoder(clt: CrossLayerTranscoder) -> TranscoderConfig:
@@ -75,6 +69,11 @@ def describe_transcoder(clt: CrossLayerTranscoder) -> TranscoderConfig:
     return TranscoderConfig(
         clt.n_features, clt.activation, clt.topology, clt.skip, clt.backend, clt.sites, clt.normalization
     )
+
+
+def default_backbone() -> Backbone:
+    """OpenAI's ViT-B/32."""
+    return FrozenCLIP()
 
 
 def default_optimizer(params: Iterable[Any]) -> torch.optim.Optimizer:
@@ -95,12 +94,14 @@ class StepPart:
 
 
 class CLTModule(lightning.LightningModule):
-    """Trains a cross-layer transcoder on the activations of a frozen CLIP.
+    """Trains a cross-layer transcoder on the activations of a frozen backbone.
 
     Batches are dicts with `image` (docs/design.md), tuples `(image, label)`, or images alone, from any loader.
 
     Args:
-        backbone: the frozen backbone: settings, or a `FrozenCLIP` or `FrozenViT`.
+        backbone: the frozen backbone: a class and its arguments, `{class_path: FrozenCLIP, init_args: {name,
+            pretrained, precision}}`, or the arguments alone; `FrozenViT` for timm's models, or a subclass of
+            `Backbone` of one's own by its dotted path (docs/backbones.md). In Python also the backbone itself.
         transcoder: the transcoder: settings, or a `CrossLayerTranscoder`, which is trained in place.
         loss: coefficients and warm-up of each part of the loss.
         optimizer: optimizer class and arguments, e.g. `{class_path: torch.optim.AdamW, init_args: {lr: 4.0e-4}}`;
@@ -117,7 +118,7 @@ class CLTModule(lightning.LightningModule):
     def __init__(
         self,
         # defaults are never changed; no `| None`, since the types carry the command line's help
-        backbone: AnyBackbone = BackboneConfig(),  # noqa: B008
+        backbone: BackboneOption = default_backbone,
         transcoder: Transcoder = TranscoderConfig(),  # noqa: B008
         loss: LossConfig = LossConfig(),  # noqa: B008
         optimizer: OptimizerCallable = default_optimizer,
@@ -128,9 +129,8 @@ class CLTModule(lightning.LightningModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        self.backbone_config = (
-            describe_backbone(backbone) if isinstance(backbone, Backbone) else from_plain(BackboneConfig, backbone)
-        )
+        # other backbones have the same methods; those of texts refuse
+        self.clip = cast(FrozenCLIP, make_backbone(backbone))
         if isinstance(transcoder, CrossLayerTranscoder):
             self.transcoder_config = describe_transcoder(transcoder)
         else:
@@ -145,7 +145,7 @@ class CLTModule(lightning.LightningModule):
         # plain values only: a checkpoint must load with weights_only=True
         self.save_hyperparameters(
             {
-                "backbone": to_plain(self.backbone_config),
+                "backbone": spec_of(self.clip),
                 "transcoder": to_plain(self.transcoder_config),
                 "loss": to_plain(self.loss_config),
                 "schedule": to_plain(self.schedule_config),
@@ -155,12 +155,6 @@ class CLTModule(lightning.LightningModule):
             }
         )
 
-        self.clip: FrozenCLIP  # other backbones have the same methods; those of texts refuse
-        if isinstance(backbone, Backbone):
-            self.clip = cast(FrozenCLIP, backbone)
-        else:
-            with within("model.backbone"):
-                self.clip = cast(FrozenCLIP, make_backbone(**to_plain(self.backbone_config), seed=seed))
         t = self.transcoder_config
         sharded = self.parallel_config.feature > 1
         if isinstance(transcoder, CrossLayerTranscoder):
@@ -577,15 +571,11 @@ class CLTModule(lightning.LightningModule):
 
 def _form_keys(own: dict[str, Any], theirs: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Keys that decide the shape and meaning of the weights, with the values of two sets of hyperparameters."""
-    for section, keys in (
-        ("backbone", ("library", "name", "pretrained", "image_size")),
-        ("transcoder", ("n_features", "topology", "skip", "sites", "normalize")),
-    ):
-        for key in keys:
-            a, b = own[section][key], theirs.get(section, {}).get(key, own[section][key])
-            if key == "pretrained" and a and b:
-                a, b = Path(a).name, Path(b).name  # a file may lie elsewhere on another machine
-            yield f"{section}.{key}", a, b
+    for key, (a, b) in differences(own["backbone"], theirs.get("backbone", own["backbone"])).items():
+        yield f"backbone.{key}", a, b
+    for key in ("n_features", "topology", "skip", "sites", "normalize"):
+        a, b = own["transcoder"][key], theirs.get("transcoder", {}).get(key, own["transcoder"][key])
+        yield f"transcoder.{key}", a, b
     a = own["transcoder"]["activation"]["class_path"]
     b = theirs.get("transcoder", {}).get("activation", {}).get("class_path", a)
     yield "transcoder.activation.class_path", a, b
