@@ -16,6 +16,7 @@ from clt_lightning.analysis.circuits.nodeset import NodeEdit, NodeSet
 from clt_lightning.analysis.circuits.open_clip_parts import parts_of
 from clt_lightning.analysis.circuits.parts import TowerParts, cast
 from clt_lightning.analysis.circuits.queries import HeadScore, explain_score
+from clt_lightning.analysis.circuits.residual import Relevance, ResidualModel, relevance, residual_model
 from clt_lightning.analysis.circuits.validation import Validation, validate
 from clt_lightning.analysis.circuits.virtual import by_coactivation, rank_correlation, virtual_weights
 
@@ -34,6 +35,8 @@ __all__ = [
     "NodeSet",
     "Nodes",
     "Prediction",
+    "Relevance",
+    "ResidualModel",
     "Scores",
     "Seen",
     "TowerParts",
@@ -52,6 +55,8 @@ __all__ = [
     "parts_of",
     "random_features",
     "rank_correlation",
+    "relevance",
+    "residual_model",
     "see",
     "split_by_heads",
     "top_targets",
