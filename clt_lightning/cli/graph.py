@@ -44,6 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--summed", action="store_true", help="a node is a feature at all its positions, not at each (no predictions)"
     )
     parser.add_argument(
+        "--attention",
+        type=Path,
+        metavar="RUN",
+        help="run folder of autoencoders of what attention adds (configs/site/attention.yaml, on the same backbone): "
+        "their features are nodes as well",
+    )
+    parser.add_argument(
         "--skip",
         choices=("node", "through"),
         default="node",
@@ -122,6 +129,8 @@ def run(args: argparse.Namespace) -> None:
             raise UserError(f"{name} must be at least {least}, got {value}")
     if args.image is None and args.curves is None and args.evolution is None:
         raise UserError("graph needs --image KEY (or --curves N, --evolution N)")
+    if args.image is None and args.attention is not None:
+        raise UserError("--attention needs --image KEY")
     if args.image is None and args.validate is not None:
         raise UserError("--validate needs --image KEY")
     if args.evolution is not None and args.output is None:
@@ -141,7 +150,8 @@ def _graph(args: argparse.Namespace, opened: Run) -> None:
     """One image's graph, and whether it predicts."""
     import torch
 
-    from clt_lightning.analysis.circuits import attribute
+    from clt_lightning.analysis import open_run
+    from clt_lightning.analysis.circuits import attribute, attribute_with_attention
     from clt_lightning.analysis.circuits.faithful import Features
     from clt_lightning.analysis.circuits.residual import residual_graph
 
@@ -154,6 +164,22 @@ def _graph(args: argparse.Namespace, opened: Run) -> None:
             raise UserError("--validate is of transcoders in the place of MLPs; here --curves says what circuits do")
         usual = baseline(args, opened, Features(opened.clip, opened.transcoder))
         graph = residual_graph(opened.clip, opened.transcoder, image, targets[0], usual, dtype=dtype, about=about)
+    elif args.attention is not None:
+        if args.summed:
+            raise UserError("--attention has a node for each position: leave --summed out")
+        attention = open_run(args.attention, **run_options(args)).transcoder
+        graph = attribute_with_attention(
+            opened.clip,
+            opened.transcoder,
+            attention,
+            image,
+            targets,
+            max_nodes=max(args.max_nodes, 20_000),
+            skip=args.skip,
+            dtype=dtype,
+            progress=True,
+            about=about | {"attention": str(args.attention)},
+        )
     else:
         graph = attribute(
             opened.clip,
@@ -190,6 +216,7 @@ def _targets(opened: Run, text: str | None, image: Tensor) -> tuple[list[Target]
 
 def show(graph: Graph, n: int) -> None:
     """Prints what a graph holds."""
+    from clt_lightning.analysis.circuits.graph import CODES, COUNTED
     from clt_lightning.core.table import Column, lay_out
 
     scores, nodes = graph.scores, graph.nodes
@@ -198,15 +225,17 @@ def show(graph: Graph, n: int) -> None:
     ):
         share = f", weight {weight:.3f}" if len(graph.targets) > 1 else ""
         print(f"{target.name}: {float(nodes.activation[at]):.3f}{share}")
-    counts = {kind: int(nodes.of(kind).sum()) for kind in ("feature", "error", "skip", "input", "bias")}
-    print(f"{', '.join(f'{v:,} {k}' for k, v in counts.items() if v)} nodes, {len(graph.edges):,} edges")
+    kinds = ("feature", "attention", "error", "attention_error", "skip", "input", "bias")
+    counts = {kind: int(nodes.of(kind).sum()) for kind in kinds}
+    said = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in counts.items() if count)
+    print(f"{said} nodes, {len(graph.edges):,} edges")
     ends = ", ".join(f"{kind} {share:.1%}" for kind, share in scores.ends.items() if share)
     print(f"replacement score {scores.replacement:.3f}, completeness {scores.completeness:.3f} (biases not counted)")
     print(f"with biases, influence ends in: {ends}; biases are {scores.constants:.1%} of all inputs")
-    top = graph.top(n)
+    top = graph.top(n, *CODES)
     if not top:
         return
-    total = float(nodes.influence[nodes.of("feature", "error", "skip", "input")].sum())
+    total = float(nodes.influence[nodes.of(*COUNTED) & ~nodes.of("target")].sum())
     columns = [
         Column("code", [f"{float(nodes.activation[i]):.3f}" for i in top], 9),
         Column("influence", [f"{float(nodes.influence[i]) / total:.2%}" for i in top], 11),
