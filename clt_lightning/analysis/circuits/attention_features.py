@@ -51,8 +51,8 @@ def attribute_with_attention(
     """The graph of one image, with features of what attention adds as nodes beside those of the MLPs.
 
     Beside the nodes of `attribute`: kinds `attention` (code, layer, position, feature) and `attention_error`, and bias
-    nodes `attention read`. Books add up as there: edges into a node sum to its code or the target's value. Targets count
-    alike.
+    nodes `attention read`. Books add up as there: edges into a node sum to its code or the target's value. Targets
+    count alike.
 
     Args:
         clip: the backbone.
@@ -231,7 +231,9 @@ class _Rows:
         final = torch.stack([row.gradient for row in read_outs]).to(self.sources.like)
         out = final.new_zeros(len(final), self.n_columns)
         self._pull(self.sources.n_layers - 1, len(final), out, final=final)
-        out[:, self.sources.head_column] += torch.tensor([row.constant for row in read_outs]).to(out)
+        out[:, self.sources.head_column] += torch.tensor([row.constant for row in read_outs], dtype=out.dtype).to(
+            out.device
+        )
         return out
 
     def _pull(

@@ -133,10 +133,10 @@ def test_moran_of_known_maps() -> None:
 
 def test_matches() -> None:
     before = torch.nn.functional.normalize(torch.tensor([[1.0, 0], [1, 1], [0, 0], [-1, 0]]), dim=1)
-    after = torch.tensor([[0.0, 1.0], [-1.0, 0.0], [0.0, 0.0]])
+    after = torch.tensor([[0.1, 1.0], [-1.0, 0.0], [0.0, 0.0]])
     found = nearest(before, after, 2)
     assert found.feature.tolist() == [[1, 0], [3, 1], [-1, -1]]
-    assert found.value[0, 0] == pytest.approx(0.5**0.5)
+    assert float(found.value[0, 0]) == pytest.approx(1.1 * 0.5**0.5)
     assert found.value[2].isnan().all()
     weights = torch.tensor([[0.0, 2.0, -1.0, 9.0], [0.0, 0.0, 0.0, 1.0]])  # the error last: it is no feature
     strongest = edge_matches([weights], 2)[0]
