@@ -149,7 +149,8 @@ class Evaluator:
         if not self._at_mlps:
             log.info("no faithfulness, shares and effects of logits: they take a transcoder of all MLPs for granted")
         planned = plan_arms(self.options.cascade, clt.n_layers, clt.skip, self.subject.tokens)
-        asked = [arm for arm in arms if arm not in [arm for arm in planned if not arm.sampled]]
+        on_all = [arm for arm in planned if not arm.sampled]
+        asked = [arm for arm in dict.fromkeys(arms) if arm not in on_all]
         self.arms = [*(arm for arm in planned if arm not in asked), *asked]
         self._token_sets = present(self.options.token_sets, self.subject.tokens, "evaluate.token_sets")
         wanted = self.options.faithfulness
@@ -238,11 +239,11 @@ class Evaluator:
     def result(self) -> tuple[Evaluation, Features | None, Retrieval | None] | None:
         """All numbers of the split on process 0, None on the others; every process must call this."""
         found, extra = self.suite.results(), self.suite.extra_results()
+        measured: Measured = found["arms"]
+        if not len(measured.keys):  # on every process: none may wait for another
+            raise UserError(f"split {self.split!r} has no images: nothing to evaluate")
         if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
             return None
-        measured: Measured = found["arms"]
-        if not len(measured.keys):
-            raise UserError(f"split {self.split!r} has no images: nothing to evaluate")
         sampled: Sampled | None = found.get("effects")
         features: Features | None = found.get("features")
         retrieval: Retrieval | None = found.get("codes")

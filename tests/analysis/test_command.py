@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -29,7 +30,12 @@ def test_fit_then_test_then_explain(
     before = (run / "config.yaml").read_text()
 
     cheap = ["--evaluate.population.images=64", "--evaluate.cascade.firsts=[0]", "--evaluate.bootstrap=50"]
-    monkeypatch.syspath_prepend(str(REPOSITORY / "examples" / "stream_norms"))
+    recipe = re.search(
+        r"```python\n(# stream_norms\.py\n.*?)```", (REPOSITORY / "CONTRIBUTING.md").read_text(), re.DOTALL
+    )
+    assert recipe is not None
+    (tmp_path / "stream_norms.py").write_text(recipe[1])
+    monkeypatch.syspath_prepend(str(tmp_path))
     own = ["--evaluate.extra+=stream_norms.StreamNorms", "--evaluate.extra.token_set=cls"]
     main(["test", "--run", str(run), *cheap, *own])
     assert (run / "config.yaml").read_text() == before  # it says how the run was trained

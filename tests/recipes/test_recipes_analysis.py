@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -17,31 +18,53 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.report import ReportOptions, build_report
 from clt_lightning.report.page import Page
 from clt_lightning.report.pages import PAGES, all_pages, load_page
-from clt_lightning.transcoder import CrossLayerTranscoder
+from tests.analysis.world import CLASSES, LAYERS, POSITIONS, TEMPLATES, Made, make_clip, make_clt, register
 from tests.report.made import make_run
 
-from .world import CLASSES, LAYERS, POSITIONS, TEMPLATES, Made
+TEXT = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
-FOLDER = Path(__file__).parents[2] / "examples" / "stream_norms"
+
+def block(first_line: str) -> str:
+    """The block of CONTRIBUTING that begins so."""
+    (found,) = [text for text in re.findall(r"```\w+\n(.*?)```", TEXT, re.DOTALL) if text.startswith(first_line)]
+    return str(found)
+
+
+FILES = {"stream_norms.py": block("# stream_norms.py"), "stream_norms.js": block("// stream_norms.js")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tiny_model(tmp_path_factory: pytest.TempPathFactory) -> None:
+    register(tmp_path_factory.mktemp("open_clip_recipes"))
+
+
+@pytest.fixture(scope="module")
+def clip() -> FrozenCLIP:
+    return make_clip()
 
 
 @pytest.fixture(autouse=True)
-def _outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(FOLDER))
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The recipe's files, where Python finds them."""
+    folder = tmp_path / "code"
+    folder.mkdir()
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+    monkeypatch.syspath_prepend(str(folder))
     monkeypatch.delitem(sys.modules, "stream_norms", raising=False)
+    return folder
 
 
 def test_it_is_short() -> None:
-    files = [path for path in FOLDER.iterdir() if path.is_file()]
-    assert len(files) <= 3
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) <= 150
+    assert len(FILES) <= 3
+    assert sum(len(text.splitlines()) for text in FILES.values()) <= 150
 
 
 @pytest.mark.parametrize("batch_size", [5, 26])
-def test_its_numbers_by_hand(clip: FrozenCLIP, clt: CrossLayerTranscoder, batch_size: int) -> None:
+def test_its_numbers_by_hand(clip: FrozenCLIP, batch_size: int) -> None:
     from stream_norms import StreamNorms  # type: ignore[import-not-found]
 
-    data = Made(batch_size=batch_size)
+    clt, data = make_clt(), Made(batch_size=batch_size)
     options = EvaluateOptions(features=FeatureOptions(enabled=False), bootstrap=5)
     found = evaluate(
         clip, clt, data.test_dataloader(), CLASSES, TEMPLATES, options=options, progress=False, extra=[StreamNorms()]
@@ -63,7 +86,7 @@ def test_a_run_of_somebody_else_loads_no_analysis_unasked() -> None:
     assert "stream_norms" not in sys.modules
 
 
-def test_its_page_stands_in_the_report(tmp_path: Path) -> None:
+def test_its_page_stands_in_the_report(tmp_path: Path, outside: Path) -> None:
     page = load_page("stream_norms.PAGE")
     run, pictures = make_run(tmp_path)
     results = json.loads((run / "results.json").read_text())
@@ -74,7 +97,7 @@ def test_its_page_stands_in_the_report(tmp_path: Path) -> None:
     folder = built.index.parent
     assert '<a href="#/stream_norms" data-page="stream_norms">Stream norms</a>' in built.index.read_text()
     script = (folder / "assets/js/pages/stream_norms.js").read_text()
-    assert script == (FOLDER / "stream_norms.js").read_text()
+    assert script == (outside / "stream_norms.js").read_text()
     assert (folder / "tables/stream_norms.csv").read_text().splitlines()[1] == "0,3.0,0.5"
 
 
