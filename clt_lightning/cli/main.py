@@ -46,6 +46,10 @@ COMMANDS = {
         "a run's pages with the model behind them: own images, moved features, phrases",
     ),
     "steer": ("clt_lightning.cli.steer", "set, scale or move features, and see which classes the model names then"),
+    "probe": (
+        "clt_lightning.cli.probe",
+        "linear read-outs of features and codes, of an image or of each patch; class logits without a text tower",
+    ),
     "graph": ("clt_lightning.cli.graph", "the attribution graph of one image, and whether it predicts interventions"),
 }
 
@@ -114,6 +118,12 @@ def _run(words: list[str]) -> None:
         return
     _show_log()
     words = with_shipped_configs(words)
+    if words[0] in TRAINER_COMMANDS and words[1:] in (["-h"], ["--help"]):
+        from clt_lightning.cli.ready_help import ready_help
+
+        if (text := ready_help(words[0])) is not None:
+            print(text, end="")
+            raise SystemExit(0)
     if words[0] in TRAINER_COMMANDS:
         from clt_lightning.cli.early import check_paths
 

@@ -52,6 +52,8 @@ TEMPLATES: list[str] = [
 ]
 """Prompt templates; `{c}` is the class name."""
 DEFAULT_SIZE = 48
+#: From back to front; of `line` there is one in three pictures of ten
+DEPTHS = ("background", "distractor", "object", "line")
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,40 @@ def render(
         raise ValueError(f"label {label} does not exist: the world has classes 0 to {N_CLASSES - 1}")
     if cue is not None and (cue[0] not in CUES or cue[1] not in (0, 1)):
         raise ValueError(f"cue {cue} does not exist: there are {', '.join(CUES)}, each with the values 0 and 1")
+    return _drawn(seed, index, size, label, cue)[0]
+
+
+def depth_map(seed: int, index: int, *, size: int = DEFAULT_SIZE, label: int | None = None) -> np.ndarray:
+    """What stands in front at every pixel of `render(...)` of the same arguments: an index into `DEPTHS`.
+
+    Returns:
+        `(size, size)` uint8.
+    """
+    return np.asarray(_drawn(seed, index, size, label)[1])[::2, ::2]
+
+
+class _Pen:
+    """Draws a thing twice: in its colour on the picture, and as its place in `DEPTHS` on the map of depths."""
+
+    def __init__(self, picture: Image.Image, depths: Image.Image) -> None:
+        self._picture, self._depths, self.level = ImageDraw.Draw(picture), ImageDraw.Draw(depths), 0
+
+    def ellipse(self, box: list[int], fill: tuple[int, int, int]) -> None:
+        self._picture.ellipse(box, fill=fill)
+        self._depths.ellipse(box, fill=self.level)
+
+    def rectangle(self, box: list[int], fill: tuple[int, int, int]) -> None:
+        self._picture.rectangle(box, fill=fill)
+        self._depths.rectangle(box, fill=self.level)
+
+    def line(self, points: list[tuple[int, int]], fill: tuple[int, int, int], width: int) -> None:
+        self._picture.line(points, fill=fill, width=width)
+        self._depths.line(points, fill=self.level, width=width)
+
+
+def _drawn(
+    seed: int, index: int, size: int, label: int | None, cue: tuple[str, int] | None = None
+) -> tuple[Render, Image.Image]:
     planted, value = cue or ("", 0)
     rng = np.random.default_rng([seed, index])
     own = np.random.default_rng([seed, index, 1])  # a cue's draws move no other
@@ -104,7 +140,9 @@ def render(
     canvas = _background(rng, side)
     if planted == "background":
         canvas = _place(own, side, value)
-    pen = ImageDraw.Draw(canvas)
+    depths = Image.new("L", (side, side), DEPTHS.index("background"))
+    pen = _Pen(canvas, depths)
+    pen.level = DEPTHS.index("distractor")
     for _ in range(int(rng.integers(4))):
         _distractor(rng, pen, side)
 
@@ -118,17 +156,20 @@ def render(
         texture = TEXTURES.index(("striped", "dotted")[value])
         filling = _fill(own, side, colour, texture)
     canvas.paste(filling, (0, 0), mask)
+    depths.paste(DEPTHS.index("object"), (0, 0), mask)
+    pen.level = DEPTHS.index("line")
     if rng.integers(10) < 3:
         start, end = _random_points(rng, side), _random_points(rng, side)
         pen.line([start, end], fill=_muted(rng), width=max(1, side // 48))
     if planted == "corner" and value:
-        pen.rectangle(
-            [0, 0, side // 6, side // 6], fill=(245, 245, 245), outline=(10, 10, 10), width=max(2, side // 32)
-        )
+        frame, end = max(2, side // 32), side // 6
+        pen.rectangle([0, 0, end, end], fill=(10, 10, 10))
+        pen.rectangle([frame, frame, end - frame, end - frame], fill=(245, 245, 245))
 
     image = _expose(rng, canvas.reduce(2))
     where = ("left", "middle", "right")[min(2, 3 * cx // side)]
-    return Render(image, label, _captions(rng, CLASSNAMES[label], TEXTURES[texture], radius > side * 29 // 100, where))
+    large = radius > side * 29 // 100
+    return Render(image, label, _captions(rng, CLASSNAMES[label], TEXTURES[texture], large, where)), depths
 
 
 def _captions(rng: np.random.Generator, name: str, texture: str, large: bool, where: str) -> list[str]:
@@ -203,7 +244,7 @@ def _random_points(rng: np.random.Generator, side: int) -> tuple[int, int]:
     return x, y
 
 
-def _distractor(rng: np.random.Generator, pen: ImageDraw.ImageDraw, side: int) -> None:
+def _distractor(rng: np.random.Generator, pen: _Pen, side: int) -> None:
     """A dot, a block or a line in any colour, much smaller than the object."""
     colour = list(COLOURS.values())[int(rng.integers(8))]
     x, y = _random_points(rng, side)

@@ -15,9 +15,10 @@ import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.data.sets.base import WebImages
 from clt_lightning.training.module import CLTModule
-from clt_lightning.training.settings import BackboneConfig, ScheduleConfig, TokensConfig, TranscoderConfig
+from clt_lightning.training.settings import ScheduleConfig, TokensConfig, TranscoderConfig
 from clt_lightning.transcoder import TopK
 
 from ..world import images, write_root
@@ -130,7 +131,7 @@ def test_overfitting_goes_on_where_it_stopped(tmp_path: Path, step: int) -> None
 def test_the_statistics_of_a_run_that_overfits_come_from_its_batches(tmp_path: Path) -> None:
     # the demo CLIP's normalisation wants 740 tokens of 37 an image; two batches of 4 images have 296
     model = CLTModule(
-        backbone=BackboneConfig(pretrained="demo"),
+        backbone=FrozenCLIP(pretrained="demo"),
         transcoder=TranscoderConfig(n_features=48, activation=TopK(4)),
         tokens=TokensConfig(statistics=740),
         schedule=ScheduleConfig(decay="none"),
@@ -152,7 +153,7 @@ def test_the_statistics_of_a_run_that_overfits_come_from_its_batches(tmp_path: P
 
 def test_a_loader_that_is_given_without_its_module_follows_the_trainer(tmp_path: Path) -> None:
     model = CLTModule(
-        backbone=BackboneConfig(pretrained="demo"),
+        backbone=FrozenCLIP(pretrained="demo"),
         transcoder=TranscoderConfig(n_features=48, activation=TopK(4)),
         schedule=ScheduleConfig(decay="none"),
         seed=0,

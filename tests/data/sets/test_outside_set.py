@@ -25,7 +25,7 @@ KINDS = ("bars", "cross", "plain")
 def recipe() -> tuple[dict[str, str], list[str]]:
     """The files and the commands of CONTRIBUTING's section."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    section = re.split(r"^## ", text, flags=re.MULTILINE)
+    section = re.split(r"^#{2,3} ", text, flags=re.MULTILINE)
     (section_text,) = [part for part in section if part.startswith("A data set\n")]
     files = dict(re.findall(r"^`([\w/]+\.py)`:\n\n```python\n(.*?)^```", section_text, re.MULTILINE | re.DOTALL))
     (commands,) = re.findall(r"^```sh\n(.*?)^```", section_text, re.MULTILINE | re.DOTALL)
