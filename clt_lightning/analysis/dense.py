@@ -179,7 +179,7 @@ def demo_target(backbone: Backbone, seed: int, size: int, what: str) -> tuple[Ta
     Raises:
         UserError: another target.
     """
-    from clt_lightning.data import renders
+    from clt_lightning.data.worlds import renders
 
     if what not in ("shape", "depth"):
         raise UserError(f"the demo's renders know shape and depth, not {what!r}")

@@ -15,7 +15,7 @@ import clt_lightning as cl
 from clt_lightning.analysis import dense
 from clt_lightning.cli.main import main
 from clt_lightning.core.errors import UserError
-from clt_lightning.data import renders
+from clt_lightning.data.worlds import renders
 from tests.cli.small import write
 
 SAE = {"sites": cl.Sites("resid_post", layers=[0])}
