@@ -21,6 +21,7 @@ from benchmarks.common import machine, write
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.callbacks import Reconstruction, ZeroShot
 from clt_lightning.data import Demo, WebImages
+from clt_lightning.training.losses import CascadeConfig, TanhConfig
 from clt_lightning.training.module import CLTModule
 from clt_lightning.training.optim import AdamW
 from clt_lightning.training.settings import (
@@ -31,7 +32,6 @@ from clt_lightning.training.settings import (
     TranscoderConfig,
 )
 from clt_lightning.transcoder import BatchTopK, JumpReLU, TopK
-from clt_lightning.transcoder.losses import CascadeConfig, TanhConfig
 
 #: The cascade of the default recipe, and none
 CASCADE = {"stream": 0.5, "embedding": 1.0, "images": 64, "start": 0.25, "warmup": 0.1}

@@ -118,6 +118,12 @@ def _run(words: list[str]) -> None:
         return
     _show_log()
     words = with_shipped_configs(words)
+    if words[0] in TRAINER_COMMANDS and words[1:] in (["-h"], ["--help"]):
+        from clt_lightning.cli.ready_help import ready_help
+
+        if (text := ready_help(words[0])) is not None:
+            print(text, end="")
+            raise SystemExit(0)
     if words[0] in TRAINER_COMMANDS:
         from clt_lightning.cli.early import check_paths
 

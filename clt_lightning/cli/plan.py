@@ -116,7 +116,7 @@ def _say_cascade(config: dict[str, Any], shape: Any, machine: Any, step: Any) ->
         seconds of a step that has them, and the share of the run before they begin; zeros where they are off.
     """
     from clt_lightning.parallel import plan
-    from clt_lightning.transcoder.losses import CascadeConfig
+    from clt_lightning.training.losses import CascadeConfig
 
     keys = ("stream", "embedding", "reconstruction", "images", "start")
     cascade = CascadeConfig(

@@ -9,11 +9,12 @@ from typing import Any, Literal, TypeVar, get_type_hints
 from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError, about
 from clt_lightning.core.sites import Sites
+from clt_lightning.training.losses import LossConfig
 from clt_lightning.transcoder import Activation, BatchTopK
 from clt_lightning.transcoder.activations import from_config
-from clt_lightning.transcoder.clt import Normalize, Topology
+from clt_lightning.transcoder.clt import Normalize
+from clt_lightning.transcoder.decoders import Topology
 from clt_lightning.transcoder.encoders import Backend
-from clt_lightning.transcoder.losses import LossConfig
 
 
 @dataclass

@@ -18,6 +18,7 @@ from clt_lightning.analysis.probes import (
     Rows,
     classifier_head,
     collect,
+    fit,
     fit_classes,
     fit_numbers,
     probe_images,
@@ -36,7 +37,7 @@ def clusters(n: int, seed: int, noise: float = 0.3, d: int = 12) -> Rows:
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(n) % 3
     x = torch.randn(n, d, generator=generator)
-    places = torch.tensor([[2.0, 0.0], [-1.0, 2.0], [-1.0, -2.0]])
+    places = torch.tensor([[2.0, 1.0], [-1.0, 1.0], [-1.0, -2.0]])
     x[:, [2, 7]] = places[y] + noise * torch.randn(n, 2, generator=generator)
     return Rows(5 * x + 40, y)  # columns far from 0
 
@@ -54,13 +55,19 @@ def test_classes_that_columns_tell_apart() -> None:
     assert torch.equal(whole(test.x[:1]).argmax(1), whole.classes(test.x)[:1])
 
 
-def test_the_penalty_is_the_validation_splits_choice() -> None:
-    """Few images and many columns of noise: a weak penalty learns them by heart."""
-    train, val = clusters(30, 0, noise=2.5, d=200), clusters(600, 1, noise=2.5, d=200)
-    strong = fit_classes(train, val, 3)
-    assert strong.penalty >= 1e-2
-    easy = fit_classes(clusters(600, 0, 0.9), clusters(300, 1, 0.9), 3)
-    assert easy.penalty < 1
+def test_the_penalty_is_the_validation_splits_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best of those on offer, alone as well; the training images would take the weakest."""
+    train, val = clusters(100, 0, noise=1.5, d=60), clusters(600, 1, noise=1.5, d=60)
+    chosen = fit_classes(train, val, 3)
+    on_val = {}
+    for penalty in fit.PENALTIES:
+        monkeypatch.setattr(fit, "PENALTIES", (penalty,))
+        alone = fit_classes(train, val, 3)
+        assert alone.penalty == penalty
+        on_val[penalty] = float((alone.classes(val.x) == val.y).float().mean())
+    assert on_val[chosen.penalty] >= max(on_val.values()) - 0.01
+    assert max(on_val.values()) - min(on_val.values()) > 0.03  # there is something to choose
+    assert chosen.penalty > min(fit.PENALTIES)
 
 
 def test_the_f_statistic_by_hand() -> None:

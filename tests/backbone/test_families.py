@@ -18,7 +18,7 @@ from clt_lightning.callbacks import Reconstruction
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.sites import BLOCK_SITES
 from clt_lightning.core.tokens import TokenLayout
-from clt_lightning.transcoder.losses import CascadeConfig, LossConfig
+from clt_lightning.training.losses import CascadeConfig, LossConfig
 
 from .models import ROWS, Row, doc_table, make
 

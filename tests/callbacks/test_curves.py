@@ -16,10 +16,10 @@ from clt_lightning.callbacks import Board, Checkpoints, Curves, Figures, Reconst
 from clt_lightning.callbacks.place import RunLogger
 from clt_lightning.cli.main import main
 from clt_lightning.core.errors import UserError
+from clt_lightning.training.losses import CascadeConfig
 from clt_lightning.training.module import CLTModule
 from clt_lightning.training.settings import LossConfig, TranscoderConfig
 from clt_lightning.transcoder import BatchTopK, TopK
-from clt_lightning.transcoder.losses import CascadeConfig
 from tests.runs.world import scalars, write_config
 
 from .world import NAME, Made, module, trainer

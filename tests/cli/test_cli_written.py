@@ -114,7 +114,7 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
 
 
 def test_a_warm_up_that_the_run_never_ends_is_told() -> None:
-    from clt_lightning.transcoder.losses import L1Config, LossConfig
+    from clt_lightning.training.losses import L1Config, LossConfig
 
     long = LossConfig(l1=L1Config(0.2, warmup_steps=10_000))
     assert long.never_reached(20_000) == []

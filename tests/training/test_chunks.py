@@ -7,11 +7,11 @@ import torch
 
 import clt_lightning as cl
 from clt_lightning.backbone.clip import FrozenCLIP
+from clt_lightning.training.losses import L1Config
 from clt_lightning.training.module import CLTModule, StepPart
 from clt_lightning.training.settings import LossConfig, TokensConfig, TranscoderConfig
 from clt_lightning.transcoder import AuxiliaryRequest
 from clt_lightning.transcoder.chunked import add_up
-from clt_lightning.transcoder.losses import L1Config
 from tests.gradients import gradient
 
 

@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 
 import clt_lightning as cl
 from clt_lightning.backbone.clip import FrozenCLIP
+from clt_lightning.training.losses import AuxKConfig, CascadeConfig, L1Config
 from clt_lightning.training.settings import LossConfig, TokensConfig, TranscoderConfig
 from clt_lightning.transcoder import Activation
-from clt_lightning.transcoder.losses import AuxKConfig, CascadeConfig, L1Config
 from tests.parallel import processes
 
 IMAGES, STEPS, FEATURES = 3, 6, 160

@@ -12,6 +12,7 @@ import torch
 import clt_lightning as cl
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
+from clt_lightning.training.losses import AuxKConfig, CascadeConfig
 from clt_lightning.training.settings import (
     LossConfig,
     ReviveConfig,
@@ -19,7 +20,6 @@ from clt_lightning.training.settings import (
     TokensConfig,
     TranscoderConfig,
 )
-from clt_lightning.transcoder.losses import AuxKConfig, CascadeConfig
 
 FEATURES, SILENT = 24, slice(4, 9)
 

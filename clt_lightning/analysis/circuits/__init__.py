@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from clt_lightning.analysis.circuits.attention_features import attribute_with_attention
 from clt_lightning.analysis.circuits.attribution import attribute, top_targets
 from clt_lightning.analysis.circuits.concepts import ConceptAblation, ablate_concepts, mean_codes, random_features
 from clt_lightning.analysis.circuits.expected import EdgeSums, ExpectedGraph, expected_graph
@@ -43,6 +44,7 @@ __all__ = [
     "Validation",
     "ablate_concepts",
     "attribute",
+    "attribute_with_attention",
     "by_coactivation",
     "cast",
     "expected_graph",

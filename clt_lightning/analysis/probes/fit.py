@@ -12,7 +12,7 @@ from torch import Tensor
 from clt_lightning.core.errors import UserError
 
 #: Strengths of the penalty that are tried, on standardised columns, strong to weak
-PENALTIES = tuple(10.0**-power for power in range(7))
+PENALTIES = tuple(10.0**-power for power in range(-1, 6))
 _STEPS = 120
 
 

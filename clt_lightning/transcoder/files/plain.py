@@ -21,7 +21,8 @@ from clt_lightning.core.sites import Sites
 from clt_lightning.transcoder.activations import Activation, BatchTopK, JumpReLU
 
 if TYPE_CHECKING:
-    from clt_lightning.transcoder.clt import CrossLayerTranscoder, Topology
+    from clt_lightning.transcoder.clt import CrossLayerTranscoder
+    from clt_lightning.transcoder.decoders import Topology
 
 SUMS = "SHA256SUMS"
 

@@ -13,10 +13,11 @@ from torch import Tensor
 import clt_lightning as cl
 from clt_lightning.analysis.circuits.faithful import FRACTIONS, Curves, Masks, by_edges, by_score, curves
 from clt_lightning.analysis.circuits.faithful.curves import MEASURES, area
+from clt_lightning.analysis.circuits.faithful.mlp_arms import MlpArms
 from clt_lightning.analysis.circuits.faithful.selection import counts_of, random_scores
-from clt_lightning.analysis.circuits.residual import ARMS, ResidualArms
+from clt_lightning.analysis.circuits.residual import ResidualArms
 from tests.analysis import world
-from tests.analysis.circuits.circuit_world import clip_of
+from tests.analysis.circuits.circuit_world import clip_of, clt_of
 from tests.analysis.circuits.residual_world import made_baseline, sae_of
 
 
@@ -48,7 +49,11 @@ def test_the_edge_rule() -> None:
 
 def test_scores_and_random_orders() -> None:
     scores = torch.tensor([[1.0, 3.0, -2.0, 0.0]])
-    assert by_score(scores, [0, 1, 3]).tolist() == [[[False] * 4], [[False, True, False, False]], [[True, True, False, True]]]
+    assert by_score(scores, [0, 1, 3]).tolist() == [
+        [[False] * 4],
+        [[False, True, False, False]],
+        [[True, True, False, True]],
+    ]
     active = torch.tensor([[True, False] * 8, [False, True] * 8])
     drawn = by_score(random_scores(active, torch.Generator().manual_seed(0)), [8])
     assert torch.equal(drawn[0], active), "active nodes come first"
@@ -142,7 +147,7 @@ def test_arms_of_the_residual_model(errors: str) -> None:
     arms = ResidualArms(clip, sae, baseline, head, names, dimensions=own, errors=errors, fractions=fractions)  # type: ignore[arg-type]
     images = [(f"{i}", world.Images([i])[0]["image"], i % 5) for i in range(3)]
     found = curves(arms, images, head, 100.0, fractions=fractions, draws=20)
-    assert set(found.arms) == set(ARMS)
+    assert set(found.arms) == set(ResidualArms.words())
     logits = {i: 100 * (clip.encode_image(image)[0] @ head)[label] for i, (_, image, label) in enumerate(images)}
     n_nodes = world.FEATURES + (errors == "node")
     for name, arm in found.arms.items():
@@ -163,10 +168,56 @@ def test_arms_of_the_residual_model(errors: str) -> None:
         ResidualArms(clip, sae, baseline, head, names, names=["random"], errors=errors, fractions=fractions),  # type: ignore[arg-type]
         images, head, 100.0, fractions=fractions, draws=20,
     )  # fmt: skip
-    np.testing.assert_allclose(again.arms["random"].table["insertion"], found.arms["random"].table["insertion"], atol=1e-4)
+    np.testing.assert_allclose(
+        again.arms["random"].table["insertion"], found.arms["random"].table["insertion"], atol=1e-4
+    )
 
 
 def test_unknown_arms() -> None:
     clip, sae = clip_of("plain"), sae_of()
-    with pytest.raises(cl.UserError, match="unknown arms.*magic.*edges_plain"):
+    with pytest.raises(cl.UserError, match=r"unknown arms.*magic.*edges_plain"):
         ResidualArms(clip, sae, made_baseline(clip, sae), torch.eye(16), list("abcdefghijklmnop"), names=["magic"])
+
+
+@pytest.mark.parametrize("topology", ["cross_layer", "sae"])
+def test_arms_of_transcoders_of_the_mlps(topology: str) -> None:
+    clip, clt = clip_of("plain"), clt_of("TopK", topology, skip=topology == "cross_layer")
+    head = torch.nn.functional.normalize(torch.randn(16, 5, generator=torch.Generator().manual_seed(0)), dim=0)
+    names = [f"class {i}" for i in range(5)]
+    baseline = made_baseline(clip, clt)
+    fractions = (0.0, 0.1, 0.3, 1.0)
+    arms = MlpArms(clip, clt, baseline, head, names, fractions=fractions)
+    images = [(f"{i}", world.Images([i])[0]["image"], i) for i in range(2)]
+    found = curves(arms, images, head, 100.0, fractions=fractions, draws=20)
+    assert set(found.arms) == {"graph", "nodes", "nodes_plain", "activation", "random"}, "no neurons without their own"
+    for arm in found.arms.values():
+        for i, (_, image, label) in enumerate(images):
+            logit = float(100 * (clip.encode_image(image)[0] @ head)[label])
+            assert arm.table["insertion"][i, -1, 0] == pytest.approx(logit, abs=1e-3)
+    tables = {name: arm.table["insertion"][:, 1:-1, 0] for name, arm in found.arms.items()}
+    for name, one in tables.items():
+        same = [other for other, table in tables.items() if other != name and np.abs(one - table).max() < 1e-3]
+        assert not same, name
+
+
+def test_node_scores_of_mlps_are_gradients_times_changes() -> None:
+    """Plain gradients, against autograd through open_clip's own modules."""
+    clip, clt = clip_of("plain"), clt_of(skip=True)
+    head = torch.nn.functional.normalize(torch.randn(16, 5, generator=torch.Generator().manual_seed(0)), dim=0)
+    baseline = made_baseline(clip, clt)
+    arms = MlpArms(clip, clt, baseline, head, list("abcde"), fractions=(0.0, 1.0))
+    image = world.Images([3])[0]["image"]
+    target = cl.Target.centred(head, list("abcde"), 2, 100.0)
+    scores = arms._relevance(arms.model_of(image, target), plain=True)
+    acts = clip.capture(image)
+    codes = clt.encode(acts.x).dense().detach()
+    changes = codes - baseline.codes
+    shares = torch.zeros_like(changes, requires_grad=True)
+    bent = [
+        sum(shares[i] @ clt.W_dec[i].detach()[:, layer - i] * clt.y_scale[layer] for i in range(layer + 1))
+        for layer in range(world.LAYERS)
+    ]
+    with clip.override("mlp_out", lambda layer, x, compute: compute() + bent[layer].view_as(x)):
+        value = target.scale * clip.encode_image(image, grad=True)[0] @ target.direction
+    (gradient,) = torch.autograd.grad(value, shares)
+    torch.testing.assert_close(scores[:, :-1], (gradient * changes).sum(1), atol=2e-4, rtol=1e-3)

@@ -46,7 +46,7 @@ def a_model(
 @pytest.mark.parametrize("normalize", ["token", "layer"])
 @pytest.mark.parametrize("activation", ["ReLU", "TopK", "AbsTopK", "BatchTopK", "JumpReLU"])
 def test_codes_and_errors_are_the_library_s(activation: str, normalize: str) -> None:
-    clip, sae, model, held = a_model(activation, normalize)
+    _, sae, model, held = a_model(activation, normalize)
     for layer in range(world.LAYERS):
         stream = held.streams[layer + 1]
         torch.testing.assert_close(model.streams[layer], stream, atol=1e-11, rtol=0)
@@ -115,17 +115,18 @@ def test_an_edge_is_what_a_source_adds_through_its_reader() -> None:
         pre = pre_activations(sae, layer + 1, held.block(layer + 1, stream), held.streams[layer + 2])
         return (pre[:, reader] * weights).sum()
 
-    clean = reads(model.codes[layer], model.errors[layer])
+    by_code, weights = by_code.detach(), weights.detach()
+    clean = reads(model.codes[layer], model.errors[layer]).detach()
     for source in row[:-1].abs().topk(3).indices.tolist():
         codes = model.codes[layer].clone()
         codes[:, source] = baseline.codes[layer][:, source].double()
-        assert float(clean - reads(codes, model.errors[layer])) == pytest.approx(float(row[source]), abs=1e-9)
+        assert float(clean - reads(codes, model.errors[layer]).detach()) == pytest.approx(float(row[source]), abs=1e-9)
     taken = clean - reads(model.codes[layer], baseline.errors[layer].double())
-    assert float(taken) == pytest.approx(float(row[-1]), abs=1e-9)
+    assert float(taken.detach()) == pytest.approx(float(row[-1]), abs=1e-9)
 
 
 def test_plain_gradients_are_the_live_model_s() -> None:
-    clip, sae, model, held = a_model(seed=3)
+    _, _, model, held = a_model(seed=3)
     target = a_target(2)
     found = model.gradients(target, "gradient")
     visual = held.visual
@@ -142,7 +143,7 @@ def test_plain_gradients_are_the_live_model_s() -> None:
 
 def test_what_cannot_be() -> None:
     clip, sae = clip_of("plain"), sae_of()
-    with pytest.raises(cl.UserError, match="resid_post.*cross_layer.*residual.yaml"):
+    with pytest.raises(cl.UserError, match=r"resid_post.*cross_layer.*residual\.yaml"):
         made_model(clip, clt_of(), an_image())
     with pytest.raises(cl.UserError, match="attn_out"):
         made_model(clip, sae_of(site="attn_out"), an_image())

@@ -1,4 +1,4 @@
-"""What circuits are made of: a transcoder's features, or the plain dimensions of a site; read and written layer by layer.
+"""What circuits are made of, layer by layer: a transcoder's features, or the plain dimensions of a site.
 
 Both are seen alike: codes of every layer, dense, what they write into the site, and what is left over.
 """
@@ -66,7 +66,8 @@ class Features:
         self.read, self.write = str(clt.sites.read), str(clt.sites.write)
         if self.read != self.write and (self.read, self.write) != ("mlp_in", "mlp_out"):
             raise UserError(
-                f"units are masked where a transcoder rebuilds what it reads, or MLPs: not from {self.read} to {self.write}"
+                f"units are masked where a transcoder rebuilds what it reads, or MLPs: not from {self.read} to "
+                f"{self.write}"
             )
         self.blocks = check_fit(clip, clt)
         self.n_features, self.d = clt.n_features, clt.d_out

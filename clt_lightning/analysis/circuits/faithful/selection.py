@@ -36,7 +36,9 @@ def by_score(scores: Tensor, counts: Sequence[int]) -> Tensor:
         `(counts, layers, nodes)` bool.
     """
     order = scores.argsort(dim=1, descending=True, stable=True)
-    place = torch.empty_like(order).scatter_(1, order, torch.arange(scores.shape[1], device=scores.device).expand_as(order))
+    place = torch.empty_like(order).scatter_(
+        1, order, torch.arange(scores.shape[1], device=scores.device).expand_as(order)
+    )
     return place[None] < torch.tensor(list(counts), device=scores.device)[:, None, None]
 
 

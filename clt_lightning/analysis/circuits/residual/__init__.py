@@ -1,8 +1,10 @@
-"""The residual replacement model: sparse autoencoders on the stream after every block, and circuits of their features."""
+"""The residual replacement model: autoencoders on the stream after the blocks, and circuits of their features."""
 
 from __future__ import annotations
 
-from clt_lightning.analysis.circuits.residual.arms import ARMS, ResidualArms
+from clt_lightning.analysis.circuits.residual.arms import ResidualArms
+from clt_lightning.analysis.circuits.residual.evolution import Evolution, evolution
+from clt_lightning.analysis.circuits.residual.graph import residual_graph
 from clt_lightning.analysis.circuits.residual.relevance import (
     LayerEdges,
     Relevance,
@@ -11,4 +13,14 @@ from clt_lightning.analysis.circuits.residual.relevance import (
     residual_model,
 )
 
-__all__ = ["ARMS", "LayerEdges", "Relevance", "ResidualArms", "ResidualModel", "relevance", "residual_model"]
+__all__ = [
+    "Evolution",
+    "LayerEdges",
+    "Relevance",
+    "ResidualArms",
+    "ResidualModel",
+    "evolution",
+    "relevance",
+    "residual_graph",
+    "residual_model",
+]

@@ -95,7 +95,7 @@ class ResidualModel:
         return W * self.sae.y_scale[layer].to(like)
 
     def readers(self, layer: int, features: Tensor) -> Tensor:
-        """`(features, d_model)`: how codes move with the stream at a token of size 1; its size is held, not its mean."""
+        """`(features, d_model)`: how codes move with the stream at a token of size 1, the size held."""
         like = self.errors
         rows = self.sae.W_enc[layer].detach()[features].to(like) * self.sae.x_scale[layer].to(like)
         return rows - rows.mean(1, keepdim=True) if self.sae.normalization == "token" else rows
@@ -230,10 +230,47 @@ def relevance(
     return Relevance(torch.stack(places[::-1]), found[::-1], value)
 
 
+@torch.no_grad()
+def input_edges(model: ResidualModel, target: Target) -> tuple[list[Tensor], LayerEdges]:
+    """What goes through each feature altogether, and what the inputs add through those of the first layer.
+
+    Args:
+        model: the image.
+        target: what is explained.
+
+    Returns:
+        by layer `(F,)`, the sum over positions of each code times what one more unit of it adds to the target (through
+        features alone); and the edges from the entry of block 0 into the first layer: `weight` is `(readers, inputs)`,
+        the prefix tokens one by one, then all patches together.
+    """
+    tower, last = model.held, model.n_layers - 1
+    gradient = _down(tower, _at_the_end(model, target, "libragrad"), tower.n_layers - 1, model.blocks[last])
+    through = []
+    for layer in range(last, -1, -1):
+        by_code = _by_code(model, layer, gradient[0])
+        through.append((by_code * model.codes[layer]).sum(0).cpu())
+        if layer:
+            features = torch.arange(model.sae.n_features, device=by_code.device)
+            entering = (by_code @ model.readers(layer, features)) / model.sizes[layer]
+            gradient = _down(tower, entering[None], model.blocks[layer], model.blocks[layer - 1])
+    readers = (by_code != 0).any(0).nonzero().flatten()
+    root, rows = model.seen.streams[0][0], model.readers(0, readers)
+    weights = [root.new_zeros(0, len(root))]
+    for some in torch.arange(len(readers), device=root.device).split(max(1, _BATCH_NUMBERS // root.numel())):
+        amount = by_code[:, readers[some]].T[:, :, None] / model.sizes[0]
+        at_entry = _down(tower, amount * rows[some, None], model.blocks[0], -1)
+        weights.append(torch.einsum("rpd,pd->rp", at_entry, root))
+    placed, prefix = torch.cat(weights).cpu(), model.parts.n_prefix
+    parts = [placed[:, :prefix], placed[:, prefix:].sum(1, keepdim=True)]
+    return through[::-1], LayerEdges(readers.cpu(), torch.cat(parts if placed.shape[1] > prefix else parts[:1], 1))
+
+
 def _at_the_end(model: ResidualModel, target: Target, rules: Rules) -> Tensor:
     """`(1, positions, d_model)`: the target's gradient by the last stream."""
     frozen = rules == "libragrad" and model.parts.read_out.other is None
-    return read_out_row(model.parts, model.seen, target, "frozen" if frozen else "tangent").gradient[None].to(model.errors)
+    return (
+        read_out_row(model.parts, model.seen, target, "frozen" if frozen else "tangent").gradient[None].to(model.errors)
+    )
 
 
 def _by_code(model: ResidualModel, layer: int, gradient: Tensor) -> Tensor:
@@ -318,4 +355,3 @@ def changes_against(model: ResidualModel, baseline: Baseline) -> Changes:
             f"expected {shape} and {tuple(model.errors.shape)}"
         )
     return Changes(model, baseline)
-

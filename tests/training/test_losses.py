@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from clt_lightning.core.errors import UserError
-from clt_lightning.transcoder import AuxiliaryRequest, Codes, TopK
-from clt_lightning.transcoder.losses import (
+from clt_lightning.training.losses import (
     AuxKConfig,
     L1Config,
     LossConfig,
@@ -22,6 +21,7 @@ from clt_lightning.transcoder.losses import (
     reconstruction_loss,
     tanh_penalty,
 )
+from clt_lightning.transcoder import AuxiliaryRequest, Codes, TopK
 from tests.gradients import gradient
 from tests.transcoder.conftest import MakeCLT
 

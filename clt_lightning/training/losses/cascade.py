@@ -17,9 +17,56 @@ from torch import Tensor
 from clt_lightning.backbone import Backbone
 from clt_lightning.backbone.activations import Activations
 from clt_lightning.backbone.attention import contiguous_attention
+from clt_lightning.core.arguments import check_fields
 from clt_lightning.interventions.replacement import replaced
+from clt_lightning.training.losses.reconstruction import normalized_error
 from clt_lightning.transcoder import CrossLayerTranscoder
-from clt_lightning.transcoder.losses import CascadeConfig, normalized_error
+
+
+@dataclass
+class CascadeConfig:
+    """Terms on the replaced CLIP itself: all MLPs replaced at once, gradients through the whole stream. On by default;
+    `stream: 0, embedding: 0` turns it off.
+
+    Args:
+        stream: weight of the normalised error of the residual stream after every block, in units of the variance of the
+            layer's MLP output: later layers learn to make up for the errors of earlier ones; 0 turns it off.
+        embedding: weight of 1 - cosine between the original and the replaced image embedding; 0 turns it off.
+        reconstruction: weight of the normalised error between what the replaced MLPs add and the clean MLP outputs, on
+            the reconstruction's scale; 0 turns it off.
+        images: images of a batch that it is computed on, at most: its gradients are noisy, half of them cost half the
+            time and a part of the gain.
+        start: share of the run (of `trainer.max_steps`) after which it begins.
+        warmup: share of the run over which the weights then rise linearly from 0. At full weight at once the gradients
+            are several times as large as the second moments that Adam has gathered, and the first steps throw the
+            transcoder back.
+    """
+
+    stream: float = 0.5
+    embedding: float = 1.0
+    reconstruction: float = 0.0
+    images: int = 64
+    start: float = 0.25
+    warmup: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_fields(self, "loss.cascade")
+
+    @property
+    def is_on(self) -> bool:
+        return max(self.stream, self.embedding, self.reconstruction) > 0
+
+    def strength(self, step: int, max_steps: int) -> float:
+        """Share of their weights that the terms have at an optimizer step (from 0 on) of a run of `max_steps`.
+
+        A run without a length (-1) has neither start nor warm-up.
+        """
+        steps = max(max_steps, 0)
+        since = step - self.start * steps
+        if since < 0 or not self.is_on:
+            return 0.0
+        warmup = self.warmup * steps
+        return min(1.0, (since + 1) / warmup) if warmup > 0 else 1.0
 
 
 @dataclass(frozen=True)
