@@ -17,16 +17,16 @@ from clt_lightning.cli.config_cli import config_parser
 from clt_lightning.cli.schema import options_of
 from docsite.words import beginning, default_words, text_html, type_words
 
-#: What the sections are about, where the code has no sentence of its own
+#: What the first sections are about; the others have sentences in the code
 SECTIONS = {
     "run": "The run's name, place and seed.",
-    "trainer": "Lightning's Trainer; its texts are Lightning's own.",
     "model": "Backbone, transcoder, loss, optimizer, schedule, tokens.",
     "data": "Where images come from: a class and its arguments, listed under [classes](#classes).",
+    "trainer": "Lightning's Trainer; its texts are Lightning's own.",
 }
 #: What the parser has no text for, or one for programmers
 HELP = {
-    "seed_everything": "seed of everything that draws: order of the data, initial weights, token draws; true draws a seed.",
+    "seed_everything": "seed of all that is drawn: order of the data, initial weights, token draws; true draws a seed.",
     "ckpt_path": help.CKPT["fit"] + ".",
     "data": "the data set: `class_path` and `init_args`; the classes and their arguments are listed below.",
 }
@@ -138,7 +138,8 @@ def _sections(keys: Iterable[Key]) -> Iterator[tuple[str, list[Key]]]:
     for key in keys:
         first, _, rest = key.name.partition(".")
         sections.setdefault(first if rest or first == "data" else "run", []).append(key)
-    for name in sorted(sections, key=["run", "model", "data", "trainer"].__contains__, reverse=True):
+    first = [name for name in SECTIONS if name in sections]
+    for name in dict.fromkeys([*first, *sections]):
         yield name, sections[name]
 
 
