@@ -16,8 +16,9 @@ from clt_lightning.parallel.selection import batch_winners, screen_batch, screen
 from clt_lightning.parallel.shards import Shards
 from clt_lightning.transcoder import activations
 from clt_lightning.transcoder.activations import AbsTopK, Activation, BatchTopK, TopK
-from clt_lightning.transcoder.clt import CrossLayerTranscoder, Normalize, Topology
+from clt_lightning.transcoder.clt import CrossLayerTranscoder, Normalize
 from clt_lightning.transcoder.codes import Codes, Pairs
+from clt_lightning.transcoder.decoders import Topology
 from clt_lightning.transcoder.encoders import Backend
 from clt_lightning.transcoder.requests import AuxiliaryRequest
 from clt_lightning.transcoder.screening import Chosen, Screen

@@ -13,9 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from clt_lightning.parallel import ShardedTranscoder, Shards
 from clt_lightning.parallel.selection import batch_winners, select_topk
 from clt_lightning.parallel.state import cut_module, cut_optimizer, gather_module, gather_optimizer
-from clt_lightning.transcoder import AuxiliaryRequest, Codes, CrossLayerTranscoder, precision
-from clt_lightning.transcoder.activations import from_config
-from clt_lightning.transcoder.losses import (
+from clt_lightning.training.losses import (
     AuxKConfig,
     L1Config,
     LossConfig,
@@ -23,6 +21,8 @@ from clt_lightning.transcoder.losses import (
     TanhConfig,
     loss_parts,
 )
+from clt_lightning.transcoder import AuxiliaryRequest, Codes, CrossLayerTranscoder, precision
+from clt_lightning.transcoder.activations import from_config
 from clt_lightning.transcoder.normalization import StatisticsAccumulator
 from tests.gradients import gradient
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from clt_lightning.backbone.attention import contiguous_attention
 from clt_lightning.backbone.clip import FrozenCLIP
-from clt_lightning.training.cascade import capture_clean, cascade_parts
+from clt_lightning.training.losses import CascadeConfig
+from clt_lightning.training.losses.cascade import capture_clean, cascade_parts
 from clt_lightning.transcoder import Activation, BatchTopK, CrossLayerTranscoder, JumpReLU, TopK
-from clt_lightning.transcoder.losses import CascadeConfig
 from clt_lightning.transcoder.reference import encode_dense
 from tests.gradients import gradient
 

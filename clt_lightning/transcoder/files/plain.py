@@ -21,7 +21,8 @@ from clt_lightning.core.sites import Sites
 from clt_lightning.transcoder.activations import Activation, BatchTopK, JumpReLU
 
 if TYPE_CHECKING:
-    from clt_lightning.transcoder.clt import CrossLayerTranscoder, Topology
+    from clt_lightning.transcoder.clt import CrossLayerTranscoder
+    from clt_lightning.transcoder.decoders import Topology
 
 SUMS = "SHA256SUMS"
 
@@ -156,6 +157,7 @@ def numbered(folder: Path, pattern: str) -> list[Path]:
 #: TransformerLens's names of sites, which other tools use, without `blocks.<l>.`
 HOOKS = {
     "resid_pre": "hook_resid_pre",
+    "attn_z": "attn.hook_z",
     "attn_out": "hook_attn_out",
     "resid_mid": "hook_resid_mid",
     "mlp_in": "mlp.hook_in",
