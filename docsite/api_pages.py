@@ -15,7 +15,11 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "training": ("Training", "The Lightning module, its settings and optimizers.", ("training.optim",)),
     "data": ("Data", "Sets over WebDataset tars.", ("data",)),
     "interventions": ("Interventions", "A transcoder in the backbone's place.", ("interventions",)),
-    "analysis": ("Analysis", "What a trained transcoder explains: evaluation, one image, steering.", ("analysis",)),
+    "analysis": (
+        "Analysis",
+        "What a trained transcoder explains: evaluation, one image, steering.",
+        ("analysis", "analysis.probes"),
+    ),
     "circuits": ("Circuits", "Attribution graphs and the interventions that check them.", ("analysis.circuits",)),
     "metrics": ("Metrics", "torchmetrics classes.", ("metrics",)),
     "callbacks": ("Callbacks", "What a run measures and writes.", ("callbacks",)),

@@ -32,9 +32,10 @@ HELP = {
 }
 #: Places where a config names a class, with the modules whose public classes may stand there
 CLASSES = {
+    "model.backbone": ("clt_lightning", "Backbone"),
     "model.transcoder.activation": ("clt_lightning.transcoder.activations", "Activation"),
     "model.optimizer": ("clt_lightning.training.optim", "Optimizer"),
-    "data": ("clt_lightning.data.modules", "LightningDataModule"),
+    "data": ("clt_lightning.data", "LightningDataModule"),
     "trainer.callbacks": ("clt_lightning.callbacks", "Callback"),
 }
 

@@ -13,7 +13,7 @@ import open_clip
 import torch
 from open_clip import factory
 
-from tests.data.test_shard import cifar, coco, imagenet, wnid_list
+from tests.data.sets.test_shard import cifar, coco, imagenet, wnid_list
 from tests.data.world import picture
 
 #: What a command gets behind its own words, which are left as they are: the last one wins

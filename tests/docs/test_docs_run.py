@@ -19,8 +19,18 @@ from tests.docs.blocks import ROOT, Block, Command, blocks, commands, is_shell, 
 from tests.docs.listed import listed
 from tests.docs.small import BEFORE, MORE, SMALLER, make_sources, names_for, tiny_architectures, words_for
 
+_QUICKSTART = ("clt-lightning", "fit", "--config", "configs/quickstart.yaml")
 FIRST = [
-    *(("clt-lightning", "fit", "--config", "configs/quickstart.yaml"),) * 2,
+    *(_QUICKSTART,) * 2,
+    (
+        "clt-lightning",
+        "fit",
+        "--config",
+        "configs/quickstart.yaml",
+        "--config",
+        "configs/site/residual.yaml",
+        "--name=sae",
+    ),
     *(("clt-lightning", "test", "--run", f"runs/quickstart/version_{n}") for n in (0, 1)),
     ("clt-lightning", "shard", "cifar100", "--source", "cifar-100-python.tar.gz", "--output", "data/cifar100"),
     ("clt-lightning", "shard", "coco", "--source", "FOLDER", "--output", "data/coco"),
