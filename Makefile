@@ -21,6 +21,7 @@ test: setup
 
 test-all: setup
 	-@$(MAKE) --no-print-directory tools
+	-@$(MAKE) --no-print-directory docs-tools
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m ""
 
 # these two pin other versions than this package takes; where they cannot be installed, the tests say so and are skipped

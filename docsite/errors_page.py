@@ -82,7 +82,14 @@ def _name(node: ast.expr) -> str:
     if isinstance(node, ast.Attribute):
         return node.attr.strip("_").lower()
     if isinstance(node, ast.Call):
-        return _name(node.args[0]) if len(node.args) == 1 else _name(node.func)
+        method = isinstance(node.func, ast.Attribute) and not isinstance(node.func.value, ast.Constant)
+        if node.args and not method:  # str(x), sorted(x), ", ".join(x)
+            return _name(node.args[-1])
+        return _name(node.func.value if isinstance(node.func, ast.Attribute) else node.func)
+    if isinstance(node, ast.GeneratorExp | ast.ListComp | ast.SetComp):
+        return _name(node.elt)
+    if isinstance(node, ast.Starred):
+        return _name(node.value)
     if isinstance(node, ast.Subscript):
         return _name(node.value)
     return "…"

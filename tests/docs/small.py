@@ -33,9 +33,10 @@ MORE: dict[str, list[str]] = {
         *("--evaluate.cascade.singles=false", "--evaluate.cascade.control_share=0.1"),
     ],
     "report": ["--images", "1", "--mistakes", "0", "--pages", "2", "--queries", "1"],
-    "graph": ["--validate", "2", "--validate-images", "2"],
     "serve": ["--port", "0", "--images", "4"],
 }
+#: Options whose value is smaller, where a command has them
+FEWER = {"--validate": "2", "--validate-images": "2", "--curves": "2", "--evolution": "2", "--images": "4"}
 #: What stands in the place of a reader's own things
 INSTEAD = {"/new/place/cifar100": "data/cifar100"}
 #: Commands that must have run before those of a page, since the page says so in words
@@ -67,7 +68,7 @@ SMALLER: dict[str, list[tuple[str, str]]] = {
 def words_for(words: tuple[str, ...]) -> list[str]:
     """A command's words at a small size, without `clt-lightning`."""
     name, *rest = words[1:]
-    rest = [_instead(word, rest) for word in rest]
+    rest = [FEWER.get(before, _instead(word, rest)) for before, word in zip(["", *rest], rest)]
     more = list(MORE.get(name, ()))
     if name == "shard" and rest[0] == "imagenet100":
         more += ["--class-list", "made/list.txt"]
