@@ -134,9 +134,8 @@ class Pairs:
         Args:
             chosen: `(pairs,)` bool.
         """
-        counts = torch.bincount(self.tokens[chosen], minlength=self.n_tokens)
-        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        return Pairs(self.features[chosen], offsets, self.n_features)
+        places = chosen.nonzero().view(-1)  # once: a mask as index would look for them at every use
+        return Pairs._of(self.tokens[places], self.features[places], self.n_tokens, self.n_features)
 
     @classmethod
     def cat(cls, first: Pairs, second: Pairs) -> Pairs:
@@ -148,10 +147,16 @@ class Pairs:
     @classmethod
     def from_mask(cls, mask: Tensor) -> Pairs:
         """Pairs at the true positions of a `(tokens, F)` mask."""
-        tokens, features = mask.nonzero(as_tuple=True)
-        offsets = torch.zeros(mask.shape[0] + 1, dtype=torch.int64, device=mask.device)
-        torch.cumsum(torch.bincount(tokens, minlength=mask.shape[0]), 0, out=offsets[1:])
-        return cls(features, offsets, mask.shape[1])
+        return cls._of(*mask.nonzero(as_tuple=True), *mask.shape)
+
+    @classmethod
+    def _of(cls, tokens: Tensor, features: Tensor, n_tokens: int, n_features: int) -> Pairs:
+        """Pairs of known tokens, sorted by token."""
+        offsets = torch.zeros(n_tokens + 1, dtype=torch.int64, device=tokens.device)
+        torch.cumsum(torch.bincount(tokens, minlength=n_tokens), 0, out=offsets[1:])
+        pairs = cls(features, offsets, n_features)
+        pairs.__dict__["tokens"] = tokens
+        return pairs
 
 
 class Codes:
