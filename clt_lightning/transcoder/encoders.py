@@ -24,13 +24,6 @@ from clt_lightning.transcoder.sparse import encode_pairs
 Backend = Literal["auto", "sparse", "dense"]
 
 
-def _entries(pre: Tensor, pairs: Pairs) -> Tensor:
-    """`(pairs,)`: the entries of `pre (tokens, F)` at the pairs."""
-    if pairs.is_rectangular:
-        return pre.gather(1, pairs.features.view(pairs.n_tokens, -1)).view(-1) if pairs.n_tokens else pre.new_zeros(0)
-    return pre[pairs.tokens, pairs.features]
-
-
 class SparseEncoders(nn.Module):
     """One sparse encoder a layer, `z[l] = activation(W_enc[l] x[l] + b_enc[l])`: the half of a transcoder that reads.
 
@@ -172,7 +165,7 @@ class SparseEncoders(nn.Module):
             pairs = None if dead is None else dead[0]
             return self._encode_densely(pre, selected, layer, auxiliary, pairs)
         pairs = selected if isinstance(selected, Pairs) else Pairs.from_mask(selected)
-        return self._encode_chosen(x, layer, Chosen(pairs, _entries(known, pairs)), auxiliary, dead)
+        return self._encode_chosen(x, layer, Chosen(pairs, pairs.entries(known)), auxiliary, dead)
 
     def _encode_chosen(
         self,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from clt_lightning.transcoder.codes import Pairs
 from clt_lightning.transcoder.favoured import Favoured
+from clt_lightning.transcoder.order import true_places
 from clt_lightning.transcoder.sparse import pair_dots
 from clt_lightning.transcoder.top import top_indices
 
@@ -183,8 +184,8 @@ def choose_batch_top(screen: Screen, budget: int, cut: Tensor | None = None) -> 
             least = torch.topk(exact, budget, sorted=False).values.min().clamp_min(0)
         enough = least - DEVIATIONS * largest_error(screen, pairs, exact)
         if bool(enough >= cut):
-            chosen = (exact >= least) & (exact > 0)
-            return Chosen(pairs.keep(chosen), exact[chosen], repeated)
+            kept = true_places((exact >= least) & (exact > 0))
+            return Chosen(pairs.at(kept), exact[kept], repeated)
         mask = rough > enough
         repeated = (mask & (rough <= cut)).any(1).sum()
         cut, pairs = enough, Pairs.from_mask(mask)
@@ -217,8 +218,8 @@ def choose_above(screen: Screen, threshold: Tensor) -> Chosen | None:
         enough = DEVIATIONS * largest_error(screen, pairs, exact)
         if bool((margin >= enough).all()) and bool(margin.isfinite().all()):
             limit = threshold if threshold.dim() == 0 else threshold[pairs.features]
-            chosen = exact > limit
-            return Chosen(pairs.keep(chosen), exact[chosen], repeated)
+            kept = true_places(exact > limit)
+            return Chosen(pairs.at(kept), exact[kept], repeated)
         repeated = (margin < enough).sum()
         margin = torch.maximum(margin, 1.5 * enough)
     return None
@@ -228,7 +229,7 @@ def largest_error(screen: Screen, pairs: Pairs, exact: Tensor) -> Tensor:
     """Root mean square of the product's error on the pairs of the token where it is largest; 0 without pairs."""
     if not exact.numel():
         return exact.new_zeros(())
-    square = (exact - screen.rough[pairs.tokens, pairs.features].to(exact.dtype)).square_()
+    square = (exact - pairs.entries(screen.rough).to(exact.dtype)).square_()
     sums = square.new_zeros(pairs.n_tokens).index_add_(0, pairs.tokens, square)
     # few pairs of a token say little of its error
     worst = torch.where(pairs.counts >= 8, sums / pairs.counts.clamp_min(1), sums.new_zeros(())).amax()

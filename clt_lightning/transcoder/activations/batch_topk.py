@@ -84,7 +84,7 @@ class BatchTopK(Activation):
         if pairs is None:
             pairs = Pairs.from_mask(self._mask(pre, budget))
         if self.tracking:  # the cascade does not: it need not gather what it kept
-            self.track(pre[pairs.tokens, pairs.features], layer)
+            self.track(pairs.entries(pre), layer)
         return pairs
 
     def _above_guess(self, pre: Tensor, layer: int) -> Pairs | None:
@@ -95,7 +95,7 @@ class BatchTopK(Activation):
         pairs = Pairs.from_mask(pre > guess)
         if pairs.features.numel() < budget:
             return None
-        values = pre[pairs.tokens, pairs.features]
+        values = pairs.entries(pre)
         return pairs.keep(values >= torch.topk(values, budget, sorted=False).values.min())
 
     def _guess(self, pre: Tensor, layer: int) -> Tensor | None:
