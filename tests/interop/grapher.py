@@ -58,7 +58,8 @@ class Block(nn.Module):
         hidden = F.linear(x, w["mlp.c_fc.weight"], w["mlp.c_fc.bias"])
         active = hidden * torch.sigmoid(1.702 * hidden) if self.quick else F.gelu(hidden)
         y = F.linear(active, w["mlp.c_proj.weight"], w["mlp.c_proj.bias"]).detach().requires_grad_()
-        return stream + self.mlp.hook_out(y)
+        result: Tensor = stream + self.mlp.hook_out(y)
+        return result
 
 
 class Unembed(nn.Module):
@@ -67,7 +68,7 @@ class Unembed(nn.Module):
         self.hook_pre = HookPoint()
 
 
-class Tower(HookedRootModule):
+class Tower(HookedRootModule):  # type: ignore[misc]
     feature_input_hook, feature_output_hook = "mlp.hook_in", "mlp.hook_out"
 
     def __init__(self, tensors: Tensors, layers: int, heads: int, quick: bool) -> None:
@@ -82,7 +83,9 @@ class Tower(HookedRootModule):
         stream = self.hook_embed(root)
         for block in self.blocks:
             stream = block(stream)
-        return self.unembed.hook_pre(layer_norm(stream, self.tensors["ln_post.weight"], self.tensors["ln_post.bias"]))
+        normed = layer_norm(stream, self.tensors["ln_post.weight"], self.tensors["ln_post.bias"])
+        result: Tensor = self.unembed.hook_pre(normed)
+        return result
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
