@@ -105,7 +105,8 @@ def open_run(
         device: where backbone and transcoder go.
         data_root: where the data are, if not where the config says.
         allow_pipe: whether addresses of the data that run a shell command may do so.
-        trust_config: whether the config may name a data set of another package, whose code is then run.
+        trust_config: whether the config may name a data set, and config.json an activation, of another package, whose
+            code is then run.
 
     Raises:
         UserError: a part is missing, the data are not where they were, or the config names what it may not.
@@ -122,7 +123,7 @@ def open_run(
     with within("model.backbone"):
         made = make_backbone(**to_plain(backbone_config), seed=seeds.resolve(model.get("seed"))).to(device)
     clip = cast(FrozenCLIP, made)  # other backbones have the same methods; those of texts refuse
-    transcoder = CrossLayerTranscoder.from_pretrained(path / "transcoder", device=device)
+    transcoder = CrossLayerTranscoder.from_pretrained(path / "transcoder", device=device, trust=trust_config)
     try:
         check_fit(clip, transcoder)
     except UserError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import is_dataclass
 from typing import Protocol
 
 from clt_lightning.core.arguments import check_fields
@@ -17,7 +18,8 @@ class Penalty(Protocol):
 
 
 def check_part(part: Penalty, name: str) -> None:
-    check_fields(part, name)
+    if is_dataclass(part):
+        check_fields(part, name)
     if part.coefficient < 0 or part.warmup_steps < 0:
         raise UserError(f"{name}: coefficient and warmup_steps must not be negative, got {part}")
     if not 0 <= part.warmup_fraction <= 1:
