@@ -25,7 +25,7 @@ from clt_lightning.transcoder import AuxiliaryRequest, Codes, CrossLayerTranscod
 from clt_lightning.transcoder.activations import from_config
 from clt_lightning.transcoder.normalization import StatisticsAccumulator
 from tests.gradients import gradient
-from tests.parallel.outside import Shift, Squares
+from tests.parallel._outside import Shift, Squares
 
 LAYERS, WIDTH, FEATURES, TOKENS = 3, 8, 48, 16
 

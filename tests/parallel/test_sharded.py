@@ -24,7 +24,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "jumprelu-per_layer": {"activation": {"class_path": "JumpReLU"}, "topology": "per_layer"},
     "relu-dense": {"activation": {"class_path": "ReLU"}, "backend": "dense"},
     **{
-        f"outside-{name}": {"activation": {"class_path": f"tests.parallel.outside.{name}", "init_args": arguments}}
+        f"outside-{name}": {"activation": {"class_path": f"tests.parallel._outside.{name}", "init_args": arguments}}
         for name, arguments in (
             *(("Gate", {"least": 0.2}), ("NearTop", {"share": 0.5}), ("AboveMean", {})),
             *(("FewTopK", {"k": 6}), ("Crowned", {}), ("Eager", {"k": 2})),

@@ -19,7 +19,7 @@ from clt_lightning.training.losses import CascadeConfig, LossConfig
 from clt_lightning.transcoder import Activation, CrossLayerTranscoder, ReLU
 from clt_lightning.transcoder.activations import from_config
 from clt_lightning.transcoder.files import export
-from tests.parallel.outside import Crowned, Eager, FewTopK, Gate
+from tests.parallel._outside import Crowned, Eager, FewTopK, Gate
 
 CODE = """
 import torch
@@ -67,7 +67,7 @@ def test_a_foreign_topk_stays_itself(foreign: ModuleType, tmp_path: Path) -> Non
 def test_own_ones_keep_their_bare_names() -> None:
     assert cl.BatchTopK(3).config()["class_path"] == "BatchTopK"
     assert type(from_config({"class_path": "clt_lightning.TopK"})) is cl.TopK
-    assert from_config({"class_path": "tests.parallel.outside.Gate"}, trusted=False).init_args() == {"least": 0.1}
+    assert from_config({"class_path": "tests.parallel._outside.Gate"}, trusted=False).init_args() == {"least": 0.1}
     with pytest.raises(UserError, match=r"unknown activation 'Gate'.*full path"):
         from_config({"class_path": "Gate"})
 
@@ -92,14 +92,14 @@ def test_a_subclass_is_not_exported_as_its_parent(format: str, tmp_path: Path) -
             export(clt, tmp_path / "out", format, {}, torch.float32, None)
 
 
-class Odd(ReLU):
+class _Odd(ReLU):
     """An argument that no file can hold."""
 
     def __init__(self, function: Any = None) -> None:
         super().__init__()
 
 
-class Forgetful(ReLU):
+class _Forgetful(ReLU):
     """Does not say what it was made with."""
 
     def __init__(self, least: float) -> None:
@@ -117,7 +117,7 @@ def local() -> Activation:
 
 
 def of_the_script() -> Activation:
-    made = type("Mine", (ReLU,), {"__module__": "__main__"})()
+    made = type("_Mine", (ReLU,), {"__module__": "__main__"})()
     assert isinstance(made, Activation)
     return made
 
@@ -127,9 +127,9 @@ def of_the_script() -> Activation:
     [
         (local(), "inside a function"),
         (of_the_script(), "in the script that was started"),
-        (Odd(lambda x: x), "plain values"),
-        (Odd(float("nan")), "plain values"),
-        (Forgetful(1.0), r"init_args\(\) does not name its argument least"),
+        (_Odd(lambda x: x), "plain values"),
+        (_Odd(float("nan")), "plain values"),
+        (_Forgetful(1.0), r"init_args\(\) does not name its argument least"),
     ],
     ids=["local", "script", "function", "nan", "forgetful"],
 )
