@@ -139,10 +139,8 @@ def arguments_of(cls: type, args: Sequence[Any], kwargs: Mapping[str, Any]) -> d
 
 def _plain_number(value: Any) -> Any:
     """A number of numpy's as Python's own; anything else as it is."""
-    item = getattr(value, "item", None)
-    return (
-        item() if type(value).__module__ == "numpy" and item is not None and getattr(value, "ndim", 1) == 0 else value
-    )
+    plain = type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0
+    return value.item() if plain else value
 
 
 def check_loadable(cls: type, arguments: Mapping[str, Any], what: str) -> None:
@@ -238,6 +236,9 @@ def _by_name(name: str, base: Bases, where: str, what: str, trusted: bool) -> ty
     found = subclasses(base).get(name, [])
     if not trusted:
         found = [cls for cls in found if is_known(cls.__module__)]
+    known = [cls for cls in found if is_known(cls.__module__)]
+    if len(known) == 1:  # a bare name means the one that comes along; others go by their full path
+        return known[0]
     if len(found) > 1:
         raise UserError(f"{where}there are several {name}: {' or '.join(map(short_path, found))}")
     if not found:

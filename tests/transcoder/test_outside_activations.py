@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import clt_lightning as cl
+from clt_lightning.core.classes import load_class
 from clt_lightning.core.errors import UserError
 from clt_lightning.training.losses import CascadeConfig, LossConfig
 from clt_lightning.transcoder import Activation, CrossLayerTranscoder, ReLU
@@ -56,6 +57,7 @@ def test_a_foreign_topk_stays_itself(foreign: ModuleType, tmp_path: Path) -> Non
     assert again.activation.config() == {"class_path": "foreign_parts.TopK", "init_args": {"k": 5, "share": 0.5}}
     assert torch.equal(again.encode(x).dense(), expected)
 
+    assert load_class("TopK", Activation, "") is cl.TopK
     del sys.modules["foreign_parts"]
     with pytest.raises(UserError, match=r"foreign_parts\.TopK.*trust=True"):
         CrossLayerTranscoder.from_pretrained(folder)
