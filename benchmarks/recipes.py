@@ -8,7 +8,6 @@ embedded demo; `--world photos` takes a folder with `clip/open_clip_model.safete
 from __future__ import annotations
 
 import argparse
-import copy
 import logging
 import statistics
 import time
@@ -26,7 +25,6 @@ from clt_lightning.training.losses import CascadeConfig, TanhConfig
 from clt_lightning.training.module import CLTModule
 from clt_lightning.training.optim import AdamW
 from clt_lightning.training.settings import (
-    BackboneConfig,
     LossConfig,
     ReviveConfig,
     ScheduleConfig,
@@ -115,15 +113,13 @@ class World(lightning.LightningDataModule):
         super().__init__()
         data: WebImages
         if name == "demo":
-            self.backbone_config = BackboneConfig(pretrained="demo")
+            self.clip = FrozenCLIP(pretrained="demo")
             data = Demo(root=root, n_train=n_train, n_test=n_test, batch_size=200)
         else:
             weights = f"{root}/clip/open_clip_model.safetensors"
-            self.backbone_config = BackboneConfig(name="photo", pretrained=weights)
+            self.clip = FrozenCLIP("photo", weights)
             data = WebImages(root=f"{root}/data", batch_size=200)
-        assert not isinstance(self.backbone_config.pretrained, Path)  # the config has made it a string
-        clip = FrozenCLIP(self.backbone_config.name, self.backbone_config.pretrained)
-        self.n_layers, data.transform = clip.n_layers, clip.preprocess
+        self.n_layers, data.transform = self.clip.n_layers, self.clip.preprocess
         data.prepare_data()
         data.setup()
         print("decoding", flush=True)
@@ -155,7 +151,7 @@ def build(recipe: dict[str, Any], k: int, seed: int, options: argparse.Namespace
         layers = world.n_layers
         features = round(features * (1 + (layers + 1) / 2) / 2)
     return CLTModule(
-        copy.deepcopy(world.backbone_config),
+        world.clip,
         TranscoderConfig(n_features=features, activation=activation(k), **form),
         loss,
         optimizer=lambda params: AdamW(

@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from clt_lightning.cli.failures import message
 from clt_lightning.core.classes import load_class, nearest
 from clt_lightning.core.errors import UserError
-from clt_lightning.data import modules
+from clt_lightning.data.sets import modules
 
 #: Words of torch's messages, and the argument that they are about
 _ARGUMENTS = {

@@ -8,11 +8,15 @@ from typing import Any
 
 import lightning
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from clt_lightning import compat
+from clt_lightning.backbone import clip, vit  # noqa: F401  (classes that a config names without their module)
+from clt_lightning.backbone.class_head import ClassHead
+from clt_lightning.backbone.make import DEFAULT_CLASS
 from clt_lightning.callbacks import (
     Board,
     Checkpoints,
@@ -45,7 +49,7 @@ from clt_lightning.cli.written import check_readable
 from clt_lightning.core import seeds
 from clt_lightning.core.classes import load_class
 from clt_lightning.core.errors import UserError
-from clt_lightning.data import modules
+from clt_lightning.data.sets import modules
 from clt_lightning.runs.checkpoint_io import damage
 from clt_lightning.runs.folder import RunFolder
 from clt_lightning.training.module import CLTModule
@@ -53,6 +57,7 @@ from clt_lightning.transcoder.precision import cpu_multiplies
 
 #: What a config that says nothing about them means; written out, so that a saved config can be read back
 _DEFAULTS = {
+    "model.backbone": {"class_path": DEFAULT_CLASS},
     "model.transcoder.activation": {"class_path": "clt_lightning.TopK", "init_args": {"k": 64}},
     "model.optimizer": {"class_path": "clt_lightning.training.optim.AdamW", "init_args": {"lr": 4e-4}},
 }
@@ -125,6 +130,13 @@ def _add_own_keys(parser: LightningArgumentParser) -> None:
     # after the others: where it stops a run, they have seen the step
     parser.add_lightning_class_args(Requeue, "requeue")
     parser.set_defaults(_DEFAULTS)
+
+
+def _below(table: Any, key: str) -> dict[str, Any]:
+    """The table that a key of an option stands in: of a class its arguments, since `init_args` may be left out."""
+    table = table if isinstance(table, dict) else {}
+    inner = table.get("init_args")
+    return inner if isinstance(inner, dict) and key not in ("class_path", "init_args", "dict_kwargs") else table
 
 
 class ConfigCLI(compat.CommandLine):
@@ -251,9 +263,8 @@ class ConfigCLI(compat.CommandLine):
             if layer.file is None and above[:1] == ["model"]:
                 table: Any = parameters
                 for key in above[1:]:
-                    table = table.get(key, {}) if isinstance(table, dict) else {}
-                if isinstance(table, dict):
-                    table.pop(last, None)
+                    table = _below(table, key).get(key)
+                _below(table, last).pop(last, None)
         try:
             self.config = self.parser.parse_object({self.command: {"model": parameters}}, self.config)
         except argparse.ArgumentError as error:
@@ -265,6 +276,9 @@ class ConfigCLI(compat.CommandLine):
         """Makes model, data, callbacks and trainer; what their classes do not accept becomes one message."""
         with users_mistakes():
             super().instantiate_classes()
+        path = self.config[self.command].get("ckpt_path")
+        if self.command != "fit" and path and not self.model.clip.has_text:
+            self.model.clip.use_head(ClassHead.load(Path(path).parent.parent))
 
     def arguments_of(self, command: str) -> dict[str, Any]:
         """What the Trainer's method gets beside the options."""
@@ -286,14 +300,14 @@ class ConfigCLI(compat.CommandLine):
         if issubclass(data_class(config), modules.WebImages):
             data.init_args.seed = seeds.resolve(data.init_args.seed)
 
-        backbone = model.backbone
+        arguments = model.backbone.get("init_args") or Namespace()
         on_cpu = config.trainer.accelerator in ("cpu", "auto") and not torch.cuda.is_available()
-        if on_cpu and backbone.precision == "bf16" and not cpu_multiplies(torch.bfloat16):
+        if on_cpu and arguments.get("precision") == "bf16" and not cpu_multiplies(torch.bfloat16):
             rank_zero_info(
-                "this CPU has no bf16 instructions, CLIP would be about 8 times slower in it: "
-                "model.backbone.precision: fp32 is taken instead of bf16"
+                "this CPU has no bf16 instructions, the backbone would be about 8 times slower in it: "
+                "model.backbone.init_args.precision: fp32 is taken instead of bf16"
             )
-            backbone.precision = "fp32"
+            arguments.precision = "fp32"
 
         parallel = model.parallel
         if self.subcommand in ("test", "predict") and parallel.feature > 1:

@@ -18,7 +18,7 @@ from clt_lightning.cli.layers import Layer
 from clt_lightning.cli.schema import TABLE, Leaf, Problem, Table, alternatives, bases_of, is_callable, walk
 from clt_lightning.core.config_file import ConfigFile, Keys, read_config
 from clt_lightning.core.errors import UserError
-from clt_lightning.data import modules
+from clt_lightning.data.sets import modules
 from clt_lightning.runs.checkpoint_io import read_checkpoint
 
 _WHY = "this config came with the run, and it would run code of its choice. If you trust it, add --trust_config"

@@ -25,7 +25,7 @@ from clt_lightning.cli.exits import exit_codes, full_disk
 from clt_lightning.cli.quiet import quieten
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import disk_errors
-from clt_lightning.data import modules
+from clt_lightning.data.sets import modules
 from clt_lightning.parallel.strategy import FeatureParallel
 from clt_lightning.runs import resume
 from clt_lightning.runs.checkpoint_io import SafeCheckpointIO, read_checkpoint

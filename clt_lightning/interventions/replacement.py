@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -108,45 +108,6 @@ def replaced(
     swap = _Replacement(clip, clt, layers, tokens, edit, skip, grad, error)
     with swap.active():
         yield swap.trace
-
-
-def embed_replaced(
-    clip: Backbone,
-    clt: CrossLayerTranscoder,
-    window: Sequence[int],
-    tokens: str,
-    entries: Mapping[int, Tensor],
-    codes: Codes,
-) -> Tensor:
-    """The embeddings with a window replaced, from what an untouched forward saw: nothing before it is run again.
-
-    Args:
-        clip: the backbone.
-        clt: the transcoder.
-        window: blocks, as `replaced` takes them.
-        tokens: as well.
-        entries: the untouched stream `(images, positions, d_model)` at the entry of some blocks.
-        codes: the untouched model's codes at all positions.
-
-    Returns:
-        unit-norm `(images, embed_dim)`: what `encode_image` gives within `replaced`.
-
-    Raises:
-        UserError: as `replaced`.
-    """
-    first = min(window)
-    stream = entries[first]
-    with replaced(clip, clt, window, tokens) as trace:
-        images, positions = stream.shape[:2]
-        row = check_fit(clip, clt).index(first)
-        if clt.topology == "cross_layer" and row:
-            earlier = codes
-            if tokens != "all":
-                kept = torch.zeros(positions, dtype=torch.bool, device=codes.device)
-                kept[clip.tokens.span(tokens)] = True
-                earlier = codes.select_tokens(kept.repeat(images))
-            trace.codes.update({i: earlier.slice(i) for i in range(row)})
-        return clip.run_from(first, stream)
 
 
 @dataclass

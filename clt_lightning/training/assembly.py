@@ -6,14 +6,8 @@ import dataclasses
 from typing import Any
 
 from clt_lightning.backbone import Backbone
-from clt_lightning.backbone.make import settings_of
-from clt_lightning.training.settings import BackboneConfig, TranscoderConfig
+from clt_lightning.training.settings import TranscoderConfig
 from clt_lightning.transcoder import CrossLayerTranscoder
-
-
-def describe_backbone(backbone: Backbone) -> BackboneConfig:
-    """The settings that make a backbone like this one."""
-    return BackboneConfig(**settings_of(backbone))
 
 
 def describe_transcoder(clt: CrossLayerTranscoder) -> TranscoderConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,15 +15,16 @@ from torch import Tensor
 
 from clt_lightning.backbone import Backbone
 from clt_lightning.backbone.clip import FrozenCLIP
-from clt_lightning.backbone.make import make_backbone
+from clt_lightning.backbone.make import AnyBackbone, make_backbone, spec_of
 from clt_lightning.core import seeds
-from clt_lightning.core.errors import UserError, within
+from clt_lightning.core.errors import UserError
 from clt_lightning.core.say import say
+from clt_lightning.interventions.observation import Needs
 from clt_lightning.interventions.replacement import check_fit
 from clt_lightning.parallel import ShardedTranscoder
 from clt_lightning.runs.finite import FiniteWatch
 from clt_lightning.runs.timing import StepClock
-from clt_lightning.training.assembly import describe_backbone, describe_transcoder, transcoder_form
+from clt_lightning.training.assembly import describe_transcoder, transcoder_form
 from clt_lightning.training.buffer import ActivationBuffer
 from clt_lightning.training.checkpointing import Checkpointing
 from clt_lightning.training.evaluation import Evaluation
@@ -33,7 +34,6 @@ from clt_lightning.training.losses.cascade import Clean, capture_clean, cascade_
 from clt_lightning.training.optim import AdamW
 from clt_lightning.training.preparation import Preparation
 from clt_lightning.training.settings import (
-    BackboneConfig,
     LossConfig,
     ParallelConfig,
     ReviveConfig,
@@ -51,10 +51,15 @@ warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer
 
 MYPY = False  # type checkers take it for true; jsonargparse would read a TYPE_CHECKING block
 if MYPY:
-    AnyBackbone = BackboneConfig | Backbone
+    BackboneOption = AnyBackbone
     Transcoder = TranscoderConfig | CrossLayerTranscoder
-else:  # what the command line reads: settings alone
-    AnyBackbone, Transcoder = BackboneConfig, TranscoderConfig
+else:  # what the command line reads: a class and its arguments, and settings
+    BackboneOption, Transcoder = Callable[[], Backbone], TranscoderConfig
+
+
+def default_backbone() -> Backbone:
+    """OpenAI's ViT-B/32."""
+    return FrozenCLIP()
 
 
 def default_optimizer(params: Iterable[Any]) -> torch.optim.Optimizer:
@@ -75,12 +80,14 @@ class StepPart:
 
 
 class CLTModule(Preparation, Evaluation, Checkpointing):
-    """Trains a cross-layer transcoder on the activations of a frozen CLIP.
+    """Trains a cross-layer transcoder on the activations of a frozen backbone.
 
     Batches are dicts with `image` (docs/design.md), tuples `(image, label)`, or images alone, from any loader.
 
     Args:
-        backbone: the frozen backbone: settings, or a `FrozenCLIP` or `FrozenViT`.
+        backbone: the frozen backbone: a class and its arguments, `{class_path: FrozenCLIP, init_args: {name,
+            pretrained, precision}}`, or the arguments alone; `FrozenViT` for timm's models, or a subclass of
+            `Backbone` of one's own by its dotted path (docs/backbones.md). In Python also the backbone itself.
         transcoder: the transcoder: settings, or a `CrossLayerTranscoder`, which is trained in place.
         loss: coefficients and warm-up of each part of the loss.
         optimizer: optimizer class and arguments, e.g. `{class_path: torch.optim.AdamW, init_args: {lr: 4.0e-4}}`;
@@ -97,7 +104,7 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
     def __init__(
         self,
         # defaults are never changed; no `| None`, since the types carry the command line's help
-        backbone: AnyBackbone = BackboneConfig(),  # noqa: B008
+        backbone: BackboneOption = default_backbone,
         transcoder: Transcoder = TranscoderConfig(),  # noqa: B008
         loss: LossConfig = LossConfig(),  # noqa: B008
         optimizer: OptimizerCallable = default_optimizer,
@@ -108,9 +115,8 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        self.backbone_config = (
-            describe_backbone(backbone) if isinstance(backbone, Backbone) else from_plain(BackboneConfig, backbone)
-        )
+        # other backbones have the same methods; those of texts refuse
+        self.clip = cast(FrozenCLIP, make_backbone(backbone))
         if isinstance(transcoder, CrossLayerTranscoder):
             self.transcoder_config = describe_transcoder(transcoder)
         else:
@@ -125,7 +131,7 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         # plain values only: a checkpoint must load with weights_only=True
         self.save_hyperparameters(
             {
-                "backbone": to_plain(self.backbone_config),
+                "backbone": spec_of(self.clip),
                 "transcoder": to_plain(self.transcoder_config),
                 "loss": to_plain(self.loss_config),
                 "schedule": to_plain(self.schedule_config),
@@ -135,11 +141,6 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
             }
         )
 
-        if isinstance(backbone, Backbone):
-            self.clip = cast(FrozenCLIP, backbone)
-        else:
-            with within("model.backbone"):
-                self.clip = cast(FrozenCLIP, make_backbone(**to_plain(self.backbone_config), seed=seed))
         t = self.transcoder_config
         sharded = self.parallel_config.feature > 1
         if isinstance(transcoder, CrossLayerTranscoder):
@@ -166,7 +167,7 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         self.buffer = ActivationBuffer(self.tokens_config.buffer) if self.tokens_config.buffer else None
         self.finite = FiniteWatch()
         self.clock = StepClock()
-        self.entries: set[int] = set()  # blocks whose entry an evaluation keeps
+        self.needs = Needs()  # what an evaluation keeps of every forward
         self.batches_seen = 0
         self.total_steps = -1  # optimizer steps of the whole run; known when training starts
         self.validated_at_step: int | None = None

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
-from clt_lightning.backbone.make import Library
 from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError, about
 from clt_lightning.core.sites import Sites
@@ -18,34 +16,6 @@ from clt_lightning.transcoder.activations import from_config
 from clt_lightning.transcoder.clt import Normalize
 from clt_lightning.transcoder.decoders import Topology
 from clt_lightning.transcoder.encoders import Backend
-
-
-@dataclass
-class BackboneConfig:
-    """The frozen backbone.
-
-    Args:
-        name: the library's name of the architecture. OpenAI's weights were trained with QuickGELU: take
-            `ViT-B-32-quickgelu`, not `ViT-B-32`. Or `hf-hub:ORG/NAME` or `local-dir:FOLDER`, which bring weights along.
-        pretrained: open_clip tag (downloaded on first use), path of a file of weights, folder with
-            `open_clip_config.json` and weights, `hf-hub:ORG/NAME`, `demo` for the small CLIP that comes with this
-            package, or null for random weights. Folders, repositories and `demo` bring their architecture along.
-            Of timm: `default` for its own choice, a tag, path of a file, or null.
-        precision: `fp32` or `bf16`, the backbone's own, whatever the trainer's is; `fp64` for checks.
-        image_size: side of the images in pixels, of a model of timm's; null: its own.
-        library: whose names these are: `open_clip` (with a text tower), or `timm` (any Vision Transformer without one;
-            docs/backbones.md).
-    """
-
-    name: str = "ViT-B-32-quickgelu"
-    pretrained: str | Path | None = "openai"
-    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
-    image_size: int | None = None
-    library: Library = "open_clip"
-
-    def __post_init__(self) -> None:
-        check_fields(self, "backbone")
-        self.pretrained = str(self.pretrained) if isinstance(self.pretrained, Path) else self.pretrained
 
 
 @dataclass
@@ -230,7 +200,6 @@ def to_plain(value: Any) -> Any:
 
 
 __all__ = [
-    "BackboneConfig",
     "LossConfig",
     "ParallelConfig",
     "ReviveConfig",

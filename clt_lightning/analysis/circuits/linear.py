@@ -196,6 +196,7 @@ class LinearTower:
         read: Callable[[int], Tensor | None] | None = None,
         final: Tensor | None = None,
         entering: Callable[[int], Tensor | None] | None = None,
+        attending: Callable[[int], Tensor | None] | None = None,
     ) -> Iterator[Step]:
         """Backwards through the held tower, many rows at once.
 
@@ -205,6 +206,8 @@ class LinearTower:
             read: `read(layer)`: gradients by the MLP's input of a layer, `(rows, positions, d_model)`, or None.
             final: gradients by the last stream (`top` is the last layer then).
             entering: `entering(layer)`: gradients by the stream at a block's entry.
+            attending: `attending(layer)`: gradients by what the attention adds, where that is written by nodes of its
+                own: these alone go on through the attention then, and the stream passes it by.
 
         Yields:
             every place from the top down: `mlp` and `attention` of each block, at last `input`.
@@ -225,7 +228,9 @@ class LinearTower:
                 gradient = gradient + block.read_adjoint(by_x)
             if gradient is not zeros:
                 yield Step(layer, "attention", gradient)
-                gradient = gradient + block.attend_adjoint(gradient)
+            through = gradient if attending is None else attending(layer)
+            if through is not None and through is not zeros:
+                gradient = gradient + block.attend_adjoint(through)
             entered = None if entering is None else entering(layer)
             if entered is not None:
                 gradient = gradient + entered

@@ -157,6 +157,7 @@ def numbered(folder: Path, pattern: str) -> list[Path]:
 #: TransformerLens's names of sites, which other tools use, without `blocks.<l>.`
 HOOKS = {
     "resid_pre": "hook_resid_pre",
+    "attn_z": "attn.hook_z",
     "attn_out": "hook_attn_out",
     "resid_mid": "hook_resid_mid",
     "mlp_in": "mlp.hook_in",
