@@ -70,7 +70,8 @@ def default_optimizer(params: Iterable[Any]) -> torch.optim.Optimizer:
 @dataclass
 class StepPart:
     """What a step keeps of one chunk of tokens: parts of the loss, `y_hat`, fired features, number of active codes, and
-    the share of rows that a low-precision product left open."""
+    the share of rows that a low-precision product left open.
+    """
 
     parts: dict[str, Tensor]
     y_hat: Tensor

@@ -172,7 +172,7 @@ def test_an_option_that_the_command_has_itself_is_refused(package: Path) -> None
         "from clt_lightning.data.sharding import Sharder\n"
         "SHARDER = Sharder('mine', 'Mine', print, lambda parser: parser.add_argument('--limit'))\n"
     )
-    with pytest.raises(UserError, match="outside4.SHARDER.*--limit"):
+    with pytest.raises(UserError, match=r"outside4\.SHARDER.*--limit"):
         shard("outside4.SHARDER", "--source", str(package), "--output", str(package / "out"))
 
 
