@@ -67,7 +67,7 @@ def find_class(name: str, base: type, where: str, what: str, *, trusted: bool) -
     loaded = vars(sys.modules[module]).get(last) if module in sys.modules else None
     if inspect.isclass(loaded) and issubclass(loaded, base):
         return loaded
-    if not trusted and module.isprintable() and "." in name and not is_known(name):
+    if not trusted and not is_known(name):
         raise UserError(
             f"{where}{what} {name} is not a class of {', '.join(KNOWN_PACKAGES)}, so it was not loaded: that would run "
             "code of the file's choice. If you trust it, import it first, or say so (trust=True in Python, "

@@ -20,6 +20,11 @@ from clt_lightning.transcoder.screening import Chosen, Screen
 _ENTRIES = 1 << 24
 
 
+def _tensors(activation: Activation) -> dict[str, Tensor]:
+    """Parameters and buffers by name, also those that are not saved."""
+    return {**dict(activation.named_parameters()), **dict(activation.named_buffers())}
+
+
 class FeatureExchange:
     """The exchange of an activation whose features are divided: `transcoder.activations.exchange.Exchange`.
 
@@ -44,14 +49,14 @@ class FeatureExchange:
         self.width = n_features // shards.size
         self.whole = copy.deepcopy(given) if given is not None else TopK(64)
         self.whole.build(n_layers, n_features)
-        self.dims = {name: self._divided_along(name, tensor) for name, tensor in self.whole.state_dict().items()}
+        self.dims = {name: self._divided_along(name, tensor) for name, tensor in _tensors(self.whole).items()}
         with torch.no_grad():
-            for name, tensor in activation.state_dict(keep_vars=True).items():
-                if not tensor.is_meta:
-                    tensor.copy_(self.part(name, self.whole.state_dict()[name]))
+            every = _tensors(self.whole)
+            for name, tensor in _tensors(activation).items():
+                tensor.copy_(self.part(name, every[name]))
 
     def _divided_along(self, name: str, tensor: Tensor) -> int | None:
-        own = self.activation.state_dict()[name].shape
+        own = _tensors(self.activation)[name].shape
         odd = [dim for dim, (a, b) in enumerate(zip(own, tensor.shape)) if a != b]
         if not odd:
             return None
@@ -67,7 +72,7 @@ class FeatureExchange:
         dim = self.dims[name]
         if dim is None:
             return tensor
-        whole = tensor.new_zeros(self.whole.state_dict()[name].shape)
+        whole = tensor.new_zeros(_tensors(self.whole)[name].shape)
         self.part(name, whole).copy_(tensor)
         return whole
 
@@ -99,9 +104,10 @@ class FeatureExchange:
     def _of_all_features(self, device: torch.device) -> Activation:
         """The activation with the parameters and buffers of all features, in the own one's mode."""
         whole = self.whole.to(device)
-        theirs = whole.state_dict(keep_vars=True)
-        for name, tensor in self.activation.state_dict().items():
+        theirs = _tensors(whole)
+        for name, tensor in _tensors(self.activation).items():
             dim = self.dims[name]
+            tensor = tensor.detach()
             everything = tensor if dim is None else torch.cat(list(self.shards.all_gather(tensor)), dim)
             theirs[name].data = everything.clone()
         whole.train(self.activation.training)

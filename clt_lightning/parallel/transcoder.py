@@ -181,11 +181,14 @@ class ShardedTranscoder(CrossLayerTranscoder):
     def average_replicas(self) -> None:
         """Averages the gradients of what all processes hold, which differ in their last bits at most.
 
-        With it copies of `b_dec` and the skip path stay equal whatever order a backend adds in.
+        With it copies of `b_dec` and the skip path stay equal whatever order a backend adds in. What an activation has
+        in common for all features gets its gradient from each process's own ones: these are added up.
         """
-        for parameter, dim in self.divided():
-            if dim is None and parameter.grad is not None:
-                self.shards.reduce_(parameter.grad).div_(self.shards.size)
+        for name, parameter in self.named_parameters():
+            if self.feature_dim(name) is None and parameter.grad is not None:
+                total = self.shards.reduce_(parameter.grad)
+                if not name.startswith("activation."):
+                    total.div_(self.shards.size)
 
     @torch.no_grad()
     def clip_grad_norm_(self, max_norm: float) -> Tensor:

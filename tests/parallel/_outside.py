@@ -11,10 +11,11 @@ from clt_lightning.transcoder.codes import Pairs
 
 
 class Gate(Activation):
-    """What lies above a limit that each feature learns; later features begin with higher ones."""
+    """What lies above a limit that each feature learns, times what each layer learns; later features begin higher."""
 
     scope = "feature"
     limit: nn.Parameter
+    gain: nn.Parameter
 
     def __init__(self, least: float = 0.1) -> None:
         super().__init__()
@@ -22,13 +23,14 @@ class Gate(Activation):
 
     def build(self, n_layers: int, n_features: int) -> None:
         self.limit = nn.Parameter(self.least + torch.linspace(0, 0.2, n_features).expand(n_layers, -1).clone())
+        self.gain = nn.Parameter(torch.ones(n_layers))
 
     def select(self, pre: Tensor, layer: int) -> Tensor:
         return pre > self.limit[layer].detach()
 
     def values(self, pre: Tensor, features: Tensor | None, layer: int) -> Tensor:
         limit = self.limit[layer]
-        return torch.relu(pre - (limit if features is None else limit[features]))
+        return self.gain[layer] * torch.relu(pre - (limit if features is None else limit[features]))
 
 
 class NearTop(Activation):
@@ -42,7 +44,7 @@ class NearTop(Activation):
         self.share = share
 
     def build(self, n_layers: int, n_features: int) -> None:
-        self.register_buffer("scale", torch.linspace(0.5, 1.5, n_features))
+        self.register_buffer("scale", torch.linspace(0.5, 1.5, n_features), persistent=False)
 
     def select(self, pre: Tensor, layer: int) -> Tensor:
         scaled = pre * self.scale

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 from torch import Tensor
 
@@ -58,7 +58,7 @@ class LossTerm:
     warmup_fraction: float = 0.0
     _given: dict[str, Any]
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> LossTerm:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Keeps the arguments, for `config`."""
         made = super().__new__(cls)
         made.__dict__["_given"] = arguments_of(cls, args, kwargs)

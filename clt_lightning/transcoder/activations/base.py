@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ class Activation(nn.Module):
     tracking = True
     _given: dict[str, Any]
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Activation:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Keeps the arguments, for `init_args`."""
         made = super().__new__(cls)
         made.__dict__["_given"] = arguments_of(cls, args, kwargs)
