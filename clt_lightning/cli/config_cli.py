@@ -97,6 +97,11 @@ def needs(command: str) -> str:
 
 def config_keys() -> schema.Table:
     """The keys that a config of fit may have."""
+    return table_of(config_parser())
+
+
+def config_parser() -> Parser:
+    """A parser of these keys, with what explains them."""
     parser = Parser(exit_on_error=False)
     parser.add_argument("--seed_everything", type=bool | int, default=0)
     parser.add_lightning_class_args(lightning.Trainer, "trainer")
@@ -104,7 +109,7 @@ def config_keys() -> schema.Table:
     parser.add_lightning_class_args(lightning.LightningDataModule, "data", subclass_mode=True)
     _add_own_keys(parser)
     parser.add_argument("--ckpt_path", type=str | Path | None, default=None)
-    return table_of(parser)
+    return parser
 
 
 def _add_own_keys(parser: LightningArgumentParser) -> None:
