@@ -59,7 +59,9 @@ class Probe:
 
 
 def fit_classes(train: Rows, val: Rows, n_classes: int, k: int | None = None, intercept: bool = True) -> Probe:
-    """Multinomial logistic regression; of all penalties the one with the best accuracy on `val`, ties to the stronger.
+    """Multinomial logistic regression; of the penalties the one with the best accuracy on `val`.
+
+    They are tried from strong to weak, until two in a row are no better.
 
     Args:
         train: to learn from; labels in 0..n_classes-1.
@@ -86,6 +88,8 @@ def fit_classes(train: Rows, val: Rows, n_classes: int, k: int | None = None, in
         right = float(((z_val @ state[:-1] + state[-1]).argmax(1) == val.y).float().mean())
         if best is None or right > best[0]:
             best = (right, penalty, state)
+        elif penalty < 0.05 * best[1]:  # two in a row, from strong to weak, were no better
+            break
     assert best is not None
     return _probe(best[2], best[1], mean, std, chosen)
 
