@@ -77,8 +77,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Median seconds of a step with and without the cascade."""
     config = yaml.safe_load(Path(options.config).read_text())["model"]
     if options.pretrained:
-        backbone = config["backbone"]
-        backbone.get("init_args", backbone)["pretrained"] = options.pretrained
+        config["backbone"]["init_args"]["pretrained"] = options.pretrained
     if options.features:
         config["transcoder"]["n_features"] = options.features
     if options.images is not None:
