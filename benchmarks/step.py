@@ -20,10 +20,10 @@ import torch.nn.functional as F
 
 from benchmarks.common import machine, medians, rates, seconds, write
 from clt_lightning.core.memory import peak_resident, resident
+from clt_lightning.training.losses import AuxKConfig, auxiliary_tokens, auxk_loss, reconstruction_loss
 from clt_lightning.training.optim import AdamW
 from clt_lightning.transcoder import AuxiliaryRequest, CrossLayerTranscoder, TopK
-from clt_lightning.transcoder.clt import Topology
-from clt_lightning.transcoder.losses import AuxKConfig, auxiliary_tokens, auxk_loss, reconstruction_loss
+from clt_lightning.transcoder.decoders import Topology
 from clt_lightning.transcoder.precision import cpu_multiplies
 from clt_lightning.transcoder.top import top_indices
 

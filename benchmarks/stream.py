@@ -20,9 +20,9 @@ import torch
 from benchmarks.common import machine, synchronize, write
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.data import Demo
+from clt_lightning.training.losses import reconstruction_loss
 from clt_lightning.training.optim import AdamW
 from clt_lightning.transcoder import CrossLayerTranscoder, StatisticsAccumulator, TopK
-from clt_lightning.transcoder.losses import reconstruction_loss
 
 
 def run(options: argparse.Namespace, root: str) -> dict[str, Any]:

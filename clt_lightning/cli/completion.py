@@ -6,7 +6,6 @@ import argparse
 import importlib
 from collections.abc import Iterator, Mapping
 
-from clt_lightning import compat
 from clt_lightning.core.errors import UserError
 
 _SHELLS = ("bash", "zsh", "tcsh")
@@ -36,6 +35,7 @@ def run(args: argparse.Namespace) -> None:
 
 def whole_parser() -> argparse.ArgumentParser:
     """One parser with every command and every option."""
+    from clt_lightning import compat
     from clt_lightning.cli.main import COMMANDS, TRAINER_COMMANDS
 
     parser = argparse.ArgumentParser(prog="clt-lightning")

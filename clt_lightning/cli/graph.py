@@ -136,8 +136,7 @@ def run(args: argparse.Namespace) -> None:
     if args.evolution is not None and args.output is None:
         raise UserError("--evolution needs --output FILE: it writes FILE.evolution.json")
     opened = open_run(args.run, **run_options(args))
-    if opened.head is None:
-        raise UserError(f"--run {args.run}: its data have no class names, so there is no logit to explain")
+    opened.require_head("no logit to explain")
     if args.image is not None:
         _graph(args, opened)
     if args.curves is not None:

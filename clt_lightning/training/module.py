@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
-import lightning
 import torch
 import torch.distributed as dist
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from clt_lightning import compat
-from clt_lightning.backbone import Activations, Backbone, random_positions
+from clt_lightning.backbone import Backbone
 from clt_lightning.backbone.clip import FrozenCLIP
-from clt_lightning.backbone.make import make_backbone, settings_of
+from clt_lightning.backbone.make import AnyBackbone, make_backbone, spec_of
 from clt_lightning.core import seeds
-from clt_lightning.core.errors import UserError, within
-from clt_lightning.core.progress import Progress
+from clt_lightning.core.errors import UserError
 from clt_lightning.core.say import say
+from clt_lightning.interventions.observation import Needs
 from clt_lightning.interventions.replacement import check_fit
 from clt_lightning.parallel import ShardedTranscoder
-from clt_lightning.runs.checkpoint_io import read_checkpoint
 from clt_lightning.runs.finite import FiniteWatch
 from clt_lightning.runs.timing import StepClock
-from clt_lightning.training.batches import as_batch
+from clt_lightning.training.assembly import describe_transcoder, transcoder_form
 from clt_lightning.training.buffer import ActivationBuffer
-from clt_lightning.training.cascade import Clean, capture_clean, cascade_parts
+from clt_lightning.training.checkpointing import Checkpointing
+from clt_lightning.training.evaluation import Evaluation
+from clt_lightning.training.losses import loss_parts
+from clt_lightning.training.losses.auxk import auxiliary_request, split_request
+from clt_lightning.training.losses.cascade import Clean, capture_clean, cascade_parts
 from clt_lightning.training.optim import AdamW
-from clt_lightning.training.schedule import lr_factor
+from clt_lightning.training.preparation import Preparation
 from clt_lightning.training.settings import (
-    BackboneConfig,
     LossConfig,
     ParallelConfig,
     ReviveConfig,
@@ -49,31 +43,23 @@ from clt_lightning.training.settings import (
     from_plain,
     to_plain,
 )
-from clt_lightning.transcoder import AuxiliaryRequest, CrossLayerTranscoder, StatisticsAccumulator
-from clt_lightning.transcoder.chunked import add_up, split_request
-from clt_lightning.transcoder.losses import auxiliary_tokens, loss_parts
+from clt_lightning.transcoder import AuxiliaryRequest, CrossLayerTranscoder
+from clt_lightning.transcoder.chunked import add_up
 
 # the module's own hook serves every loader, a data module's too
 warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in `LightningModule`")
 
 MYPY = False  # type checkers take it for true; jsonargparse would read a TYPE_CHECKING block
 if MYPY:
-    AnyBackbone = BackboneConfig | Backbone
+    BackboneOption = AnyBackbone
     Transcoder = TranscoderConfig | CrossLayerTranscoder
-else:  # what the command line reads: settings alone
-    AnyBackbone, Transcoder = BackboneConfig, TranscoderConfig
+else:  # what the command line reads: a class and its arguments, and settings
+    BackboneOption, Transcoder = Callable[[], Backbone], TranscoderConfig
 
 
-def describe_backbone(backbone: Backbone) -> BackboneConfig:
-    """The settings that make a backbone like this one."""
-    return BackboneConfig(**settings_of(backbone))
-
-
-def describe_transcoder(clt: CrossLayerTranscoder) -> TranscoderConfig:
-    """The settings that make a transcoder like this one, untrained."""
-    return TranscoderConfig(
-        clt.n_features, clt.activation, clt.topology, clt.skip, clt.backend, clt.sites, clt.normalization
-    )
+def default_backbone() -> Backbone:
+    """OpenAI's ViT-B/32."""
+    return FrozenCLIP()
 
 
 def default_optimizer(params: Iterable[Any]) -> torch.optim.Optimizer:
@@ -84,7 +70,8 @@ def default_optimizer(params: Iterable[Any]) -> torch.optim.Optimizer:
 @dataclass
 class StepPart:
     """What a step keeps of one chunk of tokens: parts of the loss, `y_hat`, fired features, number of active codes, and
-    the share of rows that a low-precision product left open."""
+    the share of rows that a low-precision product left open.
+    """
 
     parts: dict[str, Tensor]
     y_hat: Tensor
@@ -93,13 +80,15 @@ class StepPart:
     repeated: Tensor | None = None
 
 
-class CLTModule(lightning.LightningModule):
-    """Trains a cross-layer transcoder on the activations of a frozen CLIP.
+class CLTModule(Preparation, Evaluation, Checkpointing):
+    """Trains a cross-layer transcoder on the activations of a frozen backbone.
 
     Batches are dicts with `image` (docs/design.md), tuples `(image, label)`, or images alone, from any loader.
 
     Args:
-        backbone: the frozen backbone: settings, or a `FrozenCLIP` or `FrozenViT`.
+        backbone: the frozen backbone: a class and its arguments, `{class_path: FrozenCLIP, init_args: {name,
+            pretrained, precision}}`, or the arguments alone; `FrozenViT` for timm's models, or a subclass of
+            `Backbone` of one's own by its dotted path (docs/backbones.md). In Python also the backbone itself.
         transcoder: the transcoder: settings, or a `CrossLayerTranscoder`, which is trained in place.
         loss: coefficients and warm-up of each part of the loss.
         optimizer: optimizer class and arguments, e.g. `{class_path: torch.optim.AdamW, init_args: {lr: 4.0e-4}}`;
@@ -116,7 +105,7 @@ class CLTModule(lightning.LightningModule):
     def __init__(
         self,
         # defaults are never changed; no `| None`, since the types carry the command line's help
-        backbone: AnyBackbone = BackboneConfig(),  # noqa: B008
+        backbone: BackboneOption = default_backbone,
         transcoder: Transcoder = TranscoderConfig(),  # noqa: B008
         loss: LossConfig = LossConfig(),  # noqa: B008
         optimizer: OptimizerCallable = default_optimizer,
@@ -127,9 +116,8 @@ class CLTModule(lightning.LightningModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        self.backbone_config = (
-            describe_backbone(backbone) if isinstance(backbone, Backbone) else from_plain(BackboneConfig, backbone)
-        )
+        # other backbones have the same methods; those of texts refuse
+        self.clip = cast(FrozenCLIP, make_backbone(backbone))
         if isinstance(transcoder, CrossLayerTranscoder):
             self.transcoder_config = describe_transcoder(transcoder)
         else:
@@ -144,7 +132,7 @@ class CLTModule(lightning.LightningModule):
         # plain values only: a checkpoint must load with weights_only=True
         self.save_hyperparameters(
             {
-                "backbone": to_plain(self.backbone_config),
+                "backbone": spec_of(self.clip),
                 "transcoder": to_plain(self.transcoder_config),
                 "loss": to_plain(self.loss_config),
                 "schedule": to_plain(self.schedule_config),
@@ -154,12 +142,6 @@ class CLTModule(lightning.LightningModule):
             }
         )
 
-        self.clip: FrozenCLIP  # other backbones have the same methods; those of texts refuse
-        if isinstance(backbone, Backbone):
-            self.clip = cast(FrozenCLIP, backbone)
-        else:
-            with within("model.backbone"):
-                self.clip = cast(FrozenCLIP, make_backbone(**to_plain(self.backbone_config), seed=seed))
         t = self.transcoder_config
         sharded = self.parallel_config.feature > 1
         if isinstance(transcoder, CrossLayerTranscoder):
@@ -172,7 +154,8 @@ class CLTModule(lightning.LightningModule):
         else:
             # one that is to be divided is made in configure_model: here it might not fit the main memory
             with torch.device("meta") if sharded else nullcontext():
-                self.transcoder = CrossLayerTranscoder(**self._form(), seed=None if sharded else seed)
+                form = transcoder_form(self.transcoder_config, self.clip)
+                self.transcoder = CrossLayerTranscoder(**form, seed=None if sharded else seed)
         self.register_buffer(
             "tokens_since_fired",
             torch.zeros(self.transcoder.n_layers, t.n_features, dtype=torch.int64),
@@ -181,116 +164,17 @@ class CLTModule(lightning.LightningModule):
         self._at_all_mlps = self.transcoder.sites.is_mlp and self.transcoder.n_layers == self.clip.n_layers
         if self.loss_config.cascade.is_on and not self._at_all_mlps:
             say("the cascade's terms of the loss are off: they are for a transcoder in the place of all MLPs")
+        # a buffer mixes images: each token then brings along what it is
+        mixed = bool(self.tokens_config.buffer) and self.transcoder.cls_weight != 1
+        self._marked = self.loss_config.needs("labels") or self.loss_config.needs("positions") or mixed
         self.buffer = ActivationBuffer(self.tokens_config.buffer) if self.tokens_config.buffer else None
         self.finite = FiniteWatch()
         self.clock = StepClock()
-        self.entries: set[int] = set()  # blocks whose entry an evaluation keeps
+        self.needs = Needs()  # what an evaluation keeps of every forward
         self.batches_seen = 0
         self.total_steps = -1  # optimizer steps of the whole run; known when training starts
         self.validated_at_step: int | None = None
 
-    def _form(self) -> dict[str, Any]:
-        """What makes the transcoder, without its seed."""
-        t = self.transcoder_config
-        kept = ("n_features", "activation", "topology", "skip", "backend", "normalize")
-        sites = t.sites.of(t.topology)
-        layers = sites.resolve(self.clip.n_layers, self.clip.name)
-        if sites.layers is not None and not sites.once:
-            sites = dataclasses.replace(sites, layers=list(layers))  # as the backbone numbers them
-        widths = [self.clip.site_width(str(site)) for site in (sites.read, sites.write)]
-        return {
-            "n_layers": len(layers),
-            "d_model": widths[0],
-            "d_out": widths[1],
-            "sites": sites,
-            **{name: getattr(t, name) for name in kept},
-        }
-
-    # -- set-up ------------------------------------------------------------------------------------------------------
-    def setup(self, stage: str) -> None:
-        """Gives the datamodule the backbone's image transform."""
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if datamodule is not None and getattr(datamodule, "transform", "absent") is None:
-            datamodule.transform = self.clip.preprocess
-
-    def configure_model(self) -> None:
-        """Makes this process's part of a transcoder that is divided over processes.
-
-        Raises:
-            UserError: the trainer's strategy divides nothing.
-        """
-        if self.parallel_config.feature == 1 or isinstance(self.transcoder, ShardedTranscoder):
-            return
-        shards = getattr(self.trainer.strategy, "shards", None)
-        if shards is None or shards.size != self.parallel_config.feature:
-            del self.transcoder  # it has no memory, which Lightning would move on its way out
-            raise UserError(
-                f"model.parallel.feature={self.parallel_config.feature} needs the strategy "
-                "clt_lightning.parallel.strategy.FeatureParallel of the same number (the command line sets it)"
-            )
-        self.transcoder = ShardedTranscoder(shards, **self._form(), seed=self.seed)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        try:
-            optimizer = self.optimizer_factory(self.transcoder.parameters())
-        except (ValueError, TypeError) as error:  # a rate below 0, an argument or a shape that it does not take
-            raise UserError(f"model.optimizer: {error}") from error
-        for unreached in self.loss_config.never_reached(self.trainer.max_steps):
-            rank_zero_warn(unreached)
-        if self.trainer.max_steps > 0 or self.schedule_config.decay == "none":
-            factor = lr_factor(self.schedule_config, self.trainer.max_steps)
-        else:
-            factor = self._factor_by_epochs
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _factor_by_epochs(self, step: int) -> float:
-        """The learning rate's factor in a run of so many epochs, whose steps are known when training starts."""
-        known = self.total_steps > 0
-        config = self.schedule_config if known else dataclasses.replace(self.schedule_config, decay="none")
-        return lr_factor(config, self.total_steps)(step)
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> dict[str, Any]:
-        return as_batch(batch)
-
-    def on_train_start(self) -> None:
-        trainer = self.trainer
-        batches, epochs = trainer.num_training_batches, trainer.max_epochs
-        self.total_steps = trainer.max_steps
-        if self.total_steps <= 0 and epochs is not None and epochs > 0 and math.isfinite(batches):
-            self.total_steps = epochs * -(-int(batches) // trainer.accumulate_grad_batches)
-        if self.schedule_config.decay != "none" and self.schedule_config.decay_fraction > 0:
-            lr_factor(self.schedule_config, self.total_steps)  # a decay without an end is said before the first step
-        # a loader that was given to the trainer without its data module does not know the trainer's limits yet
-        follow = getattr(trainer.train_dataloader, "follow", None)
-        if follow is not None:
-            follow(trainer)
-        if not bool(self.transcoder.normalized):
-            self._estimate_normalization()
-
-    @torch.no_grad()
-    def _estimate_normalization(self) -> None:
-        # a loader of its own: reading from the training loader would move its place in the data
-        datamodule = getattr(self.trainer, "datamodule", None)
-        loader: Any = self.trainer.train_dataloader if datamodule is None else datamodule.train_dataloader()
-        clt = self.transcoder
-        sums = StatisticsAccumulator(clt.n_layers, clt.d_model, self.device, clt.d_out)
-        wanted = -(-self.tokens_config.statistics // self._data_place()[1])
-        say(f"normalisation: {wanted:,} training tokens set the transcoder's scales, once")
-        with Progress("normalisation", wanted, "tokens") as bar:
-            for index, raw in enumerate(loader):
-                batch = as_batch(raw)
-                acts = self._capture(batch, self._positions(len(batch["image"]), self._generator(index)))
-                sums.update(*self._sites(acts))
-                bar.to(min(int(sums.n), wanted))
-                if int(sums.n) >= wanted:
-                    break
-        if self.trainer.world_size > 1:
-            for total in sums.sums():
-                dist.all_reduce(total)
-        self.transcoder.normalize(sums.result())
-
-    # -- the step ----------------------------------------------------------------------------------------------------
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         generator = self._generator(self.batches_seen)
         config, strength = self.loss_config.cascade, self._cascade_strength()
@@ -303,12 +187,16 @@ class CLTModule(lightning.LightningModule):
                 acts = self._capture(batch, positions)
         self.clock.begin("transcoder")  # ended after the backward pass
         x, y = self._sites(acts)
+        marks = self._marks(batch, positions, x.shape[1]) if self._marked else None
         if self.buffer is not None:
-            x, y = self.buffer.exchange(x, y, generator)
-        request = self._auxiliary_request(x.shape[1], generator)
+            x, y, marks = self.buffer.exchange_marked(x, y, marks, generator)
+        request = auxiliary_request(
+            self.loss_config.auxk, self.transcoder, self.tokens_since_fired, x.shape[1], generator
+        )
         chunk = self.tokens_config.max_tokens_per_chunk or x.shape[1]
+        cls = self._cls_rows(positions, x.shape[1], marks if self.buffer is not None else None)
         done: list[StepPart] = []
-        losses = self._chunk_losses(x, y, request, chunk, done)
+        losses = self._chunk_losses(x, y, request, chunk, done, marks, cls)
         together = chunk >= x.shape[1]
         with self.transcoder.one_gradient() if together else nullcontext():
             if together:
@@ -325,7 +213,7 @@ class CLTModule(lightning.LightningModule):
         parts |= {name: value.detach() for name, value in cascade.items()}
         self.finite.look(self.global_step, loss, parts, acts.x, acts.y, torch.cat([part.y_hat for part in done], 1))
         self._count_fired(torch.stack([part.fired for part in done]).any(0), x.shape[1])
-        self._average_threshold()
+        self._average_statistics()
         self.batches_seen += 1
         active = self.transcoder.sum_over_shards(torch.stack([part.active for part in done]).sum())
         repeated = [part.repeated for part in done if part.repeated is not None]
@@ -333,18 +221,28 @@ class CLTModule(lightning.LightningModule):
         return {"loss": loss, "tokens": x.shape[1]}
 
     def _chunk_losses(
-        self, x: Tensor, y: Tensor, request: AuxiliaryRequest | None, chunk: int, done: list[StepPart]
+        self,
+        x: Tensor,
+        y: Tensor,
+        request: AuxiliaryRequest | None,
+        chunk: int,
+        done: list[StepPart],
+        marks: Tensor | None = None,
+        cls: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """The loss of each chunk of tokens, weighed so that they sum to the batch's; the rest goes to `done`."""
         n_tokens = x.shape[1]
-        want_pre = self.loss_config.pre_activation.coefficient > 0
+        want_pre = self.loss_config.needs("pre")
         for start in range(0, n_tokens, chunk):
             stop = min(start + chunk, n_tokens)
             part = split_request(request, start, stop)
-            out = self.transcoder(x[:, start:stop], want_pre=want_pre, auxiliary=part, standardised=True)
+            own = None if cls is None else cls[(cls >= start) & (cls < stop)] - start
+            out = self.transcoder(x[:, start:stop], want_pre=want_pre, auxiliary=part, standardised=True, cls=own)
             tokens = None if part is None else part.tokens
+            labels, places = (None, None) if marks is None else marks[start:stop].unbind(1)
             parts = loss_parts(
-                self.loss_config, self.transcoder, y[:, start:stop], out, self.global_step, tokens, self._max_steps
+                *(self.loss_config, self.transcoder, y[:, start:stop], out, self.global_step),
+                *(tokens, self._max_steps, labels, places),
             )
             for name in parts:
                 share = (stop - start) / n_tokens
@@ -371,74 +269,19 @@ class CLTModule(lightning.LightningModule):
             self.log("train/repeated_rows", repeated)
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
 
-    def _capture(self, batch: dict[str, Any], positions: Tensor | None) -> Activations:
-        return self.clip.capture(batch["image"], self._blocks, positions=positions, sites=self._names)
-
-    @property
-    def _max_steps(self) -> int:
-        trainer = compat.trainer_of(self)
-        return 0 if trainer is None else trainer.max_steps
-
-    def _sites(self, acts: Activations) -> tuple[Tensor, Tensor]:
-        """What the encoders read and what the decoders rebuild, standardised where the transcoder does that."""
-        x = self.transcoder.standardised(acts.x)
-        return x, x if acts.y is acts.x else acts.y
-
-    @property
-    def _names(self) -> tuple[str, str]:
-        return str(self.transcoder.sites.read), str(self.transcoder.sites.write)
-
-    @property
-    def _blocks(self) -> tuple[int, ...]:
-        return self.transcoder.sites.resolve(self.clip.n_layers, self.clip.name)
-
-    def _generator(self, index: int) -> torch.Generator:
-        """A generator that depends on seed, batch and place alone, so that a resumed run draws the same."""
-        generator = torch.Generator()
-        generator.manual_seed(hash((self.seed, index, self._data_place()[0])) & 0x7FFF_FFFF_FFFF_FFFF)
-        return generator
-
-    def _data_place(self) -> tuple[int, int]:
-        """Which of a step's batches is this process's, and how many different ones there are.
-
-        Processes that share the features of a transcoder share the batch as well.
-        """
-        trainer = compat.trainer_of(self)
-        told = None if trainer is None else getattr(trainer.strategy, "distributed_sampler_kwargs", None)
-        return (int(told["rank"]), int(told["num_replicas"])) if told else (0, 1)
-
-    def _positions(self, n_images: int, generator: torch.Generator) -> Tensor | None:
-        if self.transcoder.sites.read == "final":
-            return None
-        span, wanted = self.clip.tokens.span(self.tokens_config.set), self.tokens_config.per_image
-        size = span.stop - span.start
-        if wanted is not None and wanted < size:
-            result: Tensor | None = random_positions(n_images, size, wanted, generator) + span.start
-            return result
-        return None if size == self.clip.n_positions else torch.arange(span.start, span.stop).expand(n_images, -1)
-
-    def _auxiliary_request(self, n_tokens: int, generator: torch.Generator) -> AuxiliaryRequest | None:
-        config = self.loss_config.auxk
-        if not config.coefficient:
-            return None
-        dead = self.tokens_since_fired >= config.dead_after_tokens
-        counts = tuple(dead.sum(1).tolist())
-        most = max(counts)
-        if not most:
-            return None
-        k = config.k or max(1, self.transcoder.d_out // 2)
-        live = self.transcoder.activation.most_active or 64  # others bound nothing: a usual number
-        n = auxiliary_tokens(config, n_tokens, k, most, live)
-        chosen = torch.randperm(n_tokens, generator=generator)[:n]
-        return AuxiliaryRequest(dead, k, chosen.to(self.device), counts)
-
     @torch.no_grad()
-    def _average_threshold(self) -> None:
-        # Each process follows the cut of its own batches. Evaluation needs one for all, and a checkpoint holds one.
-        threshold = dict(self.transcoder.activation.named_buffers()).get("threshold")
-        if threshold is not None and self.trainer.world_size > 1:
-            dist.all_reduce(threshold)
-            threshold /= self.trainer.world_size
+    def _average_statistics(self) -> None:
+        # Each process follows its own batches (BatchTopK the cut). Evaluation needs one for all, so does a checkpoint.
+        if self.trainer.world_size == 1:
+            return
+        clt = self.transcoder
+        for name, buffer in clt.activation.named_buffers():
+            if buffer.is_floating_point():
+                whole = clt.exchange.placed(name, buffer) if isinstance(clt, ShardedTranscoder) else buffer
+                dist.all_reduce(whole)
+                divided = whole.shape != buffer.shape
+                whole /= self._data_place()[1] if divided else self.trainer.world_size
+                buffer.copy_(clt.exchange.part(name, whole) if isinstance(clt, ShardedTranscoder) else whole)
 
     @torch.no_grad()
     def _count_fired(self, fired: Tensor, n_tokens: int) -> None:
@@ -475,121 +318,3 @@ class CLTModule(lightning.LightningModule):
             self.transcoder.clip_grad_norm_(float(gradient_clip_val))
         elif gradient_clip_val:
             torch.nn.utils.clip_grad_norm_(self.transcoder.parameters(), float(gradient_clip_val))
-
-    # -- evaluation --------------------------------------------------------------------------------------------------
-    def evaluate_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Activations, reconstruction and codes of a batch; what the callbacks measure.
-
-        Returns:
-            `{"acts": Activations (all tokens, with embeddings), "y_hat": (layers, tokens, d_model), "codes": Codes,
-            "features": (layers, tokens, d_model) what the features add to y_hat; None without a linear skip,
-            "entries": the stream at the entry of the blocks in `self.entries`, (images, positions, d_model) by block}`.
-        """
-        entries: dict[int, Tensor] = {}
-        blocks = sorted(self.entries)
-        with self.clip.watch(entries.__setitem__, blocks, "resid_pre") if blocks else nullcontext():
-            acts = self.clip.capture(batch["image"], self._blocks, embeddings=True, sites=self._names)
-        x = acts.x
-        out = self.transcoder(x)
-        features = out.y_hat - self.transcoder.linear_part(x) if self.transcoder.skip else None
-        codes = self.transcoder.gather_codes(out.codes)
-        return {"acts": acts, "y_hat": out.y_hat, "codes": codes, "features": features, "entries": entries}
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        return self.evaluate_batch(batch)
-
-    def on_validation_end(self) -> None:
-        if not self.trainer.sanity_checking:
-            self.validated_at_step = self.trainer.global_step
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        return self.evaluate_batch(batch)
-
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Keys, embeddings and sparse codes of a batch."""
-        result = self.evaluate_batch(batch)
-        codes = result["codes"]
-        return {
-            "key": batch["key"],
-            "embeddings": result["acts"].embeddings,
-            "values": codes.values,
-            "indices": codes.indices,
-        }
-
-    @classmethod
-    def load_from_checkpoint(  # type: ignore[override]
-        cls, checkpoint_path: str | Path, map_location: Any = None, strict: bool = True, **arguments: Any
-    ) -> CLTModule:
-        """The module of a checkpoint file, with the CLIP that it was trained on.
-
-        Unlike Lightning's, it takes files alone and runs nothing that a file names.
-
-        Args:
-            checkpoint_path: a checkpoint of fit.
-            map_location: as in `torch.load`.
-            strict: whether the weights must be those of such a module, name by name.
-            **arguments: of the module, in the place of the checkpoint's.
-
-        Raises:
-            UserError: no such file, a damaged one, or one of another kind.
-        """
-        content = read_checkpoint(checkpoint_path, map_location=map_location or "cpu", mmap=False)
-        stored = content.get("hyper_parameters")
-        if not isinstance(stored, dict) or "state_dict" not in content:
-            raise UserError(f"{checkpoint_path} is no checkpoint of fit: it has no hyper_parameters and state_dict")
-        known = inspect.signature(cls.__init__).parameters
-        module = cls(**{key: value for key, value in (stored | arguments).items() if key in known})
-        module.load_state_dict(content["state_dict"], strict=strict)
-        return module
-
-    # -- checkpoints -------------------------------------------------------------------------------------------------
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["batches_seen"] = self.batches_seen
-        if self.buffer is not None:
-            checkpoint["activation_buffer"] = self._gather(self.buffer.state_dict())
-
-    def check_form(self, checkpoint: dict[str, Any]) -> None:
-        """Whether a checkpoint's weights are those of such a transcoder on such a CLIP.
-
-        Raises:
-            UserError: they are not; the message names the key and both values.
-        """
-        theirs = checkpoint.get("hyper_parameters", {})
-        for key, own, other in _form_keys(dict(self.hparams), theirs):
-            if own != other:
-                raise UserError(
-                    f"the checkpoint was trained with model.{key}={other!r}, the config says {own!r}: go on with the "
-                    "checkpoint's value, or start a new run without --ckpt_path"
-                )
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.check_form(checkpoint)
-        self.batches_seen = checkpoint.get("batches_seen", 0)
-        if self.buffer is not None and "activation_buffer" in checkpoint:
-            states = checkpoint["activation_buffer"]
-            rank = self._data_place()[0]
-            if rank < len(states):
-                self.buffer.load_state_dict(states[rank], self.device)
-
-    def _gather(self, state: dict[str, Any]) -> list[dict[str, Any]]:
-        if self.trainer.world_size == 1:
-            return [state]
-        states: list[Any] = [None] * self.trainer.world_size
-        dist.all_gather_object(states, state)
-        return states[:: self.trainer.world_size // self._data_place()[1]]  # one of each batch
-
-
-def _form_keys(own: dict[str, Any], theirs: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Keys that decide the shape and meaning of the weights, with the values of two sets of hyperparameters."""
-    for section, keys in (
-        ("backbone", ("library", "name", "pretrained", "image_size")),
-        ("transcoder", ("n_features", "topology", "skip", "sites", "normalize")),
-    ):
-        for key in keys:
-            a, b = own[section][key], theirs.get(section, {}).get(key, own[section][key])
-            if key == "pretrained" and a and b:
-                a, b = Path(a).name, Path(b).name  # a file may lie elsewhere on another machine
-            yield f"{section}.{key}", a, b
-    a = own["transcoder"]["activation"]["class_path"]
-    b = theirs.get("transcoder", {}).get("activation", {}).get("class_path", a)
-    yield "transcoder.activation.class_path", a, b

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clt_lightning.transcoder.requests import AuxiliaryRequest
-
 
 class _Finished(torch.autograd.Function):
     """A value whose gradients are known already."""
@@ -53,11 +51,3 @@ def add_up(losses: Iterable[Tensor], parameters: Sequence[nn.Parameter]) -> Tens
     assert total is not None, "there is at least one chunk"
     summed: Tensor = _Finished.apply(total, gradients, *parameters)
     return summed
-
-
-def split_request(request: AuxiliaryRequest | None, start: int, stop: int) -> AuxiliaryRequest | None:
-    """The part of an auxiliary request that falls into tokens `start..stop - 1`, renumbered; None if nothing does."""
-    if request is None:
-        return None
-    inside = request.tokens[(request.tokens >= start) & (request.tokens < stop)] - start
-    return AuxiliaryRequest(request.dead, request.k, inside, request.counts) if inside.numel() else None

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
@@ -16,19 +14,17 @@ from torch import Tensor, nn
 from clt_lightning.core.arguments import whole
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.sites import Sites
-from clt_lightning.transcoder import pretrained
 from clt_lightning.transcoder.activations import Activation, TopK
 from clt_lightning.transcoder.buffers import GradientBuffers
 from clt_lightning.transcoder.codes import Codes
-from clt_lightning.transcoder.costs import dense_type, sparse_below
-from clt_lightning.transcoder.encoders import Backend, SparseEncoders
+from clt_lightning.transcoder.decoders import SparseDecoders, Topology
+from clt_lightning.transcoder.encoders import Backend
+from clt_lightning.transcoder.favoured import Favoured, cls_rows
 from clt_lightning.transcoder.normalization import ActivationStatistics, input_scales, output_scales, standardise
-from clt_lightning.transcoder.precision import float_type, full_precision
-from clt_lightning.transcoder.reference import decode_dense
+from clt_lightning.transcoder.precision import full_precision
 from clt_lightning.transcoder.requests import AuxiliaryRequest, CLTOutput
-from clt_lightning.transcoder.sparse import Part, decode_pairs, decode_parts, dense_term
+from clt_lightning.transcoder.saving import Saving
 
-Topology = Literal["cross_layer", "per_layer", "sae"]
 Normalize = Literal["layer", "token"]
 
 
@@ -45,7 +41,7 @@ def _share(counts: Sequence[Tensor | None], n_tokens: int) -> Tensor | None:
     return torch.stack(known).sum() / max(len(known) * n_tokens, 1) if known else None
 
 
-class CrossLayerTranscoder(SparseEncoders):
+class CrossLayerTranscoder(SparseDecoders, Saving):
     """Sparse encoders a layer and triangular decoders: `y_hat[j] = b_dec[j] + sum over i <= j of W_dec[i -> j] z[i]`.
 
     Encoder l reads the MLP input of layer l: `z[l] = activation(W_enc[l] x[l] + b_enc[l])` (Ameisen et al. 2025,
@@ -80,6 +76,8 @@ class CrossLayerTranscoder(SparseEncoders):
         normalize: `layer`: x and y are scaled per layer. `token` (for `sae`): each token is standardised before it is
             read, and the reconstruction brought back to the token's own mean and standard deviation, so that tokens of
             large norm do not have the loss to themselves; codes and decoders are in units of the standardised token.
+        n_positions: tokens of an image, [CLS] first; needed where the activation weights [CLS] (`cls_weight` of
+            BatchTopK).
     """
 
     x_scale: Tensor
@@ -101,6 +99,7 @@ class CrossLayerTranscoder(SparseEncoders):
         sites: Sites | dict[str, Any] | None = None,
         d_out: int | None = None,
         normalize: Normalize = "layer",
+        n_positions: int | None = None,
     ) -> None:
         super().__init__()
         n_layers = whole("n_layers", n_layers, 1)
@@ -133,6 +132,12 @@ class CrossLayerTranscoder(SparseEncoders):
         # The transcoder owns the activation's parameters: one activation object may build several transcoders
         self.activation = copy.deepcopy(activation) if activation is not None else TopK(64)
         self.activation.build(n_layers, n_features)
+        self.n_positions = None if n_positions is None else whole("n_positions", n_positions, 1)
+        if self.cls_weight != 1 and self.n_positions is None:
+            raise UserError(
+                f"{type(self.activation).__name__}: cls_weight={self.cls_weight:g} needs n_positions of the "
+                "transcoder: the number of tokens of an image says which one is [CLS]"
+            )
 
         generator = torch.Generator().manual_seed(seed) if seed is not None else None
         self.W_enc = nn.ParameterList(
@@ -152,14 +157,12 @@ class CrossLayerTranscoder(SparseEncoders):
         self.register_buffer("y_var", torch.ones(n_layers))
         self.register_buffer("normalized", torch.tensor(False))
 
-    # -- structure ---------------------------------------------------------------------------------------------------
-    def n_targets(self, source: int) -> int:
-        """Number of layers that features of layer `source` write to: `source .. source + n_targets - 1`."""
-        return self.n_layers - source if self.topology == "cross_layer" else 1
+    @property
+    def cls_weight(self) -> float:
+        """What the activation lets a [CLS] token count where codes are chosen."""
+        return self.activation.cls_weight
 
-    def writes(self, source: int, target: int) -> bool:
-        """Whether features of layer `source` write to layer `target`."""
-        return 0 <= target - source < self.n_targets(source)
+    # -- structure ---------------------------------------------------------------------------------------------------
 
     def config(self) -> dict[str, Any]:
         """Plain arguments that build an untrained transcoder of the same form."""
@@ -173,6 +176,7 @@ class CrossLayerTranscoder(SparseEncoders):
             "sites": self.sites.config(),
             "d_out": self.d_out,
             "normalize": self.normalization,
+            "n_positions": self.n_positions,
         }
 
     def extra_repr(self) -> str:
@@ -180,15 +184,6 @@ class CrossLayerTranscoder(SparseEncoders):
             f"n_layers={self.n_layers}, d_model={self.d_model}, n_features={self.n_features}, "
             f"topology={self.topology!r}, skip={self.skip}"
         )
-
-    def decoder_norms(self) -> Tensor:
-        """`(layers, F)`: norm of each feature's concatenated decoders, in scaled units; differentiable.
-
-        The concatenation is what a sparsity penalty must weigh by: with unit norms a column, a feature that writes to
-        12 layers would cost no more than one that writes to a single layer.
-        """
-        # 1e-12 keeps the square root's gradient finite at the zero decoders of the start
-        return torch.stack([(W.square().sum((1, 2)) + 1e-12).sqrt() for W in self.W_dec])
 
     # -- normalisation -----------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -266,6 +261,7 @@ class CrossLayerTranscoder(SparseEncoders):
         want_pre: bool = False,
         auxiliary: AuxiliaryRequest | None = None,
         standardised: bool = False,
+        cls: Tensor | None = None,
     ) -> CLTOutput:
         """The training forward.
 
@@ -274,6 +270,8 @@ class CrossLayerTranscoder(SparseEncoders):
             want_pre: keep the pre-activations (the dense path then, since their gradient is dense).
             auxiliary: ask for a second reconstruction from dead features.
             standardised: with `normalize="token"`, x is what `standardised` made, and so is the reconstruction.
+            cls: where the activation weights [CLS], `(n,)` int64 which tokens are [CLS]; None: x holds whole
+                images, image-major.
 
         Returns:
             reconstruction, codes and what was asked for.
@@ -284,13 +282,13 @@ class CrossLayerTranscoder(SparseEncoders):
         self._check_x(x)
         if self.normalization == "token" and not standardised:
             x, mean, std = standardise(x.to(self.b_dec.dtype))
-            out = self.forward(x, want_pre, auxiliary, standardised=True)
+            out = self.forward(x, want_pre, auxiliary, True, cls)
             if out.auxiliary is not None and auxiliary is not None:
                 out = replace(out, auxiliary=out.auxiliary * std[:, auxiliary.tokens])
             return replace(out, y_hat=out.y_hat * std + mean)
         with full_precision(x.device.type) as low:
             scaled = self._scale_inputs(x)
-            layers = self._encode(scaled, low, want_pre, auxiliary)
+            layers = self._encode(scaled, low, want_pre, auxiliary, self._favoured(x.shape[1], x.device, cls))
             codes = Codes([e.pairs for e in layers], [e.values for e in layers])
             pre = [e.pre for e in layers if e.pre is not None] if want_pre else None
             repeated = _share([e.repeated for e in layers], codes.n_tokens)
@@ -302,24 +300,31 @@ class CrossLayerTranscoder(SparseEncoders):
             main, extra = sums.split([codes.n_tokens, dead.n_tokens], 1)
             return CLTOutput(self._finish(main, scaled), codes, pre, extra * self.y_scale[:, None, None], repeated)
 
-    def encode(self, x: Tensor) -> Codes:
-        """Codes of MLP inputs `(layers, tokens, d_model)`; `.dense()` gives `(layers, tokens, n_features)`."""
+    def encode(self, x: Tensor, cls: Tensor | None = None) -> Codes:
+        """Codes of MLP inputs `(layers, tokens, d_model)`; `.dense()` gives `(layers, tokens, n_features)`.
+
+        Args:
+            x: what is read.
+            cls: as `forward` takes it.
+        """
         self._check_x(x)
         x = self.standardised(x)
         with full_precision(x.device.type) as low:
-            layers = self._encode(self._scale_inputs(x), low)
+            layers = self._encode(self._scale_inputs(x), low, favoured=self._favoured(x.shape[1], x.device, cls))
         return Codes([e.pairs for e in layers], [e.values for e in layers])
 
-    def encode_layer(self, x: Tensor, layer: int) -> Codes:
+    def encode_layer(self, x: Tensor, layer: int, cls: Tensor | None = None) -> Codes:
         """Codes of one layer alone, as `Codes` of a single layer.
 
         Args:
             x: `(tokens, d_model)` MLP inputs of that layer.
             layer: which layer.
+            cls: as `forward` takes it.
         """
         x = self.standardised(x)
+        favoured = self._favoured(len(x), x.device, cls)
         with full_precision(x.device.type) as low:
-            encoded = self._encode_alone(x.to(self.b_dec.dtype) * self.x_scale[layer], layer, low)
+            encoded = self._encode_alone(x.to(self.b_dec.dtype) * self.x_scale[layer], layer, low, favoured)
         return Codes([encoded.pairs], [encoded.values])
 
     def decode(self, codes: Codes | Tensor, x: Tensor | None = None) -> Tensor:
@@ -365,71 +370,6 @@ class CrossLayerTranscoder(SparseEncoders):
         later = terms.new_zeros(self.n_layers - target - 1, codes.n_tokens, self.d_out)
         return torch.cat([terms, later])
 
-    @torch.no_grad()
-    def code_gradients(self, codes: Codes, gradient: Tensor) -> list[Tensor]:
-        """How fast `<gradient, y_hat>` grows with each active code: what one more unit of it would add.
-
-        Args:
-            codes: `(layers, tokens, F)`.
-            gradient: `(layers, tokens, d_model)` in the backbone's units, e.g. of a logit by every MLP output.
-
-        Returns:
-            one `(pairs,)` a layer, in the order of `codes.layer(l)`: the sum over targets j of
-            `<gradient[j], W_dec[l -> j]>`.
-        """
-        layers = [codes.layer(layer) for layer in range(self.n_layers)]
-        scaled = gradient.to(self.b_dec.dtype) * self.y_scale[:, None, None]
-        # inference mode's tensors never enter a graph: copies do
-        with torch.inference_mode(False), torch.enable_grad(), full_precision(codes.device.type):
-            leaves = [values.detach().to(scaled, copy=True).requires_grad_() for _, values in layers]
-            y = decode_pairs(self.n_layers, [p for p, _ in layers], leaves, [W.detach() for W in self.W_dec])
-            return list(torch.autograd.grad(y, leaves, scaled.clone()))
-
-    @torch.no_grad()
-    def rows(self, source: int, features: Tensor, target: int) -> Tensor:
-        """What code 1 of some features adds to a target layer: `(len(features), d_model)`, in the backbone's units."""
-        rows: Tensor = self.W_dec[source][features, target - source]
-        return rows * self.y_scale[target]
-
-    def layer_terms(self, codes: Mapping[int, Codes] | Sequence[Codes], target: int) -> Tensor:
-        """What the layers up to `target` add to it, from single-layer codes (`encode_layer`).
-
-        Args:
-            codes: single-layer `Codes` by layer; at least those of the layers that write to `target`.
-            target: layer j.
-
-        Returns:
-            `(target + 1, tokens, d_model)`; their sum + `b_dec[target]` (+ skip) is `y_hat[target]`.
-        """
-        return torch.stack(
-            [
-                self._sum_of({source: codes[source]}, target)
-                if self.writes(source, target)
-                else self.b_dec.new_zeros(codes[target].n_tokens, self.d_out)
-                for source in range(target + 1)
-            ]
-        )
-
-    def layer_sum(self, codes: Mapping[int, Codes] | Sequence[Codes], target: int) -> Tensor:
-        """The sum of `layer_terms`, `(tokens, d_model)`, without the memory of the terms."""
-        return self._sum_of({i: codes[i] for i in range(target + 1) if self.writes(i, target)}, target)
-
-    def _sum_of(self, codes: Mapping[int, Codes], target: int) -> Tensor:
-        """What some layers, all of which write to `target`, add to it."""
-        parts, values, dense = [], [], []
-        for source, own in codes.items():
-            shared, t = self.shared("W_dec", source), target - source
-            if own.is_dense(0):
-                dense.append(dense_term(own.layer_values[0], shared, t))
-            else:
-                pairs, v = own.layer(0)
-                parts.append(Part(pairs, shared, t, t + 1, 0))
-                values.append(v)
-        if parts:
-            dense.append(decode_parts(1, parts, values)[0])
-        total = dense[0] if len(dense) == 1 else torch.stack(dense).sum(0)
-        return total * self.y_scale[target]
-
     def skip_term(self, x: Tensor, layer: int) -> Tensor:
         """What the linear path adds to layer `layer`: `(tokens, d_model)` from x `(tokens, d_model)`; 0 without it."""
         if self.W_skip is None:
@@ -469,6 +409,14 @@ class CrossLayerTranscoder(SparseEncoders):
         return self
 
     # -- parts -------------------------------------------------------------------------------------------------------
+    def _favoured(self, n_tokens: int, device: torch.device, cls: Tensor | None) -> Favoured | None:
+        """The [CLS] tokens, where they are weighted."""
+        if self.cls_weight == 1:
+            return None
+        assert self.n_positions is not None
+        rows = cls_rows(n_tokens, self.n_positions, device) if cls is None else cls.to(device)
+        return Favoured(rows, self.cls_weight) if rows.numel() else None
+
     def _check_x(self, x: Tensor) -> None:
         if x.dim() != 3 or x.shape[0] != self.n_layers or x.shape[2] != self.d_model:
             raise UserError(
@@ -498,145 +446,8 @@ class CrossLayerTranscoder(SparseEncoders):
             y = y + torch.einsum("lnd,led->lne", scaled, torch.stack(list(self.W_skip)))
         return torch.addcmul(self.b_dec[:, None, :], y, self.y_scale[:, None, None])
 
-    def _decode_features(self, codes: Codes, low: torch.dtype | None) -> Tensor:
-        if self._decodes_densely(codes, low):
-            dense = [codes.dense_layer(layer) for layer in range(self.n_layers)]
-            return decode_dense(dense, list(self.W_dec), self.n_layers, dense_type(codes.device.type, low))
-        layers = [codes.layer(layer) for layer in range(self.n_layers)]
-        pairs, values = [p for p, _ in layers], [v for _, v in layers]
-        decoders = [self.shared("W_dec", layer) for layer in range(self.n_layers)]
-        return decode_pairs(self.n_layers, pairs, values, decoders)
-
-    def _decodes_densely(self, codes: Codes, low: torch.dtype | None) -> bool:
-        held = [codes.is_dense(layer) for layer in range(self.n_layers)]
-        if any(held) or self.backend == "sparse" or not codes.n_tokens:
-            return all(held)
-        kind = codes.device.type
-        active = sum(values.numel() for values in codes.layer_values)
-        below = sparse_below(kind, dense_type(kind, low) or self.b_dec.dtype, codes.n_tokens)
-        return bool(active >= below * self.n_layers * codes.n_tokens * self.W_dec[0].shape[0])
-
     def train(self, mode: bool = True) -> Self:
         """Training mode on or off; off gives the gradients' memory back."""
         if not mode:
             self.gradients.clear()
         return super().train(mode)
-
-    # -- files -------------------------------------------------------------------------------------------------------
-    def save_pretrained(self, folder: str | Path, metadata: dict[str, Any] | None = None) -> Path:
-        """Writes `config.json` and `model.safetensors` into a folder, scales folded in.
-
-        Args:
-            folder: made if it is not there.
-            metadata: further plain entries for config.json, under `metadata`.
-
-        Returns:
-            the folder.
-
-        Raises:
-            UserError: the disk is full or the place cannot be written, or the metadata are not plain values.
-        """
-        return pretrained.save(self.config(), self.folded_state(), folder, metadata or {})
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        results: str | Path | Mapping[str, Any] | None = None,
-        metadata: dict[str, Any] | None = None,
-        licence: str | None = None,
-        subfolder: str | None = None,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        private: bool | None = None,
-        commit_message: str | None = None,
-    ) -> str:
-        """Uploads what `save_pretrained` writes to the Hugging Face Hub, with a card (README.md) of what was measured.
-
-        Args:
-            repo_id: `user/name`, or `user/name/sub` for a folder in it; the repository is made if it is not there.
-            results: where the numbers of the card come from: a run's folder or its results.json; None: it has none.
-            metadata: further plain entries for config.json; None: the ones beside the run's own transcoder/, where
-                `results` names a run that has one.
-            licence: of the weights, as the hub names it, e.g. `apache-2.0`; None: the card says that it is not stated.
-            subfolder: of the repository, for several transcoders in one.
-            revision: branch; made if it is not there.
-            token: None: the one of `hf auth login`.
-            private: of a repository that is made.
-            commit_message: None: one that names the transcoder.
-
-        Returns:
-            the address of what was uploaded.
-
-        Raises:
-            UserError: a name that cannot be, no leave to write, no network, or no such results.
-        """
-        from clt_lightning.core import hub
-        from clt_lightning.transcoder import card
-
-        name, inside = pretrained.split_name(repo_id)
-        if name is None:
-            raise UserError(f"{repo_id!r} is no name of a repository: write user/name or user/name/subfolder")
-        inside = "/".join(part for part in (inside, (subfolder or "").strip("/")) if part)
-        record = card.read_results(results)
-        if metadata is None:
-            metadata = pretrained.metadata_of_run(results)
-        place = f"{name}/{inside}" if inside else name
-        parameters = sum(p.numel() for p in self.parameters())
-        text = card.card(self.config(), parameters, place, metadata, record, licence, revision)
-        with tempfile.TemporaryDirectory() as made:
-            folder = self.save_pretrained(made, metadata)
-            (folder / "README.md").write_text(text, encoding="utf-8")
-            message = commit_message or f"{type(self).__name__}, {self.n_layers} x {self.n_features} features"
-            return hub.upload(folder, name, inside or None, revision, token, private, message)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder_or_hub_id: str | Path,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype | str | None = None,
-        *,
-        subfolder: str | None = None,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        force_download: bool = False,
-    ) -> CrossLayerTranscoder:
-        """Loads what `save_pretrained` wrote, and compares it with the sums in its config.json; or a folder of
-        circuit-tracer, SAELens or Prisma (docs/interchange.md says what maps).
-
-        Args:
-            folder_or_hub_id: a folder, or a Hugging Face repository (the only case that needs a network), or a folder
-                in one: `user/name`, `user/name/sub`.
-            device: where to put it.
-            dtype: floating-point type of its weights, so of the computation: a `torch.dtype` or its name; None:
-                float32.
-            subfolder: of the repository.
-            revision: of the repository: branch, tag or commit.
-            token: for a private repository; None: the one of `hf auth login`.
-            cache_dir: where to download to; None: the hub's own cache.
-            local_files_only: take what the cache has, and download nothing.
-            force_download: download also what the cache has.
-
-        Raises:
-            UserError: a file is missing, damaged, changed, or does not fit its config; or the device or type cannot be.
-        """
-        from clt_lightning.transcoder import files  # which builds transcoders
-
-        folder = pretrained.find(
-            folder_or_hub_id,
-            subfolder=subfolder,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            force_download=force_download,
-        )
-        clt = None if pretrained.is_ours(folder) else files.read(folder)
-        clt = pretrained.load(cls, folder, float_type(dtype)) if clt is None else clt.to(float_type(dtype))
-        try:
-            return clt.to(device).eval()
-        except (RuntimeError, AssertionError) as error:  # a device that this machine or this torch lacks
-            raise UserError(f"device={str(device)!r}: {error}") from error

@@ -54,6 +54,8 @@ def _analysis(*names: str, gathers: bool = False) -> list[str]:
 #: what is changed, and the tests that have to notice: its own ones first, the long ones last
 TESTS: dict[str, list[str]] = {
     "clt_lightning/transcoder/clt.py": _transcoder("clt", "circuit_tracer"),
+    "clt_lightning/transcoder/decoders.py": _transcoder("clt"),
+    "clt_lightning/transcoder/saving.py": ["tests/transcoder/test_artefact.py", "tests/transcoder/test_hub.py"],
     "clt_lightning/transcoder/files/plain.py": ["tests/transcoder/test_interchange.py"],
     "clt_lightning/transcoder/files/circuit_tracer.py": ["tests/transcoder/test_interchange.py"],
     "clt_lightning/transcoder/files/sae_lens.py": ["tests/transcoder/test_interchange.py"],
@@ -61,21 +63,30 @@ TESTS: dict[str, list[str]] = {
     "clt_lightning/transcoder/encoders.py": _transcoder("precision", "buffers"),
     "clt_lightning/transcoder/codes.py": _transcoder("codes", "feature_chunks"),
     "clt_lightning/transcoder/sparse.py": [*_transcoder("buffers"), "tests/transcoder/test_triton.py"],
-    "clt_lightning/transcoder/activations.py": _transcoder("activations"),
-    "clt_lightning/transcoder/losses.py": _transcoder("losses"),
+    **{
+        f"clt_lightning/transcoder/activations/{name}.py": _transcoder("activations")
+        for name in ("base", "relu", "topk", "abs_topk", "batch_topk", "jump_relu", "config")
+    },
+    **{
+        f"clt_lightning/training/losses/{name}.py": ["tests/training/test_losses.py", *_transcoder()]
+        for name in ("reconstruction", "l1", "tanh", "pre_activation", "auxk", "warmup", "weighed", "parts", "config")
+    },
     "clt_lightning/transcoder/normalization.py": _transcoder(),
     "clt_lightning/transcoder/chunked.py": [*_STEP, *_LEARNS],
     "clt_lightning/transcoder/reference.py": _transcoder(),
     "clt_lightning/transcoder/feature_chunks.py": [
         *("tests/transcoder/test_feature_chunks.py", "tests/transcoder/test_triton.py"),
     ],
-    "clt_lightning/training/module.py": [
-        *_STEP,
-        *_LEARNS,
-        "tests/training/test_training.py",
-        "tests/parallel/test_fit.py",
-    ],
-    "clt_lightning/training/cascade.py": _STEP[1:],
+    **{
+        f"clt_lightning/training/{name}.py": [
+            *_STEP,
+            *_LEARNS,
+            "tests/training/test_training.py",
+            "tests/parallel/test_fit.py",
+        ]
+        for name in ("module", "assembly", "capturing", "checkpointing", "evaluation", "preparation")
+    },
+    "clt_lightning/training/losses/cascade.py": _STEP[1:],
     "clt_lightning/interventions/replacement.py": [*_STEP[1:], *_analysis("tower", "steering", "faithfulness")],
     **{
         f"clt_lightning/metrics/{name}.py": [f"tests/metrics/test_{own}.py", "tests/metrics"]
@@ -87,6 +98,10 @@ TESTS: dict[str, list[str]] = {
     "clt_lightning/analysis/faithfulness.py": _analysis("faithfulness"),
     "clt_lightning/analysis/contributions.py": _analysis("contributions"),
     "clt_lightning/analysis/decomposition.py": _analysis("image"),
+    "clt_lightning/analysis/last_residual.py": _analysis("image", "shares"),
+    "clt_lightning/analysis/arms.py": _analysis("tower", "suite", "controls"),
+    "clt_lightning/analysis/suite.py": _analysis("suite"),
+    "clt_lightning/interventions/resume.py": _analysis("suite", "tower"),
     "clt_lightning/analysis/intervals.py": _analysis("statistics"),
     "clt_lightning/analysis/statistics.py": _analysis("statistics"),
     "clt_lightning/analysis/population.py": _analysis("statistics"),
@@ -112,7 +127,8 @@ PRELOADED += ("tensorboard.backend.event_processing.event_accumulator", "webdata
 PRELOADED += ("hypothesis.extra.numpy", "matplotlib.pyplot", "tqdm.auto", "huggingface_hub", "torchvision.transforms")
 #: what tells one mutation from another, also when lines have moved
 KEYS = ("file", "operator", "before", "after")
-_COPIED = ("clt_lightning", "tests", "configs", "docs", "examples", "pyproject.toml", "README.md")
+_COPIED: tuple[str, ...] = ("benchmarks", "clt_lightning", "tests", "configs", "docs", "examples")
+_COPIED += ("pyproject.toml", "README.md", "CONTRIBUTING.md")
 
 
 @dataclass(frozen=True)

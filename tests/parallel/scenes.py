@@ -13,9 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from clt_lightning.parallel import ShardedTranscoder, Shards
 from clt_lightning.parallel.selection import batch_winners, select_topk
 from clt_lightning.parallel.state import cut_module, cut_optimizer, gather_module, gather_optimizer
-from clt_lightning.transcoder import AuxiliaryRequest, Codes, CrossLayerTranscoder, precision
-from clt_lightning.transcoder.activations import from_config
-from clt_lightning.transcoder.losses import (
+from clt_lightning.training.losses import (
     AuxKConfig,
     L1Config,
     LossConfig,
@@ -23,8 +21,11 @@ from clt_lightning.transcoder.losses import (
     TanhConfig,
     loss_parts,
 )
+from clt_lightning.transcoder import AuxiliaryRequest, Codes, CrossLayerTranscoder, precision
+from clt_lightning.transcoder.activations import from_config
 from clt_lightning.transcoder.normalization import StatisticsAccumulator
 from tests.gradients import gradient
+from tests.parallel._outside import Shift, Squares
 
 LAYERS, WIDTH, FEATURES, TOKENS = 3, 8, 48, 16
 
@@ -59,6 +60,7 @@ def losses_of(parts: bool, want_pre: bool) -> LossConfig:
         tanh=TanhConfig(1e-2),
         pre_activation=PreActivationConfig(1e-3 if want_pre else 0.0),
         auxk=AuxKConfig(0.1, k=5),
+        extra=[Squares(), Shift()],
     )
 
 

@@ -22,7 +22,7 @@ from clt_lightning.parallel.plan import (
     make_plan,
 )
 from clt_lightning.transcoder import CrossLayerTranscoder, TopK
-from clt_lightning.transcoder.clt import Topology
+from clt_lightning.transcoder.decoders import Topology
 
 ROOT = Path(__file__).parents[2]
 VIT_B = Shape(12, 768, 50, 6144)

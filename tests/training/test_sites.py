@@ -16,8 +16,8 @@ from clt_lightning.backbone.vit import FrozenViT
 from clt_lightning.callbacks import Reconstruction
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.sites import BLOCK_SITES
+from clt_lightning.training.losses import CascadeConfig, LossConfig
 from clt_lightning.transcoder import ActivationStatistics, StatisticsAccumulator
-from clt_lightning.transcoder.losses import CascadeConfig, LossConfig
 
 LAYERS, WIDTH, POSITIONS, N = 3, 32, 21, 4
 NO_CASCADE = LossConfig(cascade=CascadeConfig(stream=0, embedding=0))

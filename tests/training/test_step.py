@@ -13,11 +13,11 @@ import clt_lightning as cl
 from clt_lightning.analysis import Observation, observe
 from clt_lightning.core.errors import UserError
 from clt_lightning.training.buffer import ActivationBuffer
-from clt_lightning.training.cascade import cascade_parts
+from clt_lightning.training.losses import CascadeConfig
+from clt_lightning.training.losses.cascade import cascade_parts
 from clt_lightning.training.schedule import lr_factor
 from clt_lightning.training.settings import LossConfig, ScheduleConfig, TranscoderConfig, from_plain, to_plain
-from clt_lightning.transcoder.clt import Topology
-from clt_lightning.transcoder.losses import CascadeConfig
+from clt_lightning.transcoder.decoders import Topology
 from tests.gradients import gradient
 
 

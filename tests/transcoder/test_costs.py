@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from clt_lightning.training.losses import LossConfig, loss_parts
 from clt_lightning.transcoder import AuxiliaryRequest, CrossLayerTranscoder, TopK, clt, costs, precision
 from clt_lightning.transcoder.costs import RATES, sparse_below
-from clt_lightning.transcoder.losses import LossConfig, loss_parts
 from clt_lightning.transcoder.reference import decode_dense
 from tests.gradients import gradient
 

@@ -18,7 +18,7 @@ from clt_lightning.transcoder import (
     ReLU,
     TopK,
 )
-from clt_lightning.transcoder.clt import Topology
+from clt_lightning.transcoder.decoders import Topology
 from clt_lightning.transcoder.reference import decode_dense
 from tests.gradients import gradient
 from tests.transcoder.conftest import MakeCLT

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from clt_lightning.backbone.clip import FrozenCLIP
-from clt_lightning.data.renders import render
+from clt_lightning.data.worlds.renders import render
+from clt_lightning.training.losses import reconstruction_loss
 from clt_lightning.training.optim import AdamW
 from clt_lightning.transcoder import (
     AbsTopK,
@@ -26,7 +27,6 @@ from clt_lightning.transcoder import (
     screening,
 )
 from clt_lightning.transcoder.codes import Pairs
-from clt_lightning.transcoder.losses import reconstruction_loss
 from clt_lightning.transcoder.screening import Screen
 from tests.gradients import gradient
 from tests.transcoder.conftest import MakeCLT

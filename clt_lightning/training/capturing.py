@@ -1,0 +1,110 @@
+"""What a step reads: the activations of a batch at the transcoder's sites, and the tokens drawn from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from clt_lightning import compat
+from clt_lightning.backbone import Activations, random_positions
+from clt_lightning.backbone.clip import FrozenCLIP
+from clt_lightning.core.errors import UserError
+from clt_lightning.training.settings import LossConfig, TokensConfig
+from clt_lightning.transcoder import CrossLayerTranscoder
+
+
+class Capturing(lightning.LightningModule):
+    """A backbone and a transcoder on its sites, in a process among others that see other batches."""
+
+    clip: FrozenCLIP  # other backbones have the same methods; those of texts refuse
+    transcoder: CrossLayerTranscoder
+    loss_config: LossConfig
+    tokens_config: TokensConfig
+    seed: int
+
+    def _capture(self, batch: dict[str, Any], positions: Tensor | None) -> Activations:
+        return self.clip.capture(batch["image"], self._blocks, positions=positions, sites=self._names)
+
+    def _marks(self, batch: dict[str, Any], positions: Tensor | None, n_tokens: int) -> Tensor:
+        """`(tokens, 2)` int64: the label of each token's image, and the token's place in it; for terms of the loss.
+
+        Raises:
+            UserError: the batch has no labels, and a term needs them.
+        """
+        n_images = len(batch["image"])
+        each = n_tokens // max(n_images, 1)
+        if positions is None:
+            positions = torch.arange(each, device=self.device).expand(n_images, -1)
+        labels = batch.get("label")
+        if self.loss_config.needs("labels") and (labels is None or bool((labels < 0).all())):
+            names = [term.name for term in self.loss_config.terms() if "labels" in term.needs]
+            raise UserError(
+                f"the loss's term {names[0]} needs the class of each image, and these data have no labels: train on "
+                "data with labels (a batch's 'label': whole numbers), or take the term out of model.loss.extra"
+            )
+        if labels is None:
+            labels = torch.full((n_images,), -1, device=self.device)
+        repeated = labels.to(self.device).long()[:, None].expand(-1, each)
+        return torch.stack([repeated, positions.to(self.device).long()], 2).flatten(0, 1)
+
+    def _sites(self, acts: Activations) -> tuple[Tensor, Tensor]:
+        """What the encoders read and what the decoders rebuild, standardised where the transcoder does that."""
+        x = self.transcoder.standardised(acts.x)
+        return x, x if acts.y is acts.x else acts.y
+
+    @property
+    def _names(self) -> tuple[str, str]:
+        return str(self.transcoder.sites.read), str(self.transcoder.sites.write)
+
+    @property
+    def _blocks(self) -> tuple[int, ...]:
+        return self.transcoder.sites.resolve(self.clip.n_layers, self.clip.name)
+
+    def _positions(self, n_images: int, generator: torch.Generator) -> Tensor | None:
+        if self.transcoder.sites.read == "final":
+            return None
+        span, wanted = self.clip.tokens.span(self.tokens_config.set), self.tokens_config.per_image
+        size = span.stop - span.start
+        if wanted is not None and wanted < size:
+            result: Tensor | None = random_positions(n_images, size, wanted, generator) + span.start
+            return result
+        return None if size == self.clip.n_positions else torch.arange(span.start, span.stop).expand(n_images, -1)
+
+    def _cls_rows(self, positions: Tensor | None, n_tokens: int, marks: Tensor | None = None) -> Tensor | None:
+        """Which of a step's tokens are [CLS], `(n,)` int64; None where the transcoder does not ask.
+
+        Args:
+            positions: of the batch's tokens, as `_positions` drew them.
+            n_tokens: of the step.
+            marks: of tokens that a buffer has mixed.
+        """
+        if self.transcoder.cls_weight == 1:
+            return None
+        if marks is not None:
+            return (marks[:, 1] == 0).nonzero().flatten()
+        if positions is None:
+            return torch.arange(0, n_tokens, self.clip.n_positions)
+        return (positions.cpu().flatten() == 0).nonzero().flatten()
+
+    def _generator(self, index: int) -> torch.Generator:
+        """A generator that depends on seed, batch and place alone, so that a resumed run draws the same."""
+        generator = torch.Generator()
+        generator.manual_seed(hash((self.seed, index, self._data_place()[0])) & 0x7FFF_FFFF_FFFF_FFFF)
+        return generator
+
+    def _data_place(self) -> tuple[int, int]:
+        """Which of a step's batches is this process's, and how many different ones there are.
+
+        Processes that share the features of a transcoder share the batch as well.
+        """
+        trainer = compat.trainer_of(self)
+        told = None if trainer is None else getattr(trainer.strategy, "distributed_sampler_kwargs", None)
+        return (int(told["rank"]), int(told["num_replicas"])) if told else (0, 1)
+
+    @property
+    def _max_steps(self) -> int:
+        trainer = compat.trainer_of(self)
+        return 0 if trainer is None else trainer.max_steps

@@ -1,0 +1,162 @@
+"""BatchTopK: the largest of a batch, so that tokens share a budget."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clt_lightning.core.arguments import number, whole
+from clt_lightning.core.errors import UserError
+from clt_lightning.transcoder.activations.base import Activation
+from clt_lightning.transcoder.activations.exchange import Exchange
+from clt_lightning.transcoder.codes import Pairs
+from clt_lightning.transcoder.screening import Chosen, Screen, choose_above, choose_batch_top
+
+#: Share of a batch's winners below the stored threshold
+_MARGIN = 0.02
+#: Of so many tokens one serves to guess BatchTopK's cut
+_SAMPLE = 17
+
+
+class BatchTopK(Activation):
+    """The `k * tokens` largest positive pre-activations of a batch, so that tokens share a budget (Bussmann et al.
+    2024).
+
+    In training the cut is made per layer and batch, and a running mean of the value that 98 % of the kept ones reach is
+    stored. Evaluation uses that threshold, so that a token's codes do not depend on the batch it comes in. The last
+    fiftieth is a margin: one threshold for all batches lets through more than k in some, and L0 shall not exceed k.
+
+    Layers need not share alike. An error of an early layer passes through all later ones, and of the last layer's
+    tokens only [CLS] is read: with every MLP replaced the same L0 loses less when early layers have more of it
+    (docs/training.md).
+
+    Args:
+        k: mean number of features that a token uses per layer.
+        tilt: how far the budget leans towards early layers: layer l of L has `k (1 + tilt (1 - 2 l / (L - 1)))`, whose
+            mean over layers is k. 0: all alike; 0.4: from 1.4 k down to 0.6 k; negative: late layers have more.
+        cls_weight: what a [CLS] token's pre-activations are multiplied by where codes are chosen, nowhere else. What
+            early MLPs write at [CLS] is small beside what they write at patches, and so wins few codes; yet the
+            embedding is read there. One token of an image has more of them then, and the budget stays the same.
+        momentum: weight of the past in the running mean of the threshold. While features are learned the cut falls, and
+            a mean over 100 batches (0.99) stays above it: L0 is then 11.1 where k is 12, after 500 steps on the demo.
+    """
+
+    scope = "batch"
+    threshold: Tensor
+    updates: Tensor
+
+    def __init__(self, k: int = 64, momentum: float = 0.95, tilt: float = 0.0, cls_weight: float = 1.0) -> None:
+        super().__init__()
+        self.k, self.momentum = whole("BatchTopK: k", k, 1), number("BatchTopK: momentum", momentum)
+        self.tilt = number("BatchTopK: tilt", tilt)
+        if not 0 <= momentum < 1:
+            raise UserError(f"BatchTopK: momentum must lie in [0, 1), got {momentum}")
+        if not -1 < tilt < 1:
+            raise UserError(f"BatchTopK: tilt must lie between -1 and 1, got {tilt}")
+        self.cls_weight = number("BatchTopK: cls_weight", cls_weight)
+        if not cls_weight > 0:
+            raise UserError(f"BatchTopK: cls_weight must be above 0, got {cls_weight}")
+        self._shares = [1.0]
+
+    @property
+    def most_active(self) -> int | None:
+        return self.k if self.training else None  # a stored threshold bounds nothing
+
+    def budget(self, layer: int, n_tokens: int) -> int:
+        """How many codes a layer may have in a training batch of so many tokens."""
+        return max(1, round(self.k * self._shares[layer] * n_tokens)) if n_tokens else 0
+
+    def build(self, n_layers: int, n_features: int) -> None:
+        last = max(n_layers - 1, 1)
+        self._shares = [1 + self.tilt * (1 - 2 * layer / last) if n_layers > 1 else 1.0 for layer in range(n_layers)]
+        self.register_buffer("threshold", torch.zeros(n_layers))
+        # the mean of the first few steps is a plain one: the early thresholds move fast
+        self.register_buffer("updates", torch.zeros(n_layers, dtype=torch.int64))
+
+    def select(self, pre: Tensor, layer: int) -> Pairs | Tensor:
+        if not self.training:
+            return (pre > self.threshold[layer]) & (pre > 0)
+        budget = self.budget(layer, pre.shape[0])
+        pairs = self._above_guess(pre, layer)
+        if pairs is None:
+            pairs = Pairs.from_mask(self._mask(pre, budget))
+        if self.tracking:  # the cascade does not: it need not gather what it kept
+            self.track(pairs.entries(pre), layer)
+        return pairs
+
+    def _above_guess(self, pre: Tensor, layer: int) -> Pairs | None:
+        """The winners among all entries above a guessed cut, several times faster; None if these are too few."""
+        guess, budget = self._guess(pre, layer), self.budget(layer, pre.shape[0])
+        if guess is None:
+            return None
+        pairs = Pairs.from_mask(pre > guess)
+        if pairs.features.numel() < budget:
+            return None
+        values = pairs.entries(pre)
+        return pairs.keep(values >= torch.topk(values, budget, sorted=False).values.min())
+
+    def _guess(self, pre: Tensor, layer: int) -> Tensor | None:
+        """A value that likely more than the budget lie above; None where it is not worth guessing.
+
+        The cut of every 17th token (17 divides no usual number of positions) with a budget a third larger.
+        """
+        sample = pre[::_SAMPLE]
+        share = self.budget(layer, sample.shape[0])
+        if share < 64 or 4 * share > 3 * sample.numel():  # too few for a good guess, or so many that it saves nothing
+            return None
+        return torch.topk(sample.flatten(), share + share // 3, sorted=False).values.min().clamp(min=0)
+
+    def choose(self, screen: Screen, layer: int) -> Chosen | None:
+        if not self.training:
+            return choose_above(screen, self.threshold[layer].clamp_min(0))
+        chosen = choose_batch_top(screen, self.budget(layer, len(screen.rough)), self._guess(screen.rough, layer))
+        if chosen is not None and self.tracking:
+            self.track(chosen.values, layer)
+        return chosen
+
+    def select_part(self, pre: Tensor, layer: int, exchange: Exchange) -> Pairs | Tensor:
+        if not self.training:
+            return self.select(pre, layer)
+        winners = exchange.largest(pre, self.budget(layer, pre.shape[0]))
+        self.track(winners[winners > 0], layer)
+        return (pre >= winners.min()) & (pre > 0) if winners.numel() else pre > 0
+
+    def choose_part(self, screen: Screen, layer: int, exchange: Exchange) -> Chosen | None:
+        if not self.training:
+            return self.choose(screen, layer)
+        found = exchange.screen_largest(screen, self.budget(layer, len(screen.rough)))
+        if found is None:
+            return None
+        chosen, winners = found
+        self.track(winners[winners > 0], layer)
+        return chosen
+
+    def _mask(self, pre: Tensor, budget: int) -> Tensor:
+        if budget >= pre.numel():
+            return pre > 0
+        # Candidates per row first: a token with more than 4 times its share is rare, and is found by the check below.
+        row = min(pre.shape[1], -(-4 * budget // pre.shape[0]))
+        candidates = torch.topk(pre, row, dim=1, sorted=False).values
+        cut = torch.topk(candidates.flatten(), budget, sorted=True).values[-1]
+        if row < pre.shape[1] and bool((candidates.min(dim=1).values > cut).any()):
+            cut = torch.topk(pre.flatten(), budget, sorted=True).values[-1]
+        return (pre >= cut) & (pre > 0)
+
+    @torch.no_grad()
+    def track(self, kept: Tensor, layer: int) -> None:
+        """Moves the stored threshold of a layer towards the cut of a batch.
+
+        Args:
+            kept: `(winners,)` pre-activations that the batch kept.
+            layer: which layer's.
+        """
+        if not self.tracking or not kept.numel():
+            return
+        cut = torch.kthvalue(kept, 1 + int(_MARGIN * kept.numel())).values
+        n = self.updates[layer]
+        momentum = torch.minimum(n / (n + 1.0), n.new_tensor(self.momentum, dtype=torch.float64)).to(self.threshold)
+        self.threshold[layer] = momentum * self.threshold[layer] + (1 - momentum) * cut.to(self.threshold)
+        self.updates[layer] += 1
+
+    def values(self, pre: Tensor, features: Tensor | None, layer: int) -> Tensor:
+        return torch.relu(pre)

@@ -1,0 +1,25 @@
+"""ReLU: what is positive."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clt_lightning.transcoder.activations.base import Activation
+from clt_lightning.transcoder.codes import Pairs
+from clt_lightning.transcoder.screening import Chosen, Screen, choose_above
+
+
+class ReLU(Activation):
+    """max(pre, 0). Sparsity comes from the loss (L1 or tanh)."""
+
+    scope = "feature"
+
+    def select(self, pre: Tensor, layer: int) -> Pairs | Tensor:
+        return pre > 0
+
+    def choose(self, screen: Screen, layer: int) -> Chosen | None:
+        return choose_above(screen, screen.x.new_zeros(()))
+
+    def values(self, pre: Tensor, features: Tensor | None, layer: int) -> Tensor:
+        return torch.relu(pre)
