@@ -106,8 +106,8 @@ def test_graph_of_an_image(seed: int, tmp_path: Path) -> None:
     print(json.dumps(said))
     assert float(off.max()) < 1e-3
     assert order_of_both > 0.99
-    assert scores["replacement"] == pytest.approx(graph.scores.replacement, abs=1e-3)
-    assert scores["completeness"] == pytest.approx(graph.scores.completeness, abs=1e-3)
+    assert scores["replacement"] == pytest.approx(graph.scores.replacement, abs=0.01)
+    assert scores["completeness"] == pytest.approx(graph.scores.completeness, abs=0.01)
 
     # pruning keeps the same nodes
     pruned = graph.prune(NODES, EDGES).nodes

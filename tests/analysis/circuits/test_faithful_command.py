@@ -39,15 +39,15 @@ def residual_run(tmp_path_factory: pytest.TempPathFactory, demo_tars: Path) -> P
 def test_curves_graph_and_evolution(residual_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     key = next(iter(cl.open_run(residual_run).batches("test", limit=1)))["key"][0]
     output = tmp_path / "out" / "found.json"
-    options = ["graph", "--run", str(residual_run), "--output", str(output), "--baseline-images", "12"]
-    main([*options, "--image", key, "--curves", "4", "--evolution", "6"])
+    options = ["graph", "--run", str(residual_run), "--output", str(output), "--baseline-images", "6"]
+    main([*options, "--image", key, "--curves", "3", "--evolution", "3"])
     said = capsys.readouterr().out
-    assert re.search(r"\d images of test that the model gets right, of 4; baseline median, errors node", said)
+    assert re.search(r"\d images of test that the model gets right, of 3; baseline median, errors node", said)
     assert "by edges (the paper's rule)" in said
     assert "Moran's I" in said
     curves = json.loads(output.with_suffix(".curves.json").read_text())
     assert set(curves["arms"]) == {"edges", "nodes", "edges_plain", "nodes_plain", "neurons", "activation", "random"}
-    assert curves["about"]["baseline"] == {"kind": "median", "images": 12}
+    assert curves["about"]["baseline"] == {"kind": "median", "images": 6}
     for arm in curves["arms"].values():
         assert arm["insertion"]["logit"]["normalised"][0]["value"] == 0
         assert arm["insertion"]["logit"]["normalised"][-1]["value"] == pytest.approx(1)
@@ -59,8 +59,8 @@ def test_curves_graph_and_evolution(residual_run: Path, tmp_path: Path, capsys: 
     assert [pair["edges"] is not None for pair in evolution["pairs"]] == [True] * 3
     # the baseline is kept with the run, and made anew for another transcoder
     kept = sorted(path.name for path in (residual_run / "baseline").iterdir())
-    assert kept == ["dimensions-median-12.safetensors", "features-median-12.safetensors"]
-    main([*options, "--curves", "2", "--arms", "edges", "random"])
+    assert kept == ["dimensions-median-6.safetensors", "features-median-6.safetensors"]
+    main([*options, "--curves", "1", "--arms", "edges", "random"])
     again = capsys.readouterr()
     assert "baseline:" not in again.out + again.err
     folder = residual_run / "transcoder"
@@ -68,16 +68,16 @@ def test_curves_graph_and_evolution(residual_run: Path, tmp_path: Path, capsys: 
     with torch.no_grad():
         run.transcoder.b_dec.add_(0.01)
     run.transcoder.save_pretrained(folder)
-    before = (residual_run / "baseline" / "features-median-12.safetensors").read_bytes()
-    main([*options, "--curves", "2", "--arms", "edges", "--errors", "kept"])
-    assert (residual_run / "baseline" / "features-median-12.safetensors").read_bytes() != before
+    before = (residual_run / "baseline" / "features-median-6.safetensors").read_bytes()
+    main([*options, "--curves", "1", "--arms", "edges", "--errors", "kept"])
+    assert (residual_run / "baseline" / "features-median-6.safetensors").read_bytes() != before
 
 
 def test_curves_of_a_cross_layer_transcoder(
     tmp_path: Path, demo_tars: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = made(tmp_path / "clt" / "version_0", demo_tars, cl.CrossLayerTranscoder(4, 96, 48, cl.TopK(3), seed=0))
-    main(["graph", "--run", str(run), "--curves", "3", "--baseline", "mean", "--baseline-images", "8"])
+    main(["graph", "--run", str(run), "--curves", "2", "--baseline", "mean", "--baseline-images", "4"])
     said = capsys.readouterr().out
     assert "by influence in the image's graph" in said
     assert "baseline mean" in said
