@@ -164,6 +164,11 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         self._at_all_mlps = self.transcoder.sites.is_mlp and self.transcoder.n_layers == self.clip.n_layers
         if self.loss_config.cascade.is_on and not self._at_all_mlps:
             say("the cascade's terms of the loss are off: they are for a transcoder in the place of all MLPs")
+        if self.transcoder.cls_weight != 1 and self.tokens_config.buffer:
+            raise UserError(
+                "model.tokens.buffer mixes the tokens of many images, so that [CLS] is not known any more: leave out "
+                "cls_weight of model.transcoder.activation, or the buffer"
+            )
         self._marked = self.loss_config.needs("labels") or self.loss_config.needs("positions")
         self.buffer = ActivationBuffer(self.tokens_config.buffer) if self.tokens_config.buffer else None
         self.finite = FiniteWatch()
@@ -192,8 +197,9 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
             self.loss_config.auxk, self.transcoder, self.tokens_since_fired, x.shape[1], generator
         )
         chunk = self.tokens_config.max_tokens_per_chunk or x.shape[1]
+        cls = self._cls_rows(positions, x.shape[1])
         done: list[StepPart] = []
-        losses = self._chunk_losses(x, y, request, chunk, done, marks)
+        losses = self._chunk_losses(x, y, request, chunk, done, cls, marks)
         together = chunk >= x.shape[1]
         with self.transcoder.one_gradient() if together else nullcontext():
             if together:
@@ -224,6 +230,7 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         request: AuxiliaryRequest | None,
         chunk: int,
         done: list[StepPart],
+        cls: Tensor | None = None,
         marks: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """The loss of each chunk of tokens, weighed so that they sum to the batch's; the rest goes to `done`."""
@@ -232,7 +239,8 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         for start in range(0, n_tokens, chunk):
             stop = min(start + chunk, n_tokens)
             part = split_request(request, start, stop)
-            out = self.transcoder(x[:, start:stop], want_pre=want_pre, auxiliary=part, standardised=True)
+            own = None if cls is None else cls[(cls >= start) & (cls < stop)] - start
+            out = self.transcoder(x[:, start:stop], want_pre=want_pre, auxiliary=part, standardised=True, cls=own)
             tokens = None if part is None else part.tokens
             labels, places = (None, None) if marks is None else marks[start:stop].unbind(1)
             parts = loss_parts(

@@ -59,6 +59,9 @@ class Activation(nn.Module):
                 if name not in own:
                     setattr(cls, name, getattr(Activation, name))
 
+    #: what a [CLS] token's pre-activations are multiplied by, by the transcoder, where codes are chosen
+    cls_weight = 1.0
+
     @property
     def most_active(self) -> int | None:
         """The largest number of codes that tokens have on average, where the activation bounds it."""
