@@ -73,10 +73,18 @@ class Capturing(lightning.LightningModule):
             return result
         return None if size == self.clip.n_positions else torch.arange(span.start, span.stop).expand(n_images, -1)
 
-    def _cls_rows(self, positions: Tensor | None, n_tokens: int) -> Tensor | None:
-        """Which of a step's tokens are [CLS], `(n,)` int64 on the CPU; None where the transcoder does not ask."""
+    def _cls_rows(self, positions: Tensor | None, n_tokens: int, marks: Tensor | None = None) -> Tensor | None:
+        """Which of a step's tokens are [CLS], `(n,)` int64; None where the transcoder does not ask.
+
+        Args:
+            positions: of the batch's tokens, as `_positions` drew them.
+            n_tokens: of the step.
+            marks: of tokens that a buffer has mixed.
+        """
         if self.transcoder.cls_weight == 1:
             return None
+        if marks is not None:
+            return (marks[:, 1] == 0).nonzero().flatten()
         if positions is None:
             return torch.arange(0, n_tokens, self.clip.n_positions)
         return (positions.cpu().flatten() == 0).nonzero().flatten()

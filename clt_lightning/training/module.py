@@ -164,12 +164,9 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         self._at_all_mlps = self.transcoder.sites.is_mlp and self.transcoder.n_layers == self.clip.n_layers
         if self.loss_config.cascade.is_on and not self._at_all_mlps:
             say("the cascade's terms of the loss are off: they are for a transcoder in the place of all MLPs")
-        if self.transcoder.cls_weight != 1 and self.tokens_config.buffer:
-            raise UserError(
-                "model.tokens.buffer mixes the tokens of many images, so that [CLS] is not known any more: leave out "
-                "cls_weight of model.transcoder.activation, or the buffer"
-            )
-        self._marked = self.loss_config.needs("labels") or self.loss_config.needs("positions")
+        # a buffer mixes images: each token then brings along what it is
+        mixed = bool(self.tokens_config.buffer) and self.transcoder.cls_weight != 1
+        self._marked = self.loss_config.needs("labels") or self.loss_config.needs("positions") or mixed
         self.buffer = ActivationBuffer(self.tokens_config.buffer) if self.tokens_config.buffer else None
         self.finite = FiniteWatch()
         self.clock = StepClock()
@@ -197,9 +194,9 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
             self.loss_config.auxk, self.transcoder, self.tokens_since_fired, x.shape[1], generator
         )
         chunk = self.tokens_config.max_tokens_per_chunk or x.shape[1]
-        cls = self._cls_rows(positions, x.shape[1])
+        cls = self._cls_rows(positions, x.shape[1], marks if self.buffer is not None else None)
         done: list[StepPart] = []
-        losses = self._chunk_losses(x, y, request, chunk, done, cls, marks)
+        losses = self._chunk_losses(x, y, request, chunk, done, marks, cls)
         together = chunk >= x.shape[1]
         with self.transcoder.one_gradient() if together else nullcontext():
             if together:
@@ -230,8 +227,8 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         request: AuxiliaryRequest | None,
         chunk: int,
         done: list[StepPart],
-        cls: Tensor | None = None,
         marks: Tensor | None = None,
+        cls: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """The loss of each chunk of tokens, weighed so that they sum to the batch's; the rest goes to `done`."""
         n_tokens = x.shape[1]

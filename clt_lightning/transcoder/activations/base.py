@@ -38,6 +38,8 @@ class Activation(nn.Module):
     scope: ClassVar[Scope] = "batch"
     #: whether codes may be negative
     signed: ClassVar[bool] = False
+    #: what the transcoder multiplies a [CLS] token's pre-activations by while codes are chosen
+    cls_weight = 1.0
     #: whether running statistics of the training batches are kept
     tracking = True
     _given: dict[str, Any]
@@ -58,9 +60,6 @@ class Activation(nn.Module):
             for name in ("choose", "select_part", "choose_part"):
                 if name not in own:
                     setattr(cls, name, getattr(Activation, name))
-
-    #: what a [CLS] token's pre-activations are multiplied by, by the transcoder, where codes are chosen
-    cls_weight = 1.0
 
     @property
     def most_active(self) -> int | None:
