@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from clt_lightning import compat
-from clt_lightning.backbone import clip, vit  # noqa: F401  (classes that a config names without their module)
+from clt_lightning.backbone import Backbone, clip, vit  # noqa: F401  (classes that a config names without their module)
 from clt_lightning.backbone.class_head import ClassHead
 from clt_lightning.backbone.make import DEFAULT_CLASS
 from clt_lightning.callbacks import (
@@ -97,6 +97,11 @@ def needs(command: str) -> str:
 
 def config_keys() -> schema.Table:
     """The keys that a config of fit may have."""
+    return table_of(config_parser())
+
+
+def config_parser() -> Parser:
+    """A parser of these keys, with what explains them."""
     parser = Parser(exit_on_error=False)
     parser.add_argument("--seed_everything", type=bool | int, default=0)
     parser.add_lightning_class_args(lightning.Trainer, "trainer")
@@ -104,7 +109,7 @@ def config_keys() -> schema.Table:
     parser.add_lightning_class_args(lightning.LightningDataModule, "data", subclass_mode=True)
     _add_own_keys(parser)
     parser.add_argument("--ckpt_path", type=str | Path | None, default=None)
-    return table_of(parser)
+    return parser
 
 
 def _add_own_keys(parser: LightningArgumentParser) -> None:
@@ -130,6 +135,14 @@ def _add_own_keys(parser: LightningArgumentParser) -> None:
     # after the others: where it stops a run, they have seen the step
     parser.add_lightning_class_args(Requeue, "requeue")
     parser.set_defaults(_DEFAULTS)
+
+
+def _class_named(content: dict[Any, Any]) -> str | None:
+    """The class of the backbone that a layer names."""
+    model = content.get("model")
+    given = model.get("backbone") if isinstance(model, dict) else None
+    name = given.get("class_path") if isinstance(given, dict) else given
+    return name if isinstance(name, str) and not name.endswith((".yaml", ".yml", ".json")) else None
 
 
 def _below(table: Any, key: str) -> dict[str, Any]:
@@ -211,6 +224,7 @@ class ConfigCLI(compat.CommandLine):
             self.layers = layers_of(words[1:])
         if self.saved is not None:
             self.saved.check(self.keys)
+        self._begin_with_the_class()
         try:
             self.config = parser.parse_args(words)
         except argparse.ArgumentError as error:
@@ -224,6 +238,19 @@ class ConfigCLI(compat.CommandLine):
         if (said := complaint(self.layers, self.keys, parsed=True)) is not None:
             raise UserError(said)
         settle_paths(self.config[self.command], self.keys, self.layers)
+
+    def _begin_with_the_class(self) -> None:
+        """The backbone's class that was asked for begins from its own defaults, not from those of the usual one."""
+        named = [name for layer in self.layers if (name := _class_named(layer.content)) is not None]
+        if not named:
+            return
+        try:
+            load_class(named[-1], Backbone, "")
+        except UserError:
+            return  # said where it stands
+        parser = self.parser_of(self.command)
+        parser.set_defaults({"model.backbone": {"class_path": named[-1]}})
+        self.keys = table_of(parser)
 
     def _check_help(self, words: list[str]) -> None:
         """`--data.help CIFAR10`: says which classes there are."""
