@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ from clt_lightning.core.files import read_json
 LOGGED = ("fvu", "cosine", "l0", "dead")
 
 
-def tags(entry: Mapping[str, Any]) -> dict[str, float]:
+def tags(entry: Mapping[str, Any], arms: Collection[str] | None = None) -> dict[str, float]:
     """What is logged under `val/` or `test/`, without the stage in front.
 
     Args:
         entry: `reconstruction`, `zero_shot` and `shares` as in `evaluation.<split>` of results.json; what was not
             measured may be absent or null.
+        arms: names (`Arm.name`) of the arms whose numbers are wanted; None: all of them.
 
     Returns:
         `fvu/<token set>` and `.../layer_<ll>`, the same for `cosine`, `l0` and `dead`; `share/features` and
@@ -36,7 +37,7 @@ def tags(entry: Mapping[str, Any]) -> dict[str, float]:
             out |= _by_layer("share/features", features)
             whole = _number(features["all" if "all" in features else next(iter(features))]["mean"])
         out |= {"share/features": whole, "share/skip": 1 - whole}
-    out |= _zero_shot((entry.get("zero_shot") or {}).get("arms") or [])
+    out |= _zero_shot((entry.get("zero_shot") or {}).get("arms") or [], arms)
     if logit := shares.get("logit"):
         margin = logit["margin"]
         whole = _number(margin["sum"]["value"])
@@ -45,12 +46,15 @@ def tags(entry: Mapping[str, Any]) -> dict[str, float]:
     return out
 
 
-def _zero_shot(arms: list[Mapping[str, Any]]) -> dict[str, float]:
+def _zero_shot(arms: list[Mapping[str, Any]], wanted: Collection[str] | None) -> dict[str, float]:
     labelled = any(arm["n"] for arm in arms if arm["kind"] == "original")
     accuracies, divergences = {}, {}
     last = max((arm["last"] for arm in arms if arm["last"] is not None), default=None)
     for arm in arms:
         place = f"{arm['first']}-{arm['last']}/{arm['tokens']}"
+        name = "original" if arm["kind"] == "original" else f"{arm['kind']}/{place}"
+        if wanted is not None and name not in wanted:
+            continue
         if arm["kind"] == "original":
             accuracies["zero_shot/original"] = _number(arm["top1"]["value"])
         elif arm["kind"] == "replaced":

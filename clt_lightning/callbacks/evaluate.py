@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 
 from clt_lightning.analysis import Analysis, Evaluation, Evaluator
-from clt_lightning.analysis.arms import CascadeOptions, plan_arms
+from clt_lightning.analysis.arms import Arm, CascadeOptions, plan_arms
 from clt_lightning.analysis.effects import EffectCheck
 from clt_lightning.analysis.evaluate import EffectOptions, EvaluateOptions
 from clt_lightning.analysis.faithfulness import FaithfulnessOptions
@@ -104,9 +104,8 @@ class Evaluate(Measuring):
         data = getattr(trainer, "datamodule", None)
         names = self.classnames or getattr(data, "classnames", None)
         templates = self.templates or getattr(data, "templates", None)
-        arms = [arm for callback in measuring(trainer) if isinstance(callback, ZeroShot) for arm in callback.arms]
         self._evaluator = evaluator = Evaluator(
-            pl_module.clip, pl_module.transcoder, names, templates, self.options, self.extra, arms
+            pl_module.clip, pl_module.transcoder, names, templates, self.options, self.extra, _windows(trainer)
         )
         batches = training_batches(trainer, self.options.population.images)
         if batches is None and self.options.population.images:
@@ -130,7 +129,8 @@ class Evaluate(Measuring):
         rank_zero_info("computing intervals, features and neighbours from what was seen ...")
         found, folder = self._evaluator.result(), run_folder(trainer)
         self._evaluator = None
-        numbers = trainer.strategy.broadcast({} if found is None else tags(found[0].entry()))
+        arms = {arm.name for arm in _windows(trainer)}  # the others are in results.json alone
+        numbers = trainer.strategy.broadcast({} if found is None else tags(found[0].entry(), arms))
         log_all(pl_module, "test", numbers)
         if folder is None:
             say_not_written(trainer, "the evaluation")
@@ -149,6 +149,11 @@ class Evaluate(Measuring):
         rank_zero_info("writing the evaluation ...")
         self.result.save(folder, features, retrieval)
         rank_zero_info(f"evaluation written to {folder / 'results.json'}")
+
+
+def _windows(trainer: pl.Trainer) -> list[Arm]:
+    """What `ZeroShot` compares."""
+    return [arm for callback in measuring(trainer) if isinstance(callback, ZeroShot) for arm in callback.arms]
 
 
 def summary(evaluation: Evaluation, width: int | None = None) -> list[str]:
