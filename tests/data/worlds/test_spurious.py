@@ -107,6 +107,7 @@ def test_worlds_do_not_mix_on_disk(tmp_path: Path) -> None:
         ({"strength": 0.3}, r"spurious.strength must be a number from 0.5 to 1, but is 0.3"),
         ({"strength": "much"}, "spurious.strength must be a number"),
         ({"strenght": 0.9}, "spurious has no key 'strenght'; there are: cue, strength, classes"),
+        ("corner", "spurious must be a table of cue, strength, classes, but is 'corner'"),
         ({"classes": ["circle"]}, "classes must be two"),
         ({"classes": "circle"}, "classes must be two"),
         ({"classes": ["circle", "dog"]}, "no class is called 'dog'; there are: red, orange"),
@@ -114,7 +115,7 @@ def test_worlds_do_not_mix_on_disk(tmp_path: Path) -> None:
         ({"classes": ["star", "star"]}, "is in both"),
     ],
 )
-def test_what_is_no_cue_is_refused(tmp_path: Path, wrong: dict[str, Any], told: str) -> None:
+def test_what_is_no_cue_is_refused(tmp_path: Path, wrong: Any, told: str) -> None:
     with pytest.raises(UserError, match=told):
         Demo(root=tmp_path, spurious=wrong)
     assert not list(tmp_path.iterdir())

@@ -187,10 +187,12 @@ def _draw(spurious: Spurious | None, split: str, seed: int, size: int, index: in
     return parts if group is None else {**parts, "group": b"%d" % group}
 
 
-def _spurious(given: Spurious | Mapping[str, Any] | None) -> Spurious | None:
+def _spurious(given: Any) -> Spurious | None:
     if given is None or isinstance(given, Spurious):
         return given
     known = [field.name for field in fields(Spurious)]
+    if not isinstance(given, Mapping):
+        raise UserError(f"data.init_args.spurious must be a table of {', '.join(known)}, but is {given!r}")
     strange = [str(key) for key in given if key not in known]
     if strange:
         raise UserError(f"data.init_args.spurious has no key {strange[0]!r}; there are: {', '.join(known)}")
