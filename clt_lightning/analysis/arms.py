@@ -295,7 +295,8 @@ class ArmRunner:
             return self._run_fixed(models, known)
         first, last, tokens = _place(model)
         window = self.blocks[first : last + 1]
-        y, parts = known.y_hat[first], {}
+        y: Tensor = known.y_hat[first]
+        parts: dict[str, Any] = {}
         if model.kind in OF_SKIP:
             y, parts = self._part_alone(model.kind, first, tokens, known)
         return [embed_replaced(self.clip, self.clt, window, tokens, known.seen, known.codes, y, **parts)]

@@ -7,6 +7,7 @@ head, learned on the backbone's features, that is given the reconstruction in th
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -179,7 +180,7 @@ def demo_target(backbone: Backbone, seed: int, size: int, what: str) -> tuple[Ta
     Raises:
         UserError: another target.
     """
-    from clt_lightning.data import renders
+    from clt_lightning.data.worlds import renders
 
     if what not in ("shape", "depth"):
         raise UserError(f"the demo's renders know shape and depth, not {what!r}")
@@ -189,7 +190,7 @@ def demo_target(backbone: Backbone, seed: int, size: int, what: str) -> tuple[Ta
     def target(batch: Batch) -> Tensor:
         found = []
         for key, label in zip(batch["key"], batch["label"].tolist()):
-            depth = renders.depth_map(seed, int(str(key).rpartition("-")[2]), size=size)
+            depth = renders.depth_map(seed, _index_of(str(key)), size=size)
             pixels = torch.from_numpy(depth[where[0], where[1]].astype(np.float32))
             if what == "depth":
                 found.append(_patches(pixels, rows, columns))
@@ -286,6 +287,14 @@ def _measure(base: ReadOut, out: Tensor, test: _Seen, n_classes: int, seed: int)
         accuracy=mean_intervals(shares[:, None], _DRAWS, seed)[0],
         mean_recall=mean_recall(predicted, test.y, n_classes),
     )
+
+
+def _index_of(key: str) -> int:
+    """The number of a render, from its sample's key."""
+    found = re.search(r"(?:^|/)s(\d+)$", key)
+    if found is None:
+        raise UserError(f"sample {key!r} is no render of the demo's tars, whose keys end in s0000000, s0000001, ...")
+    return int(found[1])
 
 
 def _patches(pixels: Tensor, rows: int, columns: int) -> Tensor:

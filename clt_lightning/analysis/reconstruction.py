@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -83,7 +84,7 @@ class ReconstructionErrors(Analysis):
     def _whole(self) -> dict[str, ExactMetric]:
         """The metrics of all tokens, out of those of each kind."""
         first, *others = (self._metrics[name] for name in self._parts)
-        whole = {kind: metric.clone() for kind, metric in first.items()}
+        whole: dict[str, Any] = {kind: metric.clone() for kind, metric in first.items()}
         for other in others:
             for kind, metric in whole.items():
                 metric.merge_state(other[kind])

@@ -279,7 +279,7 @@ def shares_json(shares: Mapping[str, Mapping[str, Interval]]) -> dict[str, Any]:
 
 def _contribution_json(scores: ContributionScores) -> dict[str, Any]:
     def matrix(values: Tensor) -> list[list[float | None]]:
-        return values.tolist()  # type: ignore[no-any-return]
+        return values.tolist()
 
     def or_none(values: Tensor | None) -> list[list[float | None]] | None:
         return None if values is None else matrix(values)

@@ -20,7 +20,7 @@ from clt_lightning.core.classes import load_class
 from clt_lightning.core.config_file import ConfigFile, read_config
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.paths import expand
-from clt_lightning.data.sets.base import WebImages
+from clt_lightning.data.sets.modules import WebImages
 from clt_lightning.interventions.replacement import check_fit
 from clt_lightning.runs.folder import find_run
 from clt_lightning.transcoder import CrossLayerTranscoder

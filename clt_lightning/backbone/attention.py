@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def contiguous_attention(blocks: Sequence[Any]) -> Iterator[None]:
-    """While active, blocks attend by one fused kernel on contiguous queries, keys and values: the same numbers.
+def fused_attention(blocks: Sequence[Any]) -> Iterator[None]:
+    """While active, blocks attend by one fused kernel: the same numbers.
 
-    `nn.MultiheadAttention` hands the kernel strided views when gradients are wanted, which it answers with plain
+    `nn.MultiheadAttention` folds heads into images when gradients are wanted, and the kernel is passed by for plain
     products over unfolded attention weights. What is no plain self-attention is left as it is.
 
     Args:
@@ -68,7 +68,7 @@ def head_outputs(attention: nn.MultiheadAttention, x: Tensor, mask: Tensor | Non
     images, positions, width = x.shape
     heads = attention.num_heads
     projected = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
-    # (3, images, heads, positions, width of a head), contiguous
-    q, k, v = projected.view(images, positions, 3, heads, width // heads).permute(2, 0, 3, 1, 4).contiguous()
+    # strided views: the kernel takes them, and their gradients are gathered by one copy
+    q, k, v = (part.transpose(1, 2) for part in projected.view(images, positions, 3, heads, width // heads).unbind(2))
     mixed = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).reshape(images, positions, width)
     return mixed if attention.batch_first else mixed.transpose(0, 1)

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from clt_lightning import compat
-from clt_lightning.backbone import clip, vit  # noqa: F401  (classes that a config names without their module)
+from clt_lightning.backbone import Backbone, clip, vit  # noqa: F401  (classes that a config names without their module)
 from clt_lightning.backbone.class_head import ClassHead
 from clt_lightning.backbone.make import DEFAULT_CLASS
 from clt_lightning.callbacks import (
@@ -137,6 +137,14 @@ def _add_own_keys(parser: LightningArgumentParser) -> None:
     parser.set_defaults(_DEFAULTS)
 
 
+def _class_named(content: dict[Any, Any]) -> str | None:
+    """The class of the backbone that a layer names."""
+    model = content.get("model")
+    given = model.get("backbone") if isinstance(model, dict) else None
+    name = given.get("class_path") if isinstance(given, dict) else given
+    return name if isinstance(name, str) and not name.endswith((".yaml", ".yml", ".json")) else None
+
+
 def _below(table: Any, key: str) -> dict[str, Any]:
     """The table that a key of an option stands in: of a class its arguments, since `init_args` may be left out."""
     table = table if isinstance(table, dict) else {}
@@ -216,6 +224,7 @@ class ConfigCLI(compat.CommandLine):
             self.layers = layers_of(words[1:])
         if self.saved is not None:
             self.saved.check(self.keys)
+        self._begin_with_the_class()
         try:
             self.config = parser.parse_args(words)
         except argparse.ArgumentError as error:
@@ -229,6 +238,19 @@ class ConfigCLI(compat.CommandLine):
         if (said := complaint(self.layers, self.keys, parsed=True)) is not None:
             raise UserError(said)
         settle_paths(self.config[self.command], self.keys, self.layers)
+
+    def _begin_with_the_class(self) -> None:
+        """The backbone's class that was asked for begins from its own defaults, not from those of the usual one."""
+        named = [name for layer in self.layers if (name := _class_named(layer.content)) is not None]
+        if not named:
+            return
+        try:
+            load_class(named[-1], Backbone, "")
+        except UserError:
+            return  # said where it stands
+        parser = self.parser_of(self.command)
+        parser.set_defaults({"model.backbone": {"class_path": named[-1]}})
+        self.keys = table_of(parser)
 
     def _check_help(self, words: list[str]) -> None:
         """`--data.help CIFAR10`: says which classes there are."""

@@ -135,6 +135,8 @@ def _dense(opened: Run, args: argparse.Namespace, what: str) -> DenseResult:
             f"--dense {what}: only the demo's renders know it; for other data give a target in Python "
             "(clt_lightning.analysis.dense.read_out, docs/probes.md)"
         )
+    if data.spurious is not None:
+        raise UserError(f"--dense {what}: the maps are known of the demo's plain renders only, not with a planted cue")
     limit, size = args.images or 500, data.parameters["size"]
     splits: dict[str, Any] = {}
     targets: dict[str, Any] = {}

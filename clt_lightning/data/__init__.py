@@ -13,11 +13,17 @@ if TYPE_CHECKING:
     from clt_lightning.data.sets.coco.module import COCO
     from clt_lightning.data.sets.demo.module import Demo
     from clt_lightning.data.sets.imagenet100.module import ImageNet100
+    from clt_lightning.data.sets.waterbirds.module import Waterbirds
+    from clt_lightning.data.worlds.planted import Planted
 
-__all__ = ["CIFAR100", "COCO", "Demo", "ImageNet100", "WebImages"]
+__all__ = ["CIFAR100", "COCO", "Demo", "ImageNet100", "Planted", "Waterbirds", "WebImages"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "Planted":
+        from clt_lightning.data.worlds.planted import Planted
+
+        return Planted
     if not name.startswith("_") and name[:1].isupper():
         from clt_lightning.data.sets.modules import CLASSES
 

@@ -142,7 +142,7 @@ def _rebuild_cls(clt: CrossLayerTranscoder, trace: ReplacementTrace, tokens: str
             is_cls = torch.arange(images * positions, device=x.device) % positions == 0
             codes = {i: known.select_tokens(is_cls) for i, known in codes.items()}
         read = x[:, 0]
-        codes[row] = clt.encode_layer(read, row)
+        codes[row] = clt.encode_layer(read, row, cls=torch.arange(images, device=read.device))
         y = torch.zeros_like(x)
         y[:, 0] = (clt.in_units(clt.layer_sum(codes, row), read) + clt.rest_term(read, row)).to(x.dtype)
         return y

@@ -33,8 +33,8 @@ class ShardedTranscoder(CrossLayerTranscoder):
 
     Args:
         shards: this process's place.
-        n_layers, d_model, n_features, activation, topology, skip, backend, sites, d_out, normalize: as of
-            `CrossLayerTranscoder`; `n_features` is F, the whole dictionary.
+        n_layers, d_model, n_features, activation, topology, skip, backend, sites, d_out, normalize,
+            n_positions: as of `CrossLayerTranscoder`; `n_features` is F, the whole dictionary.
         seed: the weights are the same as those of one process with this seed.
 
     Raises:
@@ -55,12 +55,14 @@ class ShardedTranscoder(CrossLayerTranscoder):
         sites: Sites | dict[str, Any] | None = None,
         d_out: int | None = None,
         normalize: Normalize = "layer",
+        n_positions: int | None = None,
     ) -> None:
         self.shards = shards
         self.width = shards.width(n_features)
         self.own = slice(shards.rank * self.width, (shards.rank + 1) * self.width)
         super().__init__(
-            n_layers, d_model, self.width, activation, topology, skip, backend, seed, sites, d_out, normalize
+            *(n_layers, d_model, self.width, activation, topology, skip, backend, seed),
+            *(sites, d_out, normalize, n_positions),
         )
         self.n_features = int(n_features)
         # every process draws the whole stream, a layer at a time, and keeps its rows
@@ -133,9 +135,9 @@ class ShardedTranscoder(CrossLayerTranscoder):
         local = select_topk(found, request.k, self.shards)
         return Pairs(features[local.features], local.offsets, self.width), found[local.tokens, local.features]
 
-    def encode(self, x: Tensor) -> Codes:
+    def encode(self, x: Tensor, cls: Tensor | None = None) -> Codes:
         """Codes of all features, without gradients."""
-        return self.gather_codes(super().encode(x))
+        return self.gather_codes(super().encode(x, cls))
 
     def layer_terms(self, codes: Mapping[int, Codes] | Sequence[Codes], target: int) -> Tensor:
         """As of one process; takes codes of all features as well as those of `encode_layer`, which are its own."""

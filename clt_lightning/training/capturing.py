@@ -49,6 +49,14 @@ class Capturing(lightning.LightningModule):
             return result
         return None if size == self.clip.n_positions else torch.arange(span.start, span.stop).expand(n_images, -1)
 
+    def _cls_rows(self, positions: Tensor | None, n_tokens: int) -> Tensor | None:
+        """Which of a step's tokens are [CLS], `(n,)` int64 on the CPU; None where the transcoder does not ask."""
+        if self.transcoder.cls_weight == 1:
+            return None
+        if positions is None:
+            return torch.arange(0, n_tokens, self.clip.n_positions)
+        return (positions.cpu().flatten() == 0).nonzero().flatten()
+
     def _generator(self, index: int) -> torch.Generator:
         """A generator that depends on seed, batch and place alone, so that a resumed run draws the same."""
         generator = torch.Generator()

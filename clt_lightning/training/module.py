@@ -163,6 +163,11 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         self._at_all_mlps = self.transcoder.sites.is_mlp and self.transcoder.n_layers == self.clip.n_layers
         if self.loss_config.cascade.is_on and not self._at_all_mlps:
             say("the cascade's terms of the loss are off: they are for a transcoder in the place of all MLPs")
+        if self.transcoder.cls_weight != 1 and self.tokens_config.buffer:
+            raise UserError(
+                "model.tokens.buffer mixes the tokens of many images, so that [CLS] is not known any more: leave out "
+                "cls_weight of model.transcoder.activation, or the buffer"
+            )
         self.buffer = ActivationBuffer(self.tokens_config.buffer) if self.tokens_config.buffer else None
         self.finite = FiniteWatch()
         self.clock = StepClock()
@@ -189,8 +194,9 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
             self.loss_config.auxk, self.transcoder, self.tokens_since_fired, x.shape[1], generator
         )
         chunk = self.tokens_config.max_tokens_per_chunk or x.shape[1]
+        cls = self._cls_rows(positions, x.shape[1])
         done: list[StepPart] = []
-        losses = self._chunk_losses(x, y, request, chunk, done)
+        losses = self._chunk_losses(x, y, request, chunk, done, cls)
         together = chunk >= x.shape[1]
         with self.transcoder.one_gradient() if together else nullcontext():
             if together:
@@ -215,7 +221,13 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         return {"loss": loss, "tokens": x.shape[1]}
 
     def _chunk_losses(
-        self, x: Tensor, y: Tensor, request: AuxiliaryRequest | None, chunk: int, done: list[StepPart]
+        self,
+        x: Tensor,
+        y: Tensor,
+        request: AuxiliaryRequest | None,
+        chunk: int,
+        done: list[StepPart],
+        cls: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """The loss of each chunk of tokens, weighed so that they sum to the batch's; the rest goes to `done`."""
         n_tokens = x.shape[1]
@@ -223,7 +235,8 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         for start in range(0, n_tokens, chunk):
             stop = min(start + chunk, n_tokens)
             part = split_request(request, start, stop)
-            out = self.transcoder(x[:, start:stop], want_pre=want_pre, auxiliary=part, standardised=True)
+            own = None if cls is None else cls[(cls >= start) & (cls < stop)] - start
+            out = self.transcoder(x[:, start:stop], want_pre=want_pre, auxiliary=part, standardised=True, cls=own)
             tokens = None if part is None else part.tokens
             parts = loss_parts(
                 self.loss_config, self.transcoder, y[:, start:stop], out, self.global_step, tokens, self._max_steps

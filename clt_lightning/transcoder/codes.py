@@ -17,6 +17,7 @@ from torch import Tensor
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder.feature_chunks import FeatureChunks
+from clt_lightning.transcoder.order import stable_order, true_places
 
 # torch says so once for every process; only products that are tested here are used
 warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
@@ -68,7 +69,7 @@ class Pairs:
             keys, order = torch.sort(keys, stable=True)
             bounds = torch.arange(self.n_features + 1, dtype=keys.dtype, device=keys.device)
             return order, torch.searchsorted(keys, bounds)
-        order = torch.argsort(self.features, stable=True)
+        order = stable_order(self.features, self.n_features)
         offsets = self.offsets.new_zeros(self.n_features + 1)
         torch.cumsum(torch.bincount(self.features, minlength=self.n_features), 0, out=offsets[1:])
         return order, offsets
@@ -134,9 +135,23 @@ class Pairs:
         Args:
             chosen: `(pairs,)` bool.
         """
-        counts = torch.bincount(self.tokens[chosen], minlength=self.n_tokens)
-        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        return Pairs(self.features[chosen], offsets, self.n_features)
+        return self.at(true_places(chosen))
+
+    def at(self, kept: Tensor) -> Pairs:
+        """Some of the pairs.
+
+        Args:
+            kept: int64, their places among the pairs, in ascending order.
+        """
+        return Pairs._of(self.tokens[kept], self.features[kept], self.n_tokens, self.n_features)
+
+    def entries(self, table: Tensor) -> Tensor:
+        """`(pairs,)`: what a `(tokens, F)` tensor holds at the pairs."""
+        if self.is_rectangular:
+            return table.gather(1, self.features.view(self.n_tokens, -1)).view(-1) if self.n_tokens else table.view(-1)
+        if table.is_contiguous():  # one index is read faster than two
+            return table.view(-1).index_select(0, self.tokens * self.n_features + self.features)
+        return table[self.tokens, self.features]
 
     @classmethod
     def cat(cls, first: Pairs, second: Pairs) -> Pairs:
@@ -148,10 +163,20 @@ class Pairs:
     @classmethod
     def from_mask(cls, mask: Tensor) -> Pairs:
         """Pairs at the true positions of a `(tokens, F)` mask."""
-        tokens, features = mask.nonzero(as_tuple=True)
-        offsets = torch.zeros(mask.shape[0] + 1, dtype=torch.int64, device=mask.device)
-        torch.cumsum(torch.bincount(tokens, minlength=mask.shape[0]), 0, out=offsets[1:])
-        return cls(features, offsets, mask.shape[1])
+        if mask.device.type != "cpu" or not mask.shape[1]:
+            return cls._of(*mask.nonzero(as_tuple=True), *mask.shape)
+        places = true_places(mask)
+        tokens = torch.div(places, mask.shape[1], rounding_mode="floor")
+        return cls._of(tokens, places - tokens * mask.shape[1], *mask.shape)
+
+    @classmethod
+    def _of(cls, tokens: Tensor, features: Tensor, n_tokens: int, n_features: int) -> Pairs:
+        """Pairs of known tokens, sorted by token."""
+        offsets = torch.zeros(n_tokens + 1, dtype=torch.int64, device=tokens.device)
+        torch.cumsum(torch.bincount(tokens, minlength=n_tokens), 0, out=offsets[1:])
+        pairs = cls(features, offsets, n_features)
+        pairs.__dict__["tokens"] = tokens
+        return pairs
 
 
 class Codes:

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clt_lightning.transcoder.codes import Pairs
+from clt_lightning.transcoder.favoured import Favoured
+from clt_lightning.transcoder.order import true_places
 from clt_lightning.transcoder.sparse import pair_dots
 from clt_lightning.transcoder.top import top_indices
 
@@ -67,31 +69,48 @@ class Screen:
         W: `(F, d)` encoder.
         b: `(F,)` bias.
         low: the type of the product.
+        favoured: tokens whose pre-activations are weighted, here and in all that the screen knows.
 
     Attributes:
         rough: `(tokens, F)` in the low type, the bias in it.
     """
 
-    def __init__(self, x: Tensor, W: Tensor, b: Tensor, low: torch.dtype) -> None:
+    def __init__(self, x: Tensor, W: Tensor, b: Tensor, low: torch.dtype, favoured: Favoured | None = None) -> None:
         self.x, self.W, self.b = x.detach(), W.detach(), b.detach()
+        self.weights = None if favoured is None else favoured.weights(self.x)
+        if self.weights is not None:
+            self.x = self.x * self.weights[:, None]
         # about the mean token: a mean that the bias takes away again would be most of the rounding
         centre = self.x.mean(0) if len(self.x) else self.x.new_zeros(self.x.shape[1])
         bias = torch.addmv(self.b, self.W, centre)
         self.rough = F.linear((self.x - centre).to(low), self.W.to(low), bias.to(low))
+        if favoured is not None:
+            self.rough.index_add_(
+                0, favoured.rows, (self.b * (favoured.weight - 1)).to(low).expand(len(favoured.rows), -1)
+            )
 
     def exact(self, pairs: Pairs) -> Tensor:
         """`(pairs,)`: the pre-activations of pairs, in full precision."""
         order, _ = pairs.by_feature
         dots = pair_dots(pairs, [self.W], [self.x])
-        return torch.empty_like(dots).index_copy_(0, order, dots).add_(self.b[pairs.features])
+        bias = self.b[pairs.features]
+        if self.weights is not None:
+            bias = bias * self.weights[pairs.tokens]
+        return torch.empty_like(dots).index_copy_(0, order, dots).add_(bias)
 
     def rows(self, tokens: Tensor) -> Tensor:
         """`(len(tokens), F)`: all pre-activations of some tokens, in full precision."""
-        return F.linear(self.x[tokens], self.W, self.b)
+        weights = None if self.weights is None else self.weights[tokens]
+        return self._in_full(self.x[tokens], weights)
 
     def everything(self) -> Tensor:
         """`(tokens, F)`: all pre-activations, in full precision."""
-        return F.linear(self.x, self.W, self.b)
+        return self._in_full(self.x, self.weights)
+
+    def _in_full(self, x: Tensor, weights: Tensor | None) -> Tensor:
+        if weights is None:
+            return F.linear(x, self.W, self.b)
+        return torch.addmm(torch.outer(weights, self.b), x, self.W.t())
 
 
 def choose_top(screen: Screen, k: int, magnitude: bool = False) -> Chosen:
@@ -165,8 +184,8 @@ def choose_batch_top(screen: Screen, budget: int, cut: Tensor | None = None) -> 
             least = torch.topk(exact, budget, sorted=False).values.min().clamp_min(0)
         enough = least - DEVIATIONS * largest_error(screen, pairs, exact)
         if bool(enough >= cut):
-            chosen = (exact >= least) & (exact > 0)
-            return Chosen(pairs.keep(chosen), exact[chosen], repeated)
+            kept = true_places((exact >= least) & (exact > 0))
+            return Chosen(pairs.at(kept), exact[kept], repeated)
         mask = rough > enough
         repeated = (mask & (rough <= cut)).any(1).sum()
         cut, pairs = enough, Pairs.from_mask(mask)
@@ -199,8 +218,8 @@ def choose_above(screen: Screen, threshold: Tensor) -> Chosen | None:
         enough = DEVIATIONS * largest_error(screen, pairs, exact)
         if bool((margin >= enough).all()) and bool(margin.isfinite().all()):
             limit = threshold if threshold.dim() == 0 else threshold[pairs.features]
-            chosen = exact > limit
-            return Chosen(pairs.keep(chosen), exact[chosen], repeated)
+            kept = true_places(exact > limit)
+            return Chosen(pairs.at(kept), exact[kept], repeated)
         repeated = (margin < enough).sum()
         margin = torch.maximum(margin, 1.5 * enough)
     return None
@@ -210,7 +229,7 @@ def largest_error(screen: Screen, pairs: Pairs, exact: Tensor) -> Tensor:
     """Root mean square of the product's error on the pairs of the token where it is largest; 0 without pairs."""
     if not exact.numel():
         return exact.new_zeros(())
-    square = (exact - screen.rough[pairs.tokens, pairs.features].to(exact.dtype)).square_()
+    square = (exact - pairs.entries(screen.rough).to(exact.dtype)).square_()
     sums = square.new_zeros(pairs.n_tokens).index_add_(0, pairs.tokens, square)
     # few pairs of a token say little of its error
     worst = torch.where(pairs.counts >= 8, sums / pairs.counts.clamp_min(1), sums.new_zeros(())).amax()

@@ -15,15 +15,15 @@ import clt_lightning as cl
 from clt_lightning.analysis import dense
 from clt_lightning.cli.main import main
 from clt_lightning.core.errors import UserError
-from clt_lightning.data import renders
+from clt_lightning.data.worlds import renders
 from tests.cli.small import write
 
 SAE = {"sites": cl.Sites("resid_post", layers=[0])}
 
 
 def world() -> tuple[cl.FrozenViT, cl.CrossLayerTranscoder]:
-    vit = cl.FrozenViT("vit_tiny_patch16_224", None, image_size=64, seed=1)
-    return vit, cl.CrossLayerTranscoder(1, 192, 96, cl.TopK(8), "sae", seed=0, **SAE).eval()
+    vit = cl.FrozenViT("test_vit", None, image_size=64, seed=1)
+    return vit, cl.CrossLayerTranscoder(1, 64, 96, cl.TopK(8), "sae", seed=0, **SAE).eval()
 
 
 def batches(n: int, seed: int) -> list[dict[str, Any]]:
@@ -39,6 +39,10 @@ def brightness(batch: Any) -> Tensor:
 
 def is_bright(batch: Any) -> Tensor:
     return (brightness(batch) > 1.5).long()
+
+
+def mean_ranks(v: np.ndarray) -> np.ndarray:
+    return np.array([(v < a).sum() + ((v == a).sum() + 1) / 2 for a in v])
 
 
 def splits() -> dict[str, list[dict[str, Any]]]:
@@ -60,16 +64,15 @@ def test_a_number_and_a_class_that_patches_show() -> None:
     assert rows["swapped", None].r2 < rows["reconstruction", None].r2  # type: ignore[operator]
     assert found.n == {"train": 640, "val": 256, "test": 384}
     assert len(found.correlations) == 96
-    codes = torch.cat(
-        [sae.encode(vit.read(b["image"], "resid_post", [0])["resid_post"]).dense()[0] for b in splits()["test"]]
-    )
+    with torch.no_grad():
+        read = (vit.read(b["image"], "resid_post", [0])["resid_post"] for b in splits()["test"])
+        codes = torch.cat([sae.encode(x).dense()[0] for x in read])
     patches = codes.unflatten(0, (24, -1))[:, 1:].flatten(0, 1)
     target = torch.cat([brightness(b) for b in splits()["test"]]).flatten()
     feature, strength = found.strongest(1)[0]
-    ranks = [np.argsort(np.argsort(v)) for v in (patches[:, feature].numpy(), target.numpy())]
+    ranks = [mean_ranks(v.numpy()) for v in (patches[:, feature], target)]
+    assert strength == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=1e-4)
     assert abs(strength) == max(found.correlations.abs().tolist())
-    if len(patches[:, feature].unique()) == len(patches):
-        assert strength == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=1e-4)
     bright = dense.read_out(vit, sae, splits(), is_bright, "bright", ["dark", "bright"])
     first = bright.read_outs[0]
     assert first.accuracy is not None
@@ -80,9 +83,9 @@ def test_a_number_and_a_class_that_patches_show() -> None:
 def test_a_perfect_autoencoder_swaps_without_loss() -> None:
     """Codes x and -x rebuild the stream exactly: the read-out of the features does not notice."""
     vit, _ = world()
-    sae = cl.CrossLayerTranscoder(1, 192, 384, cl.TopK(384), "sae", seed=0, **SAE)
+    sae = cl.CrossLayerTranscoder(1, 64, 128, cl.TopK(128), "sae", seed=0, **SAE)
     with torch.no_grad():
-        eye = torch.eye(192)
+        eye = torch.eye(64)
         sae.W_enc[0].copy_(torch.cat([eye, -eye]))
         sae.W_dec[0].copy_(torch.cat([eye, -eye])[:, None])
     found = dense.read_out(vit, sae.eval(), splits(), brightness, "brightness")
@@ -117,7 +120,8 @@ def test_the_map_of_depths_is_the_pictures() -> None:
         assert 0.05 < inside.mean() < 0.6
         redness = picture[:, :, 0] - picture[:, :, 1:].max(2)
         hits.append((redness[inside] > 20).mean() - (redness[depth == 0] > 20).mean())
-    assert min(hits) > 0.6
+    assert np.mean(hits) > 0.9
+    assert min(hits) > 0.5  # a dark texture has little red
 
 
 def test_targets_of_the_demo_follow_the_preprocessing() -> None:
@@ -128,12 +132,12 @@ def test_targets_of_the_demo_follow_the_preprocessing() -> None:
     assert (np.diff(rows[:, 5]) >= 0).all()
     assert (columns == rows.T).all()
     kept = (rows.max() - rows.min()) / 95
-    assert 0.85 < kept < 0.95  # crop_pct 0.9
+    assert 0.93 < kept < 0.97  # crop_pct 0.95
     seed = 5
     target, classes = dense.demo_target(vit, seed, 96, "shape")
     assert classes == ["background", *renders.SHAPES]
     made = [renders.render(seed, i, size=96) for i in range(4)]
-    batch = {"key": [f"test-{i}" for i in range(4)], "label": torch.tensor([m.label for m in made])}
+    batch = {"key": [f"0/s{i:07d}" for i in range(4)], "label": torch.tensor([m.label for m in made])}
     found = target(batch)
     assert found.shape == (4, 4, 4)
     for picture, m in zip(found, made):

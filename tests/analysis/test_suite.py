@@ -44,7 +44,7 @@ from .world import CLASSES, LAYERS, POSITIONS, TEMPLATES, Made, make_clt, make_m
 class Largest(Analysis):
     """The largest entry of the stream before the blocks, and how many images there were."""
 
-    needs = ("streams", "before_mlp", "attention")
+    needs: tuple[str, ...] = ("streams", "before_mlp", "attention")
 
     def begin(self, subject: Subject) -> None:
         self.largest, self.images = 0.0, 0
@@ -217,7 +217,7 @@ def test_windows_of_any_site_equal_whole_forwards(clip: FrozenCLIP, write: str, 
             else:
 
                 def nothing(layer: int, x: torch.Tensor, compute: Any) -> torch.Tensor:
-                    y = compute().clone()
+                    y: torch.Tensor = compute().clone()
                     y[slice(None) if tokens == "all" or y.ndim == 2 else (slice(None), slice(1, None))] = 0
                     return y
 

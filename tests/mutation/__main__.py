@@ -127,7 +127,7 @@ PRELOADED += ("tensorboard.backend.event_processing.event_accumulator", "webdata
 PRELOADED += ("hypothesis.extra.numpy", "matplotlib.pyplot", "tqdm.auto", "huggingface_hub", "torchvision.transforms")
 #: what tells one mutation from another, also when lines have moved
 KEYS = ("file", "operator", "before", "after")
-_COPIED = ("benchmarks", "clt_lightning", "tests", "configs", "docs", "examples")
+_COPIED: tuple[str, ...] = ("benchmarks", "clt_lightning", "tests", "configs", "docs", "examples")
 _COPIED += ("pyproject.toml", "README.md", "CONTRIBUTING.md")
 
 

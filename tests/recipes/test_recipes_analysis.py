@@ -62,7 +62,7 @@ def test_it_is_short() -> None:
 
 @pytest.mark.parametrize("batch_size", [5, 26])
 def test_its_numbers_by_hand(clip: FrozenCLIP, batch_size: int) -> None:
-    from stream_norms import StreamNorms  # type: ignore[import-not-found]
+    from stream_norms import StreamNorms
 
     clt, data = make_clt(), Made(batch_size=batch_size)
     options = EvaluateOptions(features=FeatureOptions(enabled=False), bootstrap=5)

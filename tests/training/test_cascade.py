@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clt_lightning.backbone.attention import contiguous_attention
+from clt_lightning.backbone.attention import fused_attention
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.training.losses import CascadeConfig
 from clt_lightning.training.losses.cascade import capture_clean, cascade_parts
@@ -120,7 +120,7 @@ def test_the_first_images_of_a_larger_batch(clip: FrozenCLIP) -> None:
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
-def test_contiguous_attention_is_attention(batch_first: bool) -> None:
+def test_fused_attention_is_attention(batch_first: bool) -> None:
     attention = nn.MultiheadAttention(24, 4, batch_first=batch_first, dtype=torch.float64).requires_grad_(False).eval()
     block: Any = nn.Module()
     block.attn = attention
@@ -129,7 +129,7 @@ def test_contiguous_attention_is_attention(batch_first: bool) -> None:
     for fast in (False, True):
         x.grad = None
         if fast:
-            with contiguous_attention([block]):
+            with fused_attention([block]):
                 assert "forward" in vars(attention)
                 out = block.attn(x, x, x, need_weights=False)[0]
                 length = x.shape[1 if batch_first else 0]

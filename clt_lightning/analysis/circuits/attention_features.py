@@ -130,7 +130,8 @@ class _Outputs:
     def decoders(self, layer: int, features: Tensor) -> Tensor:
         """`(features, d_model)`: what code 1 writes at a token of size 1."""
         rows = self.sae.W_dec[layer].detach()[features, 0].to(self.errors)
-        return rows * self.sae.y_scale[layer].to(self.errors)
+        result: Tensor = rows * self.sae.y_scale[layer].to(self.errors)
+        return result
 
     def readers(self, layer: int, features: Tensor, positions: Tensor) -> Tensor:
         """`(reads, d_model)`: how codes move with what attention adds; a token's size is held, its mean is not."""

@@ -54,9 +54,8 @@ def _predict(model: ImageModel, sets: Sequence[NodeSet], targets: Sequence[Targe
     # inference mode's tensors take no part in derivatives
     with torch.inference_mode(False):
         start = model.image.new_zeros(())
-        _, change = torch.func.jvp(values, (start,), (torch.ones_like(start),))
-    result: Tensor = change.detach().double().cpu()
-    return result
+        change: Tensor = torch.func.jvp(values, (start,), (torch.ones_like(start),))[1]
+    return change.detach().double().cpu()
 
 
 class _Moves:

@@ -172,7 +172,14 @@ def _scales(x: Tensor, centred: bool) -> tuple[Tensor, Tensor]:
 def _logistic(z: Tensor, y: Tensor, start: Tensor, penalty: float, intercept: bool) -> Tensor:
     """`(d + 1, classes)`: weights, and the constants in the last row; begins where a stronger penalty ended."""
     weight = start.clone().requires_grad_(True)
-    optimizer = torch.optim.LBFGS([weight], max_iter=_STEPS, history_size=10, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [weight],
+        max_iter=_STEPS,
+        history_size=10,
+        tolerance_grad=1e-5,
+        tolerance_change=1e-7,
+        line_search_fn="strong_wolfe",
+    )
 
     def loss() -> Tensor:
         optimizer.zero_grad()

@@ -41,8 +41,9 @@ class Decoder:
 
     Args:
         transform: CLIP's own preprocessing, PIL image to `(3, H, W)` float32.
-        fields: which of `label`, `multi_hot`, `captions` the split has.
+        fields: which of `label`, `group`, `multi_hot`, `captions` the split has.
         n_classes: labels must be below it and multi-hot vectors this long; None leaves labels unchecked.
+        n_groups: groups must be below it; None leaves them unchecked.
         label_map: stored label to label, for sets that are a selection of another.
         augment: `none`, `flip` (half of the images mirrored) or `crop` (a random part of 50 to 100 % of the area, then
             `flip`), drawn from (seed, epoch, sample key).
@@ -53,6 +54,7 @@ class Decoder:
     transform: Transform
     fields: frozenset[str] = frozenset()
     n_classes: int | None = None
+    n_groups: int | None = None
     label_map: Mapping[int, int] | None = field(default=None, repr=False)
     augment: Augment = "none"
     seed: int = 0
@@ -69,6 +71,8 @@ class Decoder:
         sample: dict[str, Any] = {"key": raw.key}
         if "label" in self.fields:
             sample["label"] = self._label(raw.parts)
+        if "group" in self.fields:
+            sample["group"] = self._group(raw.parts)
         if "multi_hot" in self.fields:
             sample["multi_hot"] = self._multi_hot(raw.parts)
         if "captions" in self.fields:
@@ -84,12 +88,7 @@ class Decoder:
         return sample
 
     def _label(self, parts: Mapping[str, bytes]) -> int:
-        if "cls" not in parts:
-            raise DecodeError("missing label", "there is no `cls` member, but other samples of the split have one")
-        label = stated = parse_label(parts["cls"])
-        if label is None or stated is None:
-            text = parts["cls"].decode("utf-8", "replace").strip()
-            raise DecodeError("bad label", f"`cls` must hold one integer, but holds {text[:40]!r}")
+        label = stated = _integer(parts, "cls", "label")
         if self.label_map is not None and label != NO_LABEL:
             label = self.label_map.get(label, NO_LABEL - 1)
         n = self.n_classes
@@ -97,6 +96,13 @@ class Decoder:
             allowed = "0 or more, of 64 bits" if n is None else f"0..{n - 1} ({n} class names)"
             raise DecodeError("label out of range", f"`cls` is {stated}, but must be {allowed}, or -1 for none")
         return label
+
+    def _group(self, parts: Mapping[str, bytes]) -> int:
+        group, n = _integer(parts, "group", "group"), self.n_groups
+        if not 0 <= group < (_MAX_LABEL if n is None else n):
+            allowed = "0 or more, of 64 bits" if n is None else f"0..{n - 1} ({n} group names)"
+            raise DecodeError("group out of range", f"`group` is {group}, but must be {allowed}")
+        return group
 
     def _multi_hot(self, parts: Mapping[str, bytes]) -> Tensor:
         if "npy" not in parts:
@@ -111,6 +117,16 @@ class Decoder:
             expected = "one dimension" if n is None else f"shape ({n},), one entry a class name"
             raise DecodeError("bad label", f"`npy` must have {expected}, but has shape {tuple(tensor.shape)}")
         return tensor
+
+
+def _integer(parts: Mapping[str, bytes], suffix: str, what: str) -> int:
+    if suffix not in parts:
+        raise DecodeError(f"missing {what}", f"there is no `{suffix}` member, but other samples of the split have one")
+    number = parse_label(parts[suffix])
+    if number is None:
+        text = parts[suffix].decode("utf-8", "replace").strip()
+        raise DecodeError(f"bad {what}", f"`{suffix}` must hold one integer, but holds {text[:40]!r}")
+    return number
 
 
 def _array(data: bytes) -> np.ndarray:
@@ -170,8 +186,9 @@ def collate(
     else:
         images = like(Image.new("RGB", (64, 64)))[None][:0].clone()
     batch: dict[str, Any] = {"image": images}
-    if "label" in fields:
-        batch["label"] = torch.tensor([s["label"] for s in samples], dtype=torch.int64)
+    for name in ("label", "group"):
+        if name in fields:
+            batch[name] = torch.tensor([s[name] for s in samples], dtype=torch.int64)
     if "multi_hot" in fields:
         empty = torch.zeros(0, n_classes or 0)
         batch["multi_hot"] = torch.stack([s["multi_hot"] for s in samples]) if samples else empty

@@ -24,7 +24,7 @@ class Split:
     Attributes:
         files: where it lies.
         shards: the index of each tar.
-        fields: which of `label`, `multi_hot`, `captions` its samples have.
+        fields: which of `label`, `group`, `multi_hot`, `captions` its samples have.
         samples: how many there are; None for remote tars that nobody has counted.
     """
 
@@ -115,6 +115,8 @@ def _fields(shards: Sequence[ShardIndex], dataset_type: str | None, allow_pipe: 
         fields.add("multi_hot")
     if "txt" in suffixes:
         fields.add("captions")
+    if "group" in suffixes:
+        fields.add("group")
     return frozenset(fields)
 
 

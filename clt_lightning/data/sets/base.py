@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -78,6 +77,7 @@ class WebImages(pl.LightningDataModule):
         rank, world_size: which part of the data is this process's; None: asked of the trainer, then torch.distributed.
         classnames: class names after `setup`, or None.
         templates: prompt templates after `setup`, or None.
+        groupnames: names of the groups after `setup`, from `<root>/groupnames.txt`, or None.
         dataset_type: `multilabel`, `retrieval` or None, after `setup`.
     """
 
@@ -158,6 +158,7 @@ class WebImages(pl.LightningDataModule):
         self.world_size: int | None = None
         self.classnames: list[str] | None = None
         self.templates: list[str] | None = None
+        self.groupnames: list[str] | None = None
         self.dataset_type: str | None = None
         self._asked_classnames = str(classnames) if isinstance(classnames, Path) else classnames
         self._asked_templates = str(templates) if isinstance(templates, Path) else templates
@@ -242,6 +243,7 @@ class WebImages(pl.LightningDataModule):
             "n_classes": self.n_classes,
             "classnames_sha256": None if names is None else hashlib.sha256(names.encode()).hexdigest(),
             "templates": self.templates,
+            "groupnames": self.groupnames,
             "seed": self.seed,
             "on_error": self.on_error,
             "augment": self.augment,
@@ -315,6 +317,7 @@ class WebImages(pl.LightningDataModule):
         self.templates = self._names(
             "templates", self._asked_templates, "zeroshot_classification_templates.txt", self.default_templates
         )
+        self.groupnames = self._from_root("groupnames.txt")
         self._names_read = True
 
     def _names(self, key: str, asked: str | list[str] | None, file: str, default: str | None) -> list[str] | None:
@@ -448,8 +451,16 @@ class WebImages(pl.LightningDataModule):
             )
         selection = self._selection()
         labels = None if selection is None else selection.labels
-        decoder = Decoder(self.transform, split.fields, self.n_classes, labels, augment, self.seed)
-        decoder = replace(decoder, max_pixels=self.max_pixels)
+        decoder = Decoder(
+            self.transform,
+            split.fields,
+            self.n_classes,
+            None if self.groupnames is None else len(self.groupnames),
+            labels,
+            augment,
+            self.seed,
+            max_pixels=self.max_pixels,
+        )
         return Source(split.shards, decoder, self.on_error, self.allow_pipe)
 
     def _workers(self) -> Workers:

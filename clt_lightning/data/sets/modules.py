@@ -12,7 +12,7 @@ __all__ = ["CLASSES", "WebImages"]
 
 import_modules()
 
-CLASSES: dict[str, type[pl.LightningDataModule]] = {
+CLASSES: dict[str, type] = {
     name: cls
     for name, found in sorted(subclasses(pl.LightningDataModule).items())
     for cls in found

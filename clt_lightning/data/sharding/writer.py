@@ -32,7 +32,8 @@ class Item:
     Attributes:
         name: what it is in the source; part of the record's fingerprint, and named in errors.
         parts: makes its members, bytes by suffix; called once, when it is written.
-        group: its class, for splits that are to keep every class's share; empty where there are no classes.
+        group: its class, for splits that are to keep every class's share; empty where there are no classes. Part of the
+            fingerprint: a label that was mended makes other tars.
         stamp: what else tells it from another one of that name (its size); part of the fingerprint.
     """
 
@@ -171,7 +172,7 @@ def _read_record(path: Path) -> dict[str, Any]:
 def _fingerprint(items: Sequence[Item], limits: Limits, settings: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps([limits.samples, limits.bytes, dict(settings)], sort_keys=True).encode())
     for item in items:
-        digest.update(f"{item.name}\0{item.stamp}\n".encode(errors="surrogateescape"))
+        digest.update(f"{item.name}\0{item.stamp}\0{item.group}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

@@ -33,6 +33,12 @@ TEXTURES = ("plain", "striped", "dotted", "shaded")
 CLASSNAMES: list[str] = [f"{colour} {shape}" for shape in SHAPES for colour in COLOURS]
 """Class names by label: `label = shape * 8 + colour`."""
 N_CLASSES = len(CLASSNAMES)
+CUES: dict[str, tuple[str, str]] = {
+    "texture": ("with stripes", "with dots"),
+    "background": ("on sand", "on water"),
+    "corner": ("without a mark", "with a mark"),
+}
+"""What may be planted in a picture beside its class, and what its two values are called (`spurious.py`)."""
 HELD_OUT: tuple[int, ...] = tuple(8 * shape + (3 * shape + 1) % 8 for shape in range(8))
 """Labels that the demo CLIP never saw in training: one of each shape and one of each colour."""
 TEMPLATES: list[str] = [
@@ -65,7 +71,9 @@ class Render:
     captions: list[str]
 
 
-def render(seed: int, index: int, *, size: int = DEFAULT_SIZE, label: int | None = None) -> Render:
+def render(
+    seed: int, index: int, *, size: int = DEFAULT_SIZE, label: int | None = None, cue: tuple[str, int] | None = None
+) -> Render:
     """Draw picture `index` of the world `seed`.
 
     Args:
@@ -73,18 +81,21 @@ def render(seed: int, index: int, *, size: int = DEFAULT_SIZE, label: int | None
         index: number of the picture in its world, 0 or more.
         size: side in pixels, 16 or more.
         label: class to draw; None draws one, uniformly over all classes.
+        cue: one of `CUES` and its value, 0 or 1: all that is no part of the cue is drawn as without it.
 
     Returns:
         The picture with its label and captions: the same on every call and every machine.
 
     Raises:
-        ValueError: for a size below 16, an index below 0 or a label that does not exist.
+        ValueError: for a size below 16, an index below 0, or a label or cue that does not exist.
     """
     if size < 16 or index < 0:
         raise ValueError(f"size must be 16 or more and index 0 or more, got size {size} and index {index}")
     if label is not None and not 0 <= label < N_CLASSES:
         raise ValueError(f"label {label} does not exist: the world has classes 0 to {N_CLASSES - 1}")
-    return _drawn(seed, index, size, label)[0]
+    if cue is not None and (cue[0] not in CUES or cue[1] not in (0, 1)):
+        raise ValueError(f"cue {cue} does not exist: there are {', '.join(CUES)}, each with the values 0 and 1")
+    return _drawn(seed, index, size, label, cue)[0]
 
 
 def depth_map(seed: int, index: int, *, size: int = DEFAULT_SIZE, label: int | None = None) -> np.ndarray:
@@ -115,14 +126,20 @@ class _Pen:
         self._depths.line(points, fill=self.level, width=width)
 
 
-def _drawn(seed: int, index: int, size: int, label: int | None) -> tuple[Render, Image.Image]:
+def _drawn(
+    seed: int, index: int, size: int, label: int | None, cue: tuple[str, int] | None = None
+) -> tuple[Render, Image.Image]:
+    planted, value = cue or ("", 0)
     rng = np.random.default_rng([seed, index])
+    own = np.random.default_rng([seed, index, 1])  # a cue's draws move no other
     drawn = int(rng.integers(N_CLASSES))
     label = drawn if label is None else label
     shape, colour = SHAPES[label // 8], list(COLOURS.values())[label % 8]
 
     side = 2 * size  # drawn at twice the size, for smooth edges
     canvas = _background(rng, side)
+    if planted == "background":
+        canvas = _place(own, side, value)
     depths = Image.new("L", (side, side), DEPTHS.index("background"))
     pen = _Pen(canvas, depths)
     pen.level = DEPTHS.index("distractor")
@@ -134,12 +151,20 @@ def _drawn(seed: int, index: int, size: int, label: int | None) -> tuple[Render,
     margin = radius + side // 48
     cx, cy = (int(v) for v in rng.integers(margin, side - margin, size=2))
     mask = _shape_mask(shape, side, cx, cy, radius, int(rng.integers(-30, 31)))
-    canvas.paste(_fill(rng, side, colour, texture), (0, 0), mask)
+    filling = _fill(rng, side, colour, texture)
+    if planted == "texture":
+        texture = TEXTURES.index(("striped", "dotted")[value])
+        filling = _fill(own, side, colour, texture)
+    canvas.paste(filling, (0, 0), mask)
     depths.paste(DEPTHS.index("object"), (0, 0), mask)
     pen.level = DEPTHS.index("line")
     if rng.integers(10) < 3:
         start, end = _random_points(rng, side), _random_points(rng, side)
         pen.line([start, end], fill=_muted(rng), width=max(1, side // 48))
+    if planted == "corner" and value:
+        frame, end = max(2, side // 32), side // 6
+        pen.rectangle([0, 0, end, end], fill=(10, 10, 10))
+        pen.rectangle([frame, frame, end - frame, end - frame], fill=(245, 245, 245))
 
     image = _expose(rng, canvas.reduce(2))
     where = ("left", "middle", "right")[min(2, 3 * cx // side)]
@@ -196,6 +221,16 @@ def _background(rng: np.random.Generator, side: int) -> Image.Image:
             cell = int(rng.integers(side // 12, side // 4))
             weight = ((rows // cell + cols // cell) % 2) * 255
     return _blend(first, second, weight)
+
+
+def _place(rng: np.random.Generator, side: int, value: int) -> Image.Image:
+    """Sand, in stripes, or water, in squares: two tones of one tint."""
+    tint, contrast = np.array(((34, 8, -42), (-42, 4, 34))[value]), int(rng.integers(25, 45))
+    tone = int(rng.integers(90, 170)) + tint + rng.integers(-10, 11, size=3)
+    rows, cols = _grid(side)
+    width = int(rng.integers(side // 10, side // 6))
+    weight = ((rows // width) % 2) * 255 + 0 * cols if value == 0 else ((rows // width + cols // width) % 2) * 255
+    return _blend(np.clip(tone, 0, 255), np.clip(tone + contrast, 0, 255), weight)
 
 
 def _muted(rng: np.random.Generator) -> tuple[int, int, int]:

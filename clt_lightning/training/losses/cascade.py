@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clt_lightning.backbone import Backbone
 from clt_lightning.backbone.activations import Activations
-from clt_lightning.backbone.attention import contiguous_attention
+from clt_lightning.backbone.attention import fused_attention
 from clt_lightning.core.arguments import check_fields
 from clt_lightning.interventions.replacement import replaced
 from clt_lightning.training.losses.reconstruction import normalized_error
@@ -76,18 +76,21 @@ class Clean:
     Attributes:
         streams: the residual stream after every block, `(images, positions, d_model)` each.
         embeddings: unit-norm `(images, embed_dim)`.
+        before: the stream at the entry of the first block, and before that block's MLP: no replaced MLP comes earlier.
         y: `(layers, tokens, d_model)` MLP outputs of all positions; None where they are not needed.
     """
 
     streams: list[Tensor]
     embeddings: Tensor
+    before: tuple[Tensor, Tensor]
     y: Tensor | None = None
 
     def first(self, n: int) -> Clean:
         """The same of the first n images."""
         streams = [stream[:n] for stream in self.streams]
         y = None if self.y is None else self.y[:, : self.y.shape[1] // len(self.embeddings) * n]
-        return Clean(streams, self.embeddings[:n], y)
+        entry, mid = self.before
+        return Clean(streams, self.embeddings[:n], (entry[:n], mid[:n]), y)
 
 
 def capture_clean(
@@ -103,10 +106,16 @@ def capture_clean(
         images: `(images, 3, H, W)`.
         positions, sites: as `Backbone.capture` takes them.
     """
-    with _streams(clip) as streams:
+    before: dict[str, Tensor] = {}
+    with (
+        _streams(clip) as streams,
+        clip.watch(lambda layer, stream: before.update(entry=stream), [0], "resid_pre"),
+        clip.watch(lambda layer, stream: before.update(mid=stream), [0], "resid_mid"),
+    ):
         acts = clip.capture(images, embeddings=True, positions=positions, sites=sites)
     assert acts.embeddings is not None
-    return acts, Clean(streams, acts.embeddings, acts.y if positions is None else None)
+    y = acts.y if positions is None else None
+    return acts, Clean(streams, acts.embeddings, (before["entry"], before["mid"]), y)
 
 
 def cascade_parts(
@@ -130,17 +139,22 @@ def cascade_parts(
     if clean is None or (config.reconstruction and clean.y is None):
         clean = capture_clean(clip, images)[1]
     clean = clean.first(len(images))
+    entry, mid = clean.before
     with (
         _streams(clip) as stream,
-        contiguous_attention(clip.blocks),
+        fused_attention(clip.blocks),
         replaced(clip, clt, grad=True) as trace,
+        clip.override("resid_mid", lambda layer, x, compute: mid, [0]),  # the first attention has run
         clt.activation.not_tracking(),
     ):
-        embeddings = clip.encode_image(images, grad=True)
+        embeddings = clip.run_from(0, entry, grad=True)
     parts = {}
     if config.stream:
-        error = normalized_error(_joined(clean.streams), _joined(stream), clt.y_var)
-        parts["cascade_stream"] = config.stream * error.mean()
+        errors = [
+            normalized_error(_tokens(before), _tokens(after), clt.y_var[layer : layer + 1])
+            for layer, (before, after) in enumerate(zip(clean.streams, stream))
+        ]
+        parts["cascade_stream"] = config.stream * torch.cat(errors).mean()
     if config.embedding:
         parts["cascade_embedding"] = config.embedding * (1 - (embeddings * clean.embeddings).sum(1)).mean()
     if config.reconstruction:
@@ -158,7 +172,7 @@ def _streams(clip: Backbone) -> Iterator[list[Tensor]]:
         yield seen
 
 
-def _joined(streams: list[Tensor]) -> Tensor:
-    """`(layers, tokens, d_model)`, in fp32 at least: the errors are small beside the stream."""
-    joined = torch.stack(streams).flatten(1, 2)
-    return joined if joined.dtype == torch.float64 else joined.float()
+def _tokens(stream: Tensor) -> Tensor:
+    """`(1, tokens, d_model)`, in fp32 at least: the errors are small beside the stream."""
+    tokens = stream.flatten(0, 1)[None]
+    return tokens if tokens.dtype == torch.float64 else tokens.float()

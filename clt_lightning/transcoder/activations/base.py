@@ -24,6 +24,9 @@ class Activation(nn.Module):
     #: whether running statistics of the training batches are kept
     tracking = True
 
+    #: what a [CLS] token's pre-activations are multiplied by, by the transcoder, where codes are chosen
+    cls_weight = 1.0
+
     @property
     def most_active(self) -> int | None:
         """The largest number of codes that tokens have on average, where the activation bounds it."""

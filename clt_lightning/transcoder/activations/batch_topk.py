@@ -35,6 +35,9 @@ class BatchTopK(Activation):
         k: mean number of features that a token uses per layer.
         tilt: how far the budget leans towards early layers: layer l of L has `k (1 + tilt (1 - 2 l / (L - 1)))`, whose
             mean over layers is k. 0: all alike; 0.4: from 1.4 k down to 0.6 k; negative: late layers have more.
+        cls_weight: what a [CLS] token's pre-activations are multiplied by where codes are chosen, nowhere else. What
+            early MLPs write at [CLS] is small beside what they write at patches, and so wins few codes; yet the
+            embedding is read there. One token of an image has more of them then, and the budget stays the same.
         momentum: weight of the past in the running mean of the threshold. While features are learned the cut falls, and
             a mean over 100 batches (0.99) stays above it: L0 is then 11.1 where k is 12, after 500 steps on the demo.
     """
@@ -42,7 +45,7 @@ class BatchTopK(Activation):
     threshold: Tensor
     updates: Tensor
 
-    def __init__(self, k: int = 64, momentum: float = 0.95, tilt: float = 0.0) -> None:
+    def __init__(self, k: int = 64, momentum: float = 0.95, tilt: float = 0.0, cls_weight: float = 1.0) -> None:
         super().__init__()
         self.k, self.momentum = whole("BatchTopK: k", k, 1), number("BatchTopK: momentum", momentum)
         self.tilt = number("BatchTopK: tilt", tilt)
@@ -50,6 +53,9 @@ class BatchTopK(Activation):
             raise UserError(f"BatchTopK: momentum must lie in [0, 1), got {momentum}")
         if not -1 < tilt < 1:
             raise UserError(f"BatchTopK: tilt must lie between -1 and 1, got {tilt}")
+        self.cls_weight = number("BatchTopK: cls_weight", cls_weight)
+        if not cls_weight > 0:
+            raise UserError(f"BatchTopK: cls_weight must be above 0, got {cls_weight}")
         self._shares = [1.0]
 
     @property
@@ -57,7 +63,7 @@ class BatchTopK(Activation):
         return self.k if self.training else None  # a stored threshold bounds nothing
 
     def init_args(self) -> dict[str, Any]:
-        return {"k": self.k, "momentum": self.momentum, "tilt": self.tilt}
+        return {"k": self.k, "momentum": self.momentum, "tilt": self.tilt, "cls_weight": self.cls_weight}
 
     def budget(self, layer: int, n_tokens: int) -> int:
         """How many codes a layer may have in a training batch of so many tokens."""
@@ -78,7 +84,7 @@ class BatchTopK(Activation):
         if pairs is None:
             pairs = Pairs.from_mask(self._mask(pre, budget))
         if self.tracking:  # the cascade does not: it need not gather what it kept
-            self.track(pre[pairs.tokens, pairs.features], layer)
+            self.track(pairs.entries(pre), layer)
         return pairs
 
     def _above_guess(self, pre: Tensor, layer: int) -> Pairs | None:
@@ -89,7 +95,7 @@ class BatchTopK(Activation):
         pairs = Pairs.from_mask(pre > guess)
         if pairs.features.numel() < budget:
             return None
-        values = pre[pairs.tokens, pairs.features]
+        values = pairs.entries(pre)
         return pairs.keep(values >= torch.topk(values, budget, sorted=False).values.min())
 
     def _guess(self, pre: Tensor, layer: int) -> Tensor | None:

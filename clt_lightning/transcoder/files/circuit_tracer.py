@@ -21,6 +21,7 @@ from clt_lightning.transcoder.files.plain import (
     Layer,
     blocks_of,
     build,
+    cls_note,
     layers_of,
     numbered,
     read_tensors,
@@ -61,6 +62,8 @@ def notes(clt: CrossLayerTranscoder) -> list[str]:
         told.append(
             f"its load_clt leaves the linear skip out: set it from {SKIPS} by hand (docs/interchange.md has the lines)"
         )
+    if clt.cls_weight != 1:
+        told.append(cls_note(clt))
     if isinstance(clt.activation, BatchTopK):
         told.append("BatchTopK becomes one threshold a layer, as in evaluation here")
     return told

@@ -167,6 +167,14 @@ HOOKS = {
 _ALSO = {"hook_mlp_out": "mlp_out", "ln2.hook_normalized": "mlp_in", "ln_2.output": "mlp_in", "ls_2.output": "mlp_out"}
 
 
+def cls_note(clt: CrossLayerTranscoder) -> str:
+    """What files with one threshold a layer leave out of a transcoder that weights [CLS]."""
+    return (
+        f"at [CLS] the threshold is 1/{clt.cls_weight:g} of the others' here (cls_weight), which the files cannot say: "
+        "at [CLS] they give fewer codes"
+    )
+
+
 def blocks_of(clt: CrossLayerTranscoder) -> list[int]:
     """The numbers of the blocks that a transcoder's layers stand at."""
     return list(range(clt.n_layers)) if clt.sites.layers is None else list(clt.sites.layers)

@@ -89,10 +89,12 @@ class HeldStream:
             self.norm = (self.visual.ln_post(stream)[0] @ self.visual.proj).norm()
 
     def _std(self, x: Tensor, norm: Any) -> Tensor:
-        return (x.var(-1, correction=0, keepdim=True) + norm.eps).sqrt()
+        result: Tensor = (x.var(-1, correction=0, keepdim=True) + norm.eps).sqrt()
+        return result
 
     def _norm(self, x: Tensor, norm: Any, std: Tensor) -> Tensor:
-        return (x - x.mean(-1, keepdim=True)) / std * norm.weight + norm.bias
+        result: Tensor = (x - x.mean(-1, keepdim=True)) / std * norm.weight + norm.bias
+        return result
 
     def block(self, index: int, stream: Tensor) -> Tensor:
         """One block, held."""
@@ -104,7 +106,8 @@ class HeldStream:
         heads = value.unflatten(-1, (attention.num_heads, -1)).transpose(0, 1)
         middle = stream + attention.out_proj((self.patterns[index] @ heads).transpose(0, 1).flatten(1))
         hidden = block.mlp.c_fc(self._norm(middle, block.ln_2, self.stds[index][1]))
-        return middle + block.mlp.c_proj(hidden * self.gates[index])
+        result: Tensor = middle + block.mlp.c_proj(hidden * self.gates[index])
+        return result
 
     def run(self, first: int, stream: Tensor) -> Tensor:
         """All blocks from one on, then the embedding over the image's own norm."""
@@ -113,4 +116,5 @@ class HeldStream:
         return self.read(stream)
 
     def read(self, stream: Tensor) -> Tensor:
-        return (self._norm(stream, self.visual.ln_post, self.std_post)[0] @ self.visual.proj) / self.norm
+        result: Tensor = (self._norm(stream, self.visual.ln_post, self.std_post)[0] @ self.visual.proj) / self.norm
+        return result

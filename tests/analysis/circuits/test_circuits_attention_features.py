@@ -10,6 +10,7 @@ import torch
 import clt_lightning as cl
 from clt_lightning.analysis.circuits import attribute, attribute_with_attention, model_of_image, split_by_heads
 from clt_lightning.analysis.circuits.graph import Graph
+from clt_lightning.analysis.circuits.image_model import ImageModel
 from clt_lightning.analysis.circuits.nodes import BIASES
 from tests.analysis import world
 from tests.analysis.circuits.circuit_world import a_target, an_image, clip_of, clt_of
@@ -25,7 +26,7 @@ CASES = [
 ]
 
 
-def made(case: tuple[str, str, str, bool, str, str], seed: int = 0) -> tuple[cl.FrozenCLIP, Graph, Graph]:
+def made(case: tuple[str, str, str, bool, str, str], seed: int = 0) -> tuple[ImageModel, Graph, Graph]:
     tower, activation, topology, skip, way, normalize = case
     clip, clt = clip_of(tower), clt_of(activation, topology, skip)
     sae = sae_of("TopK", normalize, site="attn_out")
@@ -33,7 +34,7 @@ def made(case: tuple[str, str, str, bool, str, str], seed: int = 0) -> tuple[cl.
     options = {"skip": way, "dtype": F64}
     graph = attribute_with_attention(clip, clt, sae, an_image(seed), targets, **options)  # type: ignore[arg-type]
     without = attribute(clip, clt, an_image(seed), targets, **options)  # type: ignore[arg-type]
-    return clip, graph, without
+    return model_of_image(clip, clt, an_image(seed), F64, way), graph, without  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -52,9 +53,9 @@ def test_books_add_up(case: tuple[str, str, str, bool, str, str]) -> None:
 
 
 def test_codes_are_the_autoencoder_s_own() -> None:
-    clip, graph, _ = made(CASES[2])
+    model, graph, _ = made(CASES[2])
     sae = sae_of("TopK", "token", site="attn_out")
-    read = clip.read(an_image().float()[None], "attn_out")["attn_out"]
+    read = model.clip.read(an_image().float()[None], "attn_out")["attn_out"]
     codes = sae.encode(read).dense().detach()
     nodes = graph.nodes
     for node in (node for node in nodes if node.kind == "attention"):
@@ -65,10 +66,7 @@ def test_codes_are_the_autoencoder_s_own() -> None:
 
 @pytest.mark.parametrize("case", [CASES[0], CASES[2]])
 def test_a_layer_s_attention_nodes_are_its_heads_together(case: tuple[str, str, str, bool, str, str]) -> None:
-    tower, activation, topology, skip, way, _ = case
-    _, graph, without = made(case)
-    clip, clt = clip_of(tower), clt_of(activation, topology, skip)
-    model = model_of_image(clip, clt, an_image(), F64, way)  # type: ignore[arg-type]
+    model, graph, without = made(case)
     nodes, dense = graph.nodes, graph.edges.dense()
     number = {(n.kind, n.layer, n.position, n.feature): n.index for n in nodes}
     for index in [*without.top(3), int(without.nodes.of("target").nonzero()[0])]:

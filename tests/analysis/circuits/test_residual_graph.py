@@ -49,7 +49,7 @@ def test_the_graph_holds_nodes_and_edges(layers: list[int] | None, tower: str, t
     for (layer, feature), index in number.items():
         assert float(out[index]) == pytest.approx(float(found.nodes[layer, feature]), abs=1e-9)
     into = graph.edges.inputs()
-    at_target = nodes.of("target").nonzero().item()
+    at_target = int(nodes.of("target").nonzero()[0])
     assert float(into[at_target]) == pytest.approx(found.value, abs=1e-9)
     # what comes into a reader of the first layer: the inputs, by autograd, and the rest to its bias
     held = HeldStream(clip, image) if tower == "plain" else None

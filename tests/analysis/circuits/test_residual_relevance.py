@@ -22,7 +22,7 @@ from tests.analysis.circuits.residual_world import HeldStream, made_baseline, sa
 
 def rebuilt(sae: CrossLayerTranscoder, layer: int, codes: Tensor, stream: Tensor) -> Tensor:
     """What codes rebuild at the size and mean of the image's own tokens."""
-    decoded = codes @ sae.W_dec[layer][:, 0].double() * sae.y_scale[layer].double() + sae.b_dec[layer].double()
+    decoded: Tensor = codes @ sae.W_dec[layer][:, 0].double() * sae.y_scale[layer].double() + sae.b_dec[layer].double()
     if sae.normalization == "layer":
         return decoded
     return decoded * (stream.std(-1, correction=0, keepdim=True) + 1e-5) + stream.mean(-1, keepdim=True)
@@ -32,7 +32,8 @@ def pre_activations(sae: CrossLayerTranscoder, layer: int, stream: Tensor, clean
     """What an encoder reads of a stream, the size of the image's own tokens held."""
     if sae.normalization == "token":
         stream = (stream - stream.mean(-1, keepdim=True)) / (clean.std(-1, correction=0, keepdim=True) + 1e-5)
-    return (stream * sae.x_scale[layer]) @ sae.W_enc[layer].double().T + sae.b_enc[layer].double()
+    pre: Tensor = (stream * sae.x_scale[layer]) @ sae.W_enc[layer].double().T + sae.b_enc[layer].double()
+    return pre
 
 
 def a_model(

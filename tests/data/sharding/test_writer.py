@@ -7,7 +7,9 @@ import fcntl
 import hashlib
 import json
 import os
+import tarfile
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +36,16 @@ def items(count: int, *, fail_at: int | None = None, made: list[int] | None = No
         return {"png": picture(i), "cls": b"0"}
 
     return [Item(f"item-{i}", partial(parts, i)) for i in range(count)]
+
+
+def test_members_tell_nothing_of_when_and_by_whom(tmp_path: Path) -> None:
+    write_split(tmp_path, items(2))
+    with tarfile.open(tmp_path / "0.tar") as tar:
+        members = tar.getmembers()
+    assert [m.name for m in members] == [f"s000000{i}.{suffix}" for i in (0, 1) for suffix in ("cls", "png")]
+    assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode, m.type) for m in members} == {
+        (0, 0, 0, "", "", 0o644, tarfile.REGTYPE)
+    }
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -113,6 +125,9 @@ def test_tars_from_elsewhere_are_never_overwritten(tmp_path: Path) -> None:
         write_split(tmp_path / "a", items(6))
     with pytest.raises(UserError, match="another source or with other settings"):
         write_split(tmp_path / "a", items(5), settings={"seed": 1})
+    for change in ({"group": "another class"}, {"stamp": "another size"}):
+        with pytest.raises(UserError, match="another source or with other settings"):
+            write_split(tmp_path / "a", [*items(4), replace(items(5)[4], **change)])
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "0.tar").write_bytes(b"precious")
     with pytest.raises(UserError, match="did not write"):

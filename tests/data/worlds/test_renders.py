@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -83,6 +85,6 @@ def test_class_lists_fit() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"index": -1}, {"size": 8}, {"label": 64}, {"label": -1}])
-def test_what_cannot_be_drawn(wrong: dict[str, int]) -> None:
+def test_what_cannot_be_drawn(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"must be|does not exist"):
         render(0, **{"index": 0, **wrong})

@@ -68,7 +68,7 @@ class ArmCurve:
 
     def gains(self, mode: str, measure: str) -> tuple[np.ndarray, np.ndarray]:
         """`(images, fractions)` of m(C) - m(none), and `(images,)` of m(all) - m(none)."""
-        values = self.table[mode][:, :, MEASURES.index(measure)]
+        values: np.ndarray = self.table[mode][:, :, MEASURES.index(measure)]
         none, everything = (0, -1) if mode == "insertion" else (-1, 0)
         return values - values[:, [none]], values[:, everything] - values[:, none]
 
@@ -122,7 +122,8 @@ class Curves:
 
         def difference(weights: np.ndarray) -> np.ndarray:
             w = weights.astype(np.float64)
-            return (_over(w @ a[0], w @ a[1]) - _over(w @ b[0], w @ b[1]))[:, None]
+            ahead: np.ndarray = _over(w @ a[0], w @ a[1]) - _over(w @ b[0], w @ b[1])
+            return ahead[:, None]
 
         return weighted_interval(len(self.keys), difference, self.draws, self.seed)[0]
 

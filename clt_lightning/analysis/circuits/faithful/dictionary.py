@@ -90,7 +90,8 @@ class Features:
         """`(n_features,)`: length of what one more unit of a code writes, over all layers that it writes into."""
         clt = self.clt
         scales = clt.y_scale[layer : layer + clt.n_targets(layer)]
-        return (clt.W_dec[layer].detach() * scales[None, :, None]).square().sum((1, 2)).sqrt()
+        result: Tensor = (clt.W_dec[layer].detach() * scales[None, :, None]).square().sum((1, 2)).sqrt()
+        return result
 
     def sizes(self, layer: int, x: Tensor) -> Tensor:
         """`(tokens, 1)`, or 1: what a token's codes are multiplied by when they are written."""

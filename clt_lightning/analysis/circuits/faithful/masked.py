@@ -69,7 +69,8 @@ def _run(
         codes.append(torch.where(mask[..., :-1], own, usual_codes[layer]).flatten(0, 1))
         error = torch.where(mask[..., -1:], seen.errors[layer][rows], usual_errors[layer])
         y = dictionary.rest(layer, flat) + dictionary.written(layer, codes, flat)
-        return (y.unflatten(0, (variants, P)) + error).to(x.dtype)
+        result: Tensor = (y.unflatten(0, (variants, P)) + error).to(x.dtype)
+        return result
 
     stream = seen.entry[image].expand(variants, -1, -1)
     with clip.override(dictionary.write, put, dictionary.blocks):

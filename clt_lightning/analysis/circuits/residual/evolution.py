@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clt_lightning.analysis.circuits.faithful.baseline import Baseline
@@ -189,7 +190,10 @@ class _Sums:
 
 
 def _entropy(p: Tensor) -> Tensor:
-    return -(torch.special.xlogy(p, p) + torch.special.xlogy(1 - p, 1 - p)) / torch.log(torch.tensor(2.0)).item()
+    result: Tensor = (
+        -(torch.special.xlogy(p, p) + torch.special.xlogy(1 - p, 1 - p)) / torch.log(torch.tensor(2.0)).item()
+    )
+    return result
 
 
 def moran(maps: Tensor) -> Tensor:
@@ -223,7 +227,7 @@ def weight_matches(clt: CrossLayerTranscoder, layer: int, n: int) -> Matches:
     read = clt.W_enc[layer + 1].detach().float()
     if clt.normalization == "token" or clt.sites.read == "mlp_in":
         written, read = (part - part.mean(1, keepdim=True) for part in (written, read))
-    return nearest(*(torch.nn.functional.normalize(part, dim=1) for part in (written, read)), n)
+    return nearest(F.normalize(written, dim=1), F.normalize(read, dim=1), n)
 
 
 def nearest(before: Tensor, after: Tensor, n: int) -> Matches:
@@ -281,8 +285,8 @@ def summed_edges(
     Returns:
         by pair of layers `(F, F + 1)` on the CPU: readers by sources, the error last.
     """
-    F, pairs = sae.n_features, sae.n_layers - 1
-    total = [torch.zeros(F, F + 1) for _ in range(pairs)]
+    n_features, pairs = sae.n_features, sae.n_layers - 1
+    total = [torch.zeros(n_features, n_features + 1) for _ in range(pairs)]
     with Progress("edges", n, "images", show=progress) as bar:
         for image, label in images:
             own = label if label >= 0 else int((clip.encode_image(image)[0] @ head).argmax())

@@ -92,12 +92,13 @@ class ResidualModel:
         """`(F, d_model)`: what code 1 writes at a token of size 1."""
         like = self.errors
         W = self.sae.W_dec[layer].detach()[:, 0].to(like)
-        return W * self.sae.y_scale[layer].to(like)
+        result: Tensor = W * self.sae.y_scale[layer].to(like)
+        return result
 
     def readers(self, layer: int, features: Tensor) -> Tensor:
         """`(features, d_model)`: how codes move with the stream at a token of size 1, the size held."""
         like = self.errors
-        rows = self.sae.W_enc[layer].detach()[features].to(like) * self.sae.x_scale[layer].to(like)
+        rows: Tensor = self.sae.W_enc[layer].detach()[features].to(like) * self.sae.x_scale[layer].to(like)
         return rows - rows.mean(1, keepdim=True) if self.sae.normalization == "token" else rows
 
 

@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from clt_lightning.core.files import disk_errors, write_json, write_text
 from clt_lightning.data.sets.base import WebImages
 from clt_lightning.data.sharding.writer import Item, Limits, write_split
 from clt_lightning.data.worlds import renders
+from clt_lightning.data.worlds import spurious as planted
+from clt_lightning.data.worlds.spurious import Spurious
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,8 @@ class Demo(WebImages):
         size: Side of a render in pixels.
         seed: Seed of the renders and of the reading order; null: that of `seed_everything`.
         world: Seed of the renders alone; null: as `seed`.
+        spurious: A cue that goes with the class in training and validation, and is balanced in the test split, such as
+            `{cue: background, strength: 0.95}`; batches then have the `group` of each image. null: none.
         batch_size: Training images a step on each rank.
         num_workers: Worker processes that read and decode, on each rank; 0 works in the main process.
         **kwargs: As in `WebImages`.
@@ -58,6 +63,7 @@ class Demo(WebImages):
         size: int = renders.DEFAULT_SIZE,
         seed: int | None = None,
         world: int | None = None,
+        spurious: Spurious | dict[str, str | float | list[str] | None] | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
         **kwargs: Any,
@@ -74,6 +80,7 @@ class Demo(WebImages):
         ):
             if value < least:
                 raise UserError(f"data.init_args.{name} must be {least} or more, but is {value}")
+        self.spurious = _spurious(spurious)
         self.base = Path(root)
         self._draws = True
         self.parameters: dict[str, Any] = {
@@ -89,6 +96,9 @@ class Demo(WebImages):
             },
             "renders_sha256": hashlib.sha256(Path(renders.__file__).read_bytes()).hexdigest(),
         }
+        if self.spurious is not None:
+            self.parameters["spurious"] = json.loads(json.dumps(asdict(self.spurious)))
+            self.parameters["spurious_sha256"] = hashlib.sha256(Path(planted.__file__).read_bytes()).hexdigest()
 
     def check_root(self) -> None:
         """Nothing to check: what is not there is written."""
@@ -122,10 +132,14 @@ class Demo(WebImages):
             counts = " + ".join(f"{count:,}" for count in self._sizes().values())
             log.info("demo: rendering %s images into %s", counts, folder)
             write_json(folder / _RECORD, self.parameters)
-            write_text(folder / "classnames.txt", "\n".join(renders.CLASSNAMES) + "\n")
+            names = renders.CLASSNAMES if self.spurious is None else self.spurious.classnames
+            write_text(folder / "classnames.txt", "\n".join(names) + "\n")
+            if self.spurious is not None:
+                write_text(folder / "groupnames.txt", "\n".join(self.spurious.groupnames) + "\n")
             write_text(folder / "zeroshot_classification_templates.txt", "\n".join(renders.TEMPLATES) + "\n")
             for split, count in self._sizes().items():
-                draw = functools.partial(_draw, self.parameters["render_seeds"][split], self.parameters["size"])
+                seed, size = self.parameters["render_seeds"][split], self.parameters["size"]
+                draw = functools.partial(_draw, self.spurious, split, seed, size)
                 items = [Item(f"{split}-{i}", functools.partial(draw, i)) for i in range(count)]
                 write_split(folder / split, items, limits=Limits(_SAMPLES_PER_SHARD), settings=self.parameters)
 
@@ -160,11 +174,27 @@ class Demo(WebImages):
         return done and _read_record(folder / _RECORD) == self.parameters
 
 
-def _draw(seed: int, size: int, index: int) -> Mapping[str, bytes]:
-    made = renders.render(seed, index, size=size)
+def _draw(spurious: Spurious | None, split: str, seed: int, size: int, index: int) -> Mapping[str, bytes]:
+    group = None
+    if spurious is None:
+        made = renders.render(seed, index, size=size)
+        label = made.label
+    else:
+        made, label, group = spurious.render(split, seed, index, size=size)
     png = io.BytesIO()
     made.image.save(png, "PNG", compress_level=1)
-    return {"png": png.getvalue(), "cls": str(made.label).encode(), "txt": "\n".join(made.captions).encode()}
+    parts = {"png": png.getvalue(), "cls": b"%d" % label, "txt": "\n".join(made.captions).encode()}
+    return parts if group is None else {**parts, "group": b"%d" % group}
+
+
+def _spurious(given: Spurious | Mapping[str, Any] | None) -> Spurious | None:
+    if given is None or isinstance(given, Spurious):
+        return given
+    known = [field.name for field in fields(Spurious)]
+    strange = [str(key) for key in given if key not in known]
+    if strange:
+        raise UserError(f"data.init_args.spurious has no key {strange[0]!r}; there are: {', '.join(known)}")
+    return Spurious(**given)
 
 
 def _read_record(path: Path) -> Any:

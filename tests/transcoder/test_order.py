@@ -1,0 +1,49 @@
+"""Places and orders against torch's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from clt_lightning.transcoder.codes import Pairs
+from clt_lightning.transcoder.order import stable_order, true_places
+
+
+@pytest.mark.parametrize("end", [1, 7, 2**15, 2**16, 2**16 + 1])
+@pytest.mark.parametrize("n", [0, 1, 500])
+def test_the_order_is_stable(n: int, end: int) -> None:
+    keys = torch.randint(0, end, (n,), generator=torch.Generator().manual_seed(n))
+    if n > 1:
+        keys[0] = keys[-1] = end - 1
+    order = stable_order(keys, end)
+    assert order.dtype == torch.int64
+    assert torch.equal(order, torch.argsort(keys, stable=True))
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (4, 0), (1, 1), (13, 29), (64, 256)])
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_places_pairs_and_entries_are_those_of_the_mask(shape: tuple[int, int], share: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(shape, generator=generator)
+    mask = torch.rand(shape, generator=generator) < share
+    for one in (mask, mask.t().contiguous().t()):
+        assert torch.equal(true_places(one), one.flatten().nonzero().view(-1))
+        pairs = Pairs.from_mask(one)
+        tokens, features = one.nonzero(as_tuple=True)
+        assert torch.equal(pairs.tokens, tokens)
+        assert torch.equal(pairs.features, features)
+        assert torch.equal(pairs.counts, one.sum(1))
+        for given in (table, table.t().contiguous().t()):
+            assert torch.equal(pairs.entries(given), given[tokens, features])
+        chosen = pairs.entries(table) > 0
+        kept = pairs.keep(chosen)
+        assert torch.equal(kept.tokens, tokens[chosen])
+        assert torch.equal(kept.features, features[chosen])
+        assert torch.equal(kept.offsets, torch.cat([torch.zeros(1).long(), (one & (table > 0)).sum(1).cumsum(0)]))
+
+
+def test_entries_of_rectangular_pairs() -> None:
+    table = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
+    best = torch.topk(table, 3, dim=1)
+    assert torch.equal(Pairs.rectangular(best.indices, 12).entries(table), best.values.flatten())
+    assert Pairs.rectangular(best.indices[:0], 12).entries(table[:0]).shape == (0,)
