@@ -128,7 +128,8 @@ def open_run(
         device: where backbone and transcoder go.
         data_root: where the data are, if not where the config says.
         allow_pipe: whether addresses of the data that run a shell command may do so.
-        trust_config: whether the config may name a data set or a backbone of another package, whose code is then run.
+        trust_config: whether the config may name a data set or a backbone, and config.json an activation, of another
+            package, whose code is then run.
 
     Raises:
         UserError: a part is missing, the data are not where they were, or the config names what it may not.
@@ -146,7 +147,7 @@ def open_run(
     except UserError as error:
         raise UserError(f"{file.where(('model', 'backbone'))}: {error}") from error
     clip = cast(FrozenCLIP, made)  # other backbones have the same methods; those of texts refuse
-    transcoder = CrossLayerTranscoder.from_pretrained(path / "transcoder", device=device)
+    transcoder = CrossLayerTranscoder.from_pretrained(path / "transcoder", device=device, trust=trust_config)
     try:
         check_fit(clip, transcoder)
     except UserError as error:

@@ -201,7 +201,8 @@ class Backbone(nn.Module):
     @property
     def head(self) -> str:
         """What makes class logits of an embedding: `zero_shot`, a head that was given (`use_head`: a linear `probe`, or
-        the model's own `classifier`), the model's own `classifier` where none was, or `none`."""
+        the model's own `classifier`), the model's own `classifier` where none was, or `none`.
+        """
         if self.has_text:
             return "zero_shot"
         if self.class_head is not None:

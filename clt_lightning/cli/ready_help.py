@@ -42,7 +42,8 @@ def outlines(shown: dict[str, list[str]]) -> str:
     """A digest of what the help shows of some definitions: names, bases, documentation, arguments, fields.
 
     Args:
-        shown: file of the package -> names of classes, functions and constants in it. Of `cli/` all of them count whole.
+        shown: file of the package -> names of classes, functions and constants in it. Of `cli/` all of them count
+            whole.
     """
     digest = hashlib.sha256()
     for file, names in sorted(shown.items()):

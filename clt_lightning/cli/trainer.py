@@ -1,5 +1,6 @@
 """fit, validate, test, predict: LightningCLI with the run's folder, the callbacks that every run has, and clear
-errors."""
+errors.
+"""
 
 from __future__ import annotations
 

@@ -78,7 +78,8 @@ class ZeroShotAccuracy(ExactMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """Scalars in float64: `top1`, `top5` and `per_class_recall` (mean of the top-1 recall over the classes that
-        occur), each in 0..1 and NaN without labels, and `images`, the number of labelled images."""
+        occur), each in 0..1 and NaN without labels, and `images`, the number of labelled images.
+        """
         images = self.count.sum().double()
         occurs = self.count > 0
         return {

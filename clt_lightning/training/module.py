@@ -70,7 +70,8 @@ def default_optimizer(params: Iterable[Any]) -> torch.optim.Optimizer:
 @dataclass
 class StepPart:
     """What a step keeps of one chunk of tokens: parts of the loss, `y_hat`, fired features, number of active codes, and
-    the share of rows that a low-precision product left open."""
+    the share of rows that a low-precision product left open.
+    """
 
     parts: dict[str, Tensor]
     y_hat: Tensor
@@ -163,11 +164,9 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         self._at_all_mlps = self.transcoder.sites.is_mlp and self.transcoder.n_layers == self.clip.n_layers
         if self.loss_config.cascade.is_on and not self._at_all_mlps:
             say("the cascade's terms of the loss are off: they are for a transcoder in the place of all MLPs")
-        if self.transcoder.cls_weight != 1 and self.tokens_config.buffer:
-            raise UserError(
-                "model.tokens.buffer mixes the tokens of many images, so that [CLS] is not known any more: leave out "
-                "cls_weight of model.transcoder.activation, or the buffer"
-            )
+        # a buffer mixes images: each token then brings along what it is
+        mixed = bool(self.tokens_config.buffer) and self.transcoder.cls_weight != 1
+        self._marked = self.loss_config.needs("labels") or self.loss_config.needs("positions") or mixed
         self.buffer = ActivationBuffer(self.tokens_config.buffer) if self.tokens_config.buffer else None
         self.finite = FiniteWatch()
         self.clock = StepClock()
@@ -188,15 +187,16 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
                 acts = self._capture(batch, positions)
         self.clock.begin("transcoder")  # ended after the backward pass
         x, y = self._sites(acts)
+        marks = self._marks(batch, positions, x.shape[1]) if self._marked else None
         if self.buffer is not None:
-            x, y = self.buffer.exchange(x, y, generator)
+            x, y, marks = self.buffer.exchange_marked(x, y, marks, generator)
         request = auxiliary_request(
             self.loss_config.auxk, self.transcoder, self.tokens_since_fired, x.shape[1], generator
         )
         chunk = self.tokens_config.max_tokens_per_chunk or x.shape[1]
-        cls = self._cls_rows(positions, x.shape[1])
+        cls = self._cls_rows(positions, x.shape[1], marks if self.buffer is not None else None)
         done: list[StepPart] = []
-        losses = self._chunk_losses(x, y, request, chunk, done, cls)
+        losses = self._chunk_losses(x, y, request, chunk, done, marks, cls)
         together = chunk >= x.shape[1]
         with self.transcoder.one_gradient() if together else nullcontext():
             if together:
@@ -213,7 +213,7 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         parts |= {name: value.detach() for name, value in cascade.items()}
         self.finite.look(self.global_step, loss, parts, acts.x, acts.y, torch.cat([part.y_hat for part in done], 1))
         self._count_fired(torch.stack([part.fired for part in done]).any(0), x.shape[1])
-        self._average_threshold()
+        self._average_statistics()
         self.batches_seen += 1
         active = self.transcoder.sum_over_shards(torch.stack([part.active for part in done]).sum())
         repeated = [part.repeated for part in done if part.repeated is not None]
@@ -227,19 +227,22 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         request: AuxiliaryRequest | None,
         chunk: int,
         done: list[StepPart],
+        marks: Tensor | None = None,
         cls: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """The loss of each chunk of tokens, weighed so that they sum to the batch's; the rest goes to `done`."""
         n_tokens = x.shape[1]
-        want_pre = self.loss_config.pre_activation.coefficient > 0
+        want_pre = self.loss_config.needs("pre")
         for start in range(0, n_tokens, chunk):
             stop = min(start + chunk, n_tokens)
             part = split_request(request, start, stop)
             own = None if cls is None else cls[(cls >= start) & (cls < stop)] - start
             out = self.transcoder(x[:, start:stop], want_pre=want_pre, auxiliary=part, standardised=True, cls=own)
             tokens = None if part is None else part.tokens
+            labels, places = (None, None) if marks is None else marks[start:stop].unbind(1)
             parts = loss_parts(
-                self.loss_config, self.transcoder, y[:, start:stop], out, self.global_step, tokens, self._max_steps
+                *(self.loss_config, self.transcoder, y[:, start:stop], out, self.global_step),
+                *(tokens, self._max_steps, labels, places),
             )
             for name in parts:
                 share = (stop - start) / n_tokens
@@ -267,12 +270,18 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
 
     @torch.no_grad()
-    def _average_threshold(self) -> None:
-        # Each process follows the cut of its own batches. Evaluation needs one for all, and a checkpoint holds one.
-        threshold = dict(self.transcoder.activation.named_buffers()).get("threshold")
-        if threshold is not None and self.trainer.world_size > 1:
-            dist.all_reduce(threshold)
-            threshold /= self.trainer.world_size
+    def _average_statistics(self) -> None:
+        # Each process follows its own batches (BatchTopK the cut). Evaluation needs one for all, so does a checkpoint.
+        if self.trainer.world_size == 1:
+            return
+        clt = self.transcoder
+        for name, buffer in clt.activation.named_buffers():
+            if buffer.is_floating_point():
+                whole = clt.exchange.placed(name, buffer) if isinstance(clt, ShardedTranscoder) else buffer
+                dist.all_reduce(whole)
+                divided = whole.shape != buffer.shape
+                whole /= self._data_place()[1] if divided else self.trainer.world_size
+                buffer.copy_(clt.exchange.part(name, whole) if isinstance(clt, ShardedTranscoder) else whole)
 
     @torch.no_grad()
     def _count_fired(self, fired: Tensor, n_tokens: int) -> None:

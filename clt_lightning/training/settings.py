@@ -9,7 +9,8 @@ from typing import Any, Literal, TypeVar, get_type_hints
 from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError, about
 from clt_lightning.core.sites import Sites
-from clt_lightning.training.losses import LossConfig
+from clt_lightning.training.losses import LossConfig, LossTerm
+from clt_lightning.training.losses.base import term_from_config
 from clt_lightning.transcoder import Activation, BatchTopK
 from clt_lightning.transcoder.activations import from_config
 from clt_lightning.transcoder.clt import Normalize
@@ -154,11 +155,16 @@ class ParallelConfig:
 T = TypeVar("T")
 
 
-def from_plain(cls: type[T], value: T | dict[str, Any] | None) -> T:
+def from_plain(cls: type[T], value: T | dict[str, Any] | None, *, trusted: bool = True) -> T:
     """A settings object from itself, from a plain dict (as a checkpoint holds it) or from None (all defaults).
 
+    Args:
+        cls: a dataclass of settings.
+        value: the settings.
+        trusted: whether the user wrote them; if not, only classes of this package and imported ones are taken.
+
     Raises:
-        UserError: unknown keys.
+        UserError: unknown keys, or a class that cannot or may not be imported.
     """
     if value is None:
         return cls()
@@ -174,16 +180,20 @@ def from_plain(cls: type[T], value: T | dict[str, Any] | None) -> T:
     for key, item in value.items():
         if isinstance(item, dict):
             if hints[key] is Activation:
-                arguments[key] = from_config(item)
+                arguments[key] = from_config(item, trusted=trusted)
             elif dataclasses.is_dataclass(hints[key]):
-                arguments[key] = from_plain(hints[key], item)
+                arguments[key] = from_plain(hints[key], item, trusted=trusted)
+        elif hints[key] == list[LossTerm] and isinstance(item, list):
+            arguments[key] = [term_from_config(t, trusted=trusted) if isinstance(t, dict) else t for t in item]
     return cls(**arguments)
 
 
 def to_plain(value: Any) -> Any:
     """The same settings as plain dicts, lists and numbers: what a checkpoint may hold."""
-    if isinstance(value, Activation):
+    if isinstance(value, Activation | LossTerm):
         return value.config()
+    if isinstance(value, list | tuple):
+        return [to_plain(entry) for entry in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     return value

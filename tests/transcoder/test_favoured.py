@@ -16,7 +16,7 @@ from clt_lightning.data.worlds.renders import render
 from clt_lightning.training.losses import AuxKConfig
 from clt_lightning.training.module import CLTModule
 from clt_lightning.training.settings import LossConfig, TokensConfig, TranscoderConfig
-from clt_lightning.transcoder import BatchTopK, CrossLayerTranscoder, TopK, precision
+from clt_lightning.transcoder import BatchTopK, CrossLayerTranscoder, precision
 from clt_lightning.transcoder.activations import dense
 from clt_lightning.transcoder.encoders import Backend
 
@@ -209,8 +209,6 @@ def test_a_step_in_chunks_is_a_step(clip: FrozenCLIP, images: Tensor, per_image:
 
 def test_what_cannot_know_it_is_refused(clip: FrozenCLIP) -> None:
     config = TranscoderConfig(n_features=64, activation=BatchTopK(8, cls_weight=4.0))
-    with pytest.raises(cl.UserError, match="buffer mixes"):
-        CLTModule(clip, config, tokens=TokensConfig(buffer=5000))
     final = TranscoderConfig(
         n_features=64, activation=BatchTopK(8, cls_weight=4.0), topology="sae", sites=cl.Sites("final", "final")
     )
@@ -219,4 +217,16 @@ def test_what_cannot_know_it_is_refused(clip: FrozenCLIP) -> None:
     siglip = cl.FrozenViT("vit_base_patch16_siglip_224", None)
     with pytest.raises(cl.UserError, match=r"no \[CLS\] token: set cls_weight to 1"):
         CLTModule(siglip, config)
-    CLTModule(clip, TranscoderConfig(n_features=64, activation=TopK(4)), tokens=TokensConfig(buffer=5000))
+
+
+def test_tokens_of_a_buffer_bring_along_which_are_cls(clip: FrozenCLIP, images: Tensor) -> None:
+    config = TranscoderConfig(n_features=64, activation=BatchTopK(8, cls_weight=4.0))
+    module = CLTModule(clip, config, tokens=TokensConfig(buffer=1000), seed=0)
+    acts, n = module._capture({"image": images}, None), len(images) * clip.n_positions
+    marks = module._marks({"image": images}, None, n)
+    assert module._marked and module.buffer is not None
+    x, _, mixed = module.buffer.exchange_marked(acts.x, acts.y, marks, torch.Generator().manual_seed(0))
+    cls = module._cls_rows(None, n, mixed)
+    assert cls is not None and len(cls) == len(images)
+    own = {tuple(row) for row in acts.x[0, :: clip.n_positions, :4].tolist()}
+    assert {tuple(row) for row in x[0, cls, :4].tolist()} == own

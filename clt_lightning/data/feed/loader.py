@@ -177,7 +177,8 @@ class TrainLoader(_Loader):
 
     def follow(self, trainer: Any) -> None:
         """Takes over how much of an epoch a trainer reads, and whether it reads the same batches again and again; for
-        a loader that was made without the trainer (`trainer.fit(module, loader)`), before its first batch."""
+        a loader that was made without the trainer (`trainer.fit(module, loader)`), before its first batch.
+        """
         self.epoch_batches = epoch_limit(trainer, self.plan.batches) or self.plan.batches
         self.repeat = repeats(trainer)
 

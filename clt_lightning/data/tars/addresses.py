@@ -13,6 +13,7 @@ def is_local(url: str) -> bool:
 
 
 def is_http(url: str) -> bool:
+    """Whether an address is read over HTTP."""
     return url.startswith(("http://", "https://"))
 
 

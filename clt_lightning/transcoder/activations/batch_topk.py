@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from clt_lightning.core.arguments import number, whole
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder.activations.base import Activation
+from clt_lightning.transcoder.activations.exchange import Exchange
 from clt_lightning.transcoder.codes import Pairs
 from clt_lightning.transcoder.screening import Chosen, Screen, choose_above, choose_batch_top
 
@@ -42,6 +41,7 @@ class BatchTopK(Activation):
             a mean over 100 batches (0.99) stays above it: L0 is then 11.1 where k is 12, after 500 steps on the demo.
     """
 
+    scope = "batch"
     threshold: Tensor
     updates: Tensor
 
@@ -61,9 +61,6 @@ class BatchTopK(Activation):
     @property
     def most_active(self) -> int | None:
         return self.k if self.training else None  # a stored threshold bounds nothing
-
-    def init_args(self) -> dict[str, Any]:
-        return {"k": self.k, "momentum": self.momentum, "tilt": self.tilt, "cls_weight": self.cls_weight}
 
     def budget(self, layer: int, n_tokens: int) -> int:
         """How many codes a layer may have in a training batch of so many tokens."""
@@ -115,6 +112,23 @@ class BatchTopK(Activation):
         chosen = choose_batch_top(screen, self.budget(layer, len(screen.rough)), self._guess(screen.rough, layer))
         if chosen is not None and self.tracking:
             self.track(chosen.values, layer)
+        return chosen
+
+    def select_part(self, pre: Tensor, layer: int, exchange: Exchange) -> Pairs | Tensor:
+        if not self.training:
+            return self.select(pre, layer)
+        winners = exchange.largest(pre, self.budget(layer, pre.shape[0]))
+        self.track(winners[winners > 0], layer)
+        return (pre >= winners.min()) & (pre > 0) if winners.numel() else pre > 0
+
+    def choose_part(self, screen: Screen, layer: int, exchange: Exchange) -> Chosen | None:
+        if not self.training:
+            return self.choose(screen, layer)
+        found = exchange.screen_largest(screen, self.budget(layer, len(screen.rough)))
+        if found is None:
+            return None
+        chosen, winners = found
+        self.track(winners[winners > 0], layer)
         return chosen
 
     def _mask(self, pre: Tensor, budget: int) -> Tensor:

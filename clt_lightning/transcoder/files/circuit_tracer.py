@@ -1,5 +1,6 @@
 """circuit-tracer's files: `CrossLayerTranscoder` (an encoder and a decoder file a layer) and `TranscoderSet` (one file
-a layer)."""
+a layer).
+"""
 
 from __future__ import annotations
 
