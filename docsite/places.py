@@ -8,6 +8,7 @@ ROOT = Path(__file__).parent.parent
 #: Pages of the site that are files of the repository outside docs/
 ELSEWHERE = {
     "changelog.md": "CHANGELOG.md",
+    "extending.md": "CONTRIBUTING.md",
     "cluster-slurm.md": "slurm/README.md",
     "cluster-docker.md": "docker/README.md",
 }

@@ -12,7 +12,7 @@ from PIL import Image
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import whole_file
-from clt_lightning.report import build_report
+from clt_lightning.report import ReportOptions, build_report
 from clt_lightning.runs.folder import find_run
 from tests.report.browser import Browser, find
 
@@ -20,12 +20,13 @@ WIDTH, HEIGHT = 1180, 760
 _FIRST = "document.querySelector('#main a[href*=\"#/{page}/\"]').getAttribute('href').split('#/')[1]"
 
 
-def take(run: Path, output: Path) -> list[Path]:
+def take(run: Path, output: Path, data_root: str | None = None) -> list[Path]:
     """Takes the pictures of a run that `test` has evaluated; its report is made where there is none.
 
     Args:
         run: its folder.
         output: gets `<name>.webp`.
+        data_root: where the run's data are now, if they were moved.
 
     Raises:
         UserError: no browser, or no such run.
@@ -35,7 +36,7 @@ def take(run: Path, output: Path) -> list[Path]:
     folder = find_run(run).path
     index = folder / "report" / "index.html"
     if not index.is_file():
-        build_report(folder)
+        build_report(folder, ReportOptions(opening={"data_root": data_root}))
     written = []
     with tempfile.TemporaryDirectory() as scratch, Browser(Path(scratch) / "profile") as browser:
 
@@ -69,9 +70,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="an evaluated run of the demo")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent.parent / "docs" / "images")
+    parser.add_argument("--data_root", help="where the run's data are now, if they were moved")
     args = parser.parse_args()
-    for path in take(args.run, args.output):
-        print(path)
+    try:
+        for path in take(args.run, args.output, args.data_root):
+            print(path)
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

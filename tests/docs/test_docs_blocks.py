@@ -14,6 +14,8 @@ from clt_lightning.cli.main import COMMANDS, TRAINER_COMMANDS
 from tests.docs.blocks import ROOT, Block, blocks, commands, commands_of, is_shell
 from tests.docs.listed import LISTED, listed
 
+#: Places of a config that hold a class, whose arguments are keys as well
+OF_CLASSES = ("--data.", "--model.backbone.", "--model.optimizer.", "--model.transcoder.activation.")
 #: Blocks that are no program: results, layouts, drawings
 TEXTS = ("", "text", "jsonc", "bibtex")
 
@@ -58,9 +60,7 @@ def test_commands_and_options_exist() -> None:
             known |= {option for inner in sub.values() for option in inner._option_string_actions}
         for word in command.words[2:]:
             option = word.partition("=")[0]
-            deep = any(
-                option.startswith(f"{key}.") for key in ("--data", "--model.optimizer", "--model.transcoder.activation")
-            )
+            deep = option.startswith(OF_CLASSES) and name in TRAINER_COMMANDS
             group = any(option != key and key.startswith(f"{option}.") for key in known)  # a table at once
             assert not word.startswith("--") or option in known or deep or group, f"{command.block.place}: {option}"
 

@@ -27,7 +27,7 @@ from tests.docs.blocks import ROOT
         (int | None, "whole number or null"),
         (str | Path | None, "path or null"),
         (bool | int, "true or false or whole number"),
-        (list[str], "list of text"),
+        (list[str], "list of texts"),
     ],
 )
 def test_types_in_words(hint: object, words: str) -> None:
