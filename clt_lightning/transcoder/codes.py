@@ -170,10 +170,20 @@ class Pairs:
         return cls._of(tokens, places - tokens * mask.shape[1], *mask.shape)
 
     @classmethod
+    def largest(cls, table: Tensor, n: int) -> Pairs:
+        """Pairs at the n largest entries of a `(tokens, F)` tensor; a GPU's host need not wait, since n is known."""
+        places = torch.topk(table.flatten(), n, sorted=False).indices.sort().values
+        tokens = torch.div(places, table.shape[1], rounding_mode="floor")
+        return cls._of(tokens, places - tokens * table.shape[1], *table.shape)
+
+    @classmethod
     def _of(cls, tokens: Tensor, features: Tensor, n_tokens: int, n_features: int) -> Pairs:
         """Pairs of known tokens, sorted by token."""
-        offsets = torch.zeros(n_tokens + 1, dtype=torch.int64, device=tokens.device)
-        torch.cumsum(torch.bincount(tokens, minlength=n_tokens), 0, out=offsets[1:])
+        if tokens.is_cuda:  # bincount would wait for the host
+            offsets = torch.searchsorted(tokens.contiguous(), torch.arange(n_tokens + 1, device=tokens.device))
+        else:
+            offsets = torch.zeros(n_tokens + 1, dtype=torch.int64, device=tokens.device)
+            torch.cumsum(torch.bincount(tokens, minlength=n_tokens), 0, out=offsets[1:])
         pairs = cls(features, offsets, n_features)
         pairs.__dict__["tokens"] = tokens
         return pairs

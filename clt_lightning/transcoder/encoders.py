@@ -87,14 +87,23 @@ class SparseEncoders(nn.Module):
                 for i, c in enumerate(chosen)
             ]
         if not want_pre and self._surely_sparse():
-            # one buffer serves all layers: what is chosen from it is copied out
-            scratch = scaled.new_empty(scaled.shape[1], self.W_enc[0].shape[0])
+            scratch = self._scratch(scaled[0])
         return [self._encode_layer(scaled[i], i, want_pre, auxiliary, scratch) for i in layers]
 
     def _encode_alone(self, x: Tensor, layer: int, low: torch.dtype | None) -> EncodedLayer:
         """One layer's codes, from its scaled inputs `(tokens, d_model)`."""
         chosen = None if low is None or self.backend == "dense" else self._screened(x, layer, low)
-        return self._encode_layer(x, layer) if chosen is None else self._take(x, layer, chosen.settled())
+        if chosen is not None:
+            return self._take(x, layer, chosen.settled())
+        return self._encode_layer(x, layer, scratch=self._scratch(x) if self._surely_sparse() else None)
+
+    def _scratch(self, x: Tensor) -> Tensor:
+        """`(tokens, F)` for pre-activations: one buffer serves all layers, since what is chosen from it is copied out."""
+        shape = x.shape[0], self.W_enc[0].shape[0]
+        if not self.training:
+            return x.new_empty(shape)
+        # kept between steps: fresh memory costs as much as the bias that is written to it first
+        return self.gradients.room("pre", shape, x)
 
     def _in_full(self, x: Tensor, layer: int, auxiliary: AuxiliaryRequest | None) -> EncodedLayer:
         """A layer's codes from an fp32 product, where one in low precision was of no use."""
