@@ -38,7 +38,7 @@ class GradientBuffers:
         return torch.empty(0, dtype=like.dtype).set_(storage, 0, like.shape, like.stride())
 
     def room(self, key: Hashable, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """A contiguous tensor of any content for use within a step, of the type of `like`; the memory grows, no more."""
+        """A contiguous tensor of any content, of the type of `like`, for use within a step; its memory only grows."""
         if like.device.type != "cpu":
             return like.new_empty(shape)
         storage = self._storages.get(key)

@@ -148,7 +148,9 @@ class Pairs:
     def entries(self, table: Tensor) -> Tensor:
         """`(pairs,)`: what a `(tokens, F)` tensor holds at the pairs."""
         if self.is_rectangular:
-            return table.gather(1, self.features.view(self.n_tokens, -1)).view(-1) if self.n_tokens else table.view(-1)
+            if not self.n_tokens:
+                return table.new_zeros(0)
+            return table.gather(1, self.features.view(self.n_tokens, -1)).view(-1)
         if table.is_contiguous():  # one index is read faster than two
             return table.view(-1).index_select(0, self.tokens * self.n_features + self.features)
         return table[self.tokens, self.features]

@@ -98,7 +98,7 @@ class SparseEncoders(nn.Module):
         return self._encode_layer(x, layer, scratch=self._scratch(x) if self._surely_sparse() else None)
 
     def _scratch(self, x: Tensor) -> Tensor:
-        """`(tokens, F)` for pre-activations: one buffer serves all layers, since what is chosen from it is copied out."""
+        """`(tokens, F)` for pre-activations: one buffer for all layers, since what is chosen from it is copied out."""
         shape = x.shape[0], self.W_enc[0].shape[0]
         if not self.training:
             return x.new_empty(shape)

@@ -1,4 +1,4 @@
-"""Where a mask is true, how small numbers sort, which value is the k-th: on a CPU by numpy, much faster than by torch."""
+"""Where a mask is true, how small numbers sort, which value is the k-th: on a CPU numpy is much faster than torch."""
 
 from __future__ import annotations
 

@@ -25,7 +25,9 @@ from tests.waits import OnGPU
 LAYERS, D, F, TOKENS = 5, 16, 512, 96
 
 
-def step(activation: Activation, low: bool, gpu: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[Tensor]]:
+def step(
+    activation: Activation, low: bool, gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[str], list[Tensor]]:
     """The waits of a forward, loss and backward, and the reconstruction with all gradients."""
     monkeypatch.setenv("CLT_LIGHTNING_KERNELS", "torch")
 
