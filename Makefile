@@ -2,6 +2,7 @@
 # make test         the tests (under 8 minutes on 2 cores)
 # make test-all     also the slow ones and those on a real Slurm
 # make test-interop exports read by the real circuit-tracer and SAELens, in an environment of their own
+# make docs         this project's pages as a site in site/; warnings are errors
 # make lint         ruff and mypy; Biome for the scripts of the pages
 PYTHON ?= python3
 VENV   ?= .venv
@@ -10,7 +11,7 @@ NODE_BIN := node_modules/.bin
 # programs that came with the environment are found by tests
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: quickstart test test-all test-interop lint format setup tools clean
+.PHONY: quickstart test test-all test-interop docs docs-serve docs-tools lint format setup tools clean
 quickstart: setup
 	$(BIN)/python -m clt_lightning fit --config configs/quickstart.yaml
 
@@ -20,6 +21,7 @@ test: setup
 
 test-all: setup
 	-@$(MAKE) --no-print-directory tools
+	-@$(MAKE) --no-print-directory docs-tools
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m ""
 
 # these two pin other versions than this package takes; where they cannot be installed, the tests say so and are skipped
@@ -27,6 +29,12 @@ test-interop: setup
 	test -x .venv-interop/bin/python || $(PYTHON) -m venv .venv-interop
 	.venv-interop/bin/python -m pip install --quiet 'circuit-tracer==0.5.0' 'sae-lens==6.54.12' || true
 	$(BIN)/python -m pytest tests/interop -m interop -rs
+
+docs: docs-tools
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+docs-serve: docs-tools
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --no-strict
 
 lint: setup tools
 	$(BIN)/ruff check .
@@ -53,5 +61,11 @@ node_modules/.installed: package.json package-lock.json | setup
 	npm ci --no-audit --no-fund --prefer-offline --fetch-retries=1 --loglevel=error
 	touch $@
 
+# what builds the site; the tests of the site are skipped without it
+docs-tools: $(VENV)/.docs-installed
+$(VENV)/.docs-installed: pyproject.toml | setup
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-interop node_modules .pytest_cache .mypy_cache .ruff_cache
+	rm -rf site $(VENV) .venv-interop node_modules .pytest_cache .mypy_cache .ruff_cache

@@ -30,7 +30,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 def images(clip: Any, n: int, batches: int) -> list[dict[str, Any]]:
     """Batches of the demo's renders, as the backbone's transform makes them."""
-    from clt_lightning.data.renders import render
+    from clt_lightning.data.worlds.renders import render
 
     drawn = [clip.preprocess(render(0, index).image) for index in range(n * min(batches, 4))]
     some = [{"image": torch.stack(drawn[i : i + n])} for i in range(0, len(drawn), n)]

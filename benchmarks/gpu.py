@@ -82,7 +82,7 @@ def _decoding(densely: bool) -> Iterator[None]:
         return densely
 
     plain = CrossLayerTranscoder._decodes_densely
-    CrossLayerTranscoder._decodes_densely = chosen  # type: ignore[method-assign]
+    CrossLayerTranscoder._decodes_densely = chosen  # type: ignore[assignment,method-assign]
     try:
         yield
     finally:

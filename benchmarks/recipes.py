@@ -8,7 +8,6 @@ embedded demo; `--world photos` takes a folder with `clip/open_clip_model.safete
 from __future__ import annotations
 
 import argparse
-import copy
 import logging
 import statistics
 import time
@@ -26,7 +25,6 @@ from clt_lightning.training.losses import CascadeConfig, TanhConfig
 from clt_lightning.training.module import CLTModule
 from clt_lightning.training.optim import AdamW
 from clt_lightning.training.settings import (
-    BackboneConfig,
     LossConfig,
     ReviveConfig,
     ScheduleConfig,
@@ -40,19 +38,22 @@ CASCADE = {"stream": 0.5, "embedding": 1.0, "images": 64, "start": 0.25, "warmup
 NONE = {"stream": 0.0, "embedding": 0.0}
 #: How far the default recipe's budget leans to early layers
 TILT = 0.6
+#: What [CLS] counts where codes are chosen
+CLS_WEIGHT = 4.0
 #: name -> what differs from the default recipe: BatchTopK, no skip, the cascade's terms, silent features revived, more
-#: codes in early layers
+#: codes in early layers and at [CLS]
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     # what each part gives
     "without revival": {"revive": False},
     "without cascade": {"cascade": NONE},
     "layers alike": {"tilt": 0.0},
+    "tokens alike": {"cls_weight": 1.0},
     "cascade: stream alone": {"cascade": {**CASCADE, "embedding": 0.0}},
     "cascade: embedding alone": {"cascade": {**CASCADE, "stream": 0.0}},
     "cascade on 32 images": {"cascade": {**CASCADE, "images": 32}},
     "cascade without warm-up": {"cascade": {**CASCADE, "warmup": 0.0}},
-    "bare": {"cascade": NONE, "revive": False, "tilt": 0.0},
+    "bare": {"cascade": NONE, "revive": False, "tilt": 0.0, "cls_weight": 1.0},
     # baselines at equal L0
     "with linear skip": {"skip": True},
     "TopK": {"activation": TopK},
@@ -115,15 +116,13 @@ class World(lightning.LightningDataModule):
         super().__init__()
         data: WebImages
         if name == "demo":
-            self.backbone_config = BackboneConfig(pretrained="demo")
+            self.clip = FrozenCLIP(pretrained="demo")
             data = Demo(root=root, n_train=n_train, n_test=n_test, batch_size=200)
         else:
             weights = f"{root}/clip/open_clip_model.safetensors"
-            self.backbone_config = BackboneConfig(name="photo", pretrained=weights)
+            self.clip = FrozenCLIP("photo", weights)
             data = WebImages(root=f"{root}/data", batch_size=200)
-        assert not isinstance(self.backbone_config.pretrained, Path)  # the config has made it a string
-        clip = FrozenCLIP(self.backbone_config.name, self.backbone_config.pretrained)
-        self.n_layers, data.transform = clip.n_layers, clip.preprocess
+        self.n_layers, data.transform = self.clip.n_layers, self.clip.preprocess
         data.prepare_data()
         data.setup()
         print("decoding", flush=True)
@@ -149,14 +148,15 @@ def build(recipe: dict[str, Any], k: int, seed: int, options: argparse.Namespace
         nearest = min(recipe["tanh"], key=lambda other: abs(other - k))
         loss.tanh = TanhConfig(coefficient=recipe["tanh"][nearest], warmup_steps=options.steps // 4)
     form = {key: recipe[key] for key in ("skip", "topology") if key in recipe}
-    activation = recipe.get("activation", lambda k: BatchTopK(k, tilt=recipe.get("tilt", TILT)))
+    shares = {"tilt": recipe.get("tilt", TILT), "cls_weight": recipe.get("cls_weight", CLS_WEIGHT)}
+    activation = recipe.get("activation", lambda k: BatchTopK(k, **shares))(k)
     features = round(options.features * recipe.get("wider", 1))
     if recipe.get("as_many_weights"):  # a cross-layer feature has an encoder and, on average, (L + 1) / 2 decoders
         layers = world.n_layers
         features = round(features * (1 + (layers + 1) / 2) / 2)
     return CLTModule(
-        copy.deepcopy(world.backbone_config),
-        TranscoderConfig(n_features=features, activation=activation(k), **form),
+        world.clip,
+        TranscoderConfig(n_features=features, activation=activation, **form),
         loss,
         optimizer=lambda params: AdamW(
             params, lr=options.lr * recipe.get("lr", 1.0), betas=(recipe.get("beta1", 0.95), 0.999)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from clt_lightning.interventions.replacement import replaced
     from clt_lightning.training.module import CLTModule
     from clt_lightning.training.settings import (
-        BackboneConfig,
         LossConfig,
         ParallelConfig,
         ReviveConfig,
@@ -44,7 +43,6 @@ _HOME = {
     "JumpReLU": "transcoder",
     "CLTModule": "training.module",
     "replaced": "interventions.replacement",
-    "BackboneConfig": "training.settings",
     "LossConfig": "training.settings",
     "ParallelConfig": "training.settings",
     "ReviveConfig": "training.settings",
@@ -68,7 +66,6 @@ _MODULES["optim"] = "training.optim"
 
 __all__ = [
     "AbsTopK",
-    "BackboneConfig",
     "BatchTopK",
     "CLTModule",
     "Codes",

@@ -219,6 +219,20 @@ def options_of(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     return [action for action in parser._actions if action.option_strings]
 
 
+def words_of(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """The arguments of a parser that are no options, without its subcommands."""
+    return [a for a in parser._actions if not a.option_strings and not isinstance(a, argparse._SubParsersAction)]
+
+
+def subcommands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parsers of a parser's subcommands, by name."""
+    found: dict[str, argparse.ArgumentParser] = {}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found |= action.choices
+    return found
+
+
 def children(trainer: pl.Trainer) -> list[subprocess.Popen[bytes]]:
     """The processes that this one has started for a distributed run; emptied, Lightning no longer watches them.
 

@@ -143,3 +143,24 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["train"])
     assert stopped.value.code == 2
     assert "there are: fit" in capsys.readouterr().err
+
+
+def test_a_backbone_of_another_class_begins_from_its_own_defaults(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The usual class's `openai` is no tag of timm's; what a file says stays where the other class takes it."""
+    bare, small = tmp_path / "bare.yaml", tmp_path / "small.yaml"
+    bare.write_text("model: {backbone: {class_path: FrozenViT}}\n")
+    small.write_text("model: {backbone: FrozenViT}\n")
+    for path in (bare, small):
+        found = parsed(capsys, CONFIGS / "data" / "demo.yaml", path)["model"]["backbone"]
+        assert found["class_path"].endswith("FrozenViT")
+        assert found["init_args"]["pretrained"] == "default"
+        assert found["init_args"]["name"].startswith("vit_")
+    over = parsed(capsys, CONFIGS / "vitb32.yaml", bare)["model"]["backbone"]["init_args"]
+    assert (over["precision"], over["pretrained"]) == ("bf16", "openai")
+    flat = tmp_path / "flat.yaml"
+    flat.write_text("model: {backbone: {pretrained: demo}}\n")
+    plain = parsed(capsys, CONFIGS / "data" / "demo.yaml", flat)["model"]["backbone"]
+    assert plain["class_path"].endswith("FrozenCLIP")
+    assert plain["init_args"]["pretrained"] == "demo"

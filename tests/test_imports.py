@@ -30,24 +30,36 @@ ALLOWED = {
     "report": {"analysis", "backbone", "report", "runs", "transcoder"},
     "server": {"analysis", "backbone", "data", "report", "server", "transcoder"},
 }
+# the same of the rooms of a part
+ROOMS = {
+    "data": {
+        "tars": {"tars"},
+        "feed": {"feed", "tars"},
+        "worlds": {"worlds"},
+        "lists": {"lists"},
+        "sharding": {"sharding", "tars"},
+        "sets": {"feed", "lists", "sets", "sharding", "tars", "worlds"},
+        "shard": {"sets", "sharding"},
+    },
+}
 # the script that trains the demo's CLIP draws the demo's renders; loading that CLIP does not
 EXCEPTIONS = {("backbone/clip/demo/train.py", "data"), ("backbone/clip/demo/evaluate.py", "data")}
 
 
-def imported_parts(path: Path) -> set[str]:
+def imported_parts(path: Path, above: str = "clt_lightning") -> set[str]:
+    """What a file imports of a package: the names of its parts."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         names = []
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module]
-            if node.module == "clt_lightning":
-                names = [f"clt_lightning.{alias.name}" for alias in node.names]
+            if node.module == above:
+                names = [f"{above}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         for name in names:
-            parts = name.split(".")
-            if parts[0] == "clt_lightning" and len(parts) > 1:
-                found.add(parts[1])
+            if name.startswith(f"{above}."):
+                found.add(name.removeprefix(f"{above}.").split(".")[0])
     return found
 
 
@@ -61,6 +73,16 @@ def test_imports_point_downwards(part: str) -> None:
         upwards = imported_parts(path) - ALLOWED[part] - {"core", "__version__"}
         upwards -= {name for file, name in EXCEPTIONS if file == where}
         assert not upwards, f"{where} imports {', '.join(sorted(upwards))}"
+
+
+@pytest.mark.parametrize("part", sorted(ROOMS))
+def test_imports_point_downwards_in_the_rooms_of_a_part(part: str) -> None:
+    files = [path for path in (PACKAGE / part).rglob("*.py") if path != PACKAGE / part / "__init__.py"]
+    rooms = {path: path.relative_to(PACKAGE / part).parts[0].removesuffix(".py") for path in files}
+    assert set(rooms.values()) == set(ROOMS[part])
+    for path, room in rooms.items():
+        upwards = imported_parts(path, f"clt_lightning.{part}") - ROOMS[part][room]
+        assert not upwards, f"{path.relative_to(PACKAGE)} imports {', '.join(sorted(upwards))}"
 
 
 def test_the_transcoder_needs_neither_clip_nor_lightning() -> None:

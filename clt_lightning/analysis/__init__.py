@@ -6,6 +6,7 @@ Everything here is usable from Python on any batches; the `test` command writes 
 
 from __future__ import annotations
 
+from clt_lightning.analysis import dense, probes
 from clt_lightning.analysis.arms import Arm, ArmRunner, CascadeOptions, plan_arms
 from clt_lightning.analysis.contributions import Contributions, ContributionScores
 from clt_lightning.analysis.decomposition import Decomposition, decompose
@@ -19,13 +20,17 @@ from clt_lightning.analysis.results import ArmResult, Evaluation, load_arrays, l
 from clt_lightning.analysis.retrieval import Retrieval, RetrievalCollector
 from clt_lightning.analysis.run import Run, open_run
 from clt_lightning.analysis.steering import Edit, SteeringResult, steer, steered
+from clt_lightning.analysis.suite import Analysis, Batch, Subject, Suite
+from clt_lightning.analysis.tags import load_metrics, tags
 from clt_lightning.analysis.tower import Observation, finish, observe
 
 __all__ = [
     "ActiveFeature",
+    "Analysis",
     "Arm",
     "ArmResult",
     "ArmRunner",
+    "Batch",
     "CascadeOptions",
     "ContributionScores",
     "Contributions",
@@ -49,17 +54,23 @@ __all__ = [
     "RetrievalCollector",
     "Run",
     "SteeringResult",
+    "Subject",
+    "Suite",
     "decompose",
+    "dense",
     "evaluate",
     "explain_image",
     "finish",
     "load_arrays",
     "load_evaluation",
     "load_features",
+    "load_metrics",
     "observe",
     "open_run",
     "plan_arms",
+    "probes",
     "steer",
     "steered",
     "strongest",
+    "tags",
 ]

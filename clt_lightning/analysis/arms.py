@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,18 +11,29 @@ import torch
 from torch import Tensor
 
 from clt_lightning.analysis.collector import key_seeds
-from clt_lightning.analysis.tower import Observation, finish, reads_cls_only
-from clt_lightning.backbone.clip import FrozenCLIP
+from clt_lightning.analysis.tower import Needs, Observation, finish, reads_cls_only
+from clt_lightning.backbone import Backbone
 from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
-from clt_lightning.interventions.replacement import check_fit, replaced, tokens_of
-from clt_lightning.metrics import TOKEN_SETS, TokenLayout, check_token_sets, present, token_mask
+from clt_lightning.interventions.replacement import check_fit, tokens_of
+from clt_lightning.interventions.resume import (
+    PAST_ATTENTION,
+    embed_replaced,
+    ends_at_cls,
+    last_mlp_at_cls,
+    own_at_cls,
+    resume,
+    starts,
+)
+from clt_lightning.metrics import TOKEN_SETS, TokenLayout, check_token_sets, present
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 from clt_lightning.transcoder.codes import Pairs
 
 #: Controls that tell the linear skip's part from the features'
 OF_SKIP = ("skip_alone", "features_alone")
-CONTROLS = ("true_x", "mean_ablated", "zero_ablated", "random", *OF_SKIP)
+#: Kinds whose outputs are known before anything is run
+FIXED = ("true_x", "mean_ablated", "zero_ablated", "random")
+CONTROLS = (*FIXED, *OF_SKIP)
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,9 @@ class Arm:
     def name(self) -> str:
         """`original`, or `<kind>/<first>-<last>/<tokens>`."""
         return self.kind if self.first is None else f"{self.kind}/{self.first}-{self.last}/{self.tokens}"
+
+
+ORIGINAL = Arm("original")
 
 
 @dataclass
@@ -153,8 +167,31 @@ def mixed_up(codes: Codes, seed: int = 0) -> Codes:
     return Codes([pairs for pairs, _ in layers], [values for _, values in layers])
 
 
+@dataclass
+class Known:
+    """What the arms begin from: the untouched model on some images, their codes and their reconstruction.
+
+    Attributes:
+        seen: the untouched model, with what `ArmRunner.needs` names.
+        codes: the codes of its x.
+        y_hat: their reconstruction, `(layers, tokens, d_model)`.
+        random: the same with the features of every layer mixed up; None until an arm asks for it.
+    """
+
+    seen: Observation
+    codes: Codes
+    y_hat: Tensor
+    random: Tensor | None = None
+
+    def select(self, chosen: Tensor) -> Known:
+        """Some of the images, `(images,)` bool."""
+        tokens = chosen.repeat_interleave(self.y_hat.shape[1] // len(chosen))
+        random = None if self.random is None else self.random[:, tokens]
+        return Known(self.seen.select(chosen), self.codes.select_tokens(tokens), self.y_hat[:, tokens], random)
+
+
 class ArmRunner:
-    """Runs arms on observed images, from the first layer of each window on.
+    """Runs arms on observed images, from the first layer of each window on; arms that are the same model run once.
 
     Args:
         clip: the backbone.
@@ -167,7 +204,7 @@ class ArmRunner:
 
     def __init__(
         self,
-        clip: FrozenCLIP,
+        clip: Backbone,
         clt: CrossLayerTranscoder,
         means: Tensor | None = None,
         feature_means: Tensor | None = None,
@@ -176,13 +213,11 @@ class ArmRunner:
         self.clip, self.clt, self.means = clip, clt, means
         self.blocks, self.tokens = check_fit(clip, clt), tokens_of(clip, clt)
         self.feature_means, self.skip_means = feature_means, skip_means
-        self._random: tuple[Codes, Tensor] | None = None
 
-    def _random_y(self, seen: Observation, codes: Codes) -> Tensor:
-        """The reconstruction with the features of every layer mixed up, `(layers, tokens, d_model)`."""
-        if self._random is None or self._random[0] is not codes:
-            self._random = codes, self.clt.decode(mixed_up(codes), seen.x)
-        return self._random[1]
+    def needs(self, arms: Iterable[Arm]) -> Needs:
+        """What a forward of the untouched model must keep for these arms."""
+        firsts = [self.blocks[arm.first] for arm in arms if arm.first is not None]
+        return starts(self.clt, firsts, self.clip.n_layers) if firsts else Needs()
 
     @torch.no_grad()
     def embeddings(self, arm: Arm, seen: Observation, codes: Codes, y_hat: Tensor) -> Tensor:
@@ -197,79 +232,152 @@ class ArmRunner:
         Raises:
             UserError: mean ablation without means.
         """
+        return self._run([self.model_of(arm)], Known(seen, codes, y_hat))[0]
+
+    @torch.no_grad()
+    def all_embeddings(self, arms: Sequence[Arm], known: Known, some: Tensor) -> list[Tensor]:
+        """The embeddings of every arm, each model run once; of sampled arms those of some of the images.
+
+        Args:
+            arms: which variants.
+            known: the untouched model on these images.
+            some: `(images,)` bool, the images of sampled arms.
+
+        Returns:
+            `(images, embed_dim)` or `(some of them, embed_dim)` for each arm.
+        """
+        if any(arm.kind == "random" for arm in arms):
+            known.random = self._random_y(known)
+        models = [self.model_of(arm) for arm in arms]
+        found = {
+            model: self._run([model], known)[0]
+            for model in dict.fromkeys(model for arm, model in zip(arms, models) if not arm.sampled)
+        }
+        few = {model: embeddings[some] for model, embeddings in found.items()}
+        left = [model for model in dict.fromkeys(models) if model not in found]
+        if left:
+            part, n = known.select(some), int(some.sum())
+            few |= dict.fromkeys(left, part.seen.embeddings)
+            for group in self._groups(left, max(1, len(some) // max(1, n))) if n else ():
+                few |= dict(zip(group, self._run(group, part)))
+        return [(few if arm.sampled else found)[model] for arm, model in zip(arms, models)]
+
+    def model_of(self, arm: Arm) -> Arm:
+        """The arm that stands for all arms of the same model."""
         if arm.first is None or arm.last is None or arm.tokens is None:
-            return seen.embeddings
-        first = self.clip.n_layers - 1 if self.clt.sites.once else self.blocks[arm.first]
-        if arm.tokens == "patch" and first == self.clip.n_layers - 1 and reads_cls_only(self.clip):
-            return seen.embeddings  # what the last block writes at patches reaches nothing
-        with self._active(arm, seen, codes, y_hat):
-            return finish(self.clip, seen.streams[first], first)
+            return ORIGINAL
+        kind, last = arm.kind, arm.last
+        # what is written after the last attention is read at [CLS] alone
+        unread = arm.tokens not in ("all", "cls") and str(self.clt.sites.write) in PAST_ATTENTION
+        if unread and self.blocks[last] == self.clip.n_layers - 1 and reads_cls_only(self.clip):
+            if arm.first == last:
+                return ORIGINAL
+            last -= 1
+        if kind == "true_x" and arm.first == last:
+            kind = "replaced"  # what the first layer of a window reads is untouched
+        return Arm(kind, arm.first, last, arm.tokens)
 
-    def _active(self, arm: Arm, seen: Observation, codes: Codes, y_hat: Tensor) -> AbstractContextManager[None]:
-        assert arm.first is not None
-        assert arm.last is not None
-        assert arm.tokens is not None
-        window = self.blocks[arm.first : arm.last + 1]
-        if arm.kind == "replaced":
-            return self._cascade(window, arm.tokens, seen, codes)
-        if arm.kind in OF_SKIP:
-            return self._part_alone(arm.kind, window, arm.tokens, seen, codes)
-        positions = self.tokens.span(arm.tokens)
-        if arm.kind == "random":
-            y_hat = self._random_y(seen, codes)
-        by_image = y_hat.unflatten(1, (seen.n_images, -1))
-        means = self.means
-        if arm.kind == "mean_ablated" and means is None:
-            raise UserError("mean ablation needs the training data's means: give ArmRunner(means=...)")
+    def _groups(self, models: Sequence[Arm], size: int) -> Iterator[list[Arm]]:
+        """Models that begin at the same block and whose outputs are known, to be run side by side."""
+        groups: dict[Any, list[Arm]] = {}
+        for model in models:
+            groups.setdefault(model.first if model.kind in FIXED else model, []).append(model)
+        for group in groups.values():
+            for start in range(0, len(group), size):
+                yield group[start : start + size]
 
-        kinds = self.tokens.kind_of_positions()
+    def _run(self, models: Sequence[Arm], known: Known) -> list[Tensor]:
+        """The embeddings of several models that begin at the same block; of more than one all must be of `FIXED`."""
+        (model, *others) = models
+        if model == ORIGINAL:
+            return [known.seen.embeddings]
+        if others or model.kind in FIXED:
+            return self._run_fixed(models, known)
+        first, last, tokens = _place(model)
+        window = self.blocks[first : last + 1]
+        y: Tensor = known.y_hat[first]
+        parts: dict[str, Any] = {}
+        if model.kind in OF_SKIP:
+            y, parts = self._part_alone(model.kind, first, tokens, known)
+        return [embed_replaced(self.clip, self.clt, window, tokens, known.seen, known.codes, y, **parts)]
+
+    def _run_fixed(self, models: Sequence[Arm], known: Known) -> list[Tensor]:
+        n, places = known.seen.n_images, [_place(model) for model in models]
+        first = places[0][0]
+        outputs = [self._outputs(model, known) for model in models]
+        begun = [
+            resume(self.clip, self.clt, known.seen, self.blocks[first], output(first), tokens)
+            for output, (_, _, tokens) in zip(outputs, places)
+        ]
+        start = begun[0][0]
 
         def branch(block: int, x: Tensor, compute_y: Callable[[], Tensor]) -> Tensor:
             layer = self.blocks.index(block)
-            if arm.kind in ("true_x", "random"):
-                new = by_image[layer].to(x).view_as(x)
-            elif arm.kind == "mean_ablated":
-                assert means is not None
-                new = means[layer, kinds].to(x).expand_as(x)
-            else:
-                new = torch.zeros_like(x)
-            if arm.tokens == "all":
-                result: Tensor = new
-                return result
-            y = compute_y().clone()
-            y[:, positions] = new[:, positions].to(y.dtype)
+            here = [first <= layer <= last for first, last, _ in places]
+            whole = all(inside and tokens == "all" for inside, (_, _, tokens) in zip(here, places))
+            y = torch.empty_like(x) if whole else self._own(block, x, compute_y)
+            for index, (_, _, tokens) in enumerate(places):
+                if here[index]:
+                    rows = y[index * n : (index + 1) * n]
+                    at = slice(None) if tokens == "all" else self.tokens.span(tokens)
+                    if rows.ndim == 2:  # one vector an image
+                        rows.copy_(outputs[index](layer).expand(n, 1, -1)[:, 0])
+                    else:
+                        rows[:, at] = outputs[index](layer).to(rows.dtype).expand_as(rows)[:, at]
             return y
 
-        return self.clip.override(str(self.clt.sites.write), branch, window)
+        end = max(last for _, last, _ in places)
+        later = [b for b in self.blocks[first : end + 1] if self.clt.sites.once or b >= start]
+        stream = torch.cat([stream for _, stream in begun])
+        with ExitStack() as stack:
+            if later:
+                stack.enter_context(self.clip.override(str(self.clt.sites.write), branch, later))
+            if self.clt.sites.write == "mlp_out" and self.clip.n_layers - 1 not in later:
+                stack.enter_context(last_mlp_at_cls(self.clip))
+            return list(finish(self.clip, stream, start).split(n))
 
-    def _part_alone(
-        self, kind: str, window: Sequence[int], tokens: str, seen: Observation, codes: Codes
-    ) -> AbstractContextManager[None]:
+    def _own(self, block: int, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+        """The site's own tensor, where it is read."""
+        if self.clt.sites.write == "mlp_out" and ends_at_cls(self.clip, block):
+            return own_at_cls(self.clip, block, x)
+        return compute().clone()
+
+    def _outputs(self, model: Arm, known: Known) -> Callable[[int], Tensor]:
+        """What a model of `FIXED` puts in the place of each layer: `(images, positions, d)`, or broadcast to it."""
+        images, kinds = known.seen.n_images, self.tokens.kind_of_positions()
+        if model.kind in ("true_x", "random"):
+            y = known.y_hat if model.kind == "true_x" else self._random_y(known)
+            return lambda layer: y[layer].unflatten(0, (images, -1))
+        if model.kind == "zero_ablated":
+            return lambda layer: known.y_hat.new_zeros(1)
+        means = self.means
+        if means is None:
+            raise UserError("mean ablation needs the training data's means: give ArmRunner(means=...)")
+        return lambda layer: means[layer, kinds]
+
+    def _random_y(self, known: Known) -> Tensor:
+        if known.random is None:
+            known.random = self.clt.decode(mixed_up(known.codes), known.seen.x)
+        return known.random
+
+    def _part_alone(self, kind: str, first: int, tokens: str, known: Known) -> tuple[Tensor, dict[str, Any]]:
+        """What the first layer gets, `(tokens, d)`, and the changed part of the later ones."""
         means = self.feature_means if kind == "skip_alone" else self.skip_means
         if means is None:
             raise UserError(f"{kind} needs the training data's means: give ArmRunner(feature_means=, skip_means=)")
-        kinds = self.tokens.kind_of_positions()[self.tokens.span(tokens)]
-        place = torch.tensor(kinds * seen.n_images, device=means.device)
-
-        def mean_features(layer: int, terms: Tensor) -> Tensor:
-            return means[layer, place].to(terms)[None]
-
-        def mean_skip(layer: int, x: Tensor) -> Tensor:
-            return means[layer, place].to(self.clt.b_dec)
-
+        kinds, images = self.tokens.kind_of_positions(), known.seen.n_images
+        everywhere = torch.tensor(kinds * images, device=means.device)
+        place = torch.tensor(kinds[self.tokens.span(tokens)] * images, device=means.device)
+        x, mean = known.seen.x[first], means[first, everywhere]
         if kind == "skip_alone":
-            return self._cascade(window, tokens, seen, codes, edit=mean_features)
-        return self._cascade(window, tokens, seen, codes, skip=mean_skip)
+            y = mean + self.clt.rest_term(x, first)
+            return y, {"edit": lambda layer, terms: means[layer, place].to(terms)[None]}
+        y = known.y_hat[first] - self.clt.skip_term(x, first) + mean
+        return y, {"skip": lambda layer, x: means[layer, place].to(self.clt.b_dec)}
 
-    @contextmanager
-    def _cascade(
-        self, window: Sequence[int], tokens: str, seen: Observation, codes: Codes, **parts: Any
-    ) -> Iterator[None]:
-        # what layers before the window write is known from the untouched forward: they are not run again
-        earlier = codes
-        if tokens != "all":
-            earlier = codes.select_tokens(token_mask(tokens, self.tokens, codes.n_tokens, codes.device))
-        with replaced(self.clip, self.clt, window, tokens, **parts) as trace:
-            first = self.blocks.index(window[0])
-            trace.codes.update({layer: earlier.slice(layer) for layer in range(first)})
-            yield
+
+def _place(arm: Arm) -> tuple[int, int, str]:
+    assert arm.first is not None
+    assert arm.last is not None
+    assert arm.tokens is not None
+    return arm.first, arm.last, arm.tokens

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clt_lightning.analysis.last_residual import LastResidual, terms_at_cls
 from clt_lightning.analysis.tower import Observation
 from clt_lightning.backbone.clip import FrozenCLIP
-from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 
@@ -64,35 +64,6 @@ class Decomposition:
         }
 
 
-class LogitReader:
-    """The linear map from the last [CLS] residual of one image to one class logit.
-
-    Args:
-        clip: the backbone.
-        residual: `(d_model,)` the last [CLS] residual.
-        text: `(embed_dim,)` unit embedding of the class.
-
-    Raises:
-        UserError: a backbone whose embedding is not read from [CLS] through one LayerNorm.
-    """
-
-    def __init__(self, clip: FrozenCLIP, residual: Tensor, text: Tensor) -> None:
-        readout = clip.readout()
-        if readout is None:
-            raise UserError(
-                f"'{clip.name}' does not read its embedding from [CLS]: its logits cannot be split up so far"
-            )
-        text = text.to(residual.device)[:, None]
-        factor = clip.logit_scale / float(readout.embed(residual).norm())
-        self.direction = readout.directions(text)[:, 0] * readout.scale(residual) * factor
-        self.bias = float(readout.constants(text)) * factor
-
-    def __call__(self, vectors: Tensor) -> Tensor:
-        """What vectors `(..., d_model)` in the residual add to the logit, `(...)` float64 on the CPU."""
-        result: Tensor = (vectors.double() @ self.direction).cpu()
-        return result
-
-
 @torch.no_grad()
 def decompose(
     clip: FrozenCLIP,
@@ -113,21 +84,33 @@ def decompose(
         added: `(L, d_model)` what each MLP branch added at [CLS] in it.
         text: `(embed_dim,)` the class's text embedding.
         replaced: whether `added` is the transcoder's reconstruction; the error is 0 by definition then.
+
+    Raises:
+        UserError: a backbone whose embedding is not read from [CLS] through one LayerNorm.
     """
     L = clt.n_layers
-    is_cls = torch.arange(codes.n_tokens, device=codes.device) == 0
-    sources = [codes.select_tokens(is_cls).slice(i) for i in range(L)]
-    start = seen.streams[0][0, 0]
-    attention = torch.stack([a[0] for a in seen.attention])
-    residual = start.double() + attention.double().sum(0) + added.double().sum(0)
-    read = LogitReader(clip, residual, text)
+    residual = LastResidual.of(clip, seen, added[:, None])
+    directions, constants = residual.reading(text[:, None])
+
+    def read(vectors: Tensor) -> Tensor:
+        result: Tensor = (vectors @ directions[0, 0]).cpu()
+        return result
+
     features = torch.zeros(L, L, dtype=torch.float64)
-    skip = torch.zeros(L, dtype=torch.float64)
-    for target in range(L):
-        features[: target + 1, target] = read(clt.layer_terms(sources[: target + 1], target)[:, 0])
-        skip[target] = read(clt.skip_term(seen.x[target, :1], target)[0])
-    bias = read(clt.b_dec)
-    whole = read(added)
+    skip, bias = torch.zeros(L, dtype=torch.float64), torch.zeros(L, dtype=torch.float64)
+    for target, terms, skipped, constant in terms_at_cls(clt, seen, codes):
+        features[: target + 1, target] = read(terms[:, 0])
+        skip[target], bias[target] = read(skipped[0]), read(constant[0])
+    whole = read(residual.y[:, 0])
     error = torch.zeros(L, dtype=torch.float64) if replaced else whole - features.sum(0) - bias - skip
     logit = clip.logit_scale * float(seen.embeddings[0].double() @ text.double().to(seen.embeddings.device))
-    return Decomposition(logit, float(read(start)), read(attention), features, bias, skip, error, read.bias)
+    return Decomposition(
+        logit,
+        float(read(residual.embedding[0])),
+        read(residual.attention[:, 0]),
+        features,
+        bias,
+        skip,
+        error,
+        float(constants),
+    )

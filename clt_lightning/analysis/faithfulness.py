@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.intervals import NOTHING, Interval, interval, none_if_nan, share_interval
-from clt_lightning.analysis.table import divergences, ranks_of
+from clt_lightning.analysis.intervals import NOTHING, Interval, interval, share_interval
 from clt_lightning.analysis.tower import Observation, finish, reads_cls_only
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
-from clt_lightning.metrics import check_token_sets, metric_device, token_mask
+from clt_lightning.core.files import finite
+from clt_lightning.metrics import check_token_sets, divergences, metric_device, ranks_of, token_mask
 from clt_lightning.metrics.base import ExactMetric
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
@@ -111,7 +111,7 @@ class FaithfulnessResult:
         """As in docs/results-schema.md."""
 
         def curve(points: tuple[list[Interval], list[float]]) -> Curve:
-            return {"top1": [p.to_json() for p in points[0]], "kl": [none_if_nan(v) for v in points[1]]}
+            return {"top1": [p.to_json() for p in points[0]], "kl": finite(points[1])}
 
         return {
             "layer": self.layer,
@@ -120,14 +120,14 @@ class FaithfulnessResult:
             "ablation": self.ablation,
             "terms": self.terms,
             "n": self.n,
-            "baseline": {"top1": self.drop_top[0][0].to_json(), "kl": none_if_nan(self.drop_top[1][0])},
+            "baseline": {"top1": self.drop_top[0][0].to_json(), "kl": finite(self.drop_top[1][0])},
             "original": {"top1": self.original.to_json()},
-            "rest": {"top1": self.rest[0].to_json(), "kl": none_if_nan(self.rest[1])},
+            "rest": {"top1": self.rest[0].to_json(), "kl": finite(self.rest[1])},
             "draws": self.draws,
             "drop_top": curve(self.drop_top),
             "drop_bottom": curve(self.drop_bottom),
             "drop_random": curve(self.drop_random),
-            "auc": {name: none_if_nan(value) for name, value in self.auc().items()},
+            "auc": finite(self.auc()),
         }
 
 

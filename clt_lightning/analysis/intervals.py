@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+
+from clt_lightning.core.files import finite
 
 LEVEL = 0.95
 _CHUNK = 1 << 24  # weights held at once
@@ -29,16 +30,10 @@ class Interval:
 
     def to_json(self) -> dict[str, float | None]:
         """Plain numbers, None for NaN."""
-        return {name: none_if_nan(getattr(self, name)) for name in ("value", "low", "high")}
+        return {name: finite(float(getattr(self, name))) for name in ("value", "low", "high")}
 
 
 NOTHING = Interval(math.nan, math.nan, math.nan)
-
-
-def none_if_nan(value: Any) -> float | None:
-    """A float for JSON, which has no NaN and no infinity."""
-    number = float(value)
-    return number if math.isfinite(number) else None
 
 
 def interval(value: float, draws: np.ndarray) -> Interval:
@@ -62,13 +57,15 @@ def resample_weights(n: int, draws: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def mean_intervals(columns: np.ndarray, draws: int, seed: int) -> list[Interval]:
-    """Intervals of the means of several columns `(n, columns)`, all on the same resamples."""
+    """Intervals of the means of columns `(n, columns)`, all on the same resamples; without draws the means alone."""
     n = len(columns)
     if n == 0:
         return [NOTHING] * columns.shape[1]
     wide = columns.astype(np.float64)
-    resampled = np.concatenate([w.astype(np.float64) @ wide / n for w in resample_weights(n, draws, seed)])
-    return [interval(float(value), column) for value, column in zip(wide.mean(0), resampled.T)]
+    own = wide.mean(0)
+    resampled = [w.astype(np.float64) @ wide / n for w in resample_weights(n, draws, seed)]
+    drawn = np.concatenate(resampled) if resampled else np.empty((0, len(own)))
+    return [interval(float(value), column) for value, column in zip(own, drawn.T)]
 
 
 def share_interval(successes: float, n: int, draws: int, seed: int) -> Interval:
@@ -93,7 +90,7 @@ def recall_interval(right: np.ndarray, count: np.ndarray, draws: int, seed: int)
         return NOTHING
     # resampling images is a multinomial draw of the cells (class, right or wrong)
     cells = np.stack([right, count - right], 1).reshape(-1).astype(np.float64)
-    drawn = np.random.default_rng(seed).multinomial(n, cells / n, draws).reshape(draws, -1, 2)
+    drawn = np.random.default_rng(seed).multinomial(n, cells / n, draws).reshape(draws, len(count), 2)
     totals = drawn.sum(2)
     recalls = np.where(totals > 0, drawn[:, :, 0] / np.maximum(totals, 1), np.nan)
     occurs = count > 0

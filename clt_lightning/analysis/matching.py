@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.progress import track
-from clt_lightning.transcoder import AbsTopK, CrossLayerTranscoder
+from clt_lightning.transcoder import CrossLayerTranscoder
 
 #: Cosine, of decoders and of encoders, from which each other's nearest features count as one
 KEPT = 0.7
@@ -249,7 +249,7 @@ def _of_layer(clt: CrossLayerTranscoder, layer: int, living: Tensor, targets: Se
 
 
 def _signed(clt: CrossLayerTranscoder) -> bool:
-    return isinstance(clt.activation, AbsTopK)
+    return clt.activation.signed
 
 
 def _empty(alive: Tensor) -> Side:

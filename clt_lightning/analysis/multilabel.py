@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from clt_lightning.analysis.arms import Arm
-from clt_lightning.analysis.intervals import Interval, none_if_nan, weighted_interval
+from clt_lightning.analysis.intervals import Interval, weighted_interval
+from clt_lightning.core.files import finite
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class MultilabelResult:
         return arm_json(self.arm) | {
             "n": self.n,
             "map": self.map.to_json(),
-            "average_precision": [none_if_nan(v) for v in self.average_precision],
+            "average_precision": finite(self.average_precision.tolist()),
             "top1_hit": self.top1_hit.to_json(),
         }
 

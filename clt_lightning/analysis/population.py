@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
-from clt_lightning.analysis.intervals import none_if_nan
 from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import finite
+from clt_lightning.metrics import unexplained
 
 _CHUNK = 64
 
@@ -74,17 +76,18 @@ class PopulationCheck:
     def to_json(self) -> dict[str, Any]:
         """As in docs/results-schema.md."""
         thinned = self.resampled[np.linspace(0, len(self.resampled) - 1, min(200, len(self.resampled))).astype(int)]
-        return {
+        found: dict[str, Any] = {
             "discrepancy": self.discrepancy,
             "tokens": self.tokens,
             "first": self.first,
             "last": self.last,
-            "held_out": none_if_nan(self.held_out),
-            "train": none_if_nan(self.train),
-            "quantiles": {str(q): none_if_nan(np.quantile(self.resampled, q)) for q in (0.025, 0.5, 0.975)},
-            "p_value": none_if_nan(self.p_value),
-            "resampled": [none_if_nan(v) for v in thinned],
+            "held_out": self.held_out,
+            "train": self.train,
+            "quantiles": {str(q): float(np.quantile(self.resampled, q)) for q in (0.025, 0.5, 0.975)},
+            "p_value": self.p_value,
+            "resampled": thinned.tolist(),
         }
+        return finite(found)  # type: ignore[no-any-return]
 
 
 def resample_counts(m: int, n: int, resamples: int, seed: int) -> np.ndarray:
@@ -121,10 +124,8 @@ class TrainSums:
             total = w.sum(1) * self.tokens
             shift = np.einsum("rm,mld->rld", w, self.sums, optimize=True)
             variance = w @ self.squares - np.square(shift).sum(2) / total[:, None]
-            error = w @ self.error
-            with np.errstate(divide="ignore", invalid="ignore"):
-                fvu = np.where((variance <= 0) & (error == 0), 0.0, error / variance)
-            out.append(fvu.mean(1))
+            fvu = unexplained(torch.from_numpy(w @ self.error), torch.from_numpy(variance))
+            out.append(fvu.numpy().mean(1))
         return np.concatenate(out)
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from clt_lightning.analysis.arms import ORIGINAL, Arm, ArmRunner, Known
 from clt_lightning.analysis.contributions import Contributions, ContributionScores
 from clt_lightning.analysis.population import TrainSums
+from clt_lightning.analysis.suite import Analysis, Batch, Subject
 from clt_lightning.analysis.table import ImageTable
-from clt_lightning.analysis.tower import Observation
-from clt_lightning.backbone.clip import FrozenCLIP
-from clt_lightning.interventions.replacement import tokens_of
-from clt_lightning.metrics import metric_device
-from clt_lightning.transcoder import Codes, CrossLayerTranscoder
+from clt_lightning.backbone import Backbone
+from clt_lightning.core.tokens import TokenLayout
+from clt_lightning.interventions.replacement import check_fit, tokens_of
+from clt_lightning.metrics import ExactMetric, divergences, metric_device, ranks_of
+from clt_lightning.transcoder import CrossLayerTranscoder
 
 
 @dataclass(frozen=True)
@@ -55,61 +59,120 @@ class Reference:
         return torch.stack([self.scores[kind].rest_means[0] for kind in self.kinds], 1).float()
 
 
-class ReferenceCollector:
+class TrainingImages(Analysis):
     """Collects a `Reference` over a stream of training images.
 
     Args:
-        clip: the backbone.
-        clt: the transcoder.
+        subject: what is evaluated.
+        arm: of which KL and accuracy drop are kept as well; None, or no classes: neither.
     """
 
-    def __init__(self, clip: FrozenCLIP, clt: CrossLayerTranscoder) -> None:
-        self.clip, self.clt, self.tokens = clip, clt, tokens_of(clip, clt)
-        self.contributions = Contributions(clt).to(metric_device(clip.device))
-        self.table = ImageTable()
+    name = "training"
 
-    def update(
-        self,
-        keys: list[str],
-        codes: Codes,
-        seen: Observation,
-        y_hat: Tensor,
-        outcomes: dict[str, Tensor],
-    ) -> None:
-        """Take in one batch.
+    def __init__(self, subject: Subject, arm: Arm | None = None) -> None:
+        self._arms = [] if arm is None or subject.head is None else [ORIGINAL, arm]
+        self._runner = ArmRunner(subject.clip, subject.clt)
+        self.needs = self._runner.needs(self._arms)
 
-        Args:
-            keys: of the images.
-            codes: their codes.
-            seen: the untouched model on them.
-            y_hat: rebuilt MLP outputs `(L, tokens, d)`.
-            outcomes: further columns `(images,)`.
-        """
-        positions = self.tokens.n_positions
-        self.contributions.update(codes, self.tokens, x=seen.x)
+    def begin(self, subject: Subject) -> None:
+        self._subject, self._clt, self._tokens = subject, subject.clt, subject.tokens
+        self._contributions = Contributions(subject.clt).to(subject.device)
+        self._table = ImageTable()
+
+    def update(self, batch: Batch) -> None:
+        y, y_hat, tokens = batch.seen.y, batch.y_hat, self._tokens
+        self._contributions.update(batch.codes, tokens, x=batch.seen.x)
         by_image = {
-            name: torch.stack([layer.unflatten(0, (-1, positions)) for layer in values.float()])
-            for name, values in (("y", seen.y), ("y_hat", y_hat))
+            name: torch.stack([layer.unflatten(0, (-1, tokens.n_positions)) for layer in values.float()])
+            for name, values in (("y", y), ("y_hat", y_hat))
         }
         # measured from the training mean: exact in float32, and nothing cancels later
-        centred = by_image["y"] - self.clt.y_mean[:, None, None].float()
+        centred = by_image["y"] - self._clt.y_mean[:, None, None].float()
         columns = {
             "error": (by_image["y"] - by_image["y_hat"]).double().square().sum((2, 3)).T,
             "squares": centred.double().square().sum((2, 3)).T,
         }
-        for kind in self.tokens.kinds:
-            part = centred[:, :, self.tokens.span(kind)]
-            columns[kind] = part.double().sum(2).float().transpose(0, 1)
-        self.table.add(keys, columns | outcomes)
+        for kind in tokens.kinds:
+            columns[kind] = centred[:, :, tokens.span(kind)].double().sum(2).float().transpose(0, 1)
+        self._table.add(batch.keys, columns | self._outcomes(batch))
 
-    def result(self) -> Reference:
-        """All processes' images; every process must call this."""
-        scores = self.contributions.scores()
-        keys, columns = self.table.gathered()
-        tokens = self.tokens
+    def _outcomes(self, batch: Batch) -> dict[str, Tensor]:
+        """KL and accuracy drop of the arm, `(images,)`."""
+        if not self._arms:
+            return {}
+        subject, labels = self._subject, batch.labels
+        everyone = torch.ones_like(labels, dtype=torch.bool)
+        found = self._runner.all_embeddings(self._arms, Known(batch.seen, batch.codes, batch.y_hat), everyone)
+        original, replaced = (subject.cosines(embeddings) for embeddings in found)
+        right = [(ranks_of(cosines, labels) == 0).double() for cosines in (original, replaced)]
+        drop = (right[0] - right[1]).masked_fill(labels < 0, torch.nan)
+        return {"kl": divergences(original, replaced, subject.clip.logit_scale), "drop": drop}
+
+    def result(self) -> Reference | None:
+        """Of all processes' images, all of which must call this; None without any."""
+        keys, columns = self._table.gathered()
+        if not len(keys):
+            return None
+        scores = self._contributions.scores()
+        tokens = self._tokens
         means = [columns[kind].mean(0, dtype=np.float64) / tokens.size(kind) for kind in tokens.kinds]
-        origin = self.clt.y_mean.double().cpu()
+        origin = self._clt.y_mean.double().cpu()
         y_means = torch.stack([torch.from_numpy(mean) + origin for mean in means], 1).float()
         total = sum(columns[kind].astype(np.float64) for kind in tokens.kinds)
         sums = TrainSums(columns["error"], columns["squares"], np.asarray(total), tokens.n_positions)
         return Reference(len(keys), scores, tokens.kinds, y_means, sums, columns.get("kl"), columns.get("drop"))
+
+
+def training_means(clt: CrossLayerTranscoder, tokens: TokenLayout, known: Reference | None) -> Tensor | None:
+    """What mean ablation puts in the place of each layer's site: `(L, kinds, d)`, one mean for every kind of token.
+
+    Without training images the mean over all tokens, which the transcoder knows, stands for every kind; None where it
+    has seen none.
+    """
+    if known is not None:
+        return known.y_means
+    return clt.y_mean[:, None].expand(-1, len(tokens.kinds), -1) if bool(clt.normalized) else None
+
+
+class _SiteSums(ExactMetric):
+    """Sums of what a transcoder rebuilds, by layer and kind of token, over images."""
+
+    sums: Tensor
+    images: Tensor
+
+    def __init__(self, n_layers: int, kinds: int, d: int) -> None:
+        super().__init__()
+        self.add_state("sums", torch.zeros(n_layers, kinds, d, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, sums: Tensor, images: int) -> None:
+        self.sums += sums.to(self.sums)
+        self.images += images
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        return self.sums, self.images
+
+
+@torch.no_grad()
+def read_means(clip: Backbone, clt: CrossLayerTranscoder, batches: Iterable[Mapping[str, Any]] | None) -> Tensor | None:
+    """The means of `training_means` from training images alone, without running the transcoder.
+
+    Args:
+        clip: the backbone.
+        clt: the transcoder.
+        batches: of training images, on each process its own; None: there are none.
+
+    Returns:
+        `(L, kinds, d)` over all processes, all of which must call this; None without images.
+    """
+    if batches is None:
+        return None
+    tokens, sites, blocks = tokens_of(clip, clt), (str(clt.sites.read), str(clt.sites.write)), check_fit(clip, clt)
+    metric = _SiteSums(clt.n_layers, len(tokens.kinds), clt.d_out).to(metric_device(clip.device))
+    for data in batches:
+        y = clip.capture(data["image"], blocks, sites=sites).y.unflatten(1, (-1, tokens.n_positions))
+        parts = [y[:, :, tokens.span(kind)].double().mean(2).sum(1) for kind in tokens.kinds]
+        metric.update(torch.stack(parts, 1), len(data["image"]))
+    sums, images = metric.compute()
+    shape = (clt.n_layers, len(tokens.kinds), clt.d_out)
+    return (sums.reshape(shape) / images).float() if int(images) else None

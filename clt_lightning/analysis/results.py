@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,12 @@ from clt_lightning.analysis.crossmodal import RetrievalResult
 from clt_lightning.analysis.effects import EffectCheck
 from clt_lightning.analysis.faithfulness import FaithfulnessResult
 from clt_lightning.analysis.features import Features
-from clt_lightning.analysis.intervals import Interval, none_if_nan
+from clt_lightning.analysis.intervals import Interval
 from clt_lightning.analysis.multilabel import MultilabelResult, arm_json
 from clt_lightning.analysis.population import PopulationCheck
 from clt_lightning.analysis.retrieval import Retrieval
 from clt_lightning.core.errors import UserError
-from clt_lightning.core.files import read_json, write_json
+from clt_lightning.core.files import finite, read_json, write_json
 from clt_lightning.runs.together import together
 
 SCHEMA = 1
@@ -56,7 +57,7 @@ class ArmResult:
     def to_json(self) -> dict[str, Any]:
         """As in docs/results-schema.md."""
         numbers = {name: getattr(self, name).to_json() for name in ("top1", "top5", "per_class_recall", "kl", "drop")}
-        return arm_json(self.arm) | {"n": self.n, "recall": [none_if_nan(v) for v in self.recall]} | numbers
+        return arm_json(self.arm) | {"n": self.n, "recall": finite(self.recall.tolist())} | numbers
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Evaluation:
         faithfulness: one for each layer, token set, ranking and ablation.
         population: checks against training resamples.
         shares: what the parts of the model add to the logit and to the margin; None where it cannot be told.
+        skip: whether the transcoder has a linear skip beside its features.
+        extra: results of the user's own analyses, by name.
         effect_check: predicted effects of features beside real ablation; None where it was not measured.
         train_images: training images behind the checks.
         keys: `(n,)` images, sorted.
@@ -106,6 +109,8 @@ class Evaluation:
     rank: np.ndarray = field(repr=False)
     kl: np.ndarray = field(repr=False)
     predicted: np.ndarray = field(repr=False)
+    skip: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -127,15 +132,13 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """The entry `evaluation.<split>` of results.json."""
+        found: dict[str, Any] = finite(self.entry())
+        return found
+
+    def entry(self) -> dict[str, Any]:
+        """The same before NaN and infinity become null."""
         checks = [check.to_json() for check in self.population]
         resamples = len(self.population[0].resampled) if self.population else 0
-        tables = {
-            kind: {
-                tokens: {"layers": [none_if_nan(v) for v in values], "mean": none_if_nan(values.mean())}
-                for tokens, values in by_set.items()
-            }
-            for kind, by_set in self.reconstruction.items()
-        }
         return {
             "schema": SCHEMA,
             "split": self.split,
@@ -145,28 +148,22 @@ class Evaluation:
             "token_sets": list(self.reconstruction["fvu"]),
             "classnames": self.classnames,
             **self.info,
-            "reconstruction": tables,
+            "reconstruction": {kind: by_layer(values) for kind, values in self.reconstruction.items()},
             "zero_shot": {"arms": [arm.to_json() for arm in self.arms]} if self.arms else None,
             "multilabel": {"arms": [arm.to_json() for arm in self.multilabel]} if self.multilabel else None,
             "retrieval": {"arms": [arm.to_json() for arm in self.retrieval]} if self.retrieval else None,
             "contributions": {name: _contribution_json(scores) for name, scores in self.contributions.items()},
             "faithfulness": [result.to_json() for result in self.faithfulness],
             "shares": {
-                "features": {
-                    name: {"layers": [none_if_nan(v) for v in share], "mean": none_if_nan(share.mean())}
-                    for name, share in ((n, scores.features_share) for n, scores in self.contributions.items())
-                },
-                "logit": None
-                if self.shares is None
-                else {
-                    target: {part: value.to_json() for part, value in parts.items()}
-                    for target, parts in self.shares.items()
-                },
+                "skip": self.skip,
+                "features": by_layer({name: scores.features_share for name, scores in self.contributions.items()}),
+                "logit": None if self.shares is None else shares_json(self.shares),
             },
             "effects": None if self.effect_check is None else self.effect_check.to_json(),
             "population": {"train_images": self.train_images, "resamples": resamples, "checks": checks}
             if checks
             else None,
+            "extra": self.extra,
         }
 
     def _repr_html_(self) -> str:
@@ -270,9 +267,19 @@ def load_step(run: str | Path, split: str = "test") -> int | None:
         return int(file["step"]) if "step" in file.files else None
 
 
+def by_layer(tables: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Numbers `(L,)` by token set, as results.json holds them: the layers', and their mean."""
+    return {name: {"layers": values.tolist(), "mean": float(values.mean())} for name, values in tables.items()}
+
+
+def shares_json(shares: Mapping[str, Mapping[str, Interval]]) -> dict[str, Any]:
+    """Who makes the logit and the margin, as results.json holds it."""
+    return {target: {part: value.to_json() for part, value in parts.items()} for target, parts in shares.items()}
+
+
 def _contribution_json(scores: ContributionScores) -> dict[str, Any]:
     def matrix(values: Tensor) -> list[list[float | None]]:
-        return [[none_if_nan(v) for v in row] for row in values.tolist()]
+        return values.tolist()
 
     def or_none(values: Tensor | None) -> list[list[float | None]] | None:
         return None if values is None else matrix(values)
@@ -281,7 +288,7 @@ def _contribution_json(scores: ContributionScores) -> dict[str, Any]:
         if by_class is None:
             return None
         rows = by_class[:, :, -1]
-        return [None if bool(torch.isnan(row).all()) else [none_if_nan(v) for v in row] for row in rows]
+        return [None if bool(torch.isnan(row).all()) else row.tolist() for row in rows]
 
     return {
         "tokens": scores.tokens,

@@ -12,18 +12,17 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
+from clt_lightning.backbone.class_head import ClassHead
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.backbone.clip.images import to_pixels
 from clt_lightning.backbone.make import make_backbone
-from clt_lightning.core import seeds
 from clt_lightning.core.classes import load_class
 from clt_lightning.core.config_file import ConfigFile, read_config
-from clt_lightning.core.errors import UserError, within
+from clt_lightning.core.errors import UserError
 from clt_lightning.core.paths import expand
-from clt_lightning.data.modules import WebImages
+from clt_lightning.data.sets.modules import WebImages
 from clt_lightning.interventions.replacement import check_fit
 from clt_lightning.runs.folder import find_run
-from clt_lightning.training.settings import BackboneConfig, from_plain, to_plain
 from clt_lightning.transcoder import CrossLayerTranscoder
 
 
@@ -47,10 +46,34 @@ class Run:
 
     @cached_property
     def head(self) -> Tensor | None:
-        """`(embed_dim, classes)` zero-shot head of the data's classes; None without class names."""
+        """`(embed_dim, classes)`: what makes logits of the data's classes; None where nothing does.
+
+        The zero-shot head, where the backbone has a text tower and the data name their classes; without a text tower
+        the head that `python -m clt_lightning probe` has put into the run (a linear probe, or the model's own).
+        """
         self.datamodule.setup("test")
         names, templates = self.datamodule.classnames, self.datamodule.templates
-        return self.clip.zero_shot_head(names, templates) if names and templates else None
+        return self.clip.head_for(names, templates) if self.clip.names_classes(names, templates) else None
+
+    def require_head(self, what: str) -> Tensor:
+        """`head`, which there must be.
+
+        Args:
+            what: what it is needed for, such as `nothing to compare`: the end of "so there is ...".
+
+        Raises:
+            UserError: there is none; the message says how to have one.
+        """
+        if self.head is not None:
+            return self.head
+        if not self.datamodule.classnames:
+            raise UserError(f"--run {self.folder}: its data have no class names, so there is {what}")
+        if self.clip.has_text:
+            raise UserError(f"--run {self.folder}: its data have no prompt templates, so there is {what}")
+        raise UserError(
+            f"--run {self.folder}: its backbone has no text tower, so there is {what}: "
+            f"`python -m clt_lightning probe --run {self.folder}` learns class logits from labels"
+        )
 
     def batches(self, split: str = "test", limit: int | None = None) -> Iterator[dict[str, Any]]:
         """Batches of a split, every sample once; `limit` takes that many, evenly spaced."""
@@ -96,8 +119,8 @@ def open_run(
 ) -> Run:
     """Open a finished run.
 
-    Its config.yaml may come from anybody: only data sets of this package are made from it, and it cannot allow what
-    the caller does not.
+    Its config.yaml may come from anybody: only data sets and backbones of this package (or classes that are loaded
+    already) are made from it, and it cannot allow what the caller does not.
 
     Args:
         folder: `runs/<name>/version_<n>`, with `config.yaml` and `transcoder/`; or `runs/<name>`, which is its newest
@@ -105,7 +128,8 @@ def open_run(
         device: where backbone and transcoder go.
         data_root: where the data are, if not where the config says.
         allow_pipe: whether addresses of the data that run a shell command may do so.
-        trust_config: whether the config may name a data set of another package, whose code is then run.
+        trust_config: whether the config may name a data set or a backbone, and config.json an activation, of another
+            package, whose code is then run.
 
     Raises:
         UserError: a part is missing, the data are not where they were, or the config names what it may not.
@@ -118,16 +142,19 @@ def open_run(
     file = read_config(path / "config.yaml")
     model, data = _section(file, "model"), _section(file, "data")
     datamodule = _datamodule(file, data, data_root, allow_pipe, trust_config)
-    backbone_config = from_plain(BackboneConfig, model.get("backbone"))
-    with within("model.backbone"):
-        made = make_backbone(**to_plain(backbone_config), seed=seeds.resolve(model.get("seed"))).to(device)
+    try:
+        made = make_backbone(model.get("backbone"), trusted=trust_config).to(device)
+    except UserError as error:
+        raise UserError(f"{file.where(('model', 'backbone'))}: {error}") from error
     clip = cast(FrozenCLIP, made)  # other backbones have the same methods; those of texts refuse
-    transcoder = CrossLayerTranscoder.from_pretrained(path / "transcoder", device=device)
+    transcoder = CrossLayerTranscoder.from_pretrained(path / "transcoder", device=device, trust=trust_config)
     try:
         check_fit(clip, transcoder)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     datamodule.transform = clip.preprocess
+    if not clip.has_text:
+        clip.use_head(ClassHead.load(path))
     return Run(path, clip, transcoder, datamodule, file.content)
 
 

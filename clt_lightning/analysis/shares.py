@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.effects.direct import read_out, read_out_scale
 from clt_lightning.analysis.intervals import Interval, mean_intervals
+from clt_lightning.analysis.last_residual import LastResidual, at_cls
 from clt_lightning.analysis.table import ImageTable
 from clt_lightning.analysis.tower import Observation, reads_cls_only
 from clt_lightning.backbone.clip import FrozenCLIP
@@ -50,35 +50,25 @@ class LogitShares:
 
     def parts(self, seen: Observation, y_hat: Tensor) -> Tensor:
         """`(images, targets, parts)` float64, in the order of `TARGETS` and `PARTS`."""
-        clip, clt, n = self.clip, self.clt, seen.n_images
+        clt, n = self.clt, seen.n_images
         first = (seen.embeddings.double() @ self.head).topk(2, 1).indices
-        texts = torch.stack([self.head.T[first[:, 0]], self.head.T[first[:, 0]] - self.head.T[first[:, 1]]])
-        scale, factor = read_out_scale(clip, seen)
-        directions = read_out(clip, texts.flatten(0, 1).T).view(len(TARGETS), n, -1) * scale[:, None]
-
-        def at_cls(tokens: Tensor) -> Tensor:
-            result: Tensor = tokens.unflatten(1, (n, -1))[:, :, 0].double()
-            return result
-
-        x = torch.stack([at_cls(seen.x[layer][None])[0] for layer in range(clt.n_layers)])
+        own, other = self.head[:, first[:, 0]], self.head[:, first[:, 1]]
+        residual = LastResidual.of(self.clip, seen)
+        directions, norm_bias = residual.reading(torch.stack([own, own - other], -1).transpose(0, 1))
+        x, rebuilt = at_cls(seen.x, n), at_cls(y_hat, n).double().sum(0)
         skip = torch.stack([clt.skip_term(x[layer], layer).double() for layer in range(clt.n_layers)]).sum(0)
-        rebuilt = at_cls(y_hat).sum(0)
         bias = clt.b_dec.double().sum(0)
         vectors = torch.stack(
             [
-                seen.streams[0][:, 0].double(),
-                torch.stack([a.double() for a in seen.attention]).sum(0),
+                residual.embedding,
+                residual.attention.sum(0),
                 rebuilt - skip - bias,
                 skip,
                 bias.expand(n, -1),
-                at_cls(seen.y).sum(0) - rebuilt,
+                residual.y.sum(0) - rebuilt,
             ]
         )
-        read = torch.einsum("pnd,tnd->ntp", vectors, directions)
-        readout = clip.readout()
-        assert readout is not None
-        constants = readout.constants(texts.flatten(0, 1).T).view(len(TARGETS), n)
-        norm_bias = constants.T * factor[:, None]
+        read = torch.einsum("pnd,ntd->ntp", vectors, directions)
         return torch.cat([read, norm_bias[:, :, None]], 2)
 
     def result(self, draws: int, seed: int) -> dict[str, dict[str, Interval]]:

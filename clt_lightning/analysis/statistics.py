@@ -18,14 +18,14 @@ from clt_lightning.analysis.table import NOT_RUN
 
 @dataclass(frozen=True)
 class Measured:
-    """The rows of a split.
+    r"""The rows of a split.
 
     Attributes:
         arms: what was run.
         classnames: class names.
         keys: `(n,)` images.
         columns: arrays `(n, ...)`; those of arms are `(n, arms, ...)`.
-        captions: keys `<image>\\t<number>` of the captions and their columns.
+        captions: keys `<image>\t<number>` of the captions and their columns.
     """
 
     arms: list[Arm]

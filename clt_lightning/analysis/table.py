@@ -10,7 +10,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from clt_lightning.core.errors import UserError
-from clt_lightning.metrics import metric_device
 
 #: In the place of a rank and of a class: the arm was not run on this image
 NOT_RUN = -2
@@ -73,22 +72,3 @@ class ImageTable:
                 "process, and keys must be unique"
             )
         return keys, {name: np.concatenate([part[1][name] for part in parts])[order] for name in parts[0][1]}
-
-
-def ranks_of(cosines: Tensor, labels: Tensor) -> Tensor:
-    """Place of the right class among the logits, 0 for the top, -1 without a label; `(images,)` int64.
-
-    Equal logits are ranked by class number; a row with a NaN puts the right class last.
-    """
-    own = cosines.gather(1, labels.clamp(min=0)[:, None])
-    before = labels.new_tensor(range(cosines.shape[1])) < labels[:, None]
-    rank = ((cosines > own) | ((cosines == own) & before)).sum(1)
-    rank = rank.masked_fill(cosines.isnan().any(1), cosines.shape[1])
-    return rank.masked_fill(labels < 0, -1)
-
-
-def divergences(original: Tensor, replaced: Tensor, scale: float) -> Tensor:
-    """`KL(softmax(scale * original) || softmax(scale * replaced))` of each image in nats, `(images,)` float64."""
-    wide = (cosines.to(metric_device(cosines.device)).double() for cosines in (original, replaced))
-    p, q = ((scale * cosines).log_softmax(-1) for cosines in wide)
-    return (p.exp() * (p - q)).sum(-1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.effects.direct import read_out, read_out_scale
+from clt_lightning.analysis.last_residual import LastResidual, terms_at_cls
 from clt_lightning.analysis.tower import Observation
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
@@ -37,26 +37,15 @@ def logit_terms(
         `(images, rows, classes)` float64, rows as in `term_rows`: their sum is the logit; and
         `(images, classes, d_model)`: what one unit of a direction in the last [CLS] residual adds to each logit.
     """
-    L, n = clt.n_layers, seen.n_images
-    positions = codes.n_tokens // n
-    is_cls = torch.arange(codes.n_tokens, device=codes.device) % positions == 0
-    sources = [codes.select_tokens(is_cls).slice(layer) for layer in range(L)]
-    true_y = seen.y.unflatten(1, (n, positions))[:, :, 0].double()
-    x = seen.x.unflatten(1, (n, positions))[:, :, 0]
-    features = true_y.new_zeros(L, n, clt.d_model)
-    skip, error = torch.zeros_like(features), torch.zeros_like(features)
-    bias = clt.b_dec.detach().double()[:, None].expand(-1, n, -1)
-    for target in range(L):
-        terms = clt.layer_terms(sources[: target + 1], target).double()
+    L = clt.n_layers
+    residual = LastResidual.of(clip, seen)
+    features = torch.zeros_like(residual.y)
+    skip, bias, error = torch.zeros_like(features), torch.zeros_like(features), torch.zeros_like(features)
+    for target, terms, skipped, constant in terms_at_cls(clt, seen, codes):
         features[: target + 1] += terms
-        skip[target] = clt.skip_term(x[target], target).double()
-        error[target] = true_y[target] - terms.sum(0) - skip[target] - bias[target]
-    attention = torch.stack([part.double() for part in seen.attention])
-    vectors = torch.cat([seen.streams[0][None, :, 0].double(), attention, features, skip, bias, error])
-    scale, factor = read_out_scale(clip, seen)
-    directions = read_out(clip, head)[None] * scale[:, None, None]
-    visual = clip.model.visual
-    own = visual.ln_post.bias.double()
-    own = own if visual.proj is None else own @ visual.proj.double()
-    norm_bias = factor[:, None] * (own @ head.double().to(own.device))
-    return torch.cat([torch.einsum("rnd,ncd->nrc", vectors, directions), norm_bias[:, None]], 1), directions
+        skip[target], bias[target] = skipped, constant
+        error[target] = residual.y[target] - terms.sum(0) - skipped - constant
+    vectors = torch.cat([residual.embedding[None], residual.attention, features, skip, bias, error])
+    directions, constants = residual.reading(head)
+    assert len(vectors) == 1 + len(BY_LAYER) * L
+    return torch.cat([torch.einsum("rnd,ncd->nrc", vectors, directions), constants[:, None]], 1), directions

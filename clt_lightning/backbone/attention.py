@@ -1,4 +1,4 @@
-"""Self-attention with gradients of the inputs alone, at the speed of one without gradients."""
+"""torch's MultiheadAttention, taken apart: what its heads give, and a fast path with gradients of the inputs alone."""
 
 from __future__ import annotations
 
@@ -50,12 +50,25 @@ def _attend(
     asked = {name: given for name, given in options.items() if given is not None and name != "need_weights"}
     if query is not key or key is not value or query.dim() != 3 or args or asked or options.get("need_weights", True):
         return nn.MultiheadAttention.forward(attention, query, key, value, *args, **options)  # type: ignore[return-value]
-    x = query if attention.batch_first else query.transpose(0, 1)
+    return attention.out_proj(head_outputs(attention, query)), None
+
+
+def head_outputs(attention: nn.MultiheadAttention, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """What all heads give, one after the other, before the output projection.
+
+    Args:
+        attention: of queries, keys and values from one tensor.
+        x: that tensor, `(images, positions, d)`, or `(positions, images, d)` where it is not `batch_first`.
+        mask: as `nn.MultiheadAttention` takes it.
+
+    Returns:
+        of the same shape.
+    """
+    x = x if attention.batch_first else x.transpose(0, 1)
     images, positions, width = x.shape
     heads = attention.num_heads
     projected = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
     # strided views: the kernel takes them, and their gradients are gathered by one copy
     q, k, v = (part.transpose(1, 2) for part in projected.view(images, positions, 3, heads, width // heads).unbind(2))
-    mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(images, positions, width)
-    out = attention.out_proj(mixed)
-    return (out if attention.batch_first else out.transpose(0, 1)), None
+    mixed = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).reshape(images, positions, width)
+    return mixed if attention.batch_first else mixed.transpose(0, 1)

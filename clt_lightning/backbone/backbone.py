@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import PIL.Image
 import torch
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clt_lightning.backbone.activations import Activations
+from clt_lightning.backbone.class_head import ClassHead
 from clt_lightning.backbone.families.base import Family, Readout
 from clt_lightning.backbone.taps import Key, OverrideFn, ReadFn, Taps
 from clt_lightning.core.errors import UserError, setting
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from clt_lightning.backbone.head import BackboneWithSAE, Output
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+Precision = Literal["fp32", "bf16", "fp64"]
 Images = Tensor | PIL.Image.Image | Sequence[Tensor | PIL.Image.Image]
 """Preprocessed `(images, 3, size, size)`, one `(3, size, size)`, a PIL image, or a list of single ones."""
 
@@ -59,6 +61,16 @@ class Backbone(nn.Module):
     """
 
     has_text = False
+    #: Arguments by place and by name of the call that made it; None: it was made by other hands
+    made_with: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+    #: Class logits without a text tower (`use_head`)
+    class_head: ClassHead | None = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        self = super().__new__(cls)
+        # a run records what its backbone was made with, whatever class it is of
+        object.__setattr__(self, "made_with", (args, kwargs))
+        return self
 
     def __init__(self, family: Family, name: str, pretrained: str | None, precision: str) -> None:
         super().__init__()
@@ -188,10 +200,46 @@ class Backbone(nn.Module):
 
     @property
     def head(self) -> str:
-        """What makes class logits of an embedding: `zero_shot`, the model's own `classifier`, or `none`."""
+        """What makes class logits of an embedding: `zero_shot`, a head that was given (`use_head`: a linear `probe`, or
+        the model's own `classifier`), the model's own `classifier` where none was, or `none`.
+        """
         if self.has_text:
             return "zero_shot"
+        if self.class_head is not None:
+            return self.class_head.kind
         return "none" if self.family.classifier() is None else "classifier"
+
+    def use_head(self, head: ClassHead | None) -> None:
+        """Takes class logits from a head of `probe` from now on, in the place of a text tower.
+
+        Raises:
+            UserError: the head was made for another backbone.
+        """
+        if head is not None:
+            head.check(self.embed_dim, head.classnames, str(self.describe()["weights_sha256"]))
+        self.class_head = head
+
+    def names_classes(self, classnames: Sequence[str] | None, templates: Sequence[Any] | None) -> bool:
+        """Whether `head_for` gives logits of these classes: a text tower and prompts, or a head of `probe`."""
+        return bool(classnames) and (bool(templates) if self.has_text else self.class_head is not None)
+
+    def head_for(self, classnames: Sequence[str], templates: Sequence[Any]) -> Tensor:
+        """Of some classes, what makes logits of unit embeddings: the zero-shot head, or the head that was given.
+
+        Args:
+            classnames: one name a class.
+            templates: prompts, which a backbone without a text tower does not need.
+
+        Returns:
+            `(embed_dim, classes)` in fp32.
+
+        Raises:
+            UserError: there is neither, or the head that was given is of other classes.
+        """
+        if self.has_text or self.class_head is None:
+            return self.zero_shot_head(classnames, templates)
+        found = self.class_head.check(self.embed_dim, classnames, self.class_head.weights_sha256)
+        return found.matrix.to(self.device)
 
     def classifier(self) -> tuple[Tensor, Tensor]:
         """The model's own linear classifier of embeddings that are not normalised.
@@ -325,9 +373,9 @@ class Backbone(nn.Module):
             fn: `fn(layer, x, compute) -> tensor`. `compute()` is the site's own tensor, paid for only if called; `x` is
                 what it is computed from, on the running (already modified) stream: the stream for `attn_in`,
                 `resid_mid`, `mlp_in`, `resid_post` and `final_tokens`, `attn_in` for `attn_out`, `mlp_in` for
-                `mlp_out`, and the tensor itself for `resid_pre` and `final`. All are `(images, positions, d_model)`
-                (`final`: `(images, embed_dim)`) in the model's dtype, to which the result is cast. The caller's
-                autocast setting holds inside `fn`, not around it.
+                `mlp_out`, and the tensor itself for `resid_pre`, `attn_z` and `final`. All are
+                `(images, positions, d_model)` (`final`: `(images, embed_dim)`) in the model's dtype, to which the
+                result is cast. The caller's autocast setting holds inside `fn`, not around it.
             layers: blocks to override; None for all. Of nested overrides of a site the innermost wins, layer by layer.
 
         Raises:
@@ -360,8 +408,22 @@ class Backbone(nn.Module):
         return wanted
 
     def site_width(self, site: str) -> int:
-        """Size of a site's vectors: d_model, but embed_dim of `final`."""
-        return self.embed_dim if check_site(site) == "final" else self.d_model
+        """Size of a site's vectors: d_model, but embed_dim of `final`, and of `attn_z` that of all heads together.
+
+        Raises:
+            UserError: no such site, or not in this backbone.
+        """
+        if check_site(site) == "attn_z":
+            return self._z_width()
+        return self.embed_dim if site == "final" else self.d_model
+
+    def _z_width(self) -> int:
+        widths = {self.family.z_width(block) for block in self.blocks}
+        if len(widths) != 1 or None in widths:
+            raise UserError(
+                f"'{self.name}' has no one projection behind its heads, so attn_z cannot be told apart: take attn_out"
+            )
+        return int(widths.pop() or 0)
 
     # -- texts -------------------------------------------------------------------------------------------------------
 
@@ -380,7 +442,9 @@ class Backbone(nn.Module):
 
     def zero_shot_head(self, *args: Any, **kwargs: Any) -> Tensor:
         """Of a backbone with a text tower."""
-        raise self._no_text("there are no zero-shot classes (leave the class names out)")
+        raise self._no_text(
+            "there are no zero-shot classes (`python -m clt_lightning probe --run ...` learns a head from labels)"
+        )
 
     def zero_shot_doubts(self, *args: Any, **kwargs: Any) -> list[str]:
         """Of a backbone with a text tower."""
@@ -431,7 +495,9 @@ class Backbone(nn.Module):
         return torch.zeros(0, self.embed_dim, device=self.device)
 
     def _keys(self, site: str, layers: Iterable[int] | None) -> list[Key]:
-        if check_site(site) in BLOCK_SITES:
+        if check_site(site) == "attn_z":
+            self._z_width()
+        if site in BLOCK_SITES:
             return [(site, layer) for layer in self.check_layers(layers)]
         if site == "final_tokens" and self.family.norm is None:
             raise UserError(f"'{self.name}' has no norm over its last tokens: take resid_post for final_tokens")

@@ -113,7 +113,7 @@ class Taps:
     def _run_block(self, layer: int, *args: Any, **kwargs: Any) -> Any:
         for _, fn in self._reads.get((ENTRY, layer), ()):
             fn(layer, self._turned(ENTRY, args[0]))
-        return self._family.run_block(layer, partial(self.at, layer=layer), *args, **kwargs)
+        return self._family.run_block(layer, _At(self, layer), *args, **kwargs)
 
     def _run_norm(self, x: Tensor) -> Tensor:
         norm: Any = self._family.norm
@@ -127,6 +127,10 @@ class Taps:
         for _, fn in self._reads.get(key, ()):
             fn(layer, self._turned(site, value))
         return value
+
+    def wants(self, site: str, layer: int) -> bool:
+        """Whether anything reads or overrides a site of a block."""
+        return (site, layer) in self._reads or (site, layer) in self._overrides
 
     def _overridden(self, key: Key, x: Tensor, compute: Callable[[], Tensor], fn: OverrideFn) -> Tensor:
         site, layer = key
@@ -152,3 +156,16 @@ class Taps:
     def _turned(self, site: str, tokens: Tensor) -> Tensor:
         """Between `(images, positions, d_model)` and the order in which the blocks run."""
         return tokens if self._family.batch_first or site in FINAL_SITES else tokens.transpose(0, 1)
+
+
+class _At:
+    """The taps of one block, as its family calls them."""
+
+    def __init__(self, taps: Taps, layer: int) -> None:
+        self._taps, self._layer = taps, layer
+
+    def __call__(self, site: str, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+        return self._taps.at(site, x, compute, self._layer)
+
+    def wants(self, site: str) -> bool:
+        return self._taps.wants(site, self._layer)

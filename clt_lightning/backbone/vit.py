@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from clt_lightning.backbone.backbone import PRECISIONS, Backbone, check_precision
+from clt_lightning.backbone.backbone import PRECISIONS, Backbone, Precision, check_precision
 from clt_lightning.backbone.clip.weights import read_tensors
 from clt_lightning.backbone.families import family_of
 from clt_lightning.backbone.families.base import Family
@@ -44,12 +44,13 @@ class FrozenViT(Backbone):
     def __init__(
         self,
         name: str = "vit_small_patch14_dinov2",
-        pretrained: str | None = "default",
-        precision: str = "fp32",
+        pretrained: str | Path | None = "default",
+        precision: Precision = "fp32",
         image_size: int | None = None,
         seed: int = 0,
     ) -> None:
         check_precision(precision)
+        pretrained = None if pretrained is None else str(pretrained)
         family_by_name(name, image_size)  # what cannot work is refused before anything is downloaded
         size = {} if image_size is None else {"img_size": image_size}
         with torch.random.fork_rng(devices=[]):
@@ -66,6 +67,7 @@ class FrozenViT(Backbone):
         tokens: TokenLayout | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        family: type[Family] | None = None,
     ) -> Self:
         """A backbone of a model that one already has: of open_clip, timm, or in a layout of transformers.
 
@@ -76,6 +78,7 @@ class FrozenViT(Backbone):
             name: what to call it; None: its class.
             tokens: which positions are [CLS], registers and patches, where the module does not say.
             mean, std: per channel, of the images that it was trained on; None: what its library says.
+            family: which layout it is, where it is none of the known ones: a `Family` of your own (CONTRIBUTING.md).
 
         Raises:
             UserError: no Vision Transformer of a known layout; or it is one, and its blocks do not add up to what the
@@ -88,11 +91,12 @@ class FrozenViT(Backbone):
             found = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
             raise UserError(f"'{called}' has weights of type {found}: give it one of {', '.join(PRECISIONS)}")
         module.eval()
-        family = family_of(module, called)
+        parts = family_of(module, called) if family is None else family(module, called)
         if tokens is not None:
-            family.tokens = tokens
+            parts.tokens = tokens
         self = cls.__new__(cls)
-        self._begin(family, called, GIVEN, precision)
+        self._begin(parts, called, GIVEN, precision)
+        self.made_with = None
         if mean is not None or std is not None:
             self._normalize_by(mean, std)
         self._check()

@@ -201,7 +201,8 @@ class Checkpoints(compat.CheckpointFiles):
 
     def state_dict(self) -> dict[str, Any]:
         """The base class's state, which step was validated, whether the validation of this one is still to come, and
-        what early stopping said."""
+        what early stopping said.
+        """
         own = {"validated_at": self._validated_at, "validation_due": self._validation_due, "stopped": self._stopped}
         return super().state_dict() | own
 

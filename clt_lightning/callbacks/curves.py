@@ -8,8 +8,9 @@ import lightning.pytorch as pl
 import torch
 
 from clt_lightning import compat
-from clt_lightning.callbacks.base import Evaluation, fast_dev_run
+from clt_lightning.callbacks.base import fast_dev_run
 from clt_lightning.callbacks.checkpoints import Checkpoints
+from clt_lightning.callbacks.measuring import SplitPass, measuring
 from clt_lightning.callbacks.throughput import Throughput
 from clt_lightning.core.errors import UserError
 from clt_lightning.training.batches import as_batch
@@ -73,24 +74,19 @@ class Curves(pl.Callback):
     def _measure(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, float]:
         if self._batches is None:
             self._batches = self._load(trainer)
-        found: dict[str, float] = {}
-        callbacks = [c for c in trainer.callbacks if isinstance(c, Evaluation)]  # type: ignore[attr-defined]
+        if not measuring(trainer):
+            return {}
         pl_module.transcoder.eval()
         try:
-            for callback in callbacks:
-                callback.begin(trainer, pl_module)
+            measured = SplitPass(trainer, pl_module)
             for held in self._batches:
                 batch = trainer.strategy.batch_to_device(held)
                 with trainer.precision_plugin.val_step_context():
                     outputs = pl_module.evaluate_batch(batch)
-                for callback in callbacks:
-                    callback.take(trainer, pl_module, outputs, batch)
-            for callback in callbacks:
-                numbers = callback.results(trainer, pl_module)
-                found |= {name: float(value) for name, value in numbers.items() if not name.startswith("dead/")}
+                measured.take(trainer, outputs, batch)
+            return {name: value for name, value in measured.numbers().items() if not name.startswith("dead/")}
         finally:
             pl_module.transcoder.train()
-        return found
 
     def _load(self, trainer: pl.Trainer) -> list[dict[str, Any]]:
         data = getattr(trainer, "datamodule", None)

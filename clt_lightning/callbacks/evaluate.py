@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 
-from clt_lightning.analysis import Evaluation, Evaluator
+from clt_lightning.analysis import Analysis, Evaluation, Evaluator
 from clt_lightning.analysis.arms import CascadeOptions, plan_arms
 from clt_lightning.analysis.effects import EffectCheck
 from clt_lightning.analysis.evaluate import EffectOptions, EvaluateOptions
@@ -17,22 +17,26 @@ from clt_lightning.analysis.faithfulness import FaithfulnessOptions
 from clt_lightning.analysis.features import FeatureOptions
 from clt_lightning.analysis.intervals import Interval
 from clt_lightning.analysis.population import PopulationOptions
-from clt_lightning.callbacks.base import fast_dev_run, run_folder, say_not_written, weights_at
+from clt_lightning.analysis.suite import check_analyses
+from clt_lightning.analysis.tags import tags
+from clt_lightning.callbacks.base import run_folder, say_not_written, weights_at
+from clt_lightning.callbacks.measuring import Measuring, log_all, measuring, training_batches
 from clt_lightning.callbacks.record import describe_run
-from clt_lightning.core.progress import track
+from clt_lightning.callbacks.zero_shot import ZeroShot
 from clt_lightning.core.table import Column, lay_out
 from clt_lightning.core.terminal import line_width
 from clt_lightning.interventions.replacement import tokens_of
 from clt_lightning.metrics import TOKEN_SETS
 
 
-class Evaluate(pl.Callback):
+class Evaluate(Measuring):
     """On `test`: replacement with controls, contributions, faithfulness, population check and features, in one pass.
 
     Writes `evaluation.<split>` in `<run>/results.json`, `<run>/evaluation/`, `<run>/features/` and `<run>/retrieval/`
     (docs/results-schema.md): all of them, or none if it is killed. The numbers are the same for any batch size and
-    number of processes. It does nothing in other stages, and the transcoder runs in its own precision, whatever the
-    trainer's is.
+    number of processes. It does nothing in other stages. On `test` it measures for all callbacks that measure, with the
+    windows of `ZeroShot` beside its own, and logs their tags under `test/`; results.json holds every number once, in
+    `evaluation.<split>`.
 
     Args:
         enabled: run it at all.
@@ -47,6 +51,8 @@ class Evaluate(pl.Callback):
         seed: seed of resamples and random orders.
         classnames: class names, in the order of the labels; null takes the data's own.
         templates: prompt templates; null takes the data's own.
+        extra: analyses of your own, by class path (`clt_lightning.analysis.Analysis`); they see the same forwards, and
+            their results stand in `evaluation.<split>.extra`.
 
     Raises:
         UserError: on unknown token sets, layers or controls.
@@ -66,14 +72,21 @@ class Evaluate(pl.Callback):
         seed: int = 0,
         classnames: list[str] | None = None,
         templates: list[str] | None = None,
+        extra: list[Analysis] | None = None,
     ) -> None:
-        self.classnames, self.templates = classnames, templates
+        self.classnames, self.templates, self.extra = classnames, templates, list(extra or [])
         self.enabled = enabled
         self.options = EvaluateOptions(
             list(token_sets), cascade, faithfulness, population, features, effects, retrieval, bootstrap, seed
         )
         self.result: Evaluation | None = None
         self._evaluator: Evaluator | None = None
+
+    def takes_over(self, stage: str) -> bool:
+        return stage == "test" and self.enabled
+
+    def analyses(self, trainer: pl.Trainer, pl_module: Any) -> list[Analysis]:
+        return []  # of a validation
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         # in fit as well: a mistake in the config must not wait for the test after it
@@ -82,45 +95,47 @@ class Evaluate(pl.Callback):
             plan_arms(self.options.cascade, clt.n_layers, clt.skip, tokens_of(pl_module.clip, clt))
             if self.options.faithfulness.layers is not None:
                 pl_module.clip.check_layers(self.options.faithfulness.layers)
+            check_analyses(self.extra, pl_module.clip)
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.stored = frozenset()
         if not self.enabled:
-            return
+            return super().on_test_epoch_start(trainer, pl_module)
         data = getattr(trainer, "datamodule", None)
         names = self.classnames or getattr(data, "classnames", None)
         templates = self.templates or getattr(data, "templates", None)
-        self._evaluator = Evaluator(pl_module.clip, pl_module.transcoder, names, templates, self.options)
-        self._training_images(trainer, pl_module, data, self._evaluator)
-        self._evaluator.start()
-
-    def _training_images(self, trainer: Any, pl_module: Any, data: Any, evaluator: Evaluator) -> None:
-        wanted = self.options.population.images
-        if fast_dev_run(trainer):
-            wanted = min(wanted, 64)  # a trial run shall end soon
-        loader = getattr(data, "eval_dataloader", None)
-        if wanted == 0:
-            return
-        if loader is None or data.split("train") is None:
+        arms = [arm for callback in measuring(trainer) if isinstance(callback, ZeroShot) for arm in callback.arms]
+        self._evaluator = evaluator = Evaluator(
+            pl_module.clip, pl_module.transcoder, names, templates, self.options, self.extra, arms
+        )
+        batches = training_batches(trainer, self.options.population.images)
+        if batches is None and self.options.population.images:
             rank_zero_info("the data has no training split: no population check, mean ablation or dataset ranking")
-            return
-        batches = loader("train", limit=wanted)
-        for batch in track(batches, "training images", unit="batches", show=_shows(trainer)):
-            evaluator.reference(trainer.strategy.batch_to_device(batch))
+        for batch in batches or ():
+            evaluator.reference(batch)
+        evaluator.start()
+        pl_module.needs = evaluator.suite.needs
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if self._evaluator is not None:
-            self._evaluator.take(batch)
+        if self._evaluator is None:
+            super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        elif len(batch["image"]):  # else a process that has run out of images
+            self._evaluator.suite.update(batch, outputs["seen"], outputs["codes"], outputs["y_hat"])
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self._evaluator is None:
-            return
+            return super().on_test_epoch_end(trainer, pl_module)
         rank_zero_info("computing intervals, features and neighbours from what was seen ...")
-        found, folder = self._evaluator.result("test"), run_folder(trainer)
+        found, folder = self._evaluator.result(), run_folder(trainer)
         self._evaluator = None
+        numbers = trainer.strategy.broadcast({} if found is None else tags(found[0].entry()))
+        log_all(pl_module, "test", numbers)
         if folder is None:
             say_not_written(trainer, "the evaluation")
+        else:
+            self.stored = frozenset(numbers)
         if found is None:
             return
         self.result, features, retrieval = found
@@ -134,10 +149,6 @@ class Evaluate(pl.Callback):
         rank_zero_info("writing the evaluation ...")
         self.result.save(folder, features, retrieval)
         rank_zero_info(f"evaluation written to {folder / 'results.json'}")
-
-
-def _shows(trainer: Any) -> bool:
-    return trainer.is_global_zero and trainer.progress_bar_callback is not None
 
 
 def summary(evaluation: Evaluation, width: int | None = None) -> list[str]:

@@ -15,7 +15,8 @@ from clt_lightning.transcoder.files import what_maps
 class ExportTranscoder(pl.Callback):
     """Writes `<run>/transcoder/` at the end of training: the final weights, scales folded in, with the CLIP that they
     belong to and the step in the config's `metadata`. At the start it says for which other tools such a transcoder can
-    be exported, and why not for the others."""
+    be exported, and why not for the others.
+    """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if run_folder(trainer) is not None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from clt_lightning.callbacks.base import fast_dev_run, weights_at
 from clt_lightning.core.errors import UserError
+from clt_lightning.interventions.replacement import tokens_of
 from clt_lightning.metrics import TOKEN_SETS, CodeHistograms, check_token_sets, metric_device, present
 
 if TYPE_CHECKING:  # matplotlib takes its time: it is imported when the first picture is drawn
@@ -115,11 +116,12 @@ class Figures(pl.Callback):
     ) -> None:
         if trainer.sanity_checking or not self._draws or self._seen >= self.images:
             return
-        codes, acts = outputs["codes"], outputs["acts"]
+        codes, seen = outputs["codes"], outputs["seen"]
         self._seen += len(batch["image"])
         assert self._contributions is not None
         assert self._histograms is not None
-        self._contributions.update(codes, acts.layout, x=acts.x)
+        layout = tokens_of(pl_module.clip, pl_module.transcoder)
+        self._contributions.update(codes, layout, x=seen.x)
         pairs = [codes.layer(layer) for layer in range(codes.n_layers)]
         self._histograms.update([(p.features, values) for p, values in pairs], codes.n_tokens)
         if self.features and trainer.is_global_zero:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import platform
 import shlex
@@ -22,6 +21,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 import clt_lightning
 from clt_lightning.callbacks.base import run_folder, say_not_written, weights_at
+from clt_lightning.callbacks.measuring import measuring
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import write_json
 
@@ -84,11 +84,6 @@ def class_list_hash(classnames: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(classnames).encode()).hexdigest()
 
 
-def finite(value: float) -> float | str:
-    """A number for JSON, which has no NaN and no infinity: these become `nan`, `inf`, `-inf`."""
-    return value if math.isfinite(value) else str(value)
-
-
 def describe_data(datamodule: Any) -> dict[str, Any] | None:
     """What is recorded of the data: the module's own description, class list, templates; None without a data module."""
     if datamodule is None:
@@ -111,7 +106,8 @@ class RunRecord(pl.Callback):
     Schema 1: `schema` (1), `run` (the training: time in UTC, command, seed, versions, git, hardware, clip, transcoder,
     data, and `finished`, the time when it ended or null) and `metrics` with a table `val` and `test` each: `step`,
     `epoch` and `values` by tag, without the stage in front, and `run`, the record of the command, where that was not
-    the training. NaN and infinities are strings. Entries that others have written into the file are left as they are.
+    the training. What `Evaluate` has written stands there alone; `evaluation` names its split then. NaN and infinities
+    are null. Entries that others have written into the file are left as they are.
     """
 
     def __init__(self) -> None:
@@ -163,17 +159,20 @@ class RunRecord(pl.Callback):
         metrics = content.setdefault("metrics", {})
         if stage is not None:
             prefix = f"{stage}/"
+            stored = {name for c in measuring(trainer) for name in c.stored} if stage == "test" else set()
             step, epoch = weights_at(trainer)
             metrics[stage] = {
                 "step": step,
                 "epoch": epoch,
                 "values": {
-                    tag.removeprefix(prefix): finite(float(value))
+                    name: float(value)
                     for tag, value in sorted(trainer.callback_metrics.items())
-                    if tag.startswith(prefix)
+                    if tag.startswith(prefix) and (name := tag.removeprefix(prefix)) not in stored
                 },
             }
-            if not fitting:
+            if stored:  # a number stands once, and so does the command's record
+                metrics[stage]["evaluation"] = stage
+            elif not fitting:
                 metrics[stage]["run"] = self._run
         write_json(path, content)
 

@@ -138,7 +138,8 @@ def doubt_lines(trainer: pl.Trainer) -> list[str]:
 
 class Table(pl.Callback):
     """Prints the numbers of `Reconstruction` and `ZeroShot` as tables at the end of every validation and test: plain
-    text, as wide as the terminal at most (80 characters in a log; `COLUMNS` sets another width)."""
+    text, as wide as the terminal at most (80 characters in a log; `COLUMNS` sets another width).
+    """
 
     def __init__(self) -> None:
         self._explained = False

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from clt_lightning.callbacks.base import Evaluation
+from clt_lightning.analysis.arm_table import Arms
+from clt_lightning.analysis.arms import ORIGINAL, Arm, ArmRunner
+from clt_lightning.analysis.reference import read_means, training_means
+from clt_lightning.analysis.suite import Analysis
+from clt_lightning.callbacks.measuring import Measuring, training_batches
 from clt_lightning.core.errors import UserError
-from clt_lightning.interventions.replacement import check_fit, embed_replaced, replaced
-from clt_lightning.metrics import LogitKL, ZeroShotAccuracy, check_token_sets, metric_device
+from clt_lightning.interventions.replacement import tokens_of
+from clt_lightning.metrics import check_token_sets
+
+#: Training images behind the means of a validation; `test` takes `evaluate.population.images`
+MEAN_IMAGES = 256
 
 
 def parse_window(text: str, n_layers: int) -> tuple[int, int]:
@@ -47,13 +52,14 @@ def parse_window(text: str, n_layers: int) -> tuple[int, int]:
     return first, last
 
 
-class ZeroShot(Evaluation):
+class ZeroShot(Measuring):
     """Zero-shot top-1 of the original and of the replaced CLIP, on the same images of the same run.
 
     Logs `<stage>/zero_shot/original`, `<stage>/zero_shot/replaced/<first>-<last>/<token set>`,
     `<stage>/zero_shot/kl/<first>-<last>/<token set>` (KL of the class probabilities from the original's, in nats) and
-    on request `<stage>/zero_shot/mean_ablated`; accuracies in 0..1. Every window and token set costs one forward of the
-    CLIP. Images without a label do not count; sets without class names are passed over with a line in the log.
+    on request `<stage>/zero_shot/mean_ablated`; accuracies in 0..1. Every window and token set costs the forward of the
+    CLIP from the window's first layer on. Images without a label do not count; sets without class names are passed over
+    with a line in the log.
 
     Attributes:
         doubts: why the accuracies say little, in sentences (`FrozenCLIP.zero_shot_doubts`); the table shows them.
@@ -65,8 +71,9 @@ class ZeroShot(Evaluation):
             their MLPs.
         classnames: class names, in the order of the labels; null takes the data's own.
         templates: prompt templates; null takes the data's own.
-        include_mean_ablation: also put every MLP output to its mean over the training data: what is left when the MLPs
-            say nothing about the image.
+        include_mean_ablation: also put every MLP output to its mean over training images, one mean for [CLS], one for
+            registers, one for patches: what is left when the MLPs say nothing about the image. A part of the training
+            split is read for that, once; without one the mean over all tokens that the transcoder knows is taken.
 
     Raises:
         UserError: on windows or token sets that do not exist.
@@ -92,11 +99,11 @@ class ZeroShot(Evaluation):
         self._ready = False
         self._said: set[str] = set()
         self._plan: list[tuple[int, int, str]] = []
-        self._accuracy: dict[str, ZeroShotAccuracy] = {}
-        self._kl: dict[str, LogitKL] = {}
+        self._last = 0
+        self._means: Tensor | None = None
 
     @property
-    def head(self) -> Tensor | None:
+    def head(self) -> Tensor | None:  # type: ignore[override]
         """`(embed_dim, classes)` of the split that is being measured; None where there are no class names."""
         return self._head if self._ready else None
 
@@ -111,107 +118,55 @@ class ZeroShot(Evaluation):
 
     def _plan_for(self, pl_module: Any) -> None:
         n_layers = pl_module.transcoder.n_layers
+        self._last = n_layers - 1
         windows = ["0-"] if self.windows is None else self.windows
         parsed = dict.fromkeys(parse_window(window, n_layers) for window in windows)
         self._plan = [(first, last, tokens) for first, last in parsed for tokens in self.token_sets]
 
-    def begin(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    @property
+    def arms(self) -> list[Arm]:
+        """The variants of the model that are compared, the original first."""
+        arms = [ORIGINAL, *(Arm("replaced", first, last, tokens) for first, last, tokens in self._plan)]
+        return [*arms, Arm("mean_ablated", 0, self._last, "all")] if self.include_mean_ablation else arms
+
+    def analyses(self, trainer: pl.Trainer, pl_module: Any) -> list[Analysis]:
         datamodule = getattr(trainer, "datamodule", None)
         names: list[str] | None = self.classnames or getattr(datamodule, "classnames", None)
         templates: list[str] | None = self.templates or getattr(datamodule, "templates", None)
-        self._ready = bool(names) and bool(templates) and pl_module.clip.has_text
-        if not pl_module.clip.has_text:
-            self._say_once("zero-shot accuracy is not measured: the backbone has no text tower")
-            return
-        if not names or not templates:
+        clip = pl_module.clip
+        self._ready = clip.names_classes(names, templates)
+        if not clip.has_text and clip.class_head is None:
+            self._say_once(
+                "accuracy is not measured: the backbone has no text tower (`python -m clt_lightning probe` learns a "
+                "head from labels, for `test` and what comes after it)"
+            )
+            return []
+        if not names or not self._ready:
             missing = "class names" if not names else "templates"
             self._say_once(f"zero-shot accuracy is not measured: the data has no {missing}")
-            return
-        wanted = tuple(names), tuple(templates)
+            return []
+        wanted = tuple(names), tuple(templates or ())
         if self._head_of != wanted:
-            self._head, self._head_of = pl_module.clip.zero_shot_head(list(names), list(templates)), wanted
-            self.doubts = pl_module.clip.zero_shot_doubts(list(names), list(templates))
+            self._head, self._head_of = clip.head_for(list(names), list(templates or ())), wanted
+            self.doubts = clip.zero_shot_doubts(list(names), list(templates or ())) if clip.has_text else []
         assert self._head is not None
         self._head = self._head.to(pl_module.device)
-        device = metric_device(pl_module.device)
-        keys = ["original", *(f"replaced/{first}-{last}/{tokens}" for first, last, tokens in self._plan)]
-        if self._means(pl_module) is not None:
-            keys.append("mean_ablated")
-        self._accuracy = {key: ZeroShotAccuracy(len(names)).to(device) for key in keys}
-        self._kl = {f"kl/{first}-{last}/{tokens}": LogitKL().to(device) for first, last, tokens in self._plan}
-        if not pl_module.transcoder.sites.once:
-            blocks = check_fit(pl_module.clip, pl_module.transcoder)
-            pl_module.entries = {blocks[first] for first, _, _ in self._plan}
+        means = self._training_means(trainer, pl_module) if self.include_mean_ablation else None
+        arms = [arm for arm in self.arms if arm.kind != "mean_ablated" or means is not None]
+        return [Arms(ArmRunner(pl_module.clip, pl_module.transcoder, means), arms)]
 
-    def _means(self, pl_module: Any) -> Tensor | None:
-        """Mean MLP outputs of the training data, `(L, d)`; None if they are not asked for or not known."""
-        if not self.include_mean_ablation:
-            return None
-        if not bool(pl_module.transcoder.normalized):
+    def _training_means(self, trainer: pl.Trainer, pl_module: Any) -> Tensor | None:
+        """`(L, kinds, d)` as `test` has them, of fewer training images; None where the transcoder has seen none."""
+        clip, clt = pl_module.clip, pl_module.transcoder
+        if not bool(clt.normalized):
             self._say_once("mean ablation is not measured: the transcoder has not seen the training data's means yet")
             return None
-        result: Tensor | None = pl_module.transcoder.y_mean
-        return result
+        if self._means is None:
+            self._means = read_means(clip, clt, training_batches(trainer, MEAN_IMAGES))
+        means = self._means if self._means is not None else training_means(clt, tokens_of(clip, clt), None)
+        return None if means is None else means.to(pl_module.device)
 
-    def take(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any) -> None:
-        if not self._ready:
-            return
-        images = batch["image"]
-        labels = batch.get("label")
-        if labels is None:
-            labels = torch.full((len(images),), -1, dtype=torch.int64, device=images.device)
-        blocks = check_fit(pl_module.clip, pl_module.transcoder)
-        # The transcoder must run in the precision that the validation step gave it.
-        with torch.no_grad(), trainer.precision_plugin.val_step_context():
-            embeddings = outputs["acts"].embeddings
-            original = self._cosines(pl_module.clip.encode_image(images) if embeddings is None else embeddings)
-            self._accuracy["original"].update(original, labels)
-            for first, last, tokens in self._plan:
-                window = blocks[first : last + 1]
-                cosines = self._cosines(self._replaced(pl_module, window, tokens, outputs, images))
-                self._accuracy[f"replaced/{first}-{last}/{tokens}"].update(cosines, labels)
-                self._kl[f"kl/{first}-{last}/{tokens}"].update(original, cosines)
-            if "mean_ablated" in self._accuracy:
-                site = str(pl_module.transcoder.sites.write)
-                with mean_ablated(pl_module.clip, pl_module.transcoder.y_mean, site, blocks):
-                    self._accuracy["mean_ablated"].update(self._cosines(pl_module.clip.encode_image(images)), labels)
-
-    def _replaced(self, pl_module: Any, window: Sequence[int], tokens: str, outputs: Any, images: Tensor) -> Tensor:
-        clip, clt = pl_module.clip, pl_module.transcoder
-        if window[0] in outputs["entries"]:
-            return embed_replaced(clip, clt, window, tokens, outputs["entries"], outputs["codes"])
-        with replaced(clip, clt, window, tokens):
-            embeddings: Tensor = clip.encode_image(images)
-        return embeddings
-
-    def _cosines(self, embeddings: Tensor) -> Tensor:
-        assert self._head is not None
-        with torch.autocast(embeddings.device.type, enabled=False):  # bf16 logits would tie
-            return embeddings.float() @ self._head.float()
-
-    def results(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, Tensor]:
-        if not self._ready:
-            return {}
-        accuracies = {key: metric.compute() for key, metric in self._accuracy.items()}
-        out = {f"zero_shot/{key}": metric.compute() for key, metric in self._kl.items()}
-        if not accuracies["original"]["images"]:
+    def found(self, entry: Mapping[str, Any]) -> None:
+        arms = (entry.get("zero_shot") or {}).get("arms") or []
+        if arms and not arms[0]["n"]:
             self._say_once("zero-shot accuracy is not measured: no image of this split has a label")
-            return out
-        return {f"zero_shot/{key}": value["top1"] for key, value in accuracies.items()} | out
-
-
-@contextmanager
-def mean_ablated(
-    clip: Any, means: Tensor, site: str = "mlp_out", blocks: Sequence[int] | None = None
-) -> Iterator[None]:
-    """While active, every MLP of the backbone adds the same vector to every token.
-
-    Args:
-        clip: the frozen backbone.
-        means: `(L, d)` what each layer adds.
-        site: what is put to its mean, where it is not the MLPs' outputs.
-        blocks: of which block each layer is; None: of all.
-    """
-    of = list(clip.check_layers(None) if blocks is None else blocks)
-    with clip.override(site, lambda block, x, compute: means[of.index(block)].to(x).expand_as(x), of):
-        yield

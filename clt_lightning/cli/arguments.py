@@ -127,7 +127,7 @@ def add_run_options(parser: argparse.ArgumentParser, needs: str = "", several: s
     parser.add_argument(
         "--trust_config",
         action="store_true",
-        help="let the run's config.yaml name a data set beyond clt_lightning, lightning and torch, and run its code",
+        help="let the run name a data set or an activation beyond clt_lightning, lightning and torch, and run its code",
     )
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import lightning
 import torch
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
 from clt_lightning.cli.failures import message
 from clt_lightning.core.classes import load_class, nearest
 from clt_lightning.core.errors import UserError
-from clt_lightning.data import modules
+from clt_lightning.data.sets import modules
 
 #: Words of torch's messages, and the argument that they are about
 _ARGUMENTS = {
@@ -62,6 +62,13 @@ def data_class(config: Namespace) -> type[lightning.LightningDataModule]:
     return load_class(config.data.class_path, lightning.LightningDataModule, "data", "data set")
 
 
+def make_data(config: Namespace) -> Any:
+    """The data module of a parsed config, with the objects that its arguments are."""
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(lightning.LightningDataModule, "data")
+    return parser.instantiate_classes(Namespace(data=config.data.clone())).data
+
+
 def check_data(config: Namespace) -> None:
     """Whether the data's folder is there.
 
@@ -70,7 +77,7 @@ def check_data(config: Namespace) -> None:
     """
     cls = data_class(config)
     if issubclass(cls, modules.WebImages):
-        cls(**config.data.init_args).check_root()
+        make_data(config).check_root()
 
 
 def _check_words(trainer: Namespace) -> None:

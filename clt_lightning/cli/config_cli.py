@@ -8,11 +8,15 @@ from typing import Any
 
 import lightning
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from clt_lightning import compat
+from clt_lightning.backbone import Backbone, clip, vit  # noqa: F401  (classes that a config names without their module)
+from clt_lightning.backbone.class_head import ClassHead
+from clt_lightning.backbone.make import DEFAULT_CLASS
 from clt_lightning.callbacks import (
     Board,
     Checkpoints,
@@ -45,7 +49,7 @@ from clt_lightning.cli.written import check_readable
 from clt_lightning.core import seeds
 from clt_lightning.core.classes import load_class
 from clt_lightning.core.errors import UserError
-from clt_lightning.data import modules
+from clt_lightning.data.sets import modules
 from clt_lightning.runs.checkpoint_io import damage
 from clt_lightning.runs.folder import RunFolder
 from clt_lightning.training.module import CLTModule
@@ -53,6 +57,7 @@ from clt_lightning.transcoder.precision import cpu_multiplies
 
 #: What a config that says nothing about them means; written out, so that a saved config can be read back
 _DEFAULTS = {
+    "model.backbone": {"class_path": DEFAULT_CLASS},
     "model.transcoder.activation": {"class_path": "clt_lightning.TopK", "init_args": {"k": 64}},
     "model.optimizer": {"class_path": "clt_lightning.training.optim.AdamW", "init_args": {"lr": 4e-4}},
 }
@@ -92,6 +97,11 @@ def needs(command: str) -> str:
 
 def config_keys() -> schema.Table:
     """The keys that a config of fit may have."""
+    return table_of(config_parser())
+
+
+def config_parser() -> Parser:
+    """A parser of these keys, with what explains them."""
     parser = Parser(exit_on_error=False)
     parser.add_argument("--seed_everything", type=bool | int, default=0)
     parser.add_lightning_class_args(lightning.Trainer, "trainer")
@@ -99,7 +109,7 @@ def config_keys() -> schema.Table:
     parser.add_lightning_class_args(lightning.LightningDataModule, "data", subclass_mode=True)
     _add_own_keys(parser)
     parser.add_argument("--ckpt_path", type=str | Path | None, default=None)
-    return table_of(parser)
+    return parser
 
 
 def _add_own_keys(parser: LightningArgumentParser) -> None:
@@ -125,6 +135,21 @@ def _add_own_keys(parser: LightningArgumentParser) -> None:
     # after the others: where it stops a run, they have seen the step
     parser.add_lightning_class_args(Requeue, "requeue")
     parser.set_defaults(_DEFAULTS)
+
+
+def _class_named(content: dict[Any, Any]) -> str | None:
+    """The class of the backbone that a layer names."""
+    model = content.get("model")
+    given = model.get("backbone") if isinstance(model, dict) else None
+    name = given.get("class_path") if isinstance(given, dict) else given
+    return name if isinstance(name, str) and not name.endswith((".yaml", ".yml", ".json")) else None
+
+
+def _below(table: Any, key: str) -> dict[str, Any]:
+    """The table that a key of an option stands in: of a class its arguments, since `init_args` may be left out."""
+    table = table if isinstance(table, dict) else {}
+    inner = table.get("init_args")
+    return inner if isinstance(inner, dict) and key not in ("class_path", "init_args", "dict_kwargs") else table
 
 
 class ConfigCLI(compat.CommandLine):
@@ -199,6 +224,7 @@ class ConfigCLI(compat.CommandLine):
             self.layers = layers_of(words[1:])
         if self.saved is not None:
             self.saved.check(self.keys)
+        self._begin_with_the_class()
         try:
             self.config = parser.parse_args(words)
         except argparse.ArgumentError as error:
@@ -212,6 +238,19 @@ class ConfigCLI(compat.CommandLine):
         if (said := complaint(self.layers, self.keys, parsed=True)) is not None:
             raise UserError(said)
         settle_paths(self.config[self.command], self.keys, self.layers)
+
+    def _begin_with_the_class(self) -> None:
+        """The backbone's class that was asked for begins from its own defaults, not from those of the usual one."""
+        named = [name for layer in self.layers if (name := _class_named(layer.content)) is not None]
+        if not named:
+            return
+        try:
+            load_class(named[-1], Backbone, "")
+        except UserError:
+            return  # said where it stands
+        parser = self.parser_of(self.command)
+        parser.set_defaults({"model.backbone": {"class_path": named[-1]}})
+        self.keys = table_of(parser)
 
     def _check_help(self, words: list[str]) -> None:
         """`--data.help CIFAR10`: says which classes there are."""
@@ -251,9 +290,8 @@ class ConfigCLI(compat.CommandLine):
             if layer.file is None and above[:1] == ["model"]:
                 table: Any = parameters
                 for key in above[1:]:
-                    table = table.get(key, {}) if isinstance(table, dict) else {}
-                if isinstance(table, dict):
-                    table.pop(last, None)
+                    table = _below(table, key).get(key)
+                _below(table, last).pop(last, None)
         try:
             self.config = self.parser.parse_object({self.command: {"model": parameters}}, self.config)
         except argparse.ArgumentError as error:
@@ -265,6 +303,9 @@ class ConfigCLI(compat.CommandLine):
         """Makes model, data, callbacks and trainer; what their classes do not accept becomes one message."""
         with users_mistakes():
             super().instantiate_classes()
+        path = self.config[self.command].get("ckpt_path")
+        if self.command != "fit" and path and not self.model.clip.has_text:
+            self.model.clip.use_head(ClassHead.load(Path(path).parent.parent))
 
     def arguments_of(self, command: str) -> dict[str, Any]:
         """What the Trainer's method gets beside the options."""
@@ -286,14 +327,14 @@ class ConfigCLI(compat.CommandLine):
         if issubclass(data_class(config), modules.WebImages):
             data.init_args.seed = seeds.resolve(data.init_args.seed)
 
-        backbone = model.backbone
+        arguments = model.backbone.get("init_args") or Namespace()
         on_cpu = config.trainer.accelerator in ("cpu", "auto") and not torch.cuda.is_available()
-        if on_cpu and backbone.precision == "bf16" and not cpu_multiplies(torch.bfloat16):
+        if on_cpu and arguments.get("precision") == "bf16" and not cpu_multiplies(torch.bfloat16):
             rank_zero_info(
-                "this CPU has no bf16 instructions, CLIP would be about 8 times slower in it: "
-                "model.backbone.precision: fp32 is taken instead of bf16"
+                "this CPU has no bf16 instructions, the backbone would be about 8 times slower in it: "
+                "model.backbone.init_args.precision: fp32 is taken instead of bf16"
             )
-            backbone.precision = "fp32"
+            arguments.precision = "fp32"
 
         parallel = model.parallel
         if self.subcommand in ("test", "predict") and parallel.feature > 1:

@@ -17,6 +17,7 @@ from clt_lightning.core.config_file import Keys, read_config
 _KINDS = {
     "LightningDataModule": "data set",
     "Activation": "activation",
+    "LossTerm": "loss term",
     "Optimizer": "optimizer",
     "Callback": "callback",
     "Logger": "logger",

@@ -31,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, help="folder to write")
     parser.add_argument(
+        "--trust_config",
+        action="store_true",
+        help="let it name an activation beyond clt_lightning, lightning and torch, and run its code",
+    )
+    parser.add_argument(
         "--push",
         metavar="USER/NAME[/SUB]",
         help="upload to this repository of the Hugging Face Hub, with a card made from the run's results.json",
@@ -108,7 +113,7 @@ def _read(args: argparse.Namespace) -> tuple[CrossLayerTranscoder, dict[str, Any
 
         path = expand(args.ckpt_path, "--ckpt_path")
         print(f"reading {path}", flush=True)
-        module = CLTModule.load_from_checkpoint(path, map_location="cpu")
+        module = CLTModule.load_from_checkpoint(path, map_location="cpu", trust=args.trust_config)
         return module.transcoder, {"clip": module.clip.describe()}
     if args.transcoder is not None:
         folder = Path(expand(args.transcoder, "--transcoder"))
@@ -121,6 +126,6 @@ def _read(args: argparse.Namespace) -> tuple[CrossLayerTranscoder, dict[str, Any
                 f"--run {args.run}: holds no transcoder/ folder; did fit finish? (--ckpt_path takes a checkpoint)"
             )
     print(f"reading {folder}", flush=True)
-    clt = CrossLayerTranscoder.from_pretrained(folder)
+    clt = CrossLayerTranscoder.from_pretrained(folder, trust=args.trust_config)
     config = folder / "config.json"
     return clt, read_json(config).get("metadata", {}) if config.is_file() else {}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clt_lightning.cli.arguments import add_run_options, run_options
+from clt_lightning.cli.faithful import add_curve_options, baseline, is_residual, write_curves, write_evolution
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.terminal import line_width
 
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `graph`."""
     add_run_options(parser)
-    parser.add_argument("--image", required=True, metavar="KEY", help="the image, by its key in the split")
+    parser.add_argument(
+        "--image", metavar="KEY", help="the image, by its key in the split; needed but for --curves and --evolution"
+    )
     parser.add_argument("--split", default="test", help="split that the image is of (default: test)")
     parser.add_argument(
         "--target",
@@ -39,6 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--summed", action="store_true", help="a node is a feature at all its positions, not at each (no predictions)"
+    )
+    parser.add_argument(
+        "--attention",
+        type=Path,
+        metavar="RUN",
+        help="run folder of autoencoders of what attention adds (configs/site/attention.yaml, on the same backbone): "
+        "their features are nodes as well",
     )
     parser.add_argument(
         "--skip",
@@ -85,11 +95,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images of --validate: this one and others, evenly spaced over the split, each on its own most probable "
         "class against the next (default: 8)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the nodes drawn by --validate (default: 0)")
+    add_curve_options(parser)
+    parser.add_argument("--seed", type=int, default=0, help="of what --validate and --curves draw (default: 0)")
     parser.add_argument(
         "--output",
         type=Path,
-        help="write the graph there, as JSON in circuit-tracer's schema; with --validate, also FILE.validation.json",
+        help="write the graph there, as JSON in circuit-tracer's schema; beside it, with --validate, --curves and "
+        "--evolution, FILE.validation.json, FILE.curves.json and FILE.evolution.json",
     )
 
 
@@ -99,10 +111,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: an image, a class or a share that cannot be, or data without class names.
     """
-    import torch
-
     from clt_lightning.analysis import open_run
-    from clt_lightning.analysis.circuits import attribute
     from clt_lightning.analysis.circuits.edges import check_share
 
     check_share("--node-threshold", args.node_threshold)
@@ -112,28 +121,78 @@ def run(args: argparse.Namespace) -> None:
         ("--show", args.show, 0),
         ("--validate", args.validate, 2),
         ("--validate-images", args.validate_images, 1),
+        ("--curves", args.curves, 1),
+        ("--baseline-images", args.baseline_images, 1),
+        ("--evolution", args.evolution, 2),
     ):
         if value is not None and value < least:
             raise UserError(f"{name} must be at least {least}, got {value}")
+    if args.image is None and args.curves is None and args.evolution is None:
+        raise UserError("graph needs --image KEY (or --curves N, --evolution N)")
+    if args.image is None and args.attention is not None:
+        raise UserError("--attention needs --image KEY")
+    if args.image is None and args.validate is not None:
+        raise UserError("--validate needs --image KEY")
+    if args.evolution is not None and args.output is None:
+        raise UserError("--evolution needs --output FILE: it writes FILE.evolution.json")
     opened = open_run(args.run, **run_options(args))
-    if opened.head is None:
-        raise UserError(f"--run {args.run}: its data have no class names, so there is no logit to explain")
+    opened.require_head("no logit to explain")
+    if args.image is not None:
+        _graph(args, opened)
+    if args.curves is not None:
+        write_curves(args, opened, None if args.output is None else args.output.with_suffix(".curves.json"))
+    if args.evolution is not None:
+        write_evolution(args, opened, args.output.with_suffix(".evolution.json"))
+
+
+def _graph(args: argparse.Namespace, opened: Run) -> None:
+    """One image's graph, and whether it predicts."""
+    import torch
+
+    from clt_lightning.analysis import open_run
+    from clt_lightning.analysis.circuits import attribute, attribute_with_attention
+    from clt_lightning.analysis.circuits.faithful import Features
+    from clt_lightning.analysis.circuits.residual import residual_graph
+
     image = opened.images([args.image], args.split)[args.image]
     dtype = torch.float64 if args.precision == "64" else torch.float32
     targets, weights = _targets(opened, args.target, image)
-    graph = attribute(
-        opened.clip,
-        opened.transcoder,
-        image,
-        targets,
-        weights=weights,
-        positions="summed" if args.summed else "each",
-        max_nodes=args.max_nodes,
-        skip=args.skip,
-        dtype=dtype,
-        progress=True,
-        about={"key": args.image, "split": args.split, "run": str(args.run), "scan": opened.folder.parent.name},
-    )
+    about = {"key": args.image, "split": args.split, "run": str(args.run), "scan": opened.folder.parent.name}
+    if is_residual(opened):
+        if args.validate is not None:
+            raise UserError("--validate is of transcoders in the place of MLPs; here --curves says what circuits do")
+        usual = baseline(args, opened, Features(opened.clip, opened.transcoder))
+        graph = residual_graph(opened.clip, opened.transcoder, image, targets[0], usual, dtype=dtype, about=about)
+    elif args.attention is not None:
+        if args.summed:
+            raise UserError("--attention has a node for each position: leave --summed out")
+        attention = open_run(args.attention, **run_options(args)).transcoder
+        graph = attribute_with_attention(
+            opened.clip,
+            opened.transcoder,
+            attention,
+            image,
+            targets,
+            max_nodes=max(args.max_nodes, 20_000),
+            skip=args.skip,
+            dtype=dtype,
+            progress=True,
+            about=about | {"attention": str(args.attention)},
+        )
+    else:
+        graph = attribute(
+            opened.clip,
+            opened.transcoder,
+            image,
+            targets,
+            weights=weights,
+            positions="summed" if args.summed else "each",
+            max_nodes=args.max_nodes,
+            skip=args.skip,
+            dtype=dtype,
+            progress=True,
+            about=about,
+        )
     show(graph, args.show)
     if args.output is not None:
         graph.prune(args.node_threshold, args.edge_threshold).to_json(args.output)
@@ -156,6 +215,7 @@ def _targets(opened: Run, text: str | None, image: Tensor) -> tuple[list[Target]
 
 def show(graph: Graph, n: int) -> None:
     """Prints what a graph holds."""
+    from clt_lightning.analysis.circuits.graph import CODES, COUNTED
     from clt_lightning.core.table import Column, lay_out
 
     scores, nodes = graph.scores, graph.nodes
@@ -164,15 +224,17 @@ def show(graph: Graph, n: int) -> None:
     ):
         share = f", weight {weight:.3f}" if len(graph.targets) > 1 else ""
         print(f"{target.name}: {float(nodes.activation[at]):.3f}{share}")
-    counts = {kind: int(nodes.of(kind).sum()) for kind in ("feature", "error", "skip", "input", "bias")}
-    print(f"{', '.join(f'{v:,} {k}' for k, v in counts.items() if v)} nodes, {len(graph.edges):,} edges")
+    kinds = ("feature", "attention", "error", "attention_error", "skip", "input", "bias")
+    counts = {kind: int(nodes.of(kind).sum()) for kind in kinds}
+    said = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in counts.items() if count)
+    print(f"{said} nodes, {len(graph.edges):,} edges")
     ends = ", ".join(f"{kind} {share:.1%}" for kind, share in scores.ends.items() if share)
     print(f"replacement score {scores.replacement:.3f}, completeness {scores.completeness:.3f} (biases not counted)")
     print(f"with biases, influence ends in: {ends}; biases are {scores.constants:.1%} of all inputs")
-    top = graph.top(n)
+    top = graph.top(n, *CODES)
     if not top:
         return
-    total = float(nodes.influence[nodes.of("feature", "error", "skip", "input")].sum())
+    total = float(nodes.influence[nodes.of(*COUNTED) & ~nodes.of("target")].sum())
     columns = [
         Column("code", [f"{float(nodes.activation[i]):.3f}" for i in top], 9),
         Column("influence", [f"{float(nodes.influence[i]) / total:.2%}" for i in top], 11),

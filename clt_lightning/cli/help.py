@@ -7,13 +7,13 @@ from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-_WHAT = {
+WHAT = {
     "fit": "Train a transcoder.",
     "validate": "Evaluate a checkpoint on the validation split.",
     "test": "Evaluate a checkpoint on the test split, with all controls.",
     "predict": "Write codes and embeddings of the test split.",
 }
-_USAGE = {
+USAGE = {
     "fit": "%(prog)s --config FILE [--config FILE ...] [--KEY=VALUE ...] [--ckpt_path last|FILE]",
     "other": "%(prog)s --run FOLDER [--ckpt_path best|last|FILE] [--KEY=VALUE ...]\n"
     "       %(prog)s --config FILE --ckpt_path FILE [--KEY=VALUE ...]",
@@ -22,12 +22,20 @@ _MORE = (
     "Every key of a config is an option as well: `trainer: {max_steps: 100}` is --trainer.max_steps=100. Later files "
     "and options win. --print_config shows what they amount to; --data.help CIFAR100 explains the keys of a class."
 )
-_CKPT = {
+CKPT = {
     "fit": "where to go on: `last` takes the newest whole checkpoint of the run (and starts afresh where there is none "
     "yet), a file takes that one",
     "other": "which weights: `best` takes the run's best checkpoint, `last` its newest, a file that one (default with "
     "--run: last)",
 }
+#: Options of those that evaluate a run
+RUN = {
+    "--run": "a run's folder, runs/NAME/version_N: takes its config.yaml and its newest checkpoint; options beside it "
+    "win over the config",
+    "--trust_config": "let the run's config.yaml and checkpoint name classes beyond clt_lightning, lightning and "
+    "torch, and run their code",
+}
+CONFIG = "a config in YAML; repeatable, later ones win (configs/ holds some, configs/data and others overlays)"
 #: Titles of sections that do not come from our own docstrings
 _TITLES = {
     "trainer": "Lightning's Trainer",
@@ -45,15 +53,13 @@ class _BeforeParsing(argparse.Action):
 def describe(parser: LightningArgumentParser, command: str) -> None:
     """Gives a command's parser its usage, description, sections and the options that are not in a config."""
     kind = "fit" if command == "fit" else "other"
-    parser.usage = (_USAGE[kind] % {"prog": f"python -m clt_lightning {command}"}).replace("%", "%%")
-    parser.description = f"{_WHAT[command]} {_MORE}"
+    parser.usage = (USAGE[kind] % {"prog": f"python -m clt_lightning {command}"}).replace("%", "%%")
+    parser.description = f"{WHAT[command]} {_MORE}"
     for action in parser._actions:
         if action.dest == "config":
-            action.help = (
-                "a config in YAML; repeatable, later ones win (configs/ holds some, configs/data and others overlays)"
-            )
+            action.help = CONFIG
         elif action.dest == "ckpt_path":
-            action.help = _CKPT[kind]
+            action.help = CKPT[kind]
     if command != "fit":
         parser.add_argument(
             "--run",
@@ -61,8 +67,7 @@ def describe(parser: LightningArgumentParser, command: str) -> None:
             dest=argparse.SUPPRESS,
             default=argparse.SUPPRESS,
             metavar="FOLDER",
-            help="a run's folder, runs/NAME/version_N: takes its config.yaml and its newest checkpoint; options beside "
-            "it win over the config",
+            help=RUN["--run"],
         )
         parser.add_argument(
             "--trust_config",
@@ -70,8 +75,7 @@ def describe(parser: LightningArgumentParser, command: str) -> None:
             nargs=0,
             dest=argparse.SUPPRESS,
             default=argparse.SUPPRESS,
-            help="let the run's config.yaml and checkpoint name classes beyond clt_lightning, lightning and torch, and "
-            "run their code",
+            help=RUN["--trust_config"],
         )
     for key, group in (parser.groups or {}).items():
         if key in _TITLES or group.title:

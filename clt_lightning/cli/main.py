@@ -46,6 +46,10 @@ COMMANDS = {
         "a run's pages with the model behind them: own images, moved features, phrases",
     ),
     "steer": ("clt_lightning.cli.steer", "set, scale or move features, and see which classes the model names then"),
+    "probe": (
+        "clt_lightning.cli.probe",
+        "linear read-outs of features and codes, of an image or of each patch; class logits without a text tower",
+    ),
     "graph": ("clt_lightning.cli.graph", "the attribution graph of one image, and whether it predicts interventions"),
 }
 
@@ -162,7 +166,7 @@ def _show_log() -> None:
         logger.addHandler(handler)
     logger.setLevel(logging.INFO if first else logging.ERROR)
     if not first:
-        logging.getLogger("clt_lightning.data.loader").setLevel(logging.WARNING)
+        logging.getLogger("clt_lightning.data.feed.loader").setLevel(logging.WARNING)
         give_way()
 
 
@@ -172,5 +176,6 @@ def _run_command(name: str, words: list[str]) -> None:
     module_name, text = COMMANDS[name]
     module = importlib.import_module(module_name)
     parser = ArgumentParser(prog=f"python -m clt_lightning {name}", description=text)
-    module.add_arguments(parser)
+    ahead = {"words": words} if name == "shard" else {}  # they may name a set of the user's own
+    module.add_arguments(parser, **ahead)
     module.run(parser.parse_args(words))

@@ -146,8 +146,19 @@ def _read(paths: Sequence[Path]) -> dict[str, Any]:
         raise UserError(said)
     config: dict[str, Any] = {}
     for file in files:
-        config = _merged(config, file.content)
+        config = _merged(config, _with_class(file.content))
     return config
+
+
+def _with_class(content: dict[str, Any]) -> dict[str, Any]:
+    """A config in which the backbone's arguments stand under `init_args`, where it names no class."""
+    model = content.get("model")
+    given = model.get("backbone") if isinstance(model, dict) else None
+    if isinstance(given, str):
+        given = {"class_path": given}
+    elif isinstance(given, dict) and not {"class_path", "init_args"} & given.keys():
+        given = {"init_args": given}
+    return content if given is None else content | {"model": model | {"backbone": given}}
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -194,13 +205,19 @@ def _shape(config: dict[str, Any], n_features: int | None, k: int | None) -> Any
 
 def _tower(config: dict[str, Any]) -> tuple[int, int, int]:
     """Blocks, width and tokens of an image of the backbone, without its weights."""
+    from clt_lightning.backbone.clip import FrozenCLIP
     from clt_lightning.backbone.clip.source import find_source
+    from clt_lightning.backbone.make import make_backbone, parse_spec
+    from clt_lightning.backbone.vit import FrozenViT
 
-    name = _at(config, "model.backbone.name", "ViT-B-32-quickgelu")
-    if _at(config, "model.backbone.library", "open_clip") == "timm":
-        return _timm_tower(name, _at(config, "model.backbone.image_size", None))
-    clip = config.get("model", {}).get("backbone", {})
-    pretrained = clip.get("pretrained", "openai")
+    given = config.get("model", {}).get("backbone")
+    cls, arguments = parse_spec(given, trusted=True)
+    if cls is FrozenViT:
+        return _timm_tower(arguments.get("name", "vit_small_patch14_dinov2"), arguments.get("image_size"))
+    if cls is not FrozenCLIP:  # nobody but the class itself knows
+        made = make_backbone(given, trusted=True)
+        return made.n_layers, made.d_model, made.n_positions
+    name, pretrained = arguments.get("name", "ViT-B-32-quickgelu"), arguments.get("pretrained", "openai")
     pretrained = None if pretrained is None else expand(pretrained, "model.backbone.pretrained")
     tower = find_source(name, pretrained).model_cfg["vision_cfg"]
     if tower.get("timm_model_name"):

@@ -61,6 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="stars, names and comments that the pages have exported, shown as the features' names; repeatable, each "
         "file for the run that it was made on",
     )
+    parser.add_argument(
+        "--page",
+        action="append",
+        default=[],
+        metavar="MODULE.PAGE",
+        help="dotted path of a page of your own, a clt_lightning.report.page.Page; repeatable",
+    )
     parser.add_argument("--no_pictures", action="store_true", help="numbers alone: neither data nor model are read")
 
 
@@ -73,6 +80,7 @@ def run(args: argparse.Namespace) -> None:
     from clt_lightning.cli.changes import config_changes
     from clt_lightning.report import ReportOptions, build_comparison, build_report
     from clt_lightning.report.notes import read_notes
+    from clt_lightning.report.pages import load_page
 
     options = ReportOptions(
         split=args.split,
@@ -87,6 +95,7 @@ def run(args: argparse.Namespace) -> None:
         thumbnail=args.thumbnail,
         pictures=not args.no_pictures,
         notes=tuple(read_notes(expand(path, "--notes")) for path in args.notes),
+        own_pages=tuple(load_page(name) for name in args.page),
         opening=run_options(args),
         changes=config_changes,
     )

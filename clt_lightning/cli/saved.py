@@ -12,13 +12,13 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from clt_lightning.cli.checks import data_class
+from clt_lightning.cli.checks import data_class, make_data
 from clt_lightning.cli.explain import resolve_class
 from clt_lightning.cli.layers import Layer
 from clt_lightning.cli.schema import TABLE, Leaf, Problem, Table, alternatives, bases_of, is_callable, walk
 from clt_lightning.core.config_file import ConfigFile, Keys, read_config
 from clt_lightning.core.errors import UserError
-from clt_lightning.data import modules
+from clt_lightning.data.sets import modules
 from clt_lightning.runs.checkpoint_io import read_checkpoint
 
 _WHY = "this config came with the run, and it would run code of its choice. If you trust it, add --trust_config"
@@ -71,7 +71,7 @@ class Saved:
         cls = data_class(config)
         named = any(layer.file is None and layer.option in ("--data.init_args.root", "--data.root") for layer in layers)
         if not named and issubclass(cls, modules.WebImages):
-            cls(**config.data.init_args).require_root()
+            make_data(config).require_root()
 
 
 def read_parameters(checkpoint: Path, keys: Table, *, trusted: bool) -> dict[str, Any]:

@@ -73,16 +73,31 @@ class TABLE:
 Resolve = Callable[[str, tuple[type, ...], Keys], type]
 
 
+@dataclass(frozen=True)
+class Explained:
+    """A key as `--help` knows it: its dotted name, what may stand there, and what it is for."""
+
+    name: str
+    option: Option
+    help: str
+
+
+def options_of(parser: ArgumentParser) -> Iterator[Explained]:
+    """The keys that a parser takes, in its order."""
+    for action in parser._actions:
+        if isinstance(action, ActionTypeHint):
+            yield Explained(action.dest, Option(action._typehint, action.default), action.help or "")
+
+
 def table_of(parser: ArgumentParser) -> Table:
     """The keys that a parser takes."""
     table: Table = {}
-    for action in parser._actions:
-        if isinstance(action, ActionTypeHint):
-            *above, last = action.dest.split(".")
-            place = table
-            for part in above:
-                place = place.setdefault(part, {})  # type: ignore[assignment]
-            place[last] = Option(action._typehint, action.default)
+    for explained in options_of(parser):
+        *above, last = explained.name.split(".")
+        place = table
+        for part in above:
+            place = place.setdefault(part, {})  # type: ignore[assignment]
+        place[last] = explained.option
     return table
 
 

@@ -68,8 +68,7 @@ def run(args: argparse.Namespace) -> None:
     if args.images < 1:
         raise UserError(f"--images must be at least 1, got {args.images}")
     opened = open_run(args.run, **run_options(args))
-    if opened.head is None:
-        raise UserError(f"--run {args.run}: its data have no class names, so there is nothing to compare")
+    head = opened.require_head("nothing to compare")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", re.escape(SKIP_DOUBT))  # said below, beside the numbers
         found = steer(
@@ -77,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
             opened.transcoder,
             _counted(_batches(opened, args.split, args.images, args.image), len(args.image) or args.images),
             edits,
-            opened.head,
+            head,
             opened.datamodule.classnames,
             args.tokens,
             args.base,

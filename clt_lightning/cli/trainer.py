@@ -1,5 +1,6 @@
 """fit, validate, test, predict: LightningCLI with the run's folder, the callbacks that every run has, and clear
-errors."""
+errors.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from clt_lightning.cli.exits import exit_codes, full_disk
 from clt_lightning.cli.quiet import quieten
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import disk_errors
-from clt_lightning.data import modules
+from clt_lightning.data.sets import modules
 from clt_lightning.parallel.strategy import FeatureParallel
 from clt_lightning.runs import resume
 from clt_lightning.runs.checkpoint_io import SafeCheckpointIO, read_checkpoint

@@ -5,8 +5,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Iterable, Iterator
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
+from typing import Any
 
 from clt_lightning.core.errors import UserError
 
@@ -49,6 +52,141 @@ def load_class(name: str, base: Bases, where: str, what: str = "class", *, trust
     if not trusted and not is_known(found.__module__):
         raise UserError(f"{where}{name} is not a class of {', '.join(KNOWN_PACKAGES)}, so it was not loaded")
     return found
+
+
+def find_class(name: str, base: type, where: str, what: str, *, trusted: bool) -> type:
+    """The class of a full path from a file that may have come from anybody.
+
+    As `load_class`; where the file is not trusted, a class of another package is taken as well if the user has imported
+    it already, since nothing new is run then.
+
+    Raises:
+        UserError: there is no such class, it is of another kind, or it may not be imported.
+    """
+    module, _, last = name.rpartition(".")
+    loaded = vars(sys.modules[module]).get(last) if module in sys.modules else None
+    if inspect.isclass(loaded) and issubclass(loaded, base):
+        return loaded
+    if not trusted and not is_known(name):
+        raise UserError(
+            f"{where}{what} {name} is not a class of {', '.join(KNOWN_PACKAGES)}, so it was not loaded: that would run "
+            "code of the file's choice. If you trust it, import it first, or say so (trust=True in Python, "
+            "--trust_config on the command line)"
+        )
+    return load_class(name, base, where, what, trusted=trusted)
+
+
+def make_from(config: Any, base: type, own: Mapping[str, type], what: str, *, trusted: bool) -> Any:
+    """What `{"class_path": ..., "init_args": ...}` names.
+
+    Args:
+        config: the table.
+        base: what the class must be a subclass of.
+        own: this package's classes, which go by their bare names.
+        what: what such a thing is called in a message, such as `activation`.
+        trusted: whether the user wrote the table; see `find_class`.
+
+    Raises:
+        UserError: no such class, one that may not be imported, or arguments that it does not take.
+    """
+    article = "an" if what[0] in "aeiou" else "a"
+    if not isinstance(config, Mapping) or "class_path" not in config:
+        raise UserError(f"{article} {what} is {{class_path: ..., init_args: ...}}, got {config!r}")
+    path = str(config["class_path"])
+    cls: Any = own.get(path)
+    if cls is None and "." not in path:
+        there = f"; there are {', '.join(own)}, and any other" if own else ": write it"
+        raise UserError(f"unknown {what} {path!r}{there} by its full path, such as my_package.{path or 'Mine'}")
+    if cls is None:
+        cls = find_class(path, base, "", what, trusted=trusted)
+    arguments = config.get("init_args") or {}
+    known = dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    if not isinstance(arguments, Mapping) or (set(arguments) - set(known) and not takes_any):
+        takes = ", ".join(known) or "no arguments"
+        raise UserError(f"{what} {cls.__name__} takes {takes}; got init_args {arguments!r}")
+    try:
+        return cls(**arguments)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{what} {cls.__name__}: {arguments!r}: {error}") from error
+
+
+def name_of(cls: type) -> str:
+    """What a file calls a class: one of this package's by its bare name, any other by its full path."""
+    own = cls.__module__.split(".")[0] == __name__.split(".")[0] and cls.__module__ in sys.modules
+    return cls.__name__ if own else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def arguments_of(cls: type, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of a class by name, defaults included; empty where they do not fit."""
+    try:
+        bound = inspect.signature(cls.__init__).bind(None, *args, **kwargs)  # type: ignore[misc]
+    except TypeError:  # the call itself will say so; a copy is made without arguments
+        return {}
+    bound.apply_defaults()
+    _, *parameters = bound.signature.parameters.values()
+    given: dict[str, Any] = {}
+    for parameter in parameters:
+        value = bound.arguments[parameter.name]
+        if parameter.kind is parameter.VAR_KEYWORD:
+            given |= value
+        elif parameter.kind is not parameter.VAR_POSITIONAL or value:
+            given[parameter.name] = value
+    return {name: _plain_number(value) for name, value in given.items()}
+
+
+def _plain_number(value: Any) -> Any:
+    """A number of numpy's as Python's own; anything else as it is."""
+    plain = type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0
+    return value.item() if plain else value
+
+
+def check_loadable(cls: type, arguments: Mapping[str, Any], what: str) -> None:
+    """Whether an object can be made again in another process, from the name of its class and its arguments.
+
+    Args:
+        cls: of the object.
+        arguments: of its `__init__`.
+        what: what it is, with its key: `model.transcoder.activation`.
+
+    Raises:
+        UserError: the class cannot be imported by name, or an argument is no plain value.
+    """
+    path = f"{cls.__module__}.{cls.__qualname__}"
+    where = f"{what}: {path} could not be loaded again from the run's files"
+    if cls.__module__ == "__main__":
+        raise UserError(f"{where}: it is defined in the script that was started. Put it into a module and import it")
+    if "<locals>" in cls.__qualname__ or "<lambda>" in cls.__qualname__:
+        raise UserError(f"{where}: it is defined inside a function. Define it at the top level of its module")
+    try:
+        found = vars(importlib.import_module(cls.__module__)).get(cls.__qualname__)
+    except ImportError:
+        found = None
+    if found is not cls:
+        raise UserError(f"{where}: importing {cls.__module__} does not give this class under {cls.__qualname__}")
+    names = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in names.values())
+    for name, value in arguments.items():
+        if name not in names and not takes_any:
+            raise UserError(f"{where}: init_args() names {name}, which its __init__ does not take")
+        try:
+            plain = json.loads(json.dumps(value, allow_nan=False))
+        except (TypeError, ValueError):
+            plain = None
+        if plain != (list(value) if isinstance(value, tuple) else value):
+            raise UserError(
+                f"{where}: its argument {name} is {value!r}, and files hold plain values alone (numbers, texts, lists, "
+                "tables of them)"
+            )
+    missing = [
+        name
+        for name, p in list(names.items())[1:]
+        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and name not in arguments
+    ]
+    if missing:
+        raise UserError(f"{where}: init_args() does not name its argument {missing[0]}")
 
 
 def is_known(name: str) -> bool:
@@ -98,6 +236,9 @@ def _by_name(name: str, base: Bases, where: str, what: str, trusted: bool) -> ty
     found = subclasses(base).get(name, [])
     if not trusted:
         found = [cls for cls in found if is_known(cls.__module__)]
+    known = [cls for cls in found if is_known(cls.__module__)]
+    if len(known) == 1:  # a bare name means the one that comes along; others go by their full path
+        return known[0]
     if len(found) > 1:
         raise UserError(f"{where}there are several {name}: {' or '.join(map(short_path, found))}")
     if not found:

@@ -279,7 +279,7 @@ def read_text(path: Place) -> str:
 
 
 def decode_text(data: bytes, name: Place) -> str:
-    """The bytes of a user's text file as a string, without byte-order marks, with `\\n` at every line's end.
+    r"""The bytes of a user's text file as a string, without byte-order marks, with `\n` at every line's end.
 
     Raises:
         UserError: it is not UTF-8; the message names file and line.

@@ -8,14 +8,23 @@ from typing import Any, Literal
 from clt_lightning.core.errors import UserError
 
 #: Tensors of a block, in the order in which a forward makes them; `(images, positions, d_model)` each
-BLOCK_SITES = ("resid_pre", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
+BLOCK_SITES = ("resid_pre", "attn_in", "attn_z", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
 #: Tensors that the model has once, after the last block: the tokens after the last norm, and the pooled embedding
 FINAL_SITES = ("final_tokens", "final")
 SITES = (*BLOCK_SITES, *FINAL_SITES)
 #: The residual stream: what stands there holds what all earlier layers added
 STREAM_SITES = ("resid_pre", "resid_mid", "resid_post")
 SiteName = Literal[
-    "resid_pre", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post", "final_tokens", "final"
+    "resid_pre",
+    "attn_in",
+    "attn_z",
+    "attn_out",
+    "resid_mid",
+    "mlp_in",
+    "mlp_out",
+    "resid_post",
+    "final_tokens",
+    "final",
 ]
 
 
@@ -40,9 +49,9 @@ class Sites:
     """What a transcoder reads and what it rebuilds.
 
     Args:
-        read: the site that its encoders read: `resid_pre`, `attn_in`, `attn_out`, `resid_mid`, `mlp_in`, `mlp_out` or
-            `resid_post` of a block, or `final_tokens` (after the last norm) or `final` (the pooled embedding), which a
-            model has once. null: `mlp_in`, or `mlp_out` for the topology `sae`.
+        read: the site that its encoders read: `resid_pre`, `attn_in`, `attn_z`, `attn_out`, `resid_mid`, `mlp_in`,
+            `mlp_out` or `resid_post` of a block, or `final_tokens` (after the last norm) or `final` (the pooled
+            embedding), which a model has once. null: `mlp_in`, or `mlp_out` for the topology `sae`.
         write: the site that its decoders rebuild. null: `mlp_out` for `mlp_in`, else what is read.
         layers: blocks, ascending; negative ones count from the end. null: all of the backbone's.
     """
@@ -98,7 +107,7 @@ class Sites:
                 raise UserError(f"{places}: a site after the last block stands alone: give it as both")
             if self.layers is not None and self.layers != [-1]:
                 raise UserError(f"{places}: the model has this site once: leave sites.layers out")
-        before, after = ("resid_pre", "attn_in"), ("attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
+        before, after = ("resid_pre", "attn_in"), ("attn_z", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
         if read in before and write in after:
             raise UserError(
                 f"{places}: attention stands between them and mixes tokens, a transcoder looks at one token at a time: "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -57,12 +57,22 @@ def check_fit(clip: Backbone, clt: CrossLayerTranscoder) -> tuple[int, ...]:
             f"the transcoder is for {clt.n_layers} layers of width {clt.d_model}, "
             f"the backbone {clip.name!r} has {len(layers)} of width {widths[0]}"
         )
+    if clt.n_positions is not None and clt.n_positions != clip.n_positions:
+        raise UserError(
+            f"the transcoder weights [CLS] among {clt.n_positions} tokens of an image, the backbone {clip.name!r} has "
+            f"{clip.n_positions}"
+        )
     if clt.d_out != widths[1]:
         raise UserError(
             f"the transcoder rebuilds vectors of width {clt.d_out}, {sites.write} of the backbone {clip.name!r} has "
             f"{widths[1]}"
         )
     return layers
+
+
+def cls_among(clip: Backbone, clt: CrossLayerTranscoder, tokens: str) -> bool | None:
+    """Whether [CLS] is the first of an image's replaced tokens; None where the transcoder does not ask."""
+    return None if clt.cls_weight == 1 else clip.tokens.span(tokens).start == 0
 
 
 def tokens_of(clip: Backbone, clt: CrossLayerTranscoder) -> TokenLayout:
@@ -110,45 +120,6 @@ def replaced(
         yield swap.trace
 
 
-def embed_replaced(
-    clip: Backbone,
-    clt: CrossLayerTranscoder,
-    window: Sequence[int],
-    tokens: str,
-    entries: Mapping[int, Tensor],
-    codes: Codes,
-) -> Tensor:
-    """The embeddings with a window replaced, from what an untouched forward saw: nothing before it is run again.
-
-    Args:
-        clip: the backbone.
-        clt: the transcoder.
-        window: blocks, as `replaced` takes them.
-        tokens: as well.
-        entries: the untouched stream `(images, positions, d_model)` at the entry of some blocks.
-        codes: the untouched model's codes at all positions.
-
-    Returns:
-        unit-norm `(images, embed_dim)`: what `encode_image` gives within `replaced`.
-
-    Raises:
-        UserError: as `replaced`.
-    """
-    first = min(window)
-    stream = entries[first]
-    with replaced(clip, clt, window, tokens) as trace:
-        images, positions = stream.shape[:2]
-        row = check_fit(clip, clt).index(first)
-        if clt.topology == "cross_layer" and row:
-            earlier = codes
-            if tokens != "all":
-                kept = torch.zeros(positions, dtype=torch.bool, device=codes.device)
-                kept[clip.tokens.span(tokens)] = True
-                earlier = codes.select_tokens(kept.repeat(images))
-            trace.codes.update({i: earlier.slice(i) for i in range(row)})
-        return clip.run_from(first, stream)
-
-
 @dataclass
 class _Clean:
     """The untouched model at the two sites, and its codes, by layer: the replaced tokens alone."""
@@ -180,12 +151,14 @@ class _Replacement:
         self.window = self._window(layers)
         self.whole = tokens == "all"
         span = clip.tokens.span(tokens)
+        self.span_size = span.stop - span.start
         if self.write == "final" and not self.whole:
             raise UserError(f"the site final is one vector an image: tokens must be all, got {tokens!r}")
         self.span = slice(None) if self.whole else span
         if error not in ("none", "clean"):
             raise UserError(f"error must be none or clean, got {error!r}")
         self.error = error
+        self.cls_of_image = cls_among(clip, clt, tokens)
         self.trace = ReplacementTrace()
         self.inputs: dict[int, Tensor] = {}
         self.clean = _Clean()
@@ -233,14 +206,14 @@ class _Replacement:
             self.clip.run_from(block, stream.detach())
             found.x = found.x or found.y
             if self.read != self.write:
-                found.codes = {row: self.clt.encode_layer(x, row) for row, x in found.x.items()}
+                found.codes = {row: self._encoded(x, row) for row, x in found.x.items()}
         return found
 
     def _see(self, block: int, x: Tensor) -> None:
         with self._grad():
             row = self.rows[block]
             self.inputs[row] = self._flat(x)
-            self.trace.codes[row] = self.clt.encode_layer(self.inputs[row], row)
+            self.trace.codes[row] = self._encoded(self.inputs[row], row)
 
     def _put(self, block: int, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
         with self._grad():
@@ -251,7 +224,7 @@ class _Replacement:
             if self.read == self.write:
                 assert own is not None
                 self.inputs[row] = self._flat(own)
-                self.trace.codes[row] = self.clt.encode_layer(self.inputs[row], row)
+                self.trace.codes[row] = self._encoded(self.inputs[row], row)
             y_hat = self._rebuilt(row, self.trace.codes, self.inputs.pop(row), self.edit)
             self.trace.y_hat[row] = y_hat
             if self.error == "clean":
@@ -281,8 +254,16 @@ class _Replacement:
         if row not in clean.y:
             raise UserError(f"error='clean' needs the untouched model: run it from block {self.to_read[0]} or before")
         if self.read == self.write:
-            clean.codes[row] = self.clt.encode_layer(clean.y[row], row)
+            clean.codes[row] = self._encoded(clean.y[row], row)
         return clean.y[row] - self._rebuilt(row, clean.codes, clean.x[row], None)
+
+    def _encoded(self, x: Tensor, row: int) -> Codes:
+        """Codes of a layer at the replaced positions, `x (tokens, width)`."""
+        per_image, cls = self.span_size, None
+        if self.cls_of_image is not None and per_image:
+            first = torch.arange(0, len(x), per_image, device=x.device)
+            cls = first if self.cls_of_image else first[:0]
+        return self.clt.encode_layer(x, row, cls)
 
     def _flat(self, site: Tensor) -> Tensor:
         """The replaced positions of a site, `(tokens, width)`."""

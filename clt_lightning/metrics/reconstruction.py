@@ -42,6 +42,15 @@ def token_moments(tokens: Tensor) -> Tensor:
     return torch.cat([squares.new_tensor([tokens.shape[0]]), squares[None], origin + mean])
 
 
+def unexplained(error: Tensor, variance: Tensor) -> Tensor:
+    """The fraction of variance unexplained, from summed squares of the same shape.
+
+    No variance and no error is a perfect reconstruction (0); an error without variance is infinitely bad.
+    """
+    variance = variance.clamp(min=0)  # a difference of sums can round below it
+    return torch.where((variance == 0) & (error == 0), 0.0, error / variance)
+
+
 class ReconstructionSums(ExactMetric):
     """Squared errors and variance per layer; the base of `FVU`, `R2` and `MSE`.
 
@@ -85,9 +94,10 @@ class ReconstructionSums(ExactMetric):
 
     def _fvu(self) -> Tensor:
         error, variance = self.error, self.moments[:, 1]
-        # No variance and no error is a perfect reconstruction (0); an error without variance is infinitely bad.
-        fvu = torch.where((variance == 0) & (error == 0), 0.0, error / variance)
-        return torch.where(self.moments[:, 0] > 0, fvu, torch.nan)
+        return torch.where(self.moments[:, 0] > 0, unexplained(error, variance), torch.nan)
+
+    def _mse(self) -> Tensor:
+        return self.error / (self.moments[:, 0] * self.d_model)
 
 
 class FVU(ReconstructionSums):
@@ -123,7 +133,17 @@ class MSE(ReconstructionSums):
 
     def compute(self) -> Tensor:
         """The mean squared error of each layer, `(L,)` float64."""
-        return self.error / (self.moments[:, 0] * self.d_model)
+        return self._mse()
+
+
+class FVUAndMSE(ReconstructionSums):
+    """Both from the same sums, which are taken once."""
+
+    per_layer = False
+
+    def compute(self) -> Tensor:
+        """`(2, L)` float64: what `FVU` and `MSE` give."""
+        return torch.stack([self._fvu(), self._mse()])
 
 
 class Cosine(ExactMetric):

@@ -6,9 +6,29 @@ import torch
 from torch import Tensor
 
 from clt_lightning.core.errors import UserError
-from clt_lightning.metrics.base import ExactMetric, check_same, check_shape
+from clt_lightning.metrics.base import ExactMetric, check_same, check_shape, metric_device
 
 LOGIT_SCALE = 100.0
+
+
+def ranks_of(cosines: Tensor, labels: Tensor) -> Tensor:
+    """Place of the right class among the logits, 0 for the top, -1 without a label; `(images,)` int64.
+
+    Equal logits are ranked by class number, as `numpy.argmax` does, so that a constant prediction earns nothing; a row
+    with a NaN puts the right class last.
+    """
+    own = cosines.gather(1, labels.clamp(min=0)[:, None])
+    before = torch.arange(cosines.shape[1], device=labels.device) < labels[:, None]
+    rank = ((cosines > own) | ((cosines == own) & before)).sum(1)
+    rank = rank.masked_fill(cosines.isnan().any(1), cosines.shape[1])
+    return rank.masked_fill(labels < 0, -1)
+
+
+def divergences(original: Tensor, replaced: Tensor, scale: float = LOGIT_SCALE) -> Tensor:
+    """`KL(softmax(scale * original) || softmax(scale * replaced))` of each image in nats, `(images,)` float64."""
+    wide = (cosines.to(metric_device(cosines.device)).double() for cosines in (original, replaced))
+    p, q = ((scale * cosines).log_softmax(-1) for cosines in wide)
+    return (p.exp() * (p - q)).sum(-1)
 
 
 class ZeroShotAccuracy(ExactMetric):
@@ -51,17 +71,15 @@ class ZeroShotAccuracy(ExactMetric):
                 f"labels run from {int(labels.min())} to {int(labels.max())}, but there are {self.n_classes} class "
                 f"names (0..{self.n_classes - 1}; -1 for none): check classnames against the labels in the shards"
             )
-        own = logits.gather(1, labels[:, None])
-        before = torch.arange(self.n_classes, device=device) < labels[:, None]
-        rank = ((logits > own) | ((logits == own) & before)).sum(1)
-        rank[logits.isnan().any(1)] = self.n_classes
+        rank = ranks_of(logits, labels)
         self.count += torch.bincount(labels, minlength=self.n_classes)
         self.top1 += torch.bincount(labels[rank < 1], minlength=self.n_classes)
         self.top5 += torch.bincount(labels[rank < min(5, self.n_classes)], minlength=self.n_classes)
 
     def compute(self) -> dict[str, Tensor]:
         """Scalars in float64: `top1`, `top5` and `per_class_recall` (mean of the top-1 recall over the classes that
-        occur), each in 0..1 and NaN without labels, and `images`, the number of labelled images."""
+        occur), each in 0..1 and NaN without labels, and `images`, the number of labelled images.
+        """
         images = self.count.sum().double()
         occurs = self.count > 0
         return {
@@ -104,16 +122,13 @@ class LogitKL(ExactMetric):
         """
         check_shape(self, "original", original, expected=(None, None))
         check_same(self, ("original", "replaced"), original, replaced)
-        logs = []
         for name, cosines in (("original", original), ("replaced", replaced)):
-            wide = cosines.to(self.total.device).double()
-            if wide.numel() and wide.abs().max() > 1.01:
+            if cosines.numel() and (largest := float(cosines.abs().max())) > 1.01:
                 raise UserError(
-                    f"LogitKL: {name} holds {float(wide.abs().max()):.4g}, but cosines lie in -1..1; "
+                    f"LogitKL: {name} holds {largest:.4g}, but cosines lie in -1..1; "
                     f"give unit embeddings @ head: the factor {self.scale:g} is applied here"
                 )
-            logs.append(torch.log_softmax(self.scale * wide, dim=-1))
-        self.total += (logs[0].exp() * (logs[0] - logs[1])).sum()
+        self.total += divergences(original, replaced, self.scale).sum().to(self.total.device)
         self.count += len(original)
 
     def compute(self) -> Tensor:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from clt_lightning.core.sites import Sites
 from clt_lightning.parallel import state
-from clt_lightning.parallel.selection import batch_winners, screen_batch, screen_topk, select_topk
+from clt_lightning.parallel.exchange import FeatureExchange
+from clt_lightning.parallel.selection import select_topk
 from clt_lightning.parallel.shards import Shards
-from clt_lightning.transcoder import activations
-from clt_lightning.transcoder.activations import AbsTopK, Activation, BatchTopK, TopK
+from clt_lightning.transcoder.activations import Activation, from_config
 from clt_lightning.transcoder.clt import CrossLayerTranscoder, Normalize
 from clt_lightning.transcoder.codes import Codes, Pairs
 from clt_lightning.transcoder.decoders import Topology
@@ -33,13 +33,15 @@ class ShardedTranscoder(CrossLayerTranscoder):
 
     Args:
         shards: this process's place.
-        n_layers, d_model, n_features, activation, topology, skip, backend, sites, d_out, normalize: as of
-            `CrossLayerTranscoder`; `n_features` is F, the whole dictionary.
+        n_layers, d_model, n_features, activation, topology, skip, backend, sites, d_out, normalize,
+            n_positions: as of `CrossLayerTranscoder`; `n_features` is F, the whole dictionary.
         seed: the weights are the same as those of one process with this seed.
 
     Raises:
         UserError: F is no multiple of R.
     """
+
+    exchange: FeatureExchange
 
     def __init__(
         self,
@@ -55,14 +57,17 @@ class ShardedTranscoder(CrossLayerTranscoder):
         sites: Sites | dict[str, Any] | None = None,
         d_out: int | None = None,
         normalize: Normalize = "layer",
+        n_positions: int | None = None,
     ) -> None:
         self.shards = shards
         self.width = shards.width(n_features)
         self.own = slice(shards.rank * self.width, (shards.rank + 1) * self.width)
         super().__init__(
-            n_layers, d_model, self.width, activation, topology, skip, backend, seed, sites, d_out, normalize
+            *(n_layers, d_model, self.width, activation, topology, skip, backend, seed),
+            *(sites, d_out, normalize, n_positions),
         )
         self.n_features = int(n_features)
+        self.exchange = FeatureExchange(shards, self.activation, activation, n_layers, n_features)
         # every process draws the whole stream, a layer at a time, and keeps its rows
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -76,16 +81,7 @@ class ShardedTranscoder(CrossLayerTranscoder):
             return 0
         if name == "b_enc":
             return 1
-        if name.startswith("activation."):
-            shape = self.get_parameter_or_buffer(name).shape
-            return 1 if tuple(shape) == (self.n_layers, self.width) else None
-        return None
-
-    def get_parameter_or_buffer(self, name: str) -> Tensor:
-        """A tensor of `state_dict` by name."""
-        owner, _, leaf = name.rpartition(".")
-        found: Tensor = getattr(self.get_submodule(owner), leaf)
-        return found
+        return self.exchange.dims.get(name.removeprefix("activation.")) if name.startswith("activation.") else None
 
     def divided(self) -> list[tuple[nn.Parameter, int | None]]:
         """Every parameter with the dimension along which it is divided."""
@@ -96,32 +92,13 @@ class ShardedTranscoder(CrossLayerTranscoder):
         return self.shards.spread(x)
 
     def _select(self, pre: Tensor, layer: int) -> Pairs | Tensor:
-        activation = self.activation
-        if isinstance(activation, TopK):
-            if isinstance(activation, AbsTopK):
-                return select_topk(pre.abs(), activation.k, self.shards, floor=-1.0)
-            return select_topk(pre, activation.k, self.shards)
-        if not (isinstance(activation, BatchTopK) and self.training):
-            return activation.select(pre, layer)  # a feature decides alone
-        winners = batch_winners(pre, activation.budget(layer, pre.shape[0]), self.shards)
-        activation.track(winners[winners > 0], layer)
-        return (pre >= winners.min()) & (pre > 0) if winners.numel() else pre > 0
+        return self.activation.select_part(pre, layer, self.exchange)
 
     def _decode_features(self, codes: Codes, low: torch.dtype | None) -> Tensor:
         return self.shards.sum(super()._decode_features(codes, low))
 
     def _choose(self, screen: Screen, layer: int) -> Chosen | None:
-        activation = self.activation
-        if isinstance(activation, TopK):
-            return screen_topk(screen, activation.k, self.shards, isinstance(activation, AbsTopK))
-        if not (isinstance(activation, BatchTopK) and self.training):
-            return activation.choose(screen, layer)
-        found = screen_batch(screen, activation.budget(layer, len(screen.rough)), self.shards)
-        if found is None:
-            return None
-        chosen, winners = found
-        activation.track(winners[winners > 0], layer)
-        return chosen
+        return self.activation.choose_part(screen, layer, self.exchange)
 
     def _select_dead(
         self, entries: Callable[[Tensor], Tensor], layer: int, request: AuxiliaryRequest
@@ -133,9 +110,9 @@ class ShardedTranscoder(CrossLayerTranscoder):
         local = select_topk(found, request.k, self.shards)
         return Pairs(features[local.features], local.offsets, self.width), found[local.tokens, local.features]
 
-    def encode(self, x: Tensor) -> Codes:
+    def encode(self, x: Tensor, cls: Tensor | None = None) -> Codes:
         """Codes of all features, without gradients."""
-        return self.gather_codes(super().encode(x))
+        return self.gather_codes(super().encode(x, cls))
 
     def layer_terms(self, codes: Mapping[int, Codes] | Sequence[Codes], target: int) -> Tensor:
         """As of one process; takes codes of all features as well as those of `encode_layer`, which are its own."""
@@ -206,11 +183,14 @@ class ShardedTranscoder(CrossLayerTranscoder):
     def average_replicas(self) -> None:
         """Averages the gradients of what all processes hold, which differ in their last bits at most.
 
-        With it copies of `b_dec` and the skip path stay equal whatever order a backend adds in.
+        With it copies of `b_dec` and the skip path stay equal whatever order a backend adds in. What an activation has
+        in common for all features gets its gradient from each process's own ones: these are added up.
         """
-        for parameter, dim in self.divided():
-            if dim is None and parameter.grad is not None:
-                self.shards.reduce_(parameter.grad).div_(self.shards.size)
+        for name, parameter in self.named_parameters():
+            if self.feature_dim(name) is None and parameter.grad is not None:
+                total = self.shards.reduce_(parameter.grad)
+                if not name.startswith("activation."):
+                    total.div_(self.shards.size)
 
     @torch.no_grad()
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
@@ -243,7 +223,7 @@ class ShardedTranscoder(CrossLayerTranscoder):
         if tensors is None:
             return None
         arguments = self.config()
-        arguments["activation"] = activations.from_config(arguments["activation"])
+        arguments["activation"] = from_config(arguments["activation"])
         with torch.device("meta"):
             clt = CrossLayerTranscoder(**arguments, backend=self.backend)
         clt.load_state_dict(tensors, assign=True)

@@ -15,7 +15,7 @@ from clt_lightning.report.draft import Draft
 from clt_lightning.report.folder import ReportFolder, pages_version, report_folder
 from clt_lightning.report.notes import check_about
 from clt_lightning.report.options import ReportOptions
-from clt_lightning.report.pages import PAGES
+from clt_lightning.report.pages import all_pages
 from clt_lightning.report.pictures import Pictures
 from clt_lightning.report.source import Source, read_source
 from clt_lightning.report.together import Together, alone
@@ -121,7 +121,10 @@ def _one(
     progress: bool,
 ) -> None:
     draft = Draft(folder, source, options, progress, together)
-    folder.assets(f"{source.title} · report", source.title, [page.entry(str(source.run)) for page in PAGES])
+    pages = all_pages(options.own_pages)
+    scripts = {page.name: Path(page.script) for page in pages if page.script is not None}
+    entries = [page.entry(str(source.run)) for page in pages]
+    folder.assets(f"{source.title} · report", source.title, entries, scripts)
     _write(draft, pictures)
 
 
@@ -147,7 +150,8 @@ def _built(
 
 def _write(draft: Draft, pictures: Pictures | None) -> None:
     source, options = draft.source, draft.options
-    for page in PAGES:
+    pages = all_pages(options.own_pages)
+    for page in pages:
         page.write(draft)
     draft.draw_figures()
     there = bool(source.images[0])
@@ -160,7 +164,7 @@ def _write(draft: Draft, pictures: Pictures | None) -> None:
         pictures = RunPictures(source.run, options.split, **options.opening)
     draft.read_pictures(pictures if there else None)
     if pictures is not None and there:
-        for page in PAGES:
+        for page in pages:
             if page.finish is not None:
                 page.finish(draft, pictures)
     images = "" if source.evaluation is None else f", {source.evaluation['images']} images"

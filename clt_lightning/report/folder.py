@@ -7,7 +7,7 @@ import hashlib
 import html
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from string import Template
@@ -128,13 +128,14 @@ class ReportFolder:
             writer.writerows(rows)
         return f"tables/{name}.csv"
 
-    def assets(self, title: str, run: str, pages: Sequence[dict[str, Any]]) -> None:
+    def assets(self, title: str, run: str, pages: Sequence[dict[str, Any]], own: Mapping[str, Path]) -> None:
         """Writes `index.html`, the style sheets and the scripts.
 
         Args:
             title: of the window.
             run: the run's name.
             pages: `Page.entry` of each, in the order of the navigation.
+            own: scripts of pages that are not this package's, by name.
         """
         scripts = [*SCRIPTS, *(f"pages/{page['name']}.js" for page in pages), *LAST]
         addresses = [f"assets/js/{name}" for name in scripts]
@@ -152,7 +153,7 @@ class ReportFolder:
         for kind in ("css", "js"):
             shutil.copytree(ASSETS / kind, self.path / "assets" / kind)
         for page_name in (page["name"] for page in pages):
-            shutil.copy(PAGES / f"{page_name}.js", self.file(f"assets/js/pages/{page_name}.js"))
+            shutil.copy(own.get(page_name, PAGES / f"{page_name}.js"), self.file(f"assets/js/pages/{page_name}.js"))
 
     def lead_to(self, address: str, title: str) -> None:
         """Writes an `index.html` that leads to a page of one of several reports."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.report.notes import Notes
+from clt_lightning.report.page import Page
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class ReportOptions:
         pictures: whether images are read at all; without them the pages show numbers alone.
         notes: what people have noted of features, shown as their names.
         opening: how the run is opened, as keyword arguments of `open_run`.
+        own_pages: pages that are not this package's, after the others.
         changes: says of a config what it sets to something else than the defaults: (key, default, value), as text; None
             leaves that out.
     """
@@ -45,6 +47,7 @@ class ReportOptions:
     pictures: bool = True
     notes: tuple[Notes, ...] = ()
     opening: dict[str, Any] = field(default_factory=dict)
+    own_pages: tuple[Page, ...] = ()
     changes: Callable[[Mapping[str, Any]], list[tuple[str, str | None, str]]] | None = None
 
     def __post_init__(self) -> None:

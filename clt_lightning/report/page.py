@@ -1,10 +1,14 @@
-"""What a page is: a Python file that makes its data, a script that draws them, and an entry in the list."""
+"""What a page is: a Python file that makes its data, a script that draws them, and an entry in a list."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from clt_lightning.core.errors import UserError
 
 if TYPE_CHECKING:
     from clt_lightning.report.draft import Draft
@@ -19,6 +23,7 @@ def _nothing(draft: Draft) -> None:
 class Page:
     """A page of the report: `pages/<name>.py` holds it as `PAGE`, `pages/<name>.js` sets `CLT.pages.<name>`.
 
+    A page of one's own lies anywhere, names its `script`, and comes into a report by `report --page my.module.PAGE`.
     Navigation, the summary's list, the build, the browser tests and the table of docs/report.md come from these fields.
 
     Args:
@@ -33,6 +38,10 @@ class Page:
         addresses: addresses that the tests open, on a made-up run of 4 layers and 160 features.
         write: makes the page's data: `draft.data`, `draft.table`, `draft.figure`, and `draft.show` for thumbnails.
         finish: the same after the images were read (`draft.each`); None where a page needs none.
+        script: the file that sets `CLT.pages.<name>`; None: `<name>.js` among this package's own pages.
+
+    Raises:
+        UserError: a name with other signs than small letters and `_`.
     """
 
     name: str
@@ -45,6 +54,11 @@ class Page:
     addresses: tuple[str, ...] = ()
     write: Callable[[Draft], None] = _nothing
     finish: Callable[[Draft, Pictures], None] | None = None
+    script: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch("[a-z_]+", self.name):
+            raise UserError(f"a page's name is made of small letters and _, got {self.name!r}")
 
     def entry(self, run: str) -> dict[str, Any]:
         """What the scripts know of it: `CLT.page(name)`."""

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from clt_lightning.core.errors import UserError
-from clt_lightning.data.image import FORMATS, TooManyPixelsError, open_image
+from clt_lightning.data.feed.image import FORMATS, TooManyPixelsError, open_image
 
 
 def read_picture(name: str, data: bytes) -> Image.Image:

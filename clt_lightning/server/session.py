@@ -89,9 +89,7 @@ class Session:
 
     def __init__(self, run: Run, options: SessionOptions, source: Source | None = None, progress: bool = False) -> None:
         self.run, self.options, self.source, self.turns = run, options, source, Turns()
-        if run.head is None:
-            raise UserError(f"--run {run.folder}: its data have no class names, so there are no probabilities to show")
-        self.head: Tensor = run.head
+        self.head: Tensor = run.require_head("no probability to show")
         self.classnames: list[str] = list(run.datamodule.classnames)
         self.keys: list[str] = []
         self.labels: list[int] = []

@@ -27,6 +27,7 @@ class ActivationBuffer:
         self.size = 0
         self._x: Tensor | None = None
         self._y: Tensor | None = None
+        self._marks: Tensor | None = None
 
     def exchange(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Puts a batch in and takes as many tokens out.
@@ -42,23 +43,35 @@ class ActivationBuffer:
         Raises:
             UserError: the batch alone is larger than the buffer.
         """
+        return self.exchange_marked(x, y, None, generator)[:2]
+
+    def exchange_marked(
+        self, x: Tensor, y: Tensor, marks: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As `exchange`, with what is known of each token: `marks (tokens, numbers)`, which stay with their tokens."""
         n = x.shape[1]
         if n > self.capacity:
             raise UserError(f"model.tokens.buffer holds {self.capacity} tokens, one batch has {n}: make it larger")
         if self._x is None or self._y is None:
             self._x = x.new_empty(x.shape[0], self.capacity, x.shape[2])
             self._y = torch.empty_like(self._x)
+        if marks is not None and self._marks is None:
+            self._marks = marks.new_full((self.capacity, marks.shape[1]), -1)
         room = min(n, self.capacity - self.size)
         if room:
             self._x[:, self.size : self.size + room] = x[:, :room]
             self._y[:, self.size : self.size + room] = y[:, :room]
+            if marks is not None and self._marks is not None:
+                self._marks[self.size : self.size + room] = marks[:room]
             self.size += room
         drawn = torch.randperm(self.size, generator=generator)[:n].to(x.device)
-        out = self._x[:, drawn], self._y[:, drawn]
+        out = self._x[:, drawn], self._y[:, drawn], None if self._marks is None else self._marks[drawn]
         rest = n - room
         if rest:
             self._x[:, drawn[:rest]] = x[:, room:]
             self._y[:, drawn[:rest]] = y[:, room:]
+            if marks is not None and self._marks is not None:
+                self._marks[drawn[:rest]] = marks[room:]
         return out
 
     def state_dict(self) -> dict[str, Any]:
@@ -69,6 +82,7 @@ class ActivationBuffer:
             "capacity": self.capacity,
             "x": self._x[:, : self.size].cpu().clone(),
             "y": self._y[:, : self.size].cpu().clone(),
+            "marks": None if self._marks is None else self._marks[: self.size].cpu().clone(),
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device | str) -> None:
@@ -90,3 +104,6 @@ class ActivationBuffer:
         self._x = x.new_empty(x.shape[0], self.capacity, x.shape[2])
         self._y = torch.empty_like(self._x)
         self._x[:, : self.size], self._y[:, : self.size] = x, y
+        if (marks := state.get("marks")) is not None:
+            self._marks = marks.new_full((self.capacity, marks.shape[1]), -1).to(device)
+            self._marks[: self.size] = marks.to(device)

@@ -11,7 +11,8 @@ from torch import Tensor
 from clt_lightning import compat
 from clt_lightning.backbone import Activations, random_positions
 from clt_lightning.backbone.clip import FrozenCLIP
-from clt_lightning.training.settings import TokensConfig
+from clt_lightning.core.errors import UserError
+from clt_lightning.training.settings import LossConfig, TokensConfig
 from clt_lightning.transcoder import CrossLayerTranscoder
 
 
@@ -20,11 +21,34 @@ class Capturing(lightning.LightningModule):
 
     clip: FrozenCLIP  # other backbones have the same methods; those of texts refuse
     transcoder: CrossLayerTranscoder
+    loss_config: LossConfig
     tokens_config: TokensConfig
     seed: int
 
     def _capture(self, batch: dict[str, Any], positions: Tensor | None) -> Activations:
         return self.clip.capture(batch["image"], self._blocks, positions=positions, sites=self._names)
+
+    def _marks(self, batch: dict[str, Any], positions: Tensor | None, n_tokens: int) -> Tensor:
+        """`(tokens, 2)` int64: the label of each token's image, and the token's place in it; for terms of the loss.
+
+        Raises:
+            UserError: the batch has no labels, and a term needs them.
+        """
+        n_images = len(batch["image"])
+        each = n_tokens // max(n_images, 1)
+        if positions is None:
+            positions = torch.arange(each, device=self.device).expand(n_images, -1)
+        labels = batch.get("label")
+        if self.loss_config.needs("labels") and (labels is None or bool((labels < 0).all())):
+            names = [term.name for term in self.loss_config.terms() if "labels" in term.needs]
+            raise UserError(
+                f"the loss's term {names[0]} needs the class of each image, and these data have no labels: train on "
+                "data with labels (a batch's 'label': whole numbers), or take the term out of model.loss.extra"
+            )
+        if labels is None:
+            labels = torch.full((n_images,), -1, device=self.device)
+        repeated = labels.to(self.device).long()[:, None].expand(-1, each)
+        return torch.stack([repeated, positions.to(self.device).long()], 2).flatten(0, 1)
 
     def _sites(self, acts: Activations) -> tuple[Tensor, Tensor]:
         """What the encoders read and what the decoders rebuild, standardised where the transcoder does that."""
@@ -48,6 +72,22 @@ class Capturing(lightning.LightningModule):
             result: Tensor | None = random_positions(n_images, size, wanted, generator) + span.start
             return result
         return None if size == self.clip.n_positions else torch.arange(span.start, span.stop).expand(n_images, -1)
+
+    def _cls_rows(self, positions: Tensor | None, n_tokens: int, marks: Tensor | None = None) -> Tensor | None:
+        """Which of a step's tokens are [CLS], `(n,)` int64; None where the transcoder does not ask.
+
+        Args:
+            positions: of the batch's tokens, as `_positions` drew them.
+            n_tokens: of the step.
+            marks: of tokens that a buffer has mixed.
+        """
+        if self.transcoder.cls_weight == 1:
+            return None
+        if marks is not None:
+            return (marks[:, 1] == 0).nonzero().flatten()
+        if positions is None:
+            return torch.arange(0, n_tokens, self.clip.n_positions)
+        return (positions.cpu().flatten() == 0).nonzero().flatten()
 
     def _generator(self, index: int) -> torch.Generator:
         """A generator that depends on seed, batch and place alone, so that a resumed run draws the same."""

@@ -9,10 +9,12 @@ from typing import Any, Self
 
 import torch.distributed as dist
 
+from clt_lightning.backbone.make import differences, make_backbone
 from clt_lightning.core.errors import UserError
 from clt_lightning.runs.checkpoint_io import read_checkpoint
 from clt_lightning.training.buffer import ActivationBuffer
 from clt_lightning.training.capturing import Capturing
+from clt_lightning.training.settings import LossConfig, TranscoderConfig, from_plain
 
 
 class Checkpointing(Capturing):
@@ -23,7 +25,12 @@ class Checkpointing(Capturing):
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
-        cls, checkpoint_path: str | Path, map_location: Any = None, strict: bool = True, **arguments: Any
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        strict: bool = True,
+        trust: bool = False,
+        **arguments: Any,
     ) -> Self:
         """The module of a checkpoint file, with the CLIP that it was trained on.
 
@@ -33,6 +40,8 @@ class Checkpointing(Capturing):
             checkpoint_path: a checkpoint of fit.
             map_location: as in `torch.load`.
             strict: whether the weights must be those of such a module, name by name.
+            trust: whether classes of other packages that the checkpoint names (a backbone, an activation, a term of
+                the loss) may be imported, and their code run. Those that you have imported yourself need no trust.
             **arguments: of the module, in the place of the checkpoint's.
 
         Raises:
@@ -43,6 +52,11 @@ class Checkpointing(Capturing):
         if not isinstance(stored, dict) or "state_dict" not in content:
             raise UserError(f"{checkpoint_path} is no checkpoint of fit: it has no hyper_parameters and state_dict")
         known = inspect.signature(cls.__init__).parameters
+        if trust and "backbone" not in arguments:
+            stored = stored | {"backbone": make_backbone(stored.get("backbone"), trusted=True)}
+        for key, kind in (("transcoder", TranscoderConfig), ("loss", LossConfig)):
+            if key in stored:
+                stored = stored | {key: from_plain(kind, stored[key], trusted=trust)}
         module = cls(**{key: value for key, value in (stored | arguments).items() if key in known})
         module.load_state_dict(content["state_dict"], strict=strict)
         return module
@@ -85,15 +99,11 @@ class Checkpointing(Capturing):
 
 def _form_keys(own: dict[str, Any], theirs: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Keys that decide the shape and meaning of the weights, with the values of two sets of hyperparameters."""
-    for section, keys in (
-        ("backbone", ("library", "name", "pretrained", "image_size")),
-        ("transcoder", ("n_features", "topology", "skip", "sites", "normalize")),
-    ):
-        for key in keys:
-            a, b = own[section][key], theirs.get(section, {}).get(key, own[section][key])
-            if key == "pretrained" and a and b:
-                a, b = Path(a).name, Path(b).name  # a file may lie elsewhere on another machine
-            yield f"{section}.{key}", a, b
+    for key, (a, b) in differences(own["backbone"], theirs.get("backbone", own["backbone"])).items():
+        yield f"backbone.{key}", a, b
+    for key in ("n_features", "topology", "skip", "sites", "normalize"):
+        a, b = own["transcoder"][key], theirs.get("transcoder", {}).get(key, own["transcoder"][key])
+        yield f"transcoder.{key}", a, b
     a = own["transcoder"]["activation"]["class_path"]
     b = theirs.get("transcoder", {}).get("activation", {}).get("class_path", a)
     yield "transcoder.activation.class_path", a, b

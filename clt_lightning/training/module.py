@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,15 +15,16 @@ from torch import Tensor
 
 from clt_lightning.backbone import Backbone
 from clt_lightning.backbone.clip import FrozenCLIP
-from clt_lightning.backbone.make import make_backbone
+from clt_lightning.backbone.make import AnyBackbone, make_backbone, spec_of
 from clt_lightning.core import seeds
-from clt_lightning.core.errors import UserError, within
+from clt_lightning.core.errors import UserError
 from clt_lightning.core.say import say
+from clt_lightning.interventions.observation import Needs
 from clt_lightning.interventions.replacement import check_fit
 from clt_lightning.parallel import ShardedTranscoder
 from clt_lightning.runs.finite import FiniteWatch
 from clt_lightning.runs.timing import StepClock
-from clt_lightning.training.assembly import describe_backbone, describe_transcoder, transcoder_form
+from clt_lightning.training.assembly import describe_transcoder, transcoder_form
 from clt_lightning.training.buffer import ActivationBuffer
 from clt_lightning.training.checkpointing import Checkpointing
 from clt_lightning.training.evaluation import Evaluation
@@ -33,7 +34,6 @@ from clt_lightning.training.losses.cascade import Clean, capture_clean, cascade_
 from clt_lightning.training.optim import AdamW
 from clt_lightning.training.preparation import Preparation
 from clt_lightning.training.settings import (
-    BackboneConfig,
     LossConfig,
     ParallelConfig,
     ReviveConfig,
@@ -51,10 +51,15 @@ warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer
 
 MYPY = False  # type checkers take it for true; jsonargparse would read a TYPE_CHECKING block
 if MYPY:
-    AnyBackbone = BackboneConfig | Backbone
+    BackboneOption = AnyBackbone
     Transcoder = TranscoderConfig | CrossLayerTranscoder
-else:  # what the command line reads: settings alone
-    AnyBackbone, Transcoder = BackboneConfig, TranscoderConfig
+else:  # what the command line reads: a class and its arguments, and settings
+    BackboneOption, Transcoder = Callable[[], Backbone], TranscoderConfig
+
+
+def default_backbone() -> Backbone:
+    """OpenAI's ViT-B/32."""
+    return FrozenCLIP()
 
 
 def default_optimizer(params: Iterable[Any]) -> torch.optim.Optimizer:
@@ -65,7 +70,8 @@ def default_optimizer(params: Iterable[Any]) -> torch.optim.Optimizer:
 @dataclass
 class StepPart:
     """What a step keeps of one chunk of tokens: parts of the loss, `y_hat`, fired features, number of active codes, and
-    the share of rows that a low-precision product left open."""
+    the share of rows that a low-precision product left open.
+    """
 
     parts: dict[str, Tensor]
     y_hat: Tensor
@@ -75,12 +81,14 @@ class StepPart:
 
 
 class CLTModule(Preparation, Evaluation, Checkpointing):
-    """Trains a cross-layer transcoder on the activations of a frozen CLIP.
+    """Trains a cross-layer transcoder on the activations of a frozen backbone.
 
     Batches are dicts with `image` (docs/design.md), tuples `(image, label)`, or images alone, from any loader.
 
     Args:
-        backbone: the frozen backbone: settings, or a `FrozenCLIP` or `FrozenViT`.
+        backbone: the frozen backbone: a class and its arguments, `{class_path: FrozenCLIP, init_args: {name,
+            pretrained, precision}}`, or the arguments alone; `FrozenViT` for timm's models, or a subclass of
+            `Backbone` of one's own by its dotted path (docs/backbones.md). In Python also the backbone itself.
         transcoder: the transcoder: settings, or a `CrossLayerTranscoder`, which is trained in place.
         loss: coefficients and warm-up of each part of the loss.
         optimizer: optimizer class and arguments, e.g. `{class_path: torch.optim.AdamW, init_args: {lr: 4.0e-4}}`;
@@ -97,7 +105,7 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
     def __init__(
         self,
         # defaults are never changed; no `| None`, since the types carry the command line's help
-        backbone: AnyBackbone = BackboneConfig(),  # noqa: B008
+        backbone: BackboneOption = default_backbone,
         transcoder: Transcoder = TranscoderConfig(),  # noqa: B008
         loss: LossConfig = LossConfig(),  # noqa: B008
         optimizer: OptimizerCallable = default_optimizer,
@@ -108,9 +116,8 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        self.backbone_config = (
-            describe_backbone(backbone) if isinstance(backbone, Backbone) else from_plain(BackboneConfig, backbone)
-        )
+        # other backbones have the same methods; those of texts refuse
+        self.clip = cast(FrozenCLIP, make_backbone(backbone))
         if isinstance(transcoder, CrossLayerTranscoder):
             self.transcoder_config = describe_transcoder(transcoder)
         else:
@@ -125,7 +132,7 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         # plain values only: a checkpoint must load with weights_only=True
         self.save_hyperparameters(
             {
-                "backbone": to_plain(self.backbone_config),
+                "backbone": spec_of(self.clip),
                 "transcoder": to_plain(self.transcoder_config),
                 "loss": to_plain(self.loss_config),
                 "schedule": to_plain(self.schedule_config),
@@ -135,11 +142,6 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
             }
         )
 
-        if isinstance(backbone, Backbone):
-            self.clip = cast(FrozenCLIP, backbone)
-        else:
-            with within("model.backbone"):
-                self.clip = cast(FrozenCLIP, make_backbone(**to_plain(self.backbone_config), seed=seed))
         t = self.transcoder_config
         sharded = self.parallel_config.feature > 1
         if isinstance(transcoder, CrossLayerTranscoder):
@@ -162,10 +164,13 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         self._at_all_mlps = self.transcoder.sites.is_mlp and self.transcoder.n_layers == self.clip.n_layers
         if self.loss_config.cascade.is_on and not self._at_all_mlps:
             say("the cascade's terms of the loss are off: they are for a transcoder in the place of all MLPs")
+        # a buffer mixes images: each token then brings along what it is
+        mixed = bool(self.tokens_config.buffer) and self.transcoder.cls_weight != 1
+        self._marked = self.loss_config.needs("labels") or self.loss_config.needs("positions") or mixed
         self.buffer = ActivationBuffer(self.tokens_config.buffer) if self.tokens_config.buffer else None
         self.finite = FiniteWatch()
         self.clock = StepClock()
-        self.entries: set[int] = set()  # blocks whose entry an evaluation keeps
+        self.needs = Needs()  # what an evaluation keeps of every forward
         self.batches_seen = 0
         self.total_steps = -1  # optimizer steps of the whole run; known when training starts
         self.validated_at_step: int | None = None
@@ -182,14 +187,16 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
                 acts = self._capture(batch, positions)
         self.clock.begin("transcoder")  # ended after the backward pass
         x, y = self._sites(acts)
+        marks = self._marks(batch, positions, x.shape[1]) if self._marked else None
         if self.buffer is not None:
-            x, y = self.buffer.exchange(x, y, generator)
+            x, y, marks = self.buffer.exchange_marked(x, y, marks, generator)
         request = auxiliary_request(
             self.loss_config.auxk, self.transcoder, self.tokens_since_fired, x.shape[1], generator
         )
         chunk = self.tokens_config.max_tokens_per_chunk or x.shape[1]
+        cls = self._cls_rows(positions, x.shape[1], marks if self.buffer is not None else None)
         done: list[StepPart] = []
-        losses = self._chunk_losses(x, y, request, chunk, done)
+        losses = self._chunk_losses(x, y, request, chunk, done, marks, cls)
         together = chunk >= x.shape[1]
         with self.transcoder.one_gradient() if together else nullcontext():
             if together:
@@ -206,7 +213,7 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         parts |= {name: value.detach() for name, value in cascade.items()}
         self.finite.look(self.global_step, loss, parts, acts.x, acts.y, torch.cat([part.y_hat for part in done], 1))
         self._count_fired(torch.stack([part.fired for part in done]).any(0), x.shape[1])
-        self._average_threshold()
+        self._average_statistics()
         self.batches_seen += 1
         active = self.transcoder.sum_over_shards(torch.stack([part.active for part in done]).sum())
         repeated = [part.repeated for part in done if part.repeated is not None]
@@ -214,18 +221,28 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         return {"loss": loss, "tokens": x.shape[1]}
 
     def _chunk_losses(
-        self, x: Tensor, y: Tensor, request: AuxiliaryRequest | None, chunk: int, done: list[StepPart]
+        self,
+        x: Tensor,
+        y: Tensor,
+        request: AuxiliaryRequest | None,
+        chunk: int,
+        done: list[StepPart],
+        marks: Tensor | None = None,
+        cls: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """The loss of each chunk of tokens, weighed so that they sum to the batch's; the rest goes to `done`."""
         n_tokens = x.shape[1]
-        want_pre = self.loss_config.pre_activation.coefficient > 0
+        want_pre = self.loss_config.needs("pre")
         for start in range(0, n_tokens, chunk):
             stop = min(start + chunk, n_tokens)
             part = split_request(request, start, stop)
-            out = self.transcoder(x[:, start:stop], want_pre=want_pre, auxiliary=part, standardised=True)
+            own = None if cls is None else cls[(cls >= start) & (cls < stop)] - start
+            out = self.transcoder(x[:, start:stop], want_pre=want_pre, auxiliary=part, standardised=True, cls=own)
             tokens = None if part is None else part.tokens
+            labels, places = (None, None) if marks is None else marks[start:stop].unbind(1)
             parts = loss_parts(
-                self.loss_config, self.transcoder, y[:, start:stop], out, self.global_step, tokens, self._max_steps
+                *(self.loss_config, self.transcoder, y[:, start:stop], out, self.global_step),
+                *(tokens, self._max_steps, labels, places),
             )
             for name in parts:
                 share = (stop - start) / n_tokens
@@ -253,12 +270,18 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
 
     @torch.no_grad()
-    def _average_threshold(self) -> None:
-        # Each process follows the cut of its own batches. Evaluation needs one for all, and a checkpoint holds one.
-        threshold = dict(self.transcoder.activation.named_buffers()).get("threshold")
-        if threshold is not None and self.trainer.world_size > 1:
-            dist.all_reduce(threshold)
-            threshold /= self.trainer.world_size
+    def _average_statistics(self) -> None:
+        # Each process follows its own batches (BatchTopK the cut). Evaluation needs one for all, so does a checkpoint.
+        if self.trainer.world_size == 1:
+            return
+        clt = self.transcoder
+        for name, buffer in clt.activation.named_buffers():
+            if buffer.is_floating_point():
+                whole = clt.exchange.placed(name, buffer) if isinstance(clt, ShardedTranscoder) else buffer
+                dist.all_reduce(whole)
+                divided = whole.shape != buffer.shape
+                whole /= self._data_place()[1] if divided else self.trainer.world_size
+                buffer.copy_(clt.exchange.part(name, whole) if isinstance(clt, ShardedTranscoder) else whole)
 
     @torch.no_grad()
     def _count_fired(self, fired: Tensor, n_tokens: int) -> None:

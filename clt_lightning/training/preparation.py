@@ -12,6 +12,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
+from clt_lightning.core.classes import check_loadable
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.progress import Progress
 from clt_lightning.core.say import say
@@ -19,7 +20,6 @@ from clt_lightning.parallel import ShardedTranscoder
 from clt_lightning.training.assembly import transcoder_form
 from clt_lightning.training.batches import as_batch
 from clt_lightning.training.capturing import Capturing
-from clt_lightning.training.losses import LossConfig
 from clt_lightning.training.schedule import lr_factor
 from clt_lightning.training.settings import ParallelConfig, ScheduleConfig, TranscoderConfig
 from clt_lightning.transcoder import StatisticsAccumulator
@@ -29,14 +29,22 @@ class Preparation(Capturing):
     """The hooks of Lightning that make things ready."""
 
     transcoder_config: TranscoderConfig
-    loss_config: LossConfig
     schedule_config: ScheduleConfig
     parallel_config: ParallelConfig
     optimizer_factory: OptimizerCallable
     total_steps: int
 
     def setup(self, stage: str) -> None:
-        """Gives the datamodule the backbone's image transform."""
+        """Gives the datamodule the backbone's image transform.
+
+        Raises:
+            UserError: fit was asked for with a part that could not be loaded again afterwards.
+        """
+        if stage == "fit":
+            activation = self.transcoder.activation
+            check_loadable(type(activation), activation.init_args(), "model.transcoder.activation")
+            for index, term in enumerate(self.loss_config.extra):
+                check_loadable(type(term), term.init_args(), f"model.loss.extra[{index}]")
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not None and getattr(datamodule, "transform", "absent") is None:
             datamodule.transform = self.clip.preprocess

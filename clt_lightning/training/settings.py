@@ -4,47 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
-from clt_lightning.backbone.make import Library
 from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError, about
 from clt_lightning.core.sites import Sites
-from clt_lightning.training.losses import LossConfig
+from clt_lightning.training.losses import LossConfig, LossTerm
+from clt_lightning.training.losses.base import term_from_config
 from clt_lightning.transcoder import Activation, BatchTopK
 from clt_lightning.transcoder.activations import from_config
 from clt_lightning.transcoder.clt import Normalize
 from clt_lightning.transcoder.decoders import Topology
 from clt_lightning.transcoder.encoders import Backend
-
-
-@dataclass
-class BackboneConfig:
-    """The frozen backbone.
-
-    Args:
-        name: the library's name of the architecture. OpenAI's weights were trained with QuickGELU: take
-            `ViT-B-32-quickgelu`, not `ViT-B-32`. Or `hf-hub:ORG/NAME` or `local-dir:FOLDER`, which bring weights along.
-        pretrained: open_clip tag (downloaded on first use), path of a file of weights, folder with
-            `open_clip_config.json` and weights, `hf-hub:ORG/NAME`, `demo` for the small CLIP that comes with this
-            package, or null for random weights. Folders, repositories and `demo` bring their architecture along.
-            Of timm: `default` for its own choice, a tag, path of a file, or null.
-        precision: `fp32` or `bf16`, the backbone's own, whatever the trainer's is; `fp64` for checks.
-        image_size: side of the images in pixels, of a model of timm's; null: its own.
-        library: whose names these are: `open_clip` (with a text tower), or `timm` (any Vision Transformer without one;
-            docs/backbones.md).
-    """
-
-    name: str = "ViT-B-32-quickgelu"
-    pretrained: str | Path | None = "openai"
-    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
-    image_size: int | None = None
-    library: Library = "open_clip"
-
-    def __post_init__(self) -> None:
-        check_fields(self, "backbone")
-        self.pretrained = str(self.pretrained) if isinstance(self.pretrained, Path) else self.pretrained
 
 
 @dataclass
@@ -184,11 +155,16 @@ class ParallelConfig:
 T = TypeVar("T")
 
 
-def from_plain(cls: type[T], value: T | dict[str, Any] | None) -> T:
+def from_plain(cls: type[T], value: T | dict[str, Any] | None, *, trusted: bool = True) -> T:
     """A settings object from itself, from a plain dict (as a checkpoint holds it) or from None (all defaults).
 
+    Args:
+        cls: a dataclass of settings.
+        value: the settings.
+        trusted: whether the user wrote them; if not, only classes of this package and imported ones are taken.
+
     Raises:
-        UserError: unknown keys.
+        UserError: unknown keys, or a class that cannot or may not be imported.
     """
     if value is None:
         return cls()
@@ -204,23 +180,26 @@ def from_plain(cls: type[T], value: T | dict[str, Any] | None) -> T:
     for key, item in value.items():
         if isinstance(item, dict):
             if hints[key] is Activation:
-                arguments[key] = from_config(item)
+                arguments[key] = from_config(item, trusted=trusted)
             elif dataclasses.is_dataclass(hints[key]):
-                arguments[key] = from_plain(hints[key], item)
+                arguments[key] = from_plain(hints[key], item, trusted=trusted)
+        elif hints[key] == list[LossTerm] and isinstance(item, list):
+            arguments[key] = [term_from_config(t, trusted=trusted) if isinstance(t, dict) else t for t in item]
     return cls(**arguments)
 
 
 def to_plain(value: Any) -> Any:
     """The same settings as plain dicts, lists and numbers: what a checkpoint may hold."""
-    if isinstance(value, Activation):
+    if isinstance(value, Activation | LossTerm):
         return value.config()
+    if isinstance(value, list | tuple):
+        return [to_plain(entry) for entry in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     return value
 
 
 __all__ = [
-    "BackboneConfig",
     "LossConfig",
     "ParallelConfig",
     "ReviveConfig",

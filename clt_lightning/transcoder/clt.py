@@ -19,6 +19,7 @@ from clt_lightning.transcoder.buffers import GradientBuffers
 from clt_lightning.transcoder.codes import Codes
 from clt_lightning.transcoder.decoders import SparseDecoders, Topology
 from clt_lightning.transcoder.encoders import Backend
+from clt_lightning.transcoder.favoured import Favoured, cls_rows
 from clt_lightning.transcoder.normalization import ActivationStatistics, input_scales, output_scales, standardise
 from clt_lightning.transcoder.precision import full_precision
 from clt_lightning.transcoder.requests import AuxiliaryRequest, CLTOutput
@@ -75,6 +76,8 @@ class CrossLayerTranscoder(SparseDecoders, Saving):
         normalize: `layer`: x and y are scaled per layer. `token` (for `sae`): each token is standardised before it is
             read, and the reconstruction brought back to the token's own mean and standard deviation, so that tokens of
             large norm do not have the loss to themselves; codes and decoders are in units of the standardised token.
+        n_positions: tokens of an image, [CLS] first; needed where the activation weights [CLS] (`cls_weight` of
+            BatchTopK).
     """
 
     x_scale: Tensor
@@ -96,6 +99,7 @@ class CrossLayerTranscoder(SparseDecoders, Saving):
         sites: Sites | dict[str, Any] | None = None,
         d_out: int | None = None,
         normalize: Normalize = "layer",
+        n_positions: int | None = None,
     ) -> None:
         super().__init__()
         n_layers = whole("n_layers", n_layers, 1)
@@ -128,6 +132,12 @@ class CrossLayerTranscoder(SparseDecoders, Saving):
         # The transcoder owns the activation's parameters: one activation object may build several transcoders
         self.activation = copy.deepcopy(activation) if activation is not None else TopK(64)
         self.activation.build(n_layers, n_features)
+        self.n_positions = None if n_positions is None else whole("n_positions", n_positions, 1)
+        if self.cls_weight != 1 and self.n_positions is None:
+            raise UserError(
+                f"{type(self.activation).__name__}: cls_weight={self.cls_weight:g} needs n_positions of the "
+                "transcoder: the number of tokens of an image says which one is [CLS]"
+            )
 
         generator = torch.Generator().manual_seed(seed) if seed is not None else None
         self.W_enc = nn.ParameterList(
@@ -147,6 +157,11 @@ class CrossLayerTranscoder(SparseDecoders, Saving):
         self.register_buffer("y_var", torch.ones(n_layers))
         self.register_buffer("normalized", torch.tensor(False))
 
+    @property
+    def cls_weight(self) -> float:
+        """What the activation lets a [CLS] token count where codes are chosen."""
+        return self.activation.cls_weight
+
     # -- structure ---------------------------------------------------------------------------------------------------
 
     def config(self) -> dict[str, Any]:
@@ -161,6 +176,7 @@ class CrossLayerTranscoder(SparseDecoders, Saving):
             "sites": self.sites.config(),
             "d_out": self.d_out,
             "normalize": self.normalization,
+            "n_positions": self.n_positions,
         }
 
     def extra_repr(self) -> str:
@@ -245,6 +261,7 @@ class CrossLayerTranscoder(SparseDecoders, Saving):
         want_pre: bool = False,
         auxiliary: AuxiliaryRequest | None = None,
         standardised: bool = False,
+        cls: Tensor | None = None,
     ) -> CLTOutput:
         """The training forward.
 
@@ -253,6 +270,8 @@ class CrossLayerTranscoder(SparseDecoders, Saving):
             want_pre: keep the pre-activations (the dense path then, since their gradient is dense).
             auxiliary: ask for a second reconstruction from dead features.
             standardised: with `normalize="token"`, x is what `standardised` made, and so is the reconstruction.
+            cls: where the activation weights [CLS], `(n,)` int64 which tokens are [CLS]; None: x holds whole
+                images, image-major.
 
         Returns:
             reconstruction, codes and what was asked for.
@@ -263,13 +282,13 @@ class CrossLayerTranscoder(SparseDecoders, Saving):
         self._check_x(x)
         if self.normalization == "token" and not standardised:
             x, mean, std = standardise(x.to(self.b_dec.dtype))
-            out = self.forward(x, want_pre, auxiliary, standardised=True)
+            out = self.forward(x, want_pre, auxiliary, True, cls)
             if out.auxiliary is not None and auxiliary is not None:
                 out = replace(out, auxiliary=out.auxiliary * std[:, auxiliary.tokens])
             return replace(out, y_hat=out.y_hat * std + mean)
         with full_precision(x.device.type) as low:
             scaled = self._scale_inputs(x)
-            layers = self._encode(scaled, low, want_pre, auxiliary)
+            layers = self._encode(scaled, low, want_pre, auxiliary, self._favoured(x.shape[1], x.device, cls))
             codes = Codes([e.pairs for e in layers], [e.values for e in layers])
             pre = [e.pre for e in layers if e.pre is not None] if want_pre else None
             repeated = _share([e.repeated for e in layers], codes.n_tokens)
@@ -281,24 +300,31 @@ class CrossLayerTranscoder(SparseDecoders, Saving):
             main, extra = sums.split([codes.n_tokens, dead.n_tokens], 1)
             return CLTOutput(self._finish(main, scaled), codes, pre, extra * self.y_scale[:, None, None], repeated)
 
-    def encode(self, x: Tensor) -> Codes:
-        """Codes of MLP inputs `(layers, tokens, d_model)`; `.dense()` gives `(layers, tokens, n_features)`."""
+    def encode(self, x: Tensor, cls: Tensor | None = None) -> Codes:
+        """Codes of MLP inputs `(layers, tokens, d_model)`; `.dense()` gives `(layers, tokens, n_features)`.
+
+        Args:
+            x: what is read.
+            cls: as `forward` takes it.
+        """
         self._check_x(x)
         x = self.standardised(x)
         with full_precision(x.device.type) as low:
-            layers = self._encode(self._scale_inputs(x), low)
+            layers = self._encode(self._scale_inputs(x), low, favoured=self._favoured(x.shape[1], x.device, cls))
         return Codes([e.pairs for e in layers], [e.values for e in layers])
 
-    def encode_layer(self, x: Tensor, layer: int) -> Codes:
+    def encode_layer(self, x: Tensor, layer: int, cls: Tensor | None = None) -> Codes:
         """Codes of one layer alone, as `Codes` of a single layer.
 
         Args:
             x: `(tokens, d_model)` MLP inputs of that layer.
             layer: which layer.
+            cls: as `forward` takes it.
         """
         x = self.standardised(x)
+        favoured = self._favoured(len(x), x.device, cls)
         with full_precision(x.device.type) as low:
-            encoded = self._encode_alone(x.to(self.b_dec.dtype) * self.x_scale[layer], layer, low)
+            encoded = self._encode_alone(x.to(self.b_dec.dtype) * self.x_scale[layer], layer, low, favoured)
         return Codes([encoded.pairs], [encoded.values])
 
     def decode(self, codes: Codes | Tensor, x: Tensor | None = None) -> Tensor:
@@ -383,6 +409,14 @@ class CrossLayerTranscoder(SparseDecoders, Saving):
         return self
 
     # -- parts -------------------------------------------------------------------------------------------------------
+    def _favoured(self, n_tokens: int, device: torch.device, cls: Tensor | None) -> Favoured | None:
+        """The [CLS] tokens, where they are weighted."""
+        if self.cls_weight == 1:
+            return None
+        assert self.n_positions is not None
+        rows = cls_rows(n_tokens, self.n_positions, device) if cls is None else cls.to(device)
+        return Favoured(rows, self.cls_weight) if rows.numel() else None
+
     def _check_x(self, x: Tensor) -> None:
         if x.dim() != 3 or x.shape[0] != self.n_layers or x.shape[2] != self.d_model:
             raise UserError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Literal
 
@@ -15,6 +15,7 @@ from clt_lightning.transcoder.activations import Activation
 from clt_lightning.transcoder.buffers import GradientBuffers
 from clt_lightning.transcoder.codes import Pairs
 from clt_lightning.transcoder.costs import SPARSE_ENCODING
+from clt_lightning.transcoder.favoured import Favoured
 from clt_lightning.transcoder.requests import AuxiliaryRequest, EncodedLayer
 from clt_lightning.transcoder.screening import Chosen, Screen, settle_all
 from clt_lightning.transcoder.shared import Shared
@@ -76,26 +77,32 @@ class SparseEncoders(nn.Module):
         low: torch.dtype | None,
         want_pre: bool = False,
         auxiliary: AuxiliaryRequest | None = None,
+        favoured: Favoured | None = None,
     ) -> list[EncodedLayer]:
         layers, scratch = range(self.n_layers), None
         if low is not None and not want_pre and self.backend != "dense":
-            chosen = [self._screened(scaled[i], i, low) for i in layers]
+            chosen = [self._screened(scaled[i], i, low, favoured) for i in layers]
             settled = iter(settle_all([c for c in chosen if c is not None]))
             chosen = [None if c is None else next(settled) for c in chosen]
             return [
-                self._in_full(scaled[i], i, auxiliary) if c is None else self._take(scaled[i], i, c, auxiliary)
+                self._in_full(scaled[i], i, auxiliary, favoured)
+                if c is None
+                else self._take(scaled[i], i, c, auxiliary, favoured)
                 for i, c in enumerate(chosen)
             ]
         if not want_pre and self._surely_sparse():
             scratch = self._scratch(scaled[0])
-        return [self._encode_layer(scaled[i], i, want_pre, auxiliary, scratch) for i in layers]
+        return [self._encode_layer(scaled[i], i, want_pre, auxiliary, scratch, favoured) for i in layers]
 
-    def _encode_alone(self, x: Tensor, layer: int, low: torch.dtype | None) -> EncodedLayer:
+    def _encode_alone(
+        self, x: Tensor, layer: int, low: torch.dtype | None, favoured: Favoured | None = None
+    ) -> EncodedLayer:
         """One layer's codes, from its scaled inputs `(tokens, d_model)`."""
-        chosen = None if low is None or self.backend == "dense" else self._screened(x, layer, low)
+        chosen = None if low is None or self.backend == "dense" else self._screened(x, layer, low, favoured)
         if chosen is not None:
-            return self._take(x, layer, chosen.settled())
-        return self._encode_layer(x, layer, scratch=self._scratch(x) if self._surely_sparse() else None)
+            return self._take(x, layer, chosen.settled(), favoured=favoured)
+        scratch = self._scratch(x) if self._surely_sparse() else None
+        return self._encode_layer(x, layer, scratch=scratch, favoured=favoured)
 
     def _scratch(self, x: Tensor) -> Tensor:
         """`(tokens, F)` for pre-activations: one buffer for all layers, since what is chosen from it is copied out."""
@@ -105,19 +112,30 @@ class SparseEncoders(nn.Module):
         # kept between steps: fresh memory costs as much as the bias that is written to it first
         return self.gradients.room("pre", shape, x)
 
-    def _in_full(self, x: Tensor, layer: int, auxiliary: AuxiliaryRequest | None) -> EncodedLayer:
+    def _in_full(
+        self, x: Tensor, layer: int, auxiliary: AuxiliaryRequest | None, favoured: Favoured | None
+    ) -> EncodedLayer:
         """A layer's codes from an fp32 product, where one in low precision was of no use."""
-        encoded = self._encode_layer(x, layer, auxiliary=auxiliary)
+        encoded = self._encode_layer(x, layer, auxiliary=auxiliary, favoured=favoured)
         return replace(encoded, repeated=torch.tensor(len(x), device=x.device))
 
-    def _screened(self, x: Tensor, layer: int, low: torch.dtype) -> Chosen | None:
+    def _screened(self, x: Tensor, layer: int, low: torch.dtype, favoured: Favoured | None) -> Chosen | None:
         """What the activation chooses from a product in low precision; None where an fp32 product is to be made."""
         with torch.no_grad():
-            return self._choose(Screen(x, self.W_enc[layer], self.b_enc[layer], low), layer)
+            return self._choose(Screen(x, self.W_enc[layer], self.b_enc[layer], low, favoured), layer)
 
-    def _take(self, x: Tensor, layer: int, chosen: Chosen, auxiliary: AuxiliaryRequest | None = None) -> EncodedLayer:
+    def _take(
+        self,
+        x: Tensor,
+        layer: int,
+        chosen: Chosen,
+        auxiliary: AuxiliaryRequest | None = None,
+        favoured: Favoured | None = None,
+    ) -> EncodedLayer:
         """The codes of what was chosen."""
         dead = None
+        if favoured is not None:  # back from what the choice was made by
+            chosen = replace(chosen, values=chosen.values / favoured.weights(x)[chosen.pairs.tokens])
         if auxiliary is not None:
             tokens = auxiliary.tokens
 
@@ -135,6 +153,7 @@ class SparseEncoders(nn.Module):
         want_pre: bool = False,
         auxiliary: AuxiliaryRequest | None = None,
         scratch: Tensor | None = None,
+        favoured: Favoured | None = None,
     ) -> EncodedLayer:
         W, b, x = self.W_enc[layer], self.b_enc[layer], self._encoder_input(x)
         dense_gradient = want_pre or not self._surely_sparse()
@@ -144,7 +163,8 @@ class SparseEncoders(nn.Module):
             else:
                 pre = F.linear(x, W, b)
         known = pre.detach()
-        selected = self._select(known, layer)
+        with nullcontext() if favoured is None else favoured.applied(known):
+            selected = self._select(known, layer)
         dead = None
         if auxiliary is not None:
             rows = auxiliary.tokens[:, None]

@@ -59,13 +59,14 @@ def seal(folder: str | Path) -> None:
         path.write_text(_sealed(config, folder / WEIGHTS), encoding="utf-8")
 
 
-def load(cls: type[M], folder: Path, dtype: torch.dtype = torch.float32) -> M:
+def load(cls: type[M], folder: Path, dtype: torch.dtype = torch.float32, *, trusted: bool = False) -> M:
     """Builds a transcoder from a folder's files, and compares both with their sums.
 
     Args:
         cls: the transcoder's class.
         folder: from `find`.
         dtype: of its floating-point tensors.
+        trusted: whether a class that config.json names may be imported from any package.
 
     Raises:
         UserError: a file is missing, damaged, of another transcoder, or not ours.
@@ -81,7 +82,7 @@ def load(cls: type[M], folder: Path, dtype: torch.dtype = torch.float32) -> M:
     with ThreadPoolExecutor(1) as pool:  # the sum takes about as long as the rest
         weights_sum = pool.submit(sha256, folder / WEIGHTS)
         try:
-            clt = build(cls, config, _read_tensors(folder / WEIGHTS), dtype)
+            clt = build(cls, config, _read_tensors(folder / WEIGHTS), dtype, trusted=trusted)
         except UserError:
             _compare(folder, WEIGHTS, config, weights_sum.result())  # damage explains more than what it led to
             raise
@@ -156,7 +157,9 @@ def split_name(name: str) -> tuple[str | None, str]:
     return "/".join(parts[:2]), "/".join(parts[2:])
 
 
-def build(cls: type[M], config: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype) -> M:
+def build(
+    cls: type[M], config: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype, *, trusted: bool = False
+) -> M:
     """Builds the transcoder and loads its tensors strictly.
 
     Raises:
@@ -173,7 +176,7 @@ def build(cls: type[M], config: dict[str, Any], tensors: dict[str, Tensor], dtyp
         ]
         raise UserError(f"{CONFIG} of the transcoder: keys {'; '.join(problems)} (known are {', '.join(parameters)})")
     try:
-        arguments["activation"] = activations.from_config(arguments["activation"])
+        arguments["activation"] = activations.from_config(arguments["activation"], trusted=trusted)
         with torch.device("meta"):  # no memory for what a damaged config asks for, no random weights for nothing
             clt = cls(**arguments).to(dtype)
     except (UserError, TypeError, ValueError, RuntimeError, OverflowError) as error:

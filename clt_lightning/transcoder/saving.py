@@ -112,6 +112,7 @@ class Saving(nn.Module):
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         force_download: bool = False,
+        trust: bool = False,
     ) -> CrossLayerTranscoder:
         """Loads what `save_pretrained` wrote, and compares it with the sums in its config.json; or a folder of
         circuit-tracer, SAELens or Prisma (docs/interchange.md says what maps).
@@ -128,6 +129,8 @@ class Saving(nn.Module):
             cache_dir: where to download to; None: the hub's own cache.
             local_files_only: take what the cache has, and download nothing.
             force_download: download also what the cache has.
+            trust: whether a class of another package that config.json names (an activation) may be imported, and its
+                code run. One that you have imported yourself needs no trust.
 
         Raises:
             UserError: a file is missing, damaged, changed, or does not fit its config; or the device or type cannot be.
@@ -143,9 +146,11 @@ class Saving(nn.Module):
             local_files_only=local_files_only,
             force_download=force_download,
         )
-        clt = None if pretrained.is_ours(folder) else files.read(folder)
-        clt = pretrained.load(cls, folder, float_type(dtype)) if clt is None else clt.to(float_type(dtype))
+        theirs = None if pretrained.is_ours(folder) else files.read(folder)
+        kind = float_type(dtype)
+        clt: Any = pretrained.load(cls, folder, kind, trusted=trust) if theirs is None else theirs.to(kind)
         try:
-            return clt.to(device).eval()
+            placed: CrossLayerTranscoder = clt.to(device).eval()
+            return placed
         except (RuntimeError, AssertionError) as error:  # a device that this machine or this torch lacks
             raise UserError(f"device={str(device)!r}: {error}") from error

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clt_lightning.transcoder.codes import Pairs
+from clt_lightning.transcoder.favoured import Favoured
 from clt_lightning.transcoder.order import kth_largest, true_places
 from clt_lightning.transcoder.sparse import pair_dots
 from clt_lightning.transcoder.top import top_indices
@@ -68,31 +69,48 @@ class Screen:
         W: `(F, d)` encoder.
         b: `(F,)` bias.
         low: the type of the product.
+        favoured: tokens whose pre-activations are weighted, here and in all that the screen knows.
 
     Attributes:
         rough: `(tokens, F)` in the low type, the bias in it.
     """
 
-    def __init__(self, x: Tensor, W: Tensor, b: Tensor, low: torch.dtype) -> None:
+    def __init__(self, x: Tensor, W: Tensor, b: Tensor, low: torch.dtype, favoured: Favoured | None = None) -> None:
         self.x, self.W, self.b = x.detach(), W.detach(), b.detach()
+        self.weights = None if favoured is None else favoured.weights(self.x)
+        if self.weights is not None:
+            self.x = self.x * self.weights[:, None]
         # about the mean token: a mean that the bias takes away again would be most of the rounding
         centre = self.x.mean(0) if len(self.x) else self.x.new_zeros(self.x.shape[1])
         bias = torch.addmv(self.b, self.W, centre)
         self.rough = F.linear((self.x - centre).to(low), self.W.to(low), bias.to(low))
+        if favoured is not None:
+            self.rough.index_add_(
+                0, favoured.rows, (self.b * (favoured.weight - 1)).to(low).expand(len(favoured.rows), -1)
+            )
 
     def exact(self, pairs: Pairs) -> Tensor:
         """`(pairs,)`: the pre-activations of pairs, in full precision."""
         order, _ = pairs.by_feature
         dots = pair_dots(pairs, [self.W], [self.x])
-        return torch.empty_like(dots).index_copy_(0, order, dots).add_(self.b[pairs.features])
+        bias = self.b[pairs.features]
+        if self.weights is not None:
+            bias = bias * self.weights[pairs.tokens]
+        return torch.empty_like(dots).index_copy_(0, order, dots).add_(bias)
 
     def rows(self, tokens: Tensor) -> Tensor:
         """`(len(tokens), F)`: all pre-activations of some tokens, in full precision."""
-        return F.linear(self.x[tokens], self.W, self.b)
+        weights = None if self.weights is None else self.weights[tokens]
+        return self._in_full(self.x[tokens], weights)
 
     def everything(self) -> Tensor:
         """`(tokens, F)`: all pre-activations, in full precision."""
-        return F.linear(self.x, self.W, self.b)
+        return self._in_full(self.x, self.weights)
+
+    def _in_full(self, x: Tensor, weights: Tensor | None) -> Tensor:
+        if weights is None:
+            return F.linear(x, self.W, self.b)
+        return torch.addmm(torch.outer(weights, self.b), x, self.W.t())
 
 
 def choose_top(screen: Screen, k: int, magnitude: bool = False) -> Chosen:

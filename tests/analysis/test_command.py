@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
 
-from clt_lightning.analysis import Retrieval, load_evaluation, load_features, open_run
+from clt_lightning.analysis import Retrieval, load_evaluation, load_features, load_metrics, open_run
 from clt_lightning.cli.main import main
 
 REPOSITORY = Path(__file__).parents[2]
@@ -29,14 +30,25 @@ def test_fit_then_test_then_explain(
     before = (run / "config.yaml").read_text()
 
     cheap = ["--evaluate.population.images=64", "--evaluate.cascade.firsts=[0]", "--evaluate.bootstrap=50"]
-    main(["test", "--run", str(run), *cheap])
+    recipe = re.search(
+        r"```python\n(# stream_norms\.py\n.*?)```", (REPOSITORY / "CONTRIBUTING.md").read_text(), re.DOTALL
+    )
+    assert recipe is not None
+    (tmp_path / "stream_norms.py").write_text(recipe[1])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = ["--evaluate.extra+=stream_norms.StreamNorms", "--evaluate.extra.token_set=cls"]
+    main(["test", "--run", str(run), *cheap, *own])
     assert (run / "config.yaml").read_text() == before  # it says how the run was trained
     assert [path.name for path in run.parent.iterdir()] == ["version_0"]
     found = load_evaluation(run)
     assert found["step"] == 6
     assert found["images"] == found["labelled"] == 75
     assert found["population"]["train_images"] == 64
-    logged = json.loads((run / "results.json").read_text())["metrics"]["test"]["values"]
+    assert found["extra"]["stream_norms"]["tokens"] == "cls"
+    assert len(found["extra"]["stream_norms"]["stream"]) == found["layers"]
+    # a number stands once; what was logged is read out of the evaluation
+    assert json.loads((run / "results.json").read_text())["metrics"]["test"]["values"] == {}
+    logged = load_metrics(run, "test")
     assert logged["fvu/all"] == pytest.approx(found["reconstruction"]["fvu"]["all"]["mean"])
     last = found["layers"] - 1
     names = [(arm["kind"], arm["first"], arm["last"], arm["tokens"]) for arm in found["zero_shot"]["arms"]]

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.training.module import CLTModule
-from clt_lightning.training.settings import BackboneConfig, TranscoderConfig
+from clt_lightning.training.settings import TranscoderConfig
 from clt_lightning.transcoder import CrossLayerTranscoder, TopK
 
 NAME = "tiny-for-analysis"
@@ -67,7 +67,7 @@ def make_clt(topology: str = "cross_layer", skip: bool = False, **options: Any) 
 
 def make_module() -> CLTModule:
     model = CLTModule(
-        backbone=BackboneConfig(name=NAME, pretrained=None),
+        backbone=FrozenCLIP(name=NAME, pretrained=None),
         transcoder=TranscoderConfig(n_features=FEATURES, activation=TopK(K)),
     )
     shake(model.clip)

@@ -9,6 +9,7 @@ from typing import Any
 import open_clip
 import timm
 import torch
+import torch.nn.functional as F
 from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 
@@ -69,10 +70,26 @@ def _open_clip_timm(name: str, pool: str, proj: str | None, **options: Any) -> C
     return make
 
 
+def heads_by_hand(attention: Any) -> tuple[nn.Module, str, Callable[[Tensor], Tensor] | None]:
+    """What all heads of open_clip's attention give; torch's own has no module behind them."""
+    if not isinstance(attention, nn.MultiheadAttention):
+        return attention.out_proj, "in", None
+
+    def heads(x: Tensor) -> Tensor:
+        n, p, d = x.shape
+        qkv = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
+        q, k, v = (part.unflatten(2, (2, -1)).transpose(1, 2) for part in qkv.chunk(3, -1))
+        found: Tensor = ((q @ k.transpose(2, 3) * (d // 2) ** -0.5).softmax(-1) @ v).transpose(1, 2).reshape(n, p, d)
+        return found
+
+    return attention, "in", heads
+
+
 def open_clip_parts(block: Any) -> Any:
     return {
         "resid_pre": (block, "in", None),
         "attn_in": (block.ln_1, "out", None),
+        "attn_z": heads_by_hand(block.attn),
         "attn_out": (block.ls_1, "out", None),
         "resid_mid": (block.ln_2, "in", None),
         "mlp_in": (block.ln_2, "out", None),
@@ -85,6 +102,7 @@ def timm_parts(block: Any) -> Any:
     return {
         "resid_pre": (block, "in", None),
         "attn_in": (block.norm1, "out", None),
+        "attn_z": (block.attn.proj, "in", None),
         "attn_out": (block.ls1, "out", None),
         "resid_mid": (block.norm2, "in", None),
         "mlp_in": (block.norm2, "out", None),
@@ -107,6 +125,7 @@ def timm_parts_of_eva(block: Any) -> Any:
     return {
         "resid_pre": (block, "in", None),
         "attn_in": (block.norm1, "out", None),
+        "attn_z": (block.attn.proj, "in", None),
         "resid_mid": (block.norm2, "in", None),
         "mlp_in": (block.norm2, "out", None),
         "resid_post": (block, "out", None),
@@ -117,6 +136,7 @@ def post_norm_parts(block: Any) -> Any:
     return {
         "resid_pre": (block, "in", None),
         "attn_in": (block.attn, "in", None),
+        "attn_z": (block.attn.proj, "in", None),
         "attn_out": (block.norm1, "out", None),
         "resid_mid": (block.mlp, "in", None),
         "mlp_in": (block.mlp, "in", None),
@@ -136,6 +156,7 @@ def hugging_face_parts(block: Any) -> Any:
     return {
         "resid_pre": (block, "in", None),
         "attn_in": (before, "out", None),
+        "attn_z": (child("attention", "self_attn").o_proj, "in", None),
         "attn_out": (child("layer_scale1", "attention", "self_attn"), "out", None if scale else lambda y: y),
         "resid_mid": (after, "in", None),
         "mlp_in": (after, "out", None),

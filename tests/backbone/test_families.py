@@ -67,7 +67,10 @@ def test_sites_and_embeddings_are_the_librarys_own(row: Row, images: Tensor) -> 
     assert torch.equal(vit.encode_image(images, normalize=False), embedding)
     found = vit.read(images, (*BLOCK_SITES, "final"))
     for site in BLOCK_SITES:
-        assert torch.equal(found[site], expected[site]), site
+        if site == "attn_z":  # torch's own attention does not give it: computed beside it
+            torch.testing.assert_close(found[site], expected[site], rtol=1e-5, atol=1e-6)
+        else:
+            assert torch.equal(found[site], expected[site]), site
     assert torch.equal(found["final"][0], embedding)
     assert vit.embed_dim == embedding.shape[1]
     some = vit.read(images, "mlp_out", layers=[2, 0], positions=torch.tensor([[1, 3], [0, 5], [2, 15]]))["mlp_out"]

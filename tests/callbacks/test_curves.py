@@ -11,13 +11,14 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.callbacks import Board, Checkpoints, Curves, Figures, Reconstruction, Throughput, ZeroShot
 from clt_lightning.callbacks.place import RunLogger
 from clt_lightning.cli.main import main
 from clt_lightning.core.errors import UserError
 from clt_lightning.training.losses import CascadeConfig
 from clt_lightning.training.module import CLTModule
-from clt_lightning.training.settings import BackboneConfig, LossConfig, TranscoderConfig
+from clt_lightning.training.settings import LossConfig, TranscoderConfig
 from clt_lightning.transcoder import BatchTopK, TopK
 from tests.runs.world import scalars, write_config
 
@@ -49,7 +50,7 @@ def test_points_between_validations_are_those_of_a_validation(tmp_path: Path) ->
 
 def test_they_leave_no_trace_in_the_run(tmp_path: Path) -> None:
     def weights(*more: Any) -> dict[str, torch.Tensor]:
-        model = CLTModule(BackboneConfig(NAME, None), TranscoderConfig(48, BatchTopK(4)), LossConfig(), seed=0)
+        model = CLTModule(FrozenCLIP(NAME, None), TranscoderConfig(48, BatchTopK(4)), LossConfig(), seed=0)
         runner = trainer(tmp_path, Reconstruction(), *more, max_steps=6, limit_val_batches=1)
         runner.fit(model, datamodule=Made())
         return model.transcoder.state_dict()
@@ -78,7 +79,7 @@ def deep(layers: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> CLTModul
     (folder / "deep.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}))
     open_clip.add_model_config(folder)
     loss = LossConfig(cascade=CascadeConfig(images=2, start=0.5, warmup=0.5))
-    return CLTModule(BackboneConfig("deep", None), TranscoderConfig(48, TopK(4)), loss, seed=0)
+    return CLTModule(FrozenCLIP("deep", None), TranscoderConfig(48, TopK(4)), loss, seed=0)
 
 
 @pytest.mark.parametrize("per_layer", [False, True])
@@ -146,7 +147,7 @@ def hparams(folder: str | Path | None) -> dict[str, Any]:
 def test_hparams_name_what_is_there(tmp_path: Path) -> None:
     """Not what the settings say of an architecture that `demo` overrules."""
     loss = LossConfig(cascade=CascadeConfig(stream=0.25, images=2))
-    for name, clip in (("demo", BackboneConfig(pretrained="demo")), ("random", BackboneConfig(NAME, None))):
+    for name, clip in (("demo", FrozenCLIP(pretrained="demo")), ("random", FrozenCLIP(NAME, None))):
         model = CLTModule(clip, TranscoderConfig(48, TopK(3), topology="per_layer"), loss, seed=0)
         runner = trainer(tmp_path / name, Board(), max_steps=1, limit_train_batches=0, limit_val_batches=0)
         runner.fit(model, datamodule=Made())

@@ -175,7 +175,7 @@ def test_the_record_keeps_what_others_wrote_and_survives_odd_numbers(tmp_path: P
     content = json.loads((folder / "results.json").read_text())
     assert content["analysis"] == {"a": 1}
     assert content["metrics"]["test"] == {"step": 1}
-    assert content["metrics"]["val"]["values"]["fvu/all/layer_01"] == "nan"
+    assert content["metrics"]["val"]["values"]["fvu/all/layer_01"] is None
     assert isinstance(content["metrics"]["val"]["values"]["fvu/all/layer_00"], float)
 
     (folder / "results.json").write_text("{")

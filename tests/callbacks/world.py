@@ -13,8 +13,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.training.module import CLTModule
-from clt_lightning.training.settings import BackboneConfig, LossConfig, TranscoderConfig
+from clt_lightning.training.settings import LossConfig, TranscoderConfig
 from clt_lightning.transcoder import TopK
 
 NAME = "tiny-for-callbacks"
@@ -35,7 +36,7 @@ def register(folder: Path) -> None:
 
 def module(k: int = 4, n_features: int = 48, seed: int = 0, skip: bool = False) -> CLTModule:
     made = CLTModule(
-        backbone=BackboneConfig(name=NAME, pretrained=None),
+        backbone=FrozenCLIP(name=NAME, pretrained=None),
         transcoder=TranscoderConfig(n_features=n_features, activation=TopK(k), skip=skip),
         loss=LossConfig(),
         seed=seed,

@@ -11,13 +11,15 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from clt_lightning.analysis import open_run
+from clt_lightning.backbone.clip import FrozenCLIP
+from clt_lightning.backbone.vit import FrozenViT
 from clt_lightning.cli.config_cli import config_keys
 from clt_lightning.cli.config_paths import absolute, is_path, settle_paths
 from clt_lightning.cli.main import main
 from clt_lightning.cli.parser import Parser, int_before_float
 from clt_lightning.cli.schema import Option, Table, class_table
 from clt_lightning.core.errors import UserError
-from clt_lightning.data import modules
+from clt_lightning.data.sets import modules
 from tests.cli.small import CONFIG, write
 
 
@@ -94,7 +96,8 @@ def options(table: Table, above: tuple[str, ...] = ()) -> dict[str, Option]:
 def test_every_option_for_a_place_is_known_as_one() -> None:
     """By its type; a new one whose name says that it is a place must say so, too."""
     telling = ("root", "dir", "dirpath", "path", "folder", "file", "pretrained", "words", "class_list")
-    tables = {"": config_keys()} | {name: class_table(getattr(modules, name)) for name in modules.__all__}
+    tables = {"": config_keys()} | {name: class_table(cls) for name, cls in modules.CLASSES.items()}
+    tables |= {cls.__name__: class_table(cls) for cls in (FrozenCLIP, FrozenViT)}
     places = {
         f"{name}.{key}".strip(".")
         for name, table in tables.items()
@@ -103,7 +106,8 @@ def test_every_option_for_a_place_is_known_as_one() -> None:
     }
     assert {
         "runs_dir",
-        "model.backbone.pretrained",
+        "FrozenCLIP.pretrained",
+        "FrozenViT.pretrained",
         "checkpoints.dirpath",
         "Demo.root",
         "ImageNet100.class_list",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import tarfile
+import venv
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import yaml
@@ -93,15 +97,36 @@ def test_every_command_is_in_it() -> None:
     assert all(name in text for name in (*COMMANDS, *TRAINER_COMMANDS))
 
 
-@pytest.mark.slow
-def test_wheel_and_sdist_hold_everything(tmp_path: Path) -> None:
-    build = pytest.importorskip("build")
-    assert build
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+class Built(NamedTuple):
+    wheel: Path
+    sdist: Path
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The wheel and the sdist, made of a copy of what git would have, with the setuptools that is here."""
+    place = tmp_path_factory.mktemp("release")
+    tree = place / "tree"
+    shutil.copytree(ROOT, tree, ignore=_what_is_not_packed)
+    code = (
+        "import sys, setuptools.build_meta as b; print(b.build_sdist(sys.argv[1])); print(b.build_wheel(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", code, str(place)]
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     name = f"clt_lightning-{clt_lightning.__version__}"
-    with zipfile.ZipFile(tmp_path / f"{name}-py3-none-any.whl") as wheel:
+    return Built(place / f"{name}-py3-none-any.whl", place / f"{name}.tar.gz")
+
+
+def _what_is_not_packed(folder: str, names: list[str]) -> set[str]:
+    top = {"runs", "data", "site", "build", "dist", "node_modules", "shared"} if Path(folder) == ROOT else set()
+    return {n for n in names if n in top or n == "__pycache__" or n.startswith(".") or n.endswith(".egg-info")}
+
+
+@pytest.mark.slow
+def test_wheel_and_sdist_hold_everything(built: Built) -> None:
+    name = f"clt_lightning-{clt_lightning.__version__}"
+    with zipfile.ZipFile(built.wheel) as wheel:
         inside = set(wheel.namelist())
         points = wheel.read(f"{name}.dist-info/entry_points.txt").decode()
     assert "clt-lightning = clt_lightning.__main__:main" in points
@@ -109,7 +134,7 @@ def test_wheel_and_sdist_hold_everything(tmp_path: Path) -> None:
     assert {p.relative_to(ROOT).as_posix() for p in sources if "__pycache__" not in p.parts} <= inside
     for config in (ROOT / "configs").rglob("*.yaml"):
         assert f"{name}.data/data/share/clt-lightning/{config.relative_to(ROOT).as_posix()}" in inside
-    with tarfile.open(tmp_path / f"{name}.tar.gz") as sdist:
+    with tarfile.open(built.sdist) as sdist:
         packed = set(sdist.getnames())
     for path in (
         "CITATION.cff",
@@ -118,5 +143,40 @@ def test_wheel_and_sdist_hold_everything(tmp_path: Path) -> None:
         "configs/quickstart.yaml",
         "tests/conftest.py",
         "docs/design.md",
+        "docs/start/install.md",
+        "docsite/hooks.py",
+        "mkdocs.yml",
     ):
         assert f"{name}/{path}" in packed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_what_is_built_installs_and_runs_in_a_fresh_environment(built: Built, kind: str, tmp_path: Path) -> None:
+    """Without a network: what the package needs is lent by this environment."""
+    environment = tmp_path / "fresh"
+    venv.create(environment, with_pip=True)
+    python = environment / "bin" / "python"
+    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
+    own = [path for path in sys.path if path.endswith("site-packages")]
+    # behind its own packages, and without this repository, which an editable installation would bring
+    (Path(site) / "lent.pth").write_text("".join(f"import sys; sys.path.append({path!r})\n" for path in own))
+    file = getattr(built, kind)
+    install = [python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--force"]
+    done = subprocess.run([*install, str(file)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+    def says(*words: str) -> str:
+        outside = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        ran = subprocess.run(words, cwd=tmp_path, env=outside, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr[-2000:]
+        return ran.stdout
+
+    command = str(environment / "bin" / "clt-lightning")
+    assert says(command, "-V") == f"clt_lightning {clt_lightning.__version__}\n"
+    where = says(str(python), "-c", "import clt_lightning; print(clt_lightning.__file__)")
+    assert where.startswith(str(environment))
+    assert "768" in says(command, "plan", "--config", "configs/quickstart.yaml")  # the package's own config
+    head = "import clt_lightning as cl; print(cl.FrozenCLIP(pretrained='demo').d_model)"
+    assert says(str(python), "-c", head).strip().endswith("96")

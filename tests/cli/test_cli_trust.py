@@ -19,7 +19,7 @@ import yaml
 from clt_lightning.analysis import open_run
 from clt_lightning.cli.main import main
 from clt_lightning.core.errors import UserError
-from clt_lightning.data.layout import expand
+from clt_lightning.data.tars.layout import expand
 from clt_lightning.training.module import CLTModule
 from tests.cli.small import CONFIG, write
 
@@ -82,7 +82,7 @@ NAMES: list[tuple[str, Any]] = [
     ("data", spec("evil_module.Data")),
     ("data", {"class_path": "evil_module.Data", "dict_kwargs": {"a": 1}}),
     ("data", "evil_module.Data"),
-    ("data", spec("clt_lightning.data.modules.base.os.system", command="touch PROOF")),
+    ("data", spec("clt_lightning.data.sets.base.os.system", command="touch PROOF")),
     ("data", spec("torch.serialization.os.system", command="touch PROOF")),
     ("data", spec("builtins.exec", source="open('PROOF', 'w')")),
     ("data.init_args.classnames", spec("evil_module.Data")),
@@ -108,6 +108,10 @@ NAMES: list[tuple[str, Any]] = [
     ("trainer.profiler", spec("lightning.pytorch.profilers.PyTorchProfiler", schedule="evil_module.call")),
     ("trainer.profiler", spec("lightning.pytorch.profilers.PyTorchProfiler", on_trace_ready=spec("evil_module.Stop"))),
     ("model.backbone", "evil.yaml"),
+    ("model.backbone", "evil_module.Data"),
+    ("model.backbone", spec("evil_module.Data")),
+    ("model.backbone", spec("os.system", command="touch PROOF")),
+    ("model.backbone.init_args.pretrained", spec("evil_module.Data")),
     ("data", "evil.yaml"),
     ("trainer.strategy", "evil_file"),  # jsonargparse reads a file of that name in the config's own folder
     ("config", "evil.yaml"),
@@ -131,7 +135,7 @@ def test_a_config_that_names_code(
     assert "evil_module" not in sys.modules
     assert stopped.value.code == 2
     assert "config.yaml" in capsys.readouterr().err
-    if place.startswith("data"):  # what report and steer read of it
+    if place.startswith(("data", "model.backbone")):  # what report and steer read of it
         with pytest.raises(UserError):
             open_run(run).datamodule.setup("test")
         assert not proof.exists()
@@ -161,7 +165,13 @@ def test_a_class_of_the_users_own_needs_a_word(run: Path, proof: Path, capsys: p
 def test_what_a_checkpoint_names(run: Path, proof: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = run / "checkpoints" / "last.ckpt"
     content = torch.load(path, weights_only=True)
-    content["hyper_parameters"]["transcoder"]["activation"] = spec("evil_module.Data")
+    named = dict(content["hyper_parameters"])
+    content["hyper_parameters"]["backbone"] = spec("evil_module.Data")
+    torch.save(content, path)
+    with pytest.raises(UserError, match=r"model\.backbone\.class_path: evil_module\.Data is not a class of"):
+        CLTModule.load_from_checkpoint(path)
+    assert "evil_module" not in sys.modules
+    content["hyper_parameters"] = named | {"transcoder": named["transcoder"] | {"activation": spec("evil_module.Data")}}
     torch.save(content, path)
     for words in (["validate", "--run", str(run)], ["export", "--ckpt_path", str(path), "--output", str(run / "out")]):
         with pytest.raises(SystemExit) as stopped:

@@ -155,7 +155,7 @@ def test_what_is_given_beside_a_checkpoint_wins(tmp_path: Path, monkeypatch: pyt
     run = str(tmp_path / "runs" / "small" / "version_0")
     checkpoint = f"{run}/checkpoints/last.ckpt"
     found = read("test", "--run", run, "--model.backbone.pretrained=./elsewhere.pt", "--evaluate.bootstrap=7")
-    assert found.model.backbone.pretrained == "./elsewhere.pt"  # not there, so not known for a path
+    assert found.model.backbone.init_args.pretrained == "./elsewhere.pt"  # not there, so not known for a path
     assert found.evaluate.bootstrap == 7
     assert found.model.transcoder.n_features == 48
     # a config of another model takes the checkpoint's
@@ -164,6 +164,11 @@ def test_what_is_given_beside_a_checkpoint_wins(tmp_path: Path, monkeypatch: pyt
     found = read(*words, "--model.transcoder.backend=dense", "--model.tokens.statistics", "9")
     assert (found.model.transcoder.backend, found.model.tokens.statistics) == ("dense", 9)
     assert found.model.transcoder.n_features == 48
+    # arguments of a class, with and without `init_args`
+    found = read(*words, "--model.backbone.precision=fp64", "--model.transcoder.activation.init_args.k=3")
+    assert found.model.backbone.init_args.precision == "fp64"
+    assert found.model.backbone.init_args.pretrained == "demo"
+    assert found.model.transcoder.activation.init_args.k == 3
 
 
 def test_a_monitor_that_nobody_logs(

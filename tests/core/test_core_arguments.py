@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import clt_lightning as cl
-from clt_lightning import settings
 from clt_lightning.analysis.arms import CascadeOptions
 from clt_lightning.analysis.evaluate import EvaluateOptions
 from clt_lightning.analysis.faithfulness import FaithfulnessOptions
@@ -18,7 +17,7 @@ from clt_lightning.analysis.features import FeatureOptions
 from clt_lightning.analysis.population import PopulationOptions
 from clt_lightning.core.arguments import number, whole
 from clt_lightning.core.errors import UserError
-from clt_lightning.transcoder import losses
+from clt_lightning.training import losses, settings
 
 WRONG: list[Any] = [1.5, 2.0, "3", True, [4], None, float("nan")]
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 if TYPE_CHECKING:
-    from clt_lightning.data.modules import WebImages
+    from clt_lightning.data.sets.base import WebImages
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
@@ -74,7 +74,7 @@ def write_root(root: Path, train: Sequence[int] = (), test: Sequence[int] = (), 
 
 def images(root: Path | None = None, **options: object) -> WebImages:
     """A `WebImages` with small defaults and a transform."""
-    from clt_lightning.data.modules import WebImages  # spawned workers import this file and need no lightning
+    from clt_lightning.data.sets.base import WebImages  # spawned workers import this file and need no lightning
 
     dm = WebImages(**({"root": None if root is None else str(root), "batch_size": 4, "num_workers": 0} | options))  # type: ignore[arg-type]
     dm.transform = to_tensor

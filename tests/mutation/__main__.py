@@ -98,6 +98,10 @@ TESTS: dict[str, list[str]] = {
     "clt_lightning/analysis/faithfulness.py": _analysis("faithfulness"),
     "clt_lightning/analysis/contributions.py": _analysis("contributions"),
     "clt_lightning/analysis/decomposition.py": _analysis("image"),
+    "clt_lightning/analysis/last_residual.py": _analysis("image", "shares"),
+    "clt_lightning/analysis/arms.py": _analysis("tower", "suite", "controls"),
+    "clt_lightning/analysis/suite.py": _analysis("suite"),
+    "clt_lightning/interventions/resume.py": _analysis("suite", "tower"),
     "clt_lightning/analysis/intervals.py": _analysis("statistics"),
     "clt_lightning/analysis/statistics.py": _analysis("statistics"),
     "clt_lightning/analysis/population.py": _analysis("statistics"),
@@ -123,7 +127,8 @@ PRELOADED += ("tensorboard.backend.event_processing.event_accumulator", "webdata
 PRELOADED += ("hypothesis.extra.numpy", "matplotlib.pyplot", "tqdm.auto", "huggingface_hub", "torchvision.transforms")
 #: what tells one mutation from another, also when lines have moved
 KEYS = ("file", "operator", "before", "after")
-_COPIED = ("clt_lightning", "tests", "configs", "docs", "examples", "pyproject.toml", "README.md")
+_COPIED: tuple[str, ...] = ("benchmarks", "clt_lightning", "tests", "configs", "docs", "examples")
+_COPIED += ("pyproject.toml", "README.md", "CONTRIBUTING.md")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from clt_lightning.transcoder import AuxiliaryRequest, Codes, CrossLayerTranscod
 from clt_lightning.transcoder.activations import from_config
 from clt_lightning.transcoder.normalization import StatisticsAccumulator
 from tests.gradients import gradient
+from tests.parallel._outside import Shift, Squares
 
 LAYERS, WIDTH, FEATURES, TOKENS = 3, 8, 48, 16
 
@@ -59,6 +60,7 @@ def losses_of(parts: bool, want_pre: bool) -> LossConfig:
         tanh=TanhConfig(1e-2),
         pre_activation=PreActivationConfig(1e-3 if want_pre else 0.0),
         auxk=AuxKConfig(0.1, k=5),
+        extra=[Squares(), Shift()],
     )
 
 

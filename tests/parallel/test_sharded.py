@@ -23,7 +23,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "batch_topk-sparse": {"activation": {"class_path": "BatchTopK", "init_args": {"k": 4}}, "backend": "sparse"},
     "jumprelu-per_layer": {"activation": {"class_path": "JumpReLU"}, "topology": "per_layer"},
     "relu-dense": {"activation": {"class_path": "ReLU"}, "backend": "dense"},
+    **{
+        f"outside-{name}": {"activation": {"class_path": f"tests.parallel._outside.{name}", "init_args": arguments}}
+        for name, arguments in (
+            *(("Gate", {"least": 0.2}), ("NearTop", {"share": 0.5}), ("AboveMean", {})),
+            *(("FewTopK", {"k": 6}), ("Crowned", {}), ("Eager", {"k": 2})),
+        )
+    },
 }
+
+EVALUATED = ["topk", "abs_topk-skip", "batch_topk", *(name for name in CONFIGS if name.startswith("outside"))]
 
 
 def close(a: Any, b: Any, where: str = "") -> None:
@@ -104,7 +113,7 @@ def one() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def two(one: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    states = {name: one[name]["state"] for name in ("topk", "abs_topk-skip", "batch_topk")}
+    states = {name: one[name]["state"] for name in EVALUATED}
     return run(on_two, tmp_path_factory.mktemp("two"), 2, states)
 
 
@@ -153,7 +162,7 @@ def test_states_go_from_two_processes_to_one_and_four(two: list[dict[str, Any]],
         close(found["optimizer"]["state"], straight["optimizer"]["state"])
 
 
-@pytest.mark.parametrize("name", ["topk", "abs_topk-skip", "batch_topk"])
+@pytest.mark.parametrize("name", EVALUATED)
 def test_evaluation_sees_all_features(name: str, one: dict[str, Any], two: list[dict[str, Any]]) -> None:
     clt = scenes.build(CONFIGS[name], None)
     clt.load_state_dict(one[name]["state"])

@@ -19,7 +19,7 @@ import torch
 
 from clt_lightning.callbacks import ExportTranscoder, Reconstruction
 from clt_lightning.cli.main import main
-from clt_lightning.data.modules import WebImages
+from clt_lightning.data.sets.base import WebImages
 from clt_lightning.runs.folder import LAST
 from clt_lightning.runs.resume import find
 from clt_lightning.runs.signals import Interrupt

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from clt_lightning.cli.main import main
-from clt_lightning.data.modules import WebImages
+from clt_lightning.data.sets.base import WebImages
 from clt_lightning.runs.folder import LAST, RunFolder, find_run
 from clt_lightning.runs.lock import Lock
 from clt_lightning.training.module import CLTModule

@@ -270,7 +270,7 @@ def test_another_model_is_refused_by_the_key_that_differs(tmp_path: Path, capsys
         ("transcoder.n_features=32", "model.transcoder.n_features=64, the config says 32"),
         ("transcoder.topology=per_layer", "model.transcoder.topology='cross_layer', the config says 'per_layer'"),
         ("transcoder.activation.class_path=ReLU", "activation.class_path='BatchTopK', the config says 'ReLU'"),
-        (f"clip.pretrained={other}", f"pretrained='{clip.name}', the config says 'other.safetensors'"),
+        (f"backbone.pretrained={other}", f"pretrained='{clip.name}', the config says 'other.safetensors'"),
     ):
         with pytest.raises(SystemExit) as error:
             main(["fit", "--config", str(config), "--ckpt_path", "last", f"--model.{option}", "--trainer.max_steps=4"])

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import clt_lightning as cl
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.training.losses import L1Config
 from clt_lightning.training.module import CLTModule, StepPart
-from clt_lightning.training.settings import BackboneConfig, LossConfig, TokensConfig, TranscoderConfig
+from clt_lightning.training.settings import LossConfig, TokensConfig, TranscoderConfig
 from clt_lightning.transcoder import AuxiliaryRequest
 from clt_lightning.transcoder.chunked import add_up
 from tests.gradients import gradient
@@ -18,7 +19,7 @@ from tests.gradients import gradient
 @pytest.mark.parametrize("activation", [cl.TopK(4), cl.JumpReLU(0.3, 0.4)], ids=lambda a: type(a).__name__)
 def test_same_gradients(chunk: int, activation: cl.Activation) -> None:
     module = CLTModule(
-        BackboneConfig(pretrained="demo"),
+        FrozenCLIP(pretrained="demo"),
         TranscoderConfig(n_features=32, activation=activation),
         LossConfig(l1=L1Config(0.1)),
         tokens=TokensConfig(max_tokens_per_chunk=chunk),

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import clt_lightning as cl
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.training.losses import AuxKConfig, CascadeConfig, L1Config
-from clt_lightning.training.settings import BackboneConfig, LossConfig, TokensConfig, TranscoderConfig
+from clt_lightning.training.settings import LossConfig, TokensConfig, TranscoderConfig
 from clt_lightning.transcoder import Activation
 from tests.parallel import processes
 
@@ -52,7 +53,7 @@ OFF = CascadeConfig(stream=0.0, embedding=0.0, reconstruction=0.0)
 def made(activation: Activation, loss: LossConfig | None = None, **tokens: Any) -> cl.CLTModule:
     """A module whose decoders and skip path are not zero."""
     module = cl.CLTModule(
-        BackboneConfig(pretrained="demo"),
+        FrozenCLIP(pretrained="demo"),
         TranscoderConfig(n_features=FEATURES, activation=activation, skip=True),
         loss or LossConfig(auxk=AuxKConfig(coefficient=0.0), cascade=OFF),
         optimizer=still,

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.progress import Progress
 from clt_lightning.training.module import CLTModule
-from clt_lightning.training.settings import BackboneConfig, TokensConfig, TranscoderConfig
+from clt_lightning.training.settings import TokensConfig, TranscoderConfig
 
 
 def test_the_normalisation_pass_shows_how_far_it_is(
@@ -19,7 +20,7 @@ def test_the_normalisation_pass_shows_how_far_it_is(
 ) -> None:
     monkeypatch.setattr(Progress, "shortest", 0.0)
     module = CLTModule(
-        BackboneConfig(pretrained="demo"),
+        FrozenCLIP(pretrained="demo"),
         TranscoderConfig(n_features=32),
         tokens=TokensConfig(per_image=5, statistics=100),
     )

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import clt_lightning as cl
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
 from clt_lightning.training.losses import AuxKConfig, CascadeConfig
 from clt_lightning.training.settings import (
-    BackboneConfig,
     LossConfig,
     ReviveConfig,
     ScheduleConfig,
@@ -35,7 +35,7 @@ class Images(lightning.LightningDataModule):
 
 def make(revive: ReviveConfig, activation: cl.Activation | None = None) -> cl.CLTModule:
     return cl.CLTModule(
-        BackboneConfig(pretrained="demo"),
+        FrozenCLIP(pretrained="demo"),
         TranscoderConfig(n_features=FEATURES, activation=activation or cl.BatchTopK(3)),
         # the cascade begins at a share of the run, and these runs have different lengths
         LossConfig(auxk=AuxKConfig(coefficient=0.0), cascade=CascadeConfig(stream=0.0, embedding=0.0)),

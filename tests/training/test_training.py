@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import clt_lightning as cl
-from clt_lightning.analysis import open_run
+from clt_lightning.analysis import load_metrics, open_run
 from clt_lightning.cli.main import main
 from clt_lightning.cli.run_option import named_checkpoint
 from clt_lightning.core.errors import UserError
@@ -46,8 +46,7 @@ def options(demo_tars: Path, runs: Path, *more: str) -> list[str]:
 
 
 def results(run: Path, stage: str) -> dict[str, float]:
-    values: dict[str, float] = json.loads((run / "results.json").read_text())["metrics"][stage]["values"]
-    return values
+    return load_metrics(run, stage)
 
 
 def reconstruction_losses(run: Path) -> list[float]:
@@ -110,7 +109,8 @@ def test_validate_and_test_give_the_numbers_of_fit(run: Path, demo_tars: Path, t
             assert again[key] == pytest.approx(value, rel=1e-9, nan_ok=True), key
         events = EventAccumulator(str(tmp_path / command / "version_0")).Reload()
         assert [event.step for event in events.Scalars(f"{stage}/fvu/all")] == [12]
-        found = json.loads((tmp_path / command / "version_0" / "results.json").read_text())["metrics"][stage]
+        content = json.loads((tmp_path / command / "version_0" / "results.json").read_text())
+        found = content["metrics"]["val"] if stage == "val" else content["evaluation"]["test"]
         splits = found["run"]["data"]["description"]["splits"]
         assert splits[stage] == {"split": stage, "shards": 1, "samples": 75}
         assert ("val" if stage == "test" else "test") not in splits
@@ -121,7 +121,7 @@ def test_test_reads_other_images_than_validation(run: Path, demo_tars: Path, tmp
     main(["test", *options(demo_tars, tmp_path), checkpoint])
     found = results(tmp_path / "quickstart" / "version_0", "test")
     assert found["fvu/all"] != results(run, "val")["fvu/all"]
-    record = json.loads((tmp_path / "quickstart" / "version_0" / "results.json").read_text())["metrics"]["test"]
+    record = json.loads((tmp_path / "quickstart" / "version_0" / "results.json").read_text())["evaluation"]["test"]
     splits = record["run"]["data"]["description"]["splits"]
     assert splits["test"] == {"split": "test", "shards": 1, "samples": 75}
     assert "val" not in splits

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clt_lightning.backbone.clip import FrozenCLIP
-from clt_lightning.data.renders import render
+from clt_lightning.data.worlds.renders import render
 from clt_lightning.training.losses import reconstruction_loss
 from clt_lightning.training.optim import AdamW
 from clt_lightning.transcoder import (

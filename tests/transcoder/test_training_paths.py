@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from clt_lightning.backbone.clip import FrozenCLIP
-from clt_lightning.data.renders import render
+from clt_lightning.data.worlds.renders import render
 from clt_lightning.training.losses import reconstruction_loss
 from clt_lightning.training.optim import AdamW
 from clt_lightning.transcoder import CrossLayerTranscoder, StatisticsAccumulator, TopK

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from clt_lightning.analysis.circuits.attention_features import attribute_with_attention
 from clt_lightning.analysis.circuits.attribution import attribute, top_targets
 from clt_lightning.analysis.circuits.concepts import ConceptAblation, ablate_concepts, mean_codes, random_features
 from clt_lightning.analysis.circuits.expected import EdgeSums, ExpectedGraph, expected_graph
@@ -16,6 +17,7 @@ from clt_lightning.analysis.circuits.nodeset import NodeEdit, NodeSet
 from clt_lightning.analysis.circuits.open_clip_parts import parts_of
 from clt_lightning.analysis.circuits.parts import TowerParts, cast
 from clt_lightning.analysis.circuits.queries import HeadScore, explain_score
+from clt_lightning.analysis.circuits.residual import Relevance, ResidualModel, relevance, residual_model
 from clt_lightning.analysis.circuits.validation import Validation, validate
 from clt_lightning.analysis.circuits.virtual import by_coactivation, rank_correlation, virtual_weights
 
@@ -34,12 +36,15 @@ __all__ = [
     "NodeSet",
     "Nodes",
     "Prediction",
+    "Relevance",
+    "ResidualModel",
     "Scores",
     "Seen",
     "TowerParts",
     "Validation",
     "ablate_concepts",
     "attribute",
+    "attribute_with_attention",
     "by_coactivation",
     "cast",
     "expected_graph",
@@ -52,6 +57,8 @@ __all__ = [
     "parts_of",
     "random_features",
     "rank_correlation",
+    "relevance",
+    "residual_model",
     "see",
     "split_by_heads",
     "top_targets",

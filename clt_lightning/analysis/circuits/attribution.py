@@ -30,6 +30,8 @@ Tower = Literal["held", "tangent"]
 MAX_NODES = 4096
 #: Numbers of the stream that a batch of backwards holds at once
 _BATCH_NUMBERS = 8_000_000
+#: Rows of a layer that tell where influence goes from it, for the estimate
+_PILOTS = 12
 #: Batches of rows between two rankings of what is to come next
 _RANK_EVERY = 4
 
@@ -180,11 +182,11 @@ class _Maker:
         )
         seconds = None
         if timed and rows > 4 * self.batch:
-            seconds = self._time() * rows / layout.n_features
+            seconds = self._time()
         return Estimate(self.model.sources.n_features, rows, needed, seconds)
 
     def _time(self) -> float:
-        """Seconds of the rows of all features, from a batch of a deep layer and one of half its depth."""
+        """Seconds of all rows to come, from a batch of a deep layer and one of half its depth."""
         layers = self.layout.layer[: self.layout.n_features]
         counts = torch.bincount(layers)
         # what a backward costs hardly shrinks with its rows: only full ones are timed
@@ -196,7 +198,33 @@ class _Maker:
             began = time.monotonic()
             self.rows(chosen)
             timed[layer] = time.monotonic() - began
-        return seconds_of(layers, timed, self.batch)
+        return seconds_of(layers[self._foreseen()], timed, self.batch)
+
+    def _foreseen(self) -> Tensor:
+        """The features that growth will choose, as far as a few rows of each layer tell: it favours shallow ones."""
+        layout = self.layout
+        n, layers = layout.n_features, layout.layer[: layout.n_features]
+        if n <= self.max_nodes:
+            return torch.arange(n)
+        other = self.model.parts.read_out.other is not None or self.model.tangent
+        held = self._target_rows("tangent" if other else "frozen")
+
+        def shares(rows: Tensor) -> Tensor:
+            size = rows.abs() * layout.counted
+            return size / size.sum(1, keepdim=True).clamp(min=1e-10)
+
+        reach = self.weights.to(held) @ shares(held)
+        for layer in sorted(set(layers.tolist()), reverse=True):
+            if layer == 0:
+                break
+            here = (layers == layer).nonzero().flatten()
+            mine = reach[here.to(reach.device)].cpu()
+            best = mine.argsort(descending=True, stable=True)[:_PILOTS]
+            weight = mine[best].to(held)
+            # the strongest stand for all of their layer
+            carried = weight @ shares(self.rows(here[best])) / weight.sum().clamp(min=1e-30)
+            reach = reach + carried * mine.sum().to(held)
+        return reach[:n].cpu().argsort(descending=True, stable=True)[: self.max_nodes]
 
     def rows(self, features: Tensor) -> Tensor:
         """`(features, columns)` of some feature nodes."""
@@ -235,7 +263,9 @@ class _Maker:
         if layout.n_features <= self.max_nodes:
             return torch.arange(layout.n_features)
         done = torch.cat(order) if order else torch.zeros(0, dtype=torch.int64)
-        reach = partial_influence(store, done, held, self.weights, layout.counted)[: layout.n_features].clone()
+        reach = partial_influence(store, done, held, self.weights, layout.counted, layout.layer)[
+            : layout.n_features
+        ].clone()
         reach[done] = -1.0
         chosen = reach.cpu().argsort(descending=True, stable=True)[: min(wanted, _RANK_EVERY * self.batch)]
         # neighbours in depth share a backward
@@ -273,7 +303,9 @@ class _Maker:
         )
 
 
-def partial_influence(store: Tensor, done: Tensor, held: Tensor, weights: Tensor, counted: Tensor) -> Tensor:
+def partial_influence(
+    store: Tensor, done: Tensor, held: Tensor, weights: Tensor, counted: Tensor, layer: Tensor
+) -> Tensor:
     """`(columns,)` influence along the rows that are known so far.
 
     Args:
@@ -282,6 +314,7 @@ def partial_influence(store: Tensor, done: Tensor, held: Tensor, weights: Tensor
         held: `(targets, columns)` rows of the targets.
         weights: `(targets,)`.
         counted: `(columns,)` 1 for columns that take part in shares, 0 for biases.
+        layer: `(columns,)` their layers.
     """
     weights = weights.to(store)
 
@@ -292,9 +325,11 @@ def partial_influence(store: Tensor, done: Tensor, held: Tensor, weights: Tensor
             total += (some / size.sum(1).clamp(min=1e-10)) @ size
         return total
 
-    current = carried(held, weights)
-    total = current.clone()
-    while len(done) and bool(current[done].any()):
-        current = carried(store, current[done])
-        total += current
+    total = carried(held, weights)
+    layers = layer[done]
+    # edges go up: what a layer's features have is complete once all layers above have handed theirs down
+    for one in sorted(set(layers.tolist()), reverse=True):
+        here = (layers == one).nonzero().flatten().to(store.device)
+        for some in here.split(256):
+            total += carried(store[some], total[done.to(store.device)[some]])
     return total

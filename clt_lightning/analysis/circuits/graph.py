@@ -17,12 +17,14 @@ from clt_lightning.analysis.circuits.nodes import Nodes
 from clt_lightning.analysis.target import Target
 from clt_lightning.core.errors import UserError
 
+#: Kinds that have a code
+CODES = ("feature", "attention")
 #: Kinds that take part in influence, as circuit-tracer has them; biases and what is left out are counted apart
-COUNTED = ("feature", "error", "skip", "input", "target")
+COUNTED = ("feature", "attention", "error", "attention_error", "skip", "input", "target")
 #: Kinds that explain nothing further
-UNEXPLAINED = ("error", "skip")
+UNEXPLAINED = ("error", "attention_error", "skip")
 #: Kinds at which paths end
-ENDS = ("input", "error", "skip", "rest", "bias")
+ENDS = ("input", "error", "attention_error", "skip", "rest", "bias")
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Graph:
     scores: Scores = field(default=Scores(0.0, 0.0, {}, 0.0))
 
     def __repr__(self) -> str:
-        kinds = {name: int(self.nodes.of(name).sum()) for name in ("feature", "error", "skip", "input", "bias")}
+        kinds = {name: int(self.nodes.of(name).sum()) for name in (*CODES, *UNEXPLAINED, "input", "bias")}
         counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
         names = "; ".join(target.name for target in self.targets)
         return (
@@ -129,7 +131,7 @@ class Graph:
         carried = shares * (some.influence(shares, self.target_weights) + self.target_weights)[some.target]
         real = counted[some.source]
         chosen = ~real | (carried >= cut(carried[real], edges))
-        features, needed = table.of("feature"), table.of("feature", *UNEXPLAINED)
+        features, needed = table.of(*CODES), table.of(*CODES, *UNEXPLAINED)
         while True:
             before = int(kept.sum())
             chosen &= kept[some.source] & kept[some.target]

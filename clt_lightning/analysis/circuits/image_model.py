@@ -93,10 +93,23 @@ def model_of_image(
             f"circuits are of transcoders in the place of all MLPs: this one rebuilds {clt.sites.write} at blocks "
             f"{list(check_fit(clip, clt))}"
         )
-    if dtype not in (torch.float32, torch.float64):
-        raise UserError(f"circuits are computed in float32 or float64, got {dtype}")
     if skip not in ("node", "through"):
         raise UserError(f"skip must be node or through, got {skip!r}")
+    # inference mode's tensors could not be differentiated later, for tangent rows
+    with torch.inference_mode(False):
+        prepared = prepared_image(clip, image, dtype)
+        parts = cast(parts_of(clip), dtype, clip.device)
+        return ImageModel(clip, clt, prepared, parts, see(parts, parts.embed(prepared)), skip, tangent)
+
+
+def prepared_image(clip: Any, image: Tensor | PIL.Image.Image, dtype: torch.dtype) -> Tensor:
+    """`(1, 3, size, size)` on the backbone's device, in the type that circuits are computed in.
+
+    Raises:
+        UserError: another size, NaN, or another type than float32 or float64.
+    """
+    if dtype not in (torch.float32, torch.float64):
+        raise UserError(f"circuits are computed in float32 or float64, got {dtype}")
     prepared = image if isinstance(image, Tensor) else clip.preprocess(image.convert("RGB"))
     prepared = prepared[None] if prepared.ndim == 3 else prepared
     size = (1, 3, clip.image_size, clip.image_size)
@@ -104,10 +117,8 @@ def model_of_image(
         raise UserError(
             f"a graph is of one image {size[1:]}, got {tuple(prepared.shape)}: pass it through `preprocess`"
         )
-    # inference mode's tensors could not be differentiated later, for tangent rows
     with torch.inference_mode(False):
         prepared = prepared.detach().to(device=clip.device, dtype=dtype, copy=True)
-        if not bool(prepared.isfinite().all()):
-            raise UserError("the image holds NaN or infinite values")
-        parts = cast(parts_of(clip), dtype, clip.device)
-        return ImageModel(clip, clt, prepared, parts, see(parts, parts.embed(prepared)), skip, tangent)
+    if not bool(prepared.isfinite().all()):
+        raise UserError("the image holds NaN or infinite values")
+    return prepared

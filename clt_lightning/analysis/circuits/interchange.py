@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clt_lightning.analysis.circuits.edges import Edges
-from clt_lightning.analysis.circuits.graph import Graph, Scores
+from clt_lightning.analysis.circuits.graph import CODES, Graph, Scores
 from clt_lightning.analysis.circuits.nodes import BIASES, KINDS, Node, Nodes
 from clt_lightning.analysis.target import Target
 from clt_lightning.core.errors import UserError
@@ -32,6 +32,8 @@ _TYPES = {
     "rest": "features left out",
     "skip": "linear skip",
     "bias": "bias",
+    "attention": "attention output feature",
+    "attention_error": "attention reconstruction error",
 }
 
 
@@ -49,12 +51,14 @@ def node_id(node: Node, n_layers: int) -> str:
     position = "all" if node.position < 0 else str(node.position)
     if node.kind == "feature":
         return f"{node.layer}_{node.feature}_{position}"
+    if node.kind == "attention":
+        return f"attention_{node.layer}_{node.feature}_{position}"
     if node.kind == "input":
         return f"E_{0 if node.position < 0 else node.position}_{position}"
     if node.kind == "target":
         return f"{n_layers + 1}_{node.feature}_0"
     if node.kind == "bias":
-        return f"bias_{BIASES[node.feature]}_{'out' if node.layer < 0 else node.layer}"
+        return f"bias_{BIASES[node.feature].replace(' ', '_')}_{'out' if node.layer < 0 else node.layer}"
     return f"{node.kind}_{node.layer}_{position}"
 
 
@@ -155,7 +159,7 @@ def _node(graph: Graph, node: Node, name: str, cumulated: float, n_layers: int, 
         # the frontend takes a logit's words from between quotes and its probability from behind: both must be there
         "clerp": f'Output "{_unquoted(node.name)}" (p={chance:.3f})' if is_target else _words(node),
         "influence": cumulated,
-        "activation": node.activation if node.kind in ("feature", "target") else None,
+        "activation": node.activation if node.kind in (*CODES, "target") else None,
         "kind": node.kind,
         "index_in_layer": node.feature,
         "layer_number": node.layer,

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clt_lightning.analysis.circuits.derivative import tower_predictions
 from clt_lightning.analysis.circuits.forward import embed_stream
 from clt_lightning.analysis.circuits.graph import Graph
 from clt_lightning.analysis.circuits.image_model import ImageModel, model_of_image
@@ -35,7 +36,8 @@ class Effects:
         before: `(targets,)` float64 values of the untouched image.
         observed: `(sets, targets)` float64: how they change. With `frozen` and `reencoded`, read with the norms held.
         tangent: the same, read to first order; equal to `observed` for `live`, which reads as the model does.
-        predicted: by rows (`frozen`, `tangent`), `(sets, targets)`: what the graph says; empty without one.
+        predicted: `(sets, targets)` by what predicts: `tower`, of `live` alone: the whole tower to first order, with or
+            without a graph; `frozen` and `tangent`: the graph's rows. `prediction` is the one to look at.
         cosine: `(sets,)` between the image's embeddings before and after.
         places: `(3, sources)` layers, positions and features of the image's active features.
         codes: `(sources,)` their codes.
@@ -55,6 +57,14 @@ class Effects:
     codes: Tensor = field(repr=False)
     changes: Tensor | None = field(repr=False)
     predicted_changes: Tensor | None = field(repr=False)
+
+    @property
+    def prediction(self) -> Tensor | None:
+        """`(sets, targets)`: what predicts this mode best: the tangent tower a live model, frozen rows a held one.
+
+        None for a held model without a graph.
+        """
+        return self.predicted.get("tower" if self.mode == "live" else "frozen")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: the sets, the targets, and their changes."""
@@ -92,7 +102,8 @@ def intervene(
         nodes: what is changed; of several sets, each by itself. Nodes of a graph are taken away, together.
         mode: `frozen`, `reencoded` or `live`, see `rerun`.
         target: what is read; None: the graph's targets.
-        graph: of this image, for predictions (made with `skip="through"` where the transcoder has a skip).
+        graph: of this image, for predictions by its rows and of other features (made with `skip="through"` where the
+            transcoder has a skip).
         base: of `live`: `original`, the backbone's own MLPs, or `transcoder` in their place.
         codes: whether the changes of other features are wanted.
         dtype: float32 or float64.
@@ -156,13 +167,13 @@ def intervene_on(
     layers = torch.cat([torch.full_like(a.features, layer) for layer, a in enumerate(active)])
     places = torch.stack([layers, *(torch.cat([getattr(a, n) for a in active]) for n in ("positions", "features"))])
     values = torch.cat([a.values for a in active])
-    predictions: dict[str, Tensor] = {}
+    predictions = {"tower": tower_predictions(model, sets, targets)} if mode == "live" and targets else {}
     predicted_changes = None
     if graph is not None:
         changes = [changes_of(graph, nodes) for nodes in sets]
         same = [t.name for t in graph.targets] == [t.name for t in targets]
         said = {rows: predicted(graph, changes, rows) for rows in ("frozen", "tangent")}
-        predictions = {rows: p.targets.T for rows, p in said.items()} if same else {}
+        predictions |= {rows: p.targets.T for rows, p in said.items()} if same else {}
         predicted_changes = _placed(graph, said["frozen"].activations, places)
     return Effects(
         mode,

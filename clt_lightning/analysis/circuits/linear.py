@@ -196,37 +196,51 @@ class LinearTower:
         read: Callable[[int], Tensor | None] | None = None,
         final: Tensor | None = None,
         entering: Callable[[int], Tensor | None] | None = None,
+        attending: Callable[[int], Tensor | None] | None = None,
     ) -> Iterator[Step]:
         """Backwards through the held tower, many rows at once.
 
         Args:
             top: the layer to begin at; what is read lies at this layer or below.
             rows: how many.
-            read: `read(layer)`: gradients by the MLP's input of a layer, `(rows, positions, d_model)`, or None.
+            read: `read(layer)`: gradients by the MLP's input of a layer, `(rows, positions, d_model)`, or None. Rows
+                that begin at lower layers may come last and be left out: nothing is computed for them above.
             final: gradients by the last stream (`top` is the last layer then).
             entering: `entering(layer)`: gradients by the stream at a block's entry.
+            attending: `attending(layer)`: gradients by what the attention adds, where that is written by nodes of its
+                own: these alone go on through the attention then, and the stream passes it by.
 
         Yields:
-            every place from the top down: `mlp` and `attention` of each block, at last `input`.
+            every place from the top down: `mlp` and `attention` of each block, at last `input`; with the rows that have
+            begun.
         """
         shape = self.seen.streams[0].shape[1:]
-        zeros = self.seen.streams[0].new_zeros(1, 1, 1).expand(rows, *shape)
-        gradient = zeros if final is None else final.expand(rows, *shape)
+        gradient = None if final is None else final.expand(rows, *shape)
         for layer in range(top, -1, -1):
             block = self.blocks[layer]
-            untouched = gradient is zeros
-            if not untouched:
+            by_x = None
+            if gradient is not None:
                 yield Step(layer, "mlp", gradient)
-            by_x = None if untouched else self.past_mlp_adjoint(layer, gradient)
-            injected = None if read is None else read(layer)
-            if injected is not None:
-                by_x = injected if by_x is None else by_x + injected
+                by_x = self.past_mlp_adjoint(layer, gradient)
+            by_x = _plus(by_x, None if read is None else read(layer))
             if by_x is not None:
-                gradient = gradient + block.read_adjoint(by_x)
-            if gradient is not zeros:
+                gradient = _plus(gradient, block.read_adjoint(by_x))
+            if gradient is not None:
                 yield Step(layer, "attention", gradient)
-                gradient = gradient + block.attend_adjoint(gradient)
-            entered = None if entering is None else entering(layer)
-            if entered is not None:
-                gradient = gradient + entered
+            through = gradient if attending is None else attending(layer)
+            if through is not None:
+                gradient = _plus(gradient, block.attend_adjoint(through))
+            gradient = _plus(gradient, None if entering is None else entering(layer))
+        if gradient is None:
+            gradient = self.seen.streams[0].new_zeros(1, 1, 1).expand(rows, *shape)
         yield Step(-1, "input", gradient)
+
+
+def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The sum; rows that one of them does not have yet are 0 there."""
+    if a is None or b is None:
+        return b if a is None else a
+    if len(a) != len(b):
+        a, b = (a, b) if len(a) > len(b) else (b, a)
+        return torch.cat([a[: len(b)] + b, a[len(b) :]])
+    return a + b

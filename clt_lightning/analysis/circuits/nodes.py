@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-#: In the order in which a graph holds them. `rest`: features that were active and are no nodes of their own
-KINDS = ("feature", "rest", "error", "skip", "input", "bias", "target")
+#: The first seven in the order in which a graph holds them. `rest`: features that were active and are no nodes of their
+#: own. `attention`: features of what attention adds, where an autoencoder of it was given
+KINDS = ("feature", "rest", "error", "skip", "input", "bias", "target", "attention", "attention_error")
 #: What a bias node stands for: the constant part of a layer's attention, of what is written in the MLP's place, of what
-#: its encoder (and the norm before it) adds to every pre-activation; and of the read-out
-BIASES = ("attention", "mlp", "read", "head")
+#: its encoder (and the norm before it) adds to every pre-activation; of the read-out; and of encoders of attention
+BIASES = ("attention", "mlp", "read", "head", "attention read")
 
 
 @dataclass(frozen=True)
@@ -105,13 +106,15 @@ class Nodes:
         place = "" if position < 0 else f" @{self.position_names[position]}"
         if kind == "feature":
             return f"{layer}/{feature}{place}"
+        if kind == "attention":
+            return f"attention {layer}/{feature}{place}"
         if kind == "target":
             return self.target_names[feature]
         if kind == "bias":
             return "bias of the read-out" if layer < 0 else f"bias {layer} {BIASES[feature]}"
         if kind == "input":
             return f"input{place}"
-        return f"{kind} {layer}{place}"
+        return f"{kind.replace('_', ' ')} {layer}{place}"
 
 
 def make_nodes(

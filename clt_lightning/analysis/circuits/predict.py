@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.circuits.graph import Graph
+from clt_lightning.analysis.circuits.graph import CODES, Graph
 from clt_lightning.core.errors import UserError
 
 
@@ -47,7 +47,7 @@ def predicted(graph: Graph, interventions: Sequence[Mapping[int, float]], rows: 
     if rows not in ("tangent", "frozen"):
         raise UserError(f"rows must be tangent or frozen, got {rows!r}")
     nodes, n = graph.nodes, len(graph.nodes)
-    features = nodes.of("feature")
+    features = nodes.of(*CODES)
     relative = torch.zeros(n, len(interventions), dtype=torch.float64)
     pinned = torch.zeros(n, len(interventions), dtype=torch.bool)
     for column, changes in enumerate(interventions):
@@ -60,14 +60,13 @@ def predicted(graph: Graph, interventions: Sequence[Mapping[int, float]], rows: 
             pinned[index, column] = True
     activation = torch.where(features, nodes.activation, 1.0)[:, None]
     edges = graph.edges
-    layers = nodes.layer[edges.target]
-    of_features = features[edges.target]
-    # a feature reads what lower layers wrote: one layer after another solves the triangular system
+    # a feature reads what lower layers wrote: one layer after another solves the triangular system, attention first
     for layer in sorted(set(nodes.layer[features].tolist())):
-        here = features & (nodes.layer == layer)
-        reached = edges.keep(of_features & (layers == layer)).times(relative)
-        free = here[:, None] & ~pinned
-        relative = torch.where(free, reached / activation, relative)
+        for kind in reversed(CODES):
+            here = nodes.of(kind) & (nodes.layer == layer)
+            reached = edges.keep(here[edges.target]).times(relative)
+            free = here[:, None] & ~pinned
+            relative = torch.where(free, reached / activation, relative)
     if rows == "tangent":
         targets = graph.tangent.double() @ relative
     else:

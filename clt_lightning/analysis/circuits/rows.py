@@ -34,23 +34,28 @@ class Reads:
 def feature_rows(sources: Sources, reads: Reads) -> Tensor:
     """`(rows, columns)`: every source's contribution; a row sums to its pre-activations."""
     out = sources.like.new_zeros(reads.n_rows, sources.n_columns)
-    if not reads.n_rows:
+    if not len(reads.row):
         return out
-    shape = (reads.n_rows, *sources.like.shape[1:])
+    shape = sources.like.shape[1:]
+    # deepest first: a row costs nothing in the layers above its own
+    top = reads.layer.new_full((reads.n_rows,), -1).scatter_reduce_(0, reads.row, reads.layer, "amax")
+    order = top.argsort(descending=True, stable=True)
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
 
     def read(layer: int) -> Tensor | None:
         here = reads.layer == layer
         if not bool(here.any()):
             return None
-        row, position, feature = reads.row[here], reads.position[here], reads.feature[here]
-        gradient = sources.like.new_zeros(shape)
+        row, position, feature = place[reads.row[here]], reads.position[here], reads.feature[here]
+        gradient = sources.like.new_zeros(int((top >= layer).sum()), *shape)
         gradient.index_put_((row, position), encoder_rows(sources.clt, layer, feature, gradient), accumulate=True)
         constants = sources.read_constants(layer, feature, position)
         out[:, sources.bias_column(layer, 2)].index_add_(0, row, constants)
         return sources.read_gradient(layer, gradient)
 
     for step in sources.tower.pull(int(reads.layer.max()), reads.n_rows, read):
-        sources.add(step, out)
+        sources.add(step, out[: len(step.gradient)])
+    out = out[place]
     if sources.tower.tangent:  # to first order rows do not add up by themselves: the rest is constant
         explained = out.new_zeros(reads.n_rows)
         for layer in reads.layer.unique().tolist():

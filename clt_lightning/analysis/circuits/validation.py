@@ -13,9 +13,8 @@ from torch import Tensor
 from clt_lightning.analysis.circuits.attribution import attribute
 from clt_lightning.analysis.circuits.graph import Graph
 from clt_lightning.analysis.circuits.image_model import ImageModel, model_of_image
-from clt_lightning.analysis.circuits.intervention import changes_of, intervene_on
+from clt_lightning.analysis.circuits.intervention import intervene_on
 from clt_lightning.analysis.circuits.nodeset import NodeSet
-from clt_lightning.analysis.circuits.predict import predicted
 from clt_lightning.analysis.effects import total_effects
 from clt_lightning.analysis.effects.check import Agreement, agreement
 from clt_lightning.analysis.target import Target
@@ -46,7 +45,7 @@ class Validation:
     Attributes:
         table: columns of equal length: `image`, `layer`, `position`, `feature`, `kind` (0: among the most influential,
             1: drawn from the other features, 2: a set of several), `scale`, `predicted_frozen`, `predicted_tangent`,
-            `predicted_gradient`, `observed_frozen`, `observed_reencoded`, `observed_live`.
+            `predicted_tower`, `predicted_gradient`, `observed_frozen`, `observed_reencoded`, `observed_live`.
         agreements: by comparison (`COLUMNS`) and part (`all`, `top`, `random`, `sets`, `layer_<l>`).
     """
 
@@ -105,10 +104,7 @@ def validate(
             target = targets(number) if callable(targets) else targets[number]
             model = model_of_image(clip, clt, image, dtype, "through")
             graph = attribute(clip, clt, image, target, skip="through", max_nodes=max_nodes, dtype=dtype)
-            moving = attribute(
-                clip, clt, image, target, skip="through", tower="tangent", max_nodes=max_nodes, dtype=dtype
-            )
-            parts.append(_of_image(model, graph, moving, target, number, nodes, sets, rng))
+            parts.append(_of_image(model, graph, target, number, nodes, sets, rng))
             bar.update()
     table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return Validation(table, agreements_of(table, clt.n_layers, draws, seed))
@@ -117,7 +113,6 @@ def validate(
 def _of_image(
     model: ImageModel,
     graph: Graph,
-    moving: Graph,
     target: Target,
     number: int,
     nodes: int,
@@ -140,7 +135,6 @@ def _of_image(
     found = {
         mode: intervene_on(model, asked, mode, target, graph, codes=False) for mode in ("frozen", "reencoded", "live")
     }
-    by_tower = predicted(moving, [changes_of(moving, one) for one in asked])
     per_node = live_gradients(model, target)
     n = len(graph.nodes)
     at = {(int(a), int(b), int(c)): float(v) for a, b, c, v in per_node}
@@ -166,7 +160,7 @@ def _of_image(
         "scale": np.concatenate([scale, np.zeros(total - alone)]),
         "predicted_frozen": live.predicted["frozen"][:, 0].double().numpy(),
         "predicted_tangent": live.predicted["tangent"][:, 0].double().numpy(),
-        "predicted_tower": by_tower.targets[0].numpy(),
+        "predicted_tower": live.predicted["tower"][:, 0].numpy(),
         "predicted_gradient": np.array(said),
         "observed_frozen": found["frozen"].observed[:, 0].numpy(),
         "observed_reencoded": found["reencoded"].observed[:, 0].numpy(),

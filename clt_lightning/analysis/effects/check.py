@@ -14,10 +14,11 @@ from torch import Tensor
 from clt_lightning.analysis.collector import key_seeds
 from clt_lightning.analysis.effects.collect import TARGETS, image_directions
 from clt_lightning.analysis.effects.live import ablation_effects, integrated_effects, per_image, total_effects
-from clt_lightning.analysis.intervals import Interval, none_if_nan, weighted_interval
+from clt_lightning.analysis.intervals import Interval, weighted_interval
 from clt_lightning.analysis.table import gather_rows
 from clt_lightning.analysis.tower import observe
 from clt_lightning.backbone.clip import FrozenCLIP
+from clt_lightning.core.files import finite
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 #: Effects below this share of the largest are left out of the comparison of signs: they are rounding
@@ -72,8 +73,8 @@ class Agreement:
             "n": self.n,
             "images": self.images,
             "correlation": self.correlation.to_json(),
-            "slope": none_if_nan(self.slope),
-            "signs": none_if_nan(self.signs),
+            "slope": finite(self.slope),
+            "signs": finite(self.signs),
         }
 
 

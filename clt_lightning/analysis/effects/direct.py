@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from clt_lightning.analysis.last_residual import LastResidual
 from clt_lightning.analysis.tower import Observation
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.transcoder import CrossLayerTranscoder
@@ -33,14 +34,7 @@ def read_out_scale(clip: FrozenCLIP, seen: Observation) -> tuple[Tensor, Tensor]
     Returns:
         the last LayerNorm's scale times the factor, and the factor: `logit_scale` over the embedding's norm.
     """
-    L = clip.n_layers
-    readout = clip.readout()
-    assert readout is not None
-    added = seen.y.unflatten(1, (seen.n_images, -1))[:, :, 0].double().sum(0)
-    attention = torch.stack([seen.attention[layer].double() for layer in range(L)]).sum(0)
-    residual = seen.streams[0][:, 0].double() + attention + added
-    factor = clip.logit_scale / readout.embed(residual).norm(dim=1)
-    return readout.scale(residual) * factor, factor
+    return LastResidual.of(clip, seen).scales()
 
 
 @torch.no_grad()

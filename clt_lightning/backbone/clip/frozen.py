@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clt_lightning.backbone.backbone import Backbone, check_precision
+from clt_lightning.backbone.backbone import Backbone, Precision, check_precision
 from clt_lightning.backbone.clip.build import build_model
 from clt_lightning.backbone.clip.prompts import Template, check_prompts, fill
 from clt_lightning.backbone.clip.short import encode_tokens
@@ -27,14 +28,16 @@ class FrozenCLIP(Backbone):
     """An open_clip model that never changes (`Backbone`), with its text tower.
 
     Args:
-        name: architecture as open_clip names it (`open_clip.list_models()`), e.g. `ViT-B-32-quickgelu`; or
-            `hf-hub:ORG/NAME` or `local-dir:FOLDER`, which bring weights along (`pretrained` is then left out).
+        name: architecture as open_clip names it (`open_clip.list_models()`), e.g. `ViT-B-32-quickgelu` (OpenAI's
+            weights were trained with QuickGELU, so not `ViT-B-32`); or `hf-hub:ORG/NAME` or `local-dir:FOLDER`, which
+            bring weights along (`pretrained` is then left out).
         pretrained: where the weights come from: a tag of open_clip's (`openai`); the path of a file (safetensors, a
             state dict of `torch.save`, or OpenAI's own TorchScript archive); a folder with `open_clip_config.json` and
             weights, such as a snapshot of the Hugging Face Hub; `hf-hub:ORG/NAME[@REVISION]` or `local-dir:FOLDER`;
             `demo` for the small CLIP that comes with the package; null for random weights. A folder, a repository and
             `demo` bring their architecture along, and `name` is not used; a file does if `name` is none of open_clip's.
-        precision: `fp32`; `bf16`: weights in bfloat16, LayerNorms and returned embeddings in fp32; or `fp64`.
+        precision: `fp32`; `bf16`: weights in bfloat16, LayerNorms and returned embeddings in fp32; or `fp64`, for
+            checks. The backbone's own, whatever the trainer's is.
         seed: seed of the random weights when `pretrained` is null.
 
     Attributes:
@@ -51,12 +54,12 @@ class FrozenCLIP(Backbone):
     def __init__(
         self,
         name: str = "ViT-B-32-quickgelu",
-        pretrained: str | None = "openai",
-        precision: str = "fp32",
+        pretrained: str | Path | None = "openai",
+        precision: Precision = "fp32",
         seed: int = 0,
     ) -> None:
         check_precision(precision)
-        source = find_source(name, pretrained)
+        source = find_source(name, None if pretrained is None else str(pretrained))
         check_config(source.name, source.model_cfg)
         model = build_model(source, precision, seed)
         super().__init__(family_of(model, source.name), source.name, source.pretrained, precision)

@@ -19,6 +19,10 @@ class At(Protocol):
 
     def __call__(self, site: str, x: Tensor, compute: Callable[[], Tensor]) -> Tensor: ...
 
+    def wants(self, site: str) -> bool:
+        """Whether anything reads or overrides a site, for such as are not made anyway."""
+        ...
+
 
 @dataclass(frozen=True)
 class Readout:
@@ -113,6 +117,10 @@ class Family(ABC):
     batch_first: bool = True
 
     @abstractmethod
+    def __init__(self, model: Any, name: str) -> None:
+        """Takes a module apart; `name` is for messages."""
+
+    @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
         """The model's own pooled embedding `(images, embed_dim)`, not normalised, from its own forward."""
 
@@ -132,6 +140,26 @@ class Family(ABC):
     def mlp(self, block: Any, x: Tensor) -> Tensor:
         """What the MLP adds to the stream (LayerScale included)."""
 
+    def head_outputs(self, block: Any) -> nn.Module | None:
+        """The module that reads the outputs of all heads, one after the other; None where there is no such module."""
+        return None
+
+    def z_width(self, block: Any) -> int | None:
+        """Size of `attn_z`, the outputs of all heads; None where a block has no such tensor."""
+        module = self.head_outputs(block)
+        return None if module is None else int(module.in_features)  # type: ignore[arg-type]
+
+    def attend(self, block: Any, at: At, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """As `attention`, with `attn_z` passed through `at`."""
+        module = self.head_outputs(block)
+        if module is None or not at.wants("attn_z"):
+            return self.attention(block, x, *args, **kwargs)
+        handle = module.register_forward_pre_hook(lambda _, given: (at("attn_z", given[0], lambda: given[0]),))
+        try:
+            return self.attention(block, x, *args, **kwargs)
+        finally:
+            handle.remove()
+
     def run_block(self, layer: int, at: At, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """What calling a block gives, to the last bit, with every site passed through `at`."""
         block = self.blocks[layer]
@@ -139,7 +167,7 @@ class Family(ABC):
 
         def branch(stream: Tensor) -> Tensor:
             read = at("attn_in", stream, lambda: stream if norm_1 is None else norm_1(stream))
-            return at("attn_out", read, lambda: self.attention(block, read, *args, **kwargs))
+            return at("attn_out", read, lambda: self.attend(block, at, read, *args, **kwargs))
 
         def whole() -> Tensor:
             mid = at("resid_mid", stream, lambda: stream + branch(stream))

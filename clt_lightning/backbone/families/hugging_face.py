@@ -23,6 +23,8 @@ OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757771
 _NORM_1 = ("layernorm_before", "norm1", "layer_norm1")
 _NORM_2 = ("layernorm_after", "norm2", "layer_norm2")
 _ATTENTION = ("attention", "self_attn")
+#: The projection behind the heads, within the attention
+_PROJECTION = ("o_proj", "out_proj", "output.dense", "projection_layer")
 #: What holds the tower in a model with a head or a text side
 _TOWERS = ("vision_model", "vit", "dinov2", "dinov2_with_registers", "deit", "base_model")
 
@@ -115,6 +117,11 @@ class HuggingFaceViT(Family):
         found = attention(x)
         y = found[0] if isinstance(found, tuple) else found
         return _passed(block, y, "layer_scale1", "dropout")
+
+    def head_outputs(self, block: Any) -> nn.Module | None:
+        attention: Any = _one(block, _ATTENTION)
+        linears = {name: module for name, module in attention.named_modules() if isinstance(module, nn.Linear)}
+        return next((linears[name] for name in _PROJECTION if name in linears), None)
 
     def mlp(self, block: Any, x: Tensor) -> Tensor:
         if _one(block, ("mlp",)) is not None:

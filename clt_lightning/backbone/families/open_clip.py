@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import open_clip
+import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
-from clt_lightning.backbone.families.base import Family, Readout, square
+from clt_lightning.backbone.attention import head_outputs
+from clt_lightning.backbone.families.base import At, Family, Readout, square
 from clt_lightning.core.tokens import TokenLayout
 
 _BLOCKS = (ResidualAttentionBlock, CustomResidualAttentionBlock)
@@ -74,6 +76,25 @@ class OpenClipViT(Family):
             mixed = block.attention(q_x=x, attn_mask=attn_mask)
         else:
             mixed = block.ln_attn(block.attn(x, attn_mask=attn_mask))
+        found: Tensor = block.ls_1(mixed)
+        return found
+
+    def head_outputs(self, block: Any) -> nn.Module | None:
+        return None if hasattr(block, "attention") else block.attn.out_proj
+
+    def z_width(self, block: Any) -> int | None:
+        return int(block.attn.out_proj.in_features)
+
+    def attend(self, block: Any, at: At, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not hasattr(block, "attention") or not at.wants("attn_z"):
+            return super().attend(block, at, x, *args, **kwargs)
+        # torch's MultiheadAttention keeps its heads' outputs to itself: they are computed beside it, and what an
+        # override changes in them is added behind the projection, so that one that changes nothing adds zeros
+        z = head_outputs(block.attn, x, kwargs.get("attn_mask"))
+        given = at("attn_z", z, lambda: z)
+        mixed = block.attention(q_x=x, attn_mask=kwargs.get("attn_mask"))
+        if given is not z:
+            mixed = mixed + F.linear(given - z, block.attn.out_proj.weight)
         found: Tensor = block.ls_1(mixed)
         return found
 

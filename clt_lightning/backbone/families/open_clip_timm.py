@@ -48,6 +48,9 @@ class OpenClipTimm(Family):
     def attention(self, block: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return self.trunk.attention(block, x, *args, **kwargs)
 
+    def head_outputs(self, block: Any) -> nn.Module | None:
+        return self.trunk.head_outputs(block)
+
     def mlp(self, block: Any, x: Tensor) -> Tensor:
         return self.trunk.mlp(block, x)
 

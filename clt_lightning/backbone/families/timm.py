@@ -68,6 +68,10 @@ class TimmViT(Family):
         found: Tensor = block.drop_path1(block.norm1(y) if isinstance(block, _POST_NORM) else self._scaled(block, 1, y))
         return found
 
+    def head_outputs(self, block: Any) -> nn.Module | None:
+        proj = getattr(block.attn, "proj", None)
+        return proj if isinstance(proj, nn.Linear) else None
+
     def mlp(self, block: Any, x: Tensor) -> Tensor:
         y = block.mlp(x)
         found: Tensor = block.drop_path2(block.norm2(y) if isinstance(block, _POST_NORM) else self._scaled(block, 2, y))

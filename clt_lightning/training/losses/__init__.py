@@ -5,6 +5,7 @@ units (`|z| * decoder norm`). A part's value contains its coefficient, so the pa
 """
 
 from clt_lightning.training.losses.auxk import AuxKConfig, auxiliary_tokens, auxk_loss
+from clt_lightning.training.losses.base import LossInputs, LossTerm
 from clt_lightning.training.losses.cascade import CascadeConfig, cascade_parts
 from clt_lightning.training.losses.config import LossConfig
 from clt_lightning.training.losses.l1 import L1Config, l1_penalty
@@ -18,6 +19,8 @@ __all__ = [
     "CascadeConfig",
     "L1Config",
     "LossConfig",
+    "LossInputs",
+    "LossTerm",
     "PreActivationConfig",
     "TanhConfig",
     "auxiliary_tokens",

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
 from clt_lightning.training.losses.auxk import AuxKConfig
+from clt_lightning.training.losses.base import LossTerm, Need, Term
 from clt_lightning.training.losses.cascade import CascadeConfig
 from clt_lightning.training.losses.l1 import L1Config
 from clt_lightning.training.losses.pre_activation import PreActivationConfig
 from clt_lightning.training.losses.tanh import TanhConfig
-from clt_lightning.training.losses.warmup import Penalty
+from clt_lightning.training.losses.warmup import Penalty, check_part
 
 
 @dataclass
@@ -25,6 +26,7 @@ class LossConfig:
         pre_activation: penalty on pre-activations below the threshold.
         auxk: auxiliary reconstruction from dead features.
         cascade: terms on the CLIP whose MLPs are all replaced.
+        extra: further terms by class path, each a `clt_lightning.training.losses.LossTerm` (docs/training.md).
     """
 
     layer_weights: list[float] | None = None
@@ -33,9 +35,11 @@ class LossConfig:
     pre_activation: PreActivationConfig = field(default_factory=PreActivationConfig)
     auxk: AuxKConfig = field(default_factory=AuxKConfig)
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
+    extra: list[LossTerm] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         check_fields(self, "loss")
+        self._check_extra()
         cascade = self.cascade
         if (
             min(cascade.stream, cascade.embedding, cascade.reconstruction) < 0
@@ -53,8 +57,31 @@ class LossConfig:
             raise UserError(f"loss.auxk.k must be at least 1 or null, got {self.auxk.k}")
 
     def parts(self) -> dict[str, Penalty]:
-        """The parts that have a coefficient which rises over a warm-up, by name."""
-        return {"l1": self.l1, "tanh": self.tanh, "pre_activation": self.pre_activation, "auxk": self.auxk}
+        """The parts that have a coefficient which rises over a warm-up, by their key under `model.loss`."""
+        own = {"l1": self.l1, "tanh": self.tanh, "pre_activation": self.pre_activation, "auxk": self.auxk}
+        return own | {f"extra.{term.name}": term for term in self.extra}
+
+    def terms(self) -> list[Term]:
+        """The terms that are on and are made of what the forward gives alone: all but reconstruction and AuxK."""
+        every: list[Term] = [self.l1, self.tanh, self.pre_activation, *self.extra]
+        return [term for term in every if term.coefficient]
+
+    def needs(self, what: Need) -> bool:
+        """Whether a term that is on needs something."""
+        return any(what in term.needs for term in self.terms())
+
+    def _check_extra(self) -> None:
+        taken = {"reconstruction", "l1", "tanh", "pre_activation", "auxk"}
+        for index, term in enumerate(self.extra):
+            where = f"loss.extra[{index}]"
+            if not isinstance(term, LossTerm):
+                raise UserError(f"{where} must be a LossTerm, or its class_path and init_args, got {term!r}")
+            if term.name in taken or term.name.startswith("cascade_"):
+                raise UserError(
+                    f"{where}: there is a term {term.name!r} already: give {type(term).__name__} another `name`"
+                )
+            taken.add(term.name)
+            check_part(term, where)
 
     def never_reached(self, max_steps: int) -> list[str]:
         """What to tell of warm-ups that are longer than the run, whose coefficients are never reached.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from clt_lightning.training.losses.base import LossInputs, Need
 from clt_lightning.training.losses.warmup import check_part
 from clt_lightning.training.losses.weighed import mean_of_sums
 
@@ -24,12 +26,19 @@ class PreActivationConfig:
         warmup_fraction: the same as a share of the run (of `trainer.max_steps`), in the place of `warmup_steps`.
     """
 
+    name: ClassVar[str] = "pre_activation"
+    needs: ClassVar[Collection[Need]] = ("pre",)
+    sums_features: ClassVar[bool] = True
     coefficient: float = 0.0
     warmup_steps: int = 0
     warmup_fraction: float = 0.0
 
     def __post_init__(self) -> None:
         check_part(self, "loss.pre_activation")
+
+    def value(self, given: LossInputs) -> Tensor:
+        """Without the coefficient, of this process's features."""
+        return pre_activation_penalty(given.pre, given.clt.activation.thresholds(), given.decoder_norms)
 
 
 def pre_activation_penalty(pre: Sequence[Tensor], thresholds: Tensor | float, norms: Tensor) -> Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from clt_lightning.training.losses.base import LossInputs, Need
 from clt_lightning.training.losses.warmup import check_part
 from clt_lightning.training.losses.weighed import mean_of_sums, weighed_codes
 from clt_lightning.transcoder.codes import Codes
@@ -23,6 +26,9 @@ class TanhConfig:
         warmup_fraction: the same as a share of the run (of `trainer.max_steps`), in the place of `warmup_steps`.
     """
 
+    name: ClassVar[str] = "tanh"
+    needs: ClassVar[Collection[Need]] = ("codes",)
+    sums_features: ClassVar[bool] = True
     coefficient: float = 0.0
     c: float = 4.0
     warmup_steps: int = 0
@@ -30,6 +36,10 @@ class TanhConfig:
 
     def __post_init__(self) -> None:
         check_part(self, "loss.tanh")
+
+    def value(self, given: LossInputs) -> Tensor:
+        """Without the coefficient, of this process's features."""
+        return tanh_penalty(given.codes, given.decoder_norms, self.c)
 
 
 def tanh_penalty(codes: Codes, norms: Tensor, c: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import is_dataclass
 from typing import Protocol
 
 from clt_lightning.core.arguments import check_fields
@@ -17,7 +18,17 @@ class Penalty(Protocol):
 
 
 def check_part(part: Penalty, name: str) -> None:
-    check_fields(part, name)
+    """Whether a term's settings make sense.
+
+    Args:
+        part: the settings.
+        name: their key in a config, such as `loss.l1`.
+
+    Raises:
+        UserError: they do not; the message begins with the key.
+    """
+    if is_dataclass(part):
+        check_fields(part, name)
     if part.coefficient < 0 or part.warmup_steps < 0:
         raise UserError(f"{name}: coefficient and warmup_steps must not be negative, got {part}")
     if not 0 <= part.warmup_fraction <= 1:
@@ -27,5 +38,6 @@ def check_part(part: Penalty, name: str) -> None:
 
 
 def warmed(part: Penalty, step: int, max_steps: int) -> float:
+    """A term's coefficient at an optimizer step (from 0 on) of a run of `max_steps`."""
     steps = part.warmup_steps or part.warmup_fraction * max(max_steps, 0)
     return part.coefficient * min(1.0, (step + 1) / steps) if steps > 0 else part.coefficient

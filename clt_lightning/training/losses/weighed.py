@@ -22,4 +22,5 @@ def weighed_codes(codes: Codes, norms: Tensor) -> list[Tensor]:
 
 
 def mean_of_sums(layers: Sequence[Tensor], n_tokens: int) -> Tensor:
+    """Mean over layers and tokens of what each layer holds, summed over features."""
     return torch.stack([v.sum() for v in layers]).mean() / max(n_tokens, 1)

@@ -292,7 +292,8 @@ def _column(values: Tensor, like: Tensor) -> Tensor:
 
 def _blocks(t: Tensor, like: Tensor) -> tuple[Tensor, ...]:
     """Slices of all rows that are contiguous where the layout of `like` allows: W_dec `(F, targets, d)` lies target by
-    target."""
+    target.
+    """
     if like.dim() == 3 and like.stride(0) < like.stride(1):
         return t.unbind(1)
     return (t,)

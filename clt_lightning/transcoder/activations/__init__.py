@@ -1,7 +1,7 @@
 """Activation functions, one a file: which pre-activations become codes, and with what gradient."""
 
 from clt_lightning.transcoder.activations.abs_topk import AbsTopK
-from clt_lightning.transcoder.activations.base import Activation, dense
+from clt_lightning.transcoder.activations.base import Activation, Scope, dense
 from clt_lightning.transcoder.activations.batch_topk import BatchTopK
 from clt_lightning.transcoder.activations.config import ACTIVATIONS, from_config
 from clt_lightning.transcoder.activations.jump_relu import JumpReLU
@@ -15,6 +15,7 @@ __all__ = [
     "BatchTopK",
     "JumpReLU",
     "ReLU",
+    "Scope",
     "TopK",
     "dense",
     "from_config",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from clt_lightning.transcoder.activations.exchange import Exchange
 from clt_lightning.transcoder.activations.topk import TopK
 from clt_lightning.transcoder.codes import Pairs
 from clt_lightning.transcoder.screening import Chosen, Screen, choose_top
@@ -16,11 +17,20 @@ class AbsTopK(TopK):
         k: number of features a token uses in each layer. Larger than the dictionary means all of it.
     """
 
+    scope = "token"
+    signed = True
+
     def select(self, pre: Tensor, layer: int) -> Pairs:
         return super().select(pre.abs(), layer)
 
     def choose(self, screen: Screen, layer: int) -> Chosen | None:
         return choose_top(screen, min(self.k, screen.rough.shape[1]), magnitude=True)
+
+    def select_part(self, pre: Tensor, layer: int, exchange: Exchange) -> Pairs:
+        return exchange.top(pre.abs(), self.k, floor=-1.0)
+
+    def choose_part(self, screen: Screen, layer: int, exchange: Exchange) -> Chosen | None:
+        return exchange.screen_top(screen, self.k, magnitude=True)
 
     def values(self, pre: Tensor, features: Tensor | None, layer: int) -> Tensor:
         return pre

@@ -9,20 +9,57 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
+from clt_lightning.core.classes import arguments_of, name_of
+from clt_lightning.transcoder.activations.exchange import Exchange
 from clt_lightning.transcoder.codes import Pairs
 from clt_lightning.transcoder.screening import Chosen, Screen
 
+#: What `select` must see to decide on one entry: the entry alone, all features of its token, or the whole batch
+Scope = Literal["feature", "token", "batch"]
+
 
 class Activation(nn.Module):
-    """Base class. An activation is built once for its transcoder, which then owns its parameters and buffers."""
+    """Base class. An activation is built once for its transcoder, which then owns its parameters and buffers.
 
+    A class of one's own defines `select` and `values` (CONTRIBUTING.md), and states its `scope`: where the features are
+    divided over processes, `select` then sees what it needs. Arguments of its `__init__` are kept for files.
+
+    Attributes:
+        scope: what `select` must see to decide on one entry. `feature`: that entry alone, which costs nothing where
+            features are divided. `token`: the entries of all features of the token. `batch`: those of all tokens too.
+            A class that defines `select` and states no scope has `batch`, which is right for all.
+    """
+
+    scope: ClassVar[Scope] = "batch"
+    #: whether codes may be negative
+    signed: ClassVar[bool] = False
+    #: what the transcoder multiplies a [CLS] token's pre-activations by while codes are chosen
+    cls_weight = 1.0
     #: whether running statistics of the training batches are kept
     tracking = True
+    _given: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Keeps the arguments, for `init_args`."""
+        made = super().__new__(cls)
+        made.__dict__["_given"] = arguments_of(cls, args, kwargs)
+        return made
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """What was written for another `select` is not inherited along with a new one."""
+        super().__init_subclass__(**kwargs)
+        own = vars(cls)
+        if "select" in own:
+            if "scope" not in own:
+                cls.scope = Activation.scope
+            for name in ("choose", "select_part", "choose_part"):
+                if name not in own:
+                    setattr(cls, name, getattr(Activation, name))
 
     @property
     def most_active(self) -> int | None:
@@ -39,14 +76,22 @@ class Activation(nn.Module):
             self.tracking = before
 
     def build(self, n_layers: int, n_features: int) -> None:
-        """Creates parameters and buffers for `n_layers` x `n_features` features. Called by the transcoder."""
+        """Creates parameters and buffers for `n_layers` x `n_features` features. Called by the transcoder.
+
+        Where features are divided, those whose shape depends on `n_features` are divided with them.
+        """
 
     def config(self) -> dict[str, Any]:
         """`{"class_path": name, "init_args": arguments}`: what builds the same activation again."""
-        return {"class_path": type(self).__name__, "init_args": self.init_args()}
+        return {"class_path": name_of(type(self)), "init_args": self.init_args()}
 
     def init_args(self) -> dict[str, Any]:
-        return {}
+        """The arguments it was made with, defaults included."""
+        return dict(self._given)
+
+    def thresholds(self) -> Tensor | float:
+        """What pre-activations must exceed to become codes, `(layers, F)` or one number."""
+        return 0.0
 
     def select(self, pre: Tensor, layer: int) -> Pairs | Tensor:
         """What can be active or get a gradient: pairs, or a `(tokens, F)` mask where their number is not bounded.
@@ -69,8 +114,24 @@ class Activation(nn.Module):
         """
         return None
 
+    def select_part(self, pre: Tensor, layer: int, exchange: Exchange) -> Pairs | Tensor:
+        """What `select` names of this process's features, where others hold the rest.
+
+        Right for every activation; one that needs less than all pre-activations overrides it.
+
+        Args:
+            pre: `(tokens, width)`, of this process's features.
+            layer: which layer's.
+            exchange: the way to the other processes.
+        """
+        return self.select(pre, layer) if self.scope == "feature" else exchange.select(pre, layer, self.scope)
+
+    def choose_part(self, screen: Screen, layer: int, exchange: Exchange) -> Chosen | None:
+        """As `choose`, for this process's features; None must be given on all processes or on none."""
+        return self.choose(screen, layer) if self.scope == "feature" else None
+
     def values(self, pre: Tensor, features: Tensor | None, layer: int) -> Tensor:
-        """Codes of selected pre-activations, differentiable.
+        """Codes of selected pre-activations, differentiable; each from its own pre-activation alone.
 
         Args:
             pre: `(pairs,)` pre-activations of `features (pairs,)`, or `(tokens, F)` with `features=None`.

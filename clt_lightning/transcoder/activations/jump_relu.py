@@ -44,6 +44,7 @@ class JumpReLU(Activation):
         bandwidth: width of the kernel around the threshold, in the same units.
     """
 
+    scope = "feature"
     log_threshold: nn.Parameter
 
     def __init__(self, threshold: float = 0.03, bandwidth: float = 0.05) -> None:
@@ -54,9 +55,6 @@ class JumpReLU(Activation):
             if not value > 0:
                 raise UserError(f"JumpReLU: {name} must be positive, got {value}")
 
-    def init_args(self) -> dict[str, Any]:
-        return {"threshold": self.initial_threshold, "bandwidth": self.bandwidth}
-
     def build(self, n_layers: int, n_features: int) -> None:
         self.log_threshold = nn.Parameter(torch.full((n_layers, n_features), math.log(self.initial_threshold)))
 
@@ -64,6 +62,9 @@ class JumpReLU(Activation):
     def threshold(self) -> Tensor:
         """`(layers, F)`, positive."""
         return self.log_threshold.exp()
+
+    def thresholds(self) -> Tensor | float:
+        return self.threshold
 
     def select(self, pre: Tensor, layer: int) -> Pairs | Tensor:
         return pre > self._limit(layer, pre.dtype)

@@ -13,6 +13,8 @@ from clt_lightning.transcoder.screening import Chosen, Screen, choose_above
 class ReLU(Activation):
     """max(pre, 0). Sparsity comes from the loss (L1 or tanh)."""
 
+    scope = "feature"
+
     def select(self, pre: Tensor, layer: int) -> Pairs | Tensor:
         return pre > 0
 

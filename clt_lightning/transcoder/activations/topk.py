@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from clt_lightning.core.arguments import whole
 from clt_lightning.transcoder.activations.base import Activation
+from clt_lightning.transcoder.activations.exchange import Exchange
 from clt_lightning.transcoder.codes import Pairs
 from clt_lightning.transcoder.screening import Chosen, Screen, choose_top
 from clt_lightning.transcoder.top import top_indices
@@ -23,6 +22,8 @@ class TopK(Activation):
         k: number of features a token may use in each layer. Larger than the dictionary means all of it.
     """
 
+    scope = "token"
+
     def __init__(self, k: int = 64) -> None:
         super().__init__()
         self.k = whole(f"{type(self).__name__}: k", k, 1)
@@ -31,15 +32,18 @@ class TopK(Activation):
     def most_active(self) -> int | None:
         return self.k
 
-    def init_args(self) -> dict[str, Any]:
-        return {"k": self.k}
-
     def select(self, pre: Tensor, layer: int) -> Pairs:
         k = min(self.k, pre.shape[1])
         return Pairs.rectangular(top_indices(pre, k), pre.shape[1])
 
     def choose(self, screen: Screen, layer: int) -> Chosen | None:
         return choose_top(screen, min(self.k, screen.rough.shape[1]))
+
+    def select_part(self, pre: Tensor, layer: int, exchange: Exchange) -> Pairs:
+        return exchange.top(pre, self.k)
+
+    def choose_part(self, screen: Screen, layer: int, exchange: Exchange) -> Chosen | None:
+        return exchange.screen_top(screen, self.k)
 
     def values(self, pre: Tensor, features: Tensor | None, layer: int) -> Tensor:
         return torch.relu(pre)

@@ -1,5 +1,6 @@
 """circuit-tracer's files: `CrossLayerTranscoder` (an encoder and a decoder file a layer) and `TranscoderSet` (one file
-a layer)."""
+a layer).
+"""
 
 from __future__ import annotations
 
@@ -21,6 +22,7 @@ from clt_lightning.transcoder.files.plain import (
     Layer,
     blocks_of,
     build,
+    cls_note,
     layers_of,
     numbered,
     read_tensors,
@@ -61,6 +63,8 @@ def notes(clt: CrossLayerTranscoder) -> list[str]:
         told.append(
             f"its load_clt leaves the linear skip out: set it from {SKIPS} by hand (docs/interchange.md has the lines)"
         )
+    if clt.cls_weight != 1:
+        told.append(cls_note(clt))
     if isinstance(clt.activation, BatchTopK):
         told.append("BatchTopK becomes one threshold a layer, as in evaluation here")
     return told

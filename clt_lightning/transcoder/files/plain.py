@@ -157,6 +157,7 @@ def numbered(folder: Path, pattern: str) -> list[Path]:
 #: TransformerLens's names of sites, which other tools use, without `blocks.<l>.`
 HOOKS = {
     "resid_pre": "hook_resid_pre",
+    "attn_z": "attn.hook_z",
     "attn_out": "hook_attn_out",
     "resid_mid": "hook_resid_mid",
     "mlp_in": "mlp.hook_in",
@@ -164,6 +165,14 @@ HOOKS = {
     "resid_post": "hook_resid_post",
 }
 _ALSO = {"hook_mlp_out": "mlp_out", "ln2.hook_normalized": "mlp_in", "ln_2.output": "mlp_in", "ls_2.output": "mlp_out"}
+
+
+def cls_note(clt: CrossLayerTranscoder) -> str:
+    """What files with one threshold a layer leave out of a transcoder that weights [CLS]."""
+    return (
+        f"at [CLS] the threshold is 1/{clt.cls_weight:g} of the others' here (cls_weight), which the files cannot say: "
+        "at [CLS] they give fewer codes"
+    )
 
 
 def blocks_of(clt: CrossLayerTranscoder) -> list[int]:

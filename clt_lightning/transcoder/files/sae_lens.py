@@ -21,6 +21,7 @@ from clt_lightning.transcoder.files.plain import (
     Layer,
     blocks_of,
     build,
+    cls_note,
     layers_of,
     numbered,
     read_tensors,
@@ -74,6 +75,8 @@ def notes(clt: CrossLayerTranscoder) -> list[str]:
         told.append("decode(encode(x)) leaves its skip out: only calling it, or forward, has it")
     if isinstance(clt.activation, BatchTopK):
         told.append("BatchTopK becomes one threshold a layer, as in evaluation here")
+    if clt.cls_weight != 1:
+        told.append(cls_note(clt))
     return told
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from clt_lightning.analysis.circuits.attribution import attribute, top_targets
+from clt_lightning.analysis.circuits.attribution import attribute, partial_influence, top_targets
 from clt_lightning.analysis.circuits.edges import Edges
 from clt_lightning.analysis.circuits.estimate import seconds_of
 from clt_lightning.analysis.circuits.graph import Graph, with_influence
@@ -392,3 +392,30 @@ def test_graphs_are_made_in_inference_mode_as_well(clip: FrozenCLIP) -> None:
             found = made(clip, tower=tower)
         torch.testing.assert_close(found.edges.dense(), expected.edges.dense())
         torch.testing.assert_close(found.tangent, expected.tangent)
+
+
+def test_influence_along_known_rows_is_one_pass_down_the_layers() -> None:
+    """Against the sum of all paths, `w (A + A^2 + ...)`, of rows known in any order."""
+    generator = torch.Generator().manual_seed(0)
+    layer = torch.tensor([0, 0, 1, 1, 1, 2, 2, 3, -1])  # the last column is a bias
+    n = len(layer)
+    rows = torch.randn(n, n, generator=generator, dtype=F64)
+    rows *= (layer[:, None] > layer[None]) & (layer[:, None] >= 0)
+    held = torch.randn(2, n, generator=generator, dtype=F64)
+    counted = torch.ones(n, dtype=F64)
+    counted[-1] = 0
+    weights = torch.tensor([0.3, 0.7], dtype=F64)
+    known = torch.tensor([5, 2, 7, 3])
+
+    def shares(some: Tensor) -> Tensor:
+        size = some.abs() * counted
+        return size / size.sum(1, keepdim=True).clamp(min=1e-10)
+
+    A = torch.zeros(n, n, dtype=F64)
+    A[known] = shares(rows[known])
+    wanted = current = weights @ shares(held)
+    for _ in range(n):
+        current = current @ A
+        wanted = wanted + current
+    found = partial_influence(rows[known], known, held, weights, counted, layer)
+    torch.testing.assert_close(found, wanted, atol=1e-12, rtol=0)

@@ -304,3 +304,46 @@ def test_mistakes_are_told(clip: FrozenCLIP, tmp_path: Path) -> None:
     silent = next(f for f in range(world.FEATURES) if graph_of(clip, clt).nodes.find(0, f, 0) is None)
     with pytest.raises(UserError, match="does not fire there"):
         run(clip, clt, NodeSet.features([(0, silent, 0)], "set", 1.0), "frozen", graph=graph_of(clip, clt))
+
+
+@pytest.mark.parametrize("tower", ["plain", "qk_norm", "norm_former", "norm_after_average"])
+@pytest.mark.parametrize(
+    ("activation", "topology", "skip"),
+    [("TopK", "cross_layer", True), ("BatchTopK", "per_layer", False), ("JumpReLU", "sae", False)],
+)
+def test_the_tower_s_derivative_is_its_graph(tower: str, activation: str, topology: str, skip: bool) -> None:
+    """Forward-mode derivatives against `(I - W)^-1` of the tangent tower's graph: two ways to one number."""
+    clip, clt = clip_of(tower), clt_of(activation, topology, skip)
+    graph = graph_of(clip, clt, tower="tangent")
+    top, errors = graph.top(10), graph.top(2, "error")
+    sets = [NodeSet.of_graph(graph, [i], "scale", value) for i, value in zip(top, [0.0, 2.0] * 5)]
+    sets += [NodeSet.of_graph(graph, top), NodeSet.of_graph(graph, [*top[:3], *errors], "scale", 0.5)]
+    sets.append(NodeSet.of_graph(graph, top[:1], "set", 1.7))
+    found = run(clip, clt, sets, "live", graph=graph)
+    torch.testing.assert_close(found.predicted["tower"], found.predicted["tangent"], rtol=0, atol=1e-9)
+    assert found.prediction is found.predicted["tower"]
+    assert float(found.predicted["tower"].abs().max()) > 0.1
+    alone = run(clip, clt, sets, "live", target=graph.targets)
+    assert torch.equal(alone.predicted["tower"], found.predicted["tower"]), "no graph is needed"
+
+
+def test_what_no_graph_predicts_the_tower_does(clip: FrozenCLIP) -> None:
+    """A feature that does not fire, and one at all positions: small changes of the model itself."""
+    clt = clt_of(skip=True)
+    little = 1e-5
+    sets = [
+        NodeSet.features([(1, 7, 2)], "set", little),
+        NodeSet.features([(0, 3)], "set", little),
+        NodeSet((NodeEdit(1, None, None, "bias", "scale", 1 + little),)),
+        NodeSet((NodeEdit(2, None, 0, "error", "scale", 1 - little),)),
+    ]
+    options = {"target": [a_target(0), a_target(1)], "base": "transcoder"}
+    fires = run(clip, clt, sets, "live", **options)
+    places = {tuple(place) for place in fires.places.T.tolist()}
+    assert (1, 2, 7) not in places, "the first is of a feature that does not fire"
+    # a code that fires at one of the positions is set to almost nothing: no small change
+    one = [i for i in range(4) if i != 1 or not any(p[0] == 0 and p[2] == 3 for p in places)]
+    torch.testing.assert_close(fires.predicted["tower"][one] / little, fires.observed[one] / little, rtol=0, atol=2e-3)
+    held = run(clip, clt, sets, "frozen", **{"target": a_target(0)})
+    assert held.predicted == {}
+    assert held.prediction is None

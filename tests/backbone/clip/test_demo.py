@@ -15,7 +15,7 @@ from clt_lightning.backbone.clip.demo import train
 from clt_lightning.backbone.clip.demo.evaluate import evaluate
 from clt_lightning.backbone.clip.source import DEMO_CHECKPOINT
 from clt_lightning.core.errors import UserError
-from clt_lightning.data.renders import CLASSNAMES, HELD_OUT, TEMPLATES, render
+from clt_lightning.data.worlds.renders import CLASSNAMES, HELD_OUT, TEMPLATES, render
 
 
 @pytest.fixture(scope="module")

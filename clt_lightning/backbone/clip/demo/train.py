@@ -34,7 +34,7 @@ from clt_lightning.backbone.clip.frozen import FrozenCLIP
 from clt_lightning.backbone.clip.places import CONFIG_NAME
 from clt_lightning.backbone.clip.source import DEMO_CHECKPOINT
 from clt_lightning.backbone.clip.words import WordTokenizer
-from clt_lightning.data.renders import CLASSNAMES, DEFAULT_SIZE, HELD_OUT, N_CLASSES, TEMPLATES, render
+from clt_lightning.data.worlds.renders import CLASSNAMES, DEFAULT_SIZE, HELD_OUT, N_CLASSES, TEMPLATES, render
 
 CONTEXT_LENGTH = 16
 TRAIN_SEED, EVAL_SEED = 1_000_000, 2_000_000

@@ -1,0 +1,311 @@
+"""Graphs in which attention is nodes too: the features of an autoencoder of what attention adds to the stream.
+
+Such a feature reads the attention's output, which with patterns held is a sum over what was written before it at any
+position, and writes into the stream at its own position. Paths end at it as they end at the MLPs' features, so that no
+edge crosses an attention unseen. What the autoencoder leaves over is an error node of each layer and position.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import PIL.Image
+import torch
+from torch import Tensor
+
+from clt_lightning.analysis.circuits.edges import Edges
+from clt_lightning.analysis.circuits.graph import Graph, with_influence
+from clt_lightning.analysis.circuits.image_model import ImageModel, Skip, model_of_image
+from clt_lightning.analysis.circuits.layout import lay_out
+from clt_lightning.analysis.circuits.nodes import BIASES, make_nodes
+from clt_lightning.analysis.circuits.read_out import ReadOutRow
+from clt_lightning.analysis.circuits.sources import Active, encode, encoder_rows
+from clt_lightning.analysis.target import Target
+from clt_lightning.core.errors import UserError
+from clt_lightning.core.progress import Progress
+from clt_lightning.interventions.replacement import check_fit
+from clt_lightning.transcoder import CrossLayerTranscoder
+from clt_lightning.transcoder.normalization import standardise
+
+#: Numbers of the stream that a batch of backwards holds at once
+_BATCH_NUMBERS = 8_000_000
+
+
+@torch.no_grad()
+def attribute_with_attention(
+    clip: Any,
+    clt: CrossLayerTranscoder,
+    attention: CrossLayerTranscoder,
+    image: Tensor | PIL.Image.Image,
+    target: Target | Sequence[Target],
+    *,
+    max_nodes: int = 20_000,
+    skip: Skip = "node",
+    dtype: torch.dtype = torch.float32,
+    progress: bool = False,
+    about: dict[str, Any] | None = None,
+) -> Graph:
+    """The graph of one image, with features of what attention adds as nodes beside those of the MLPs.
+
+    Beside the nodes of `attribute`: kinds `attention` (code, layer, position, feature) and `attention_error`, and bias
+    nodes `attention read`. Books add up as there: edges into a node sum to its code or the target's value. Targets
+    count alike.
+
+    Args:
+        clip: the backbone.
+        clt: the transcoder of its MLPs.
+        attention: an autoencoder (topology `sae`) at `attn_out` of all blocks.
+        image: `(3, size, size)`, preprocessed, or a PIL image.
+        target: what to explain, or several.
+        max_nodes: active features of both kinds; all of them are nodes, so more are refused.
+        skip: as in `attribute`.
+        dtype: float32 or float64.
+        progress: say how far it is.
+        about: plain values to keep.
+
+    Raises:
+        UserError: an autoencoder of another site, too many active features, or a read-out that is no sum.
+    """
+    began = time.monotonic()
+    targets = (target,) if isinstance(target, Target) else tuple(target)
+    if not targets:
+        raise UserError("a graph needs at least one target")
+    model = model_of_image(clip, clt, image, dtype, skip)
+    rows = _Rows(model, _outputs(model, attention))
+    reads = rows.reads()
+    if len(reads) > max_nodes:
+        raise UserError(
+            f"{len(reads):,} features are active, of MLPs and attention together, and all of them are nodes: raise "
+            f"max_nodes ({max_nodes:,})"
+        )
+    batch = max(8, _BATCH_NUMBERS // (model.parts.n_positions * clt.d_model))
+    parts: list[Tensor] = []
+    with Progress("attribution", len(reads), "rows", show=progress) as bar:
+        for layer, kind, members in rows.groups(reads):
+            for some in members.split(batch):
+                parts.append(rows.features(layer, kind, some).cpu())
+                bar.update(len(some))
+    held = rows.targets([model.row(one, "frozen") for one in targets]).cpu()
+    tangent = rows.targets([model.row(one, "tangent") for one in targets]).cpu()
+    facts = {
+        "backbone": model.parts.name,
+        "grid": list(model.parts.grid),
+        "n_prefix": model.parts.n_prefix,
+        "n_layers": clt.n_layers,
+        "n_features": clt.n_features,
+        "n_attention_features": attention.n_features,
+        "topology": clt.topology,
+        "linear_skip": clt.W_skip is not None,
+        "image_size": model.image.shape[-1],
+        "active": len(reads),
+        "max_nodes": max_nodes,
+        "tower": "held",
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    graph = rows.graph(torch.cat(parts) if parts else held[:0], held, tangent, targets)
+    return replace(graph, about=facts | (about or {}) | {"seconds": time.monotonic() - began})
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """What attention adds, as an autoencoder sees it.
+
+    Attributes:
+        sae: the autoencoder.
+        active: by layer, its features that fire.
+        sizes: by layer, `(positions, 1)`: what a token's features are multiplied by.
+        errors: `(layers, positions, d_model)`: what it leaves over.
+        rest: `(layers, positions, d_model)`: what it rebuilds without any feature.
+    """
+
+    sae: CrossLayerTranscoder
+    active: list[Active]
+    sizes: list[Tensor]
+    errors: Tensor
+    rest: Tensor
+
+    def decoders(self, layer: int, features: Tensor) -> Tensor:
+        """`(features, d_model)`: what code 1 writes at a token of size 1."""
+        rows = self.sae.W_dec[layer].detach()[features, 0].to(self.errors)
+        result: Tensor = rows * self.sae.y_scale[layer].to(self.errors)
+        return result
+
+    def readers(self, layer: int, features: Tensor, positions: Tensor) -> Tensor:
+        """`(reads, d_model)`: how codes move with what attention adds; a token's size is held, its mean is not."""
+        rows = encoder_rows(self.sae, layer, features, self.errors)
+        if self.sae.normalization == "token":
+            rows = rows - rows.mean(1, keepdim=True)
+        return rows / self.sizes[layer][positions]
+
+
+def _outputs(model: ImageModel, sae: CrossLayerTranscoder) -> _Outputs:
+    """Runs the autoencoder on the image.
+
+    Raises:
+        UserError: it is one of another site, or not at all blocks.
+    """
+    blocks = check_fit(model.clip, sae)
+    if sae.topology != "sae" or sae.sites.write != "attn_out" or len(blocks) != model.clip.n_layers:
+        raise UserError(
+            f"attention's nodes are features of an autoencoder at attn_out of all {model.clip.n_layers} blocks; this "
+            f"transcoder is of topology '{sae.topology}' at {sae.sites.write} of {len(blocks)} (see "
+            "configs/site/attention.yaml)"
+        )
+    seen = model.seen
+    active, sizes, errors, rests = [], [], [], []
+    for layer in range(len(blocks)):
+        out = seen.middles[layer][0] - seen.streams[layer][0]
+        normal, mean, size = out, out.new_zeros(()), out.new_ones(len(out), 1)
+        if sae.normalization == "token":
+            normal, mean, size = standardise(out)
+        found = encode(sae, layer, normal)
+        decoders = sae.W_dec[layer].detach()[:, 0].to(out) * sae.y_scale[layer].to(out)
+        written = torch.zeros_like(out).index_add_(
+            0, found.positions, decoders[found.features] * found.values[:, None] * size[found.positions]
+        )
+        rest = sae.b_dec[layer].detach().to(out) * size + mean
+        active.append(found)
+        sizes.append(size)
+        errors.append(out - rest - written)
+        rests.append(rest)
+    return _Outputs(sae, active, sizes, torch.stack(errors), torch.stack(rests))
+
+
+class _Rows:
+    """Rows over all sources: those of the MLPs' graph, then attention's features, errors and read constants."""
+
+    def __init__(self, model: ImageModel, outputs: _Outputs) -> None:
+        self.model, self.outputs = model, outputs
+        self.sources, self.tower = model.sources, model.tower
+        L, P = self.sources.n_layers, self.sources.n_positions
+        reached = model.parts.read_out.pool != 0
+        # after the last attention nothing mixes positions: what it adds elsewhere is never read
+        last = outputs.active[-1]
+        self.active = [*outputs.active[:-1], last.keep(reached[last.positions])]
+        self.starts = [self.sources.n_columns]
+        for part in self.active:
+            self.starts.append(self.starts[-1] + len(part))
+        self.errors_at = self.starts[-1]
+        self.reads_at = self.errors_at + L * P
+        self.n_columns = self.reads_at + L
+        #: what attention adds whatever the stream is
+        self.constants = [self.tower.constants(layer)[0][0] for layer in range(L)]
+
+    def reads(self) -> Tensor:
+        """`(reads,)` columns of all features, those of MLPs first."""
+        own = torch.arange(self.sources.n_features)
+        return torch.cat([own, torch.arange(self.starts[0], self.starts[-1])])
+
+    def groups(self, reads: Tensor) -> Iterator[tuple[int, str, Tensor]]:
+        """The reads by layer and kind, in their own order: numbers within the layer."""
+        for kind, active in (("feature", self.sources.active), ("attention", self.active)):
+            for layer, part in enumerate(active):
+                if len(part):
+                    yield layer, kind, torch.arange(len(part), device=self.sources.like.device)
+
+    def features(self, layer: int, kind: str, some: Tensor) -> Tensor:
+        """`(some, columns)` rows of features of one layer."""
+        sources, like = self.sources, self.sources.like
+        out = like.new_zeros(len(some), self.n_columns)
+        gradient = like.new_zeros(len(some), *like.shape[1:])
+        part = (sources.active if kind == "feature" else self.active)[layer]
+        positions, features = part.positions[some], part.features[some]
+        index = torch.arange(len(some), device=like.device)
+        if kind == "feature":
+            gradient[index, positions] = encoder_rows(sources.clt, layer, features, like)
+            out[:, sources.bias_column(layer, 2)] += sources.read_constants(layer, features, positions)
+            injected = sources.read_gradient(layer, gradient)
+            self._pull(layer, len(some), out, read=(layer, injected))
+        else:
+            rows = self.outputs.readers(layer, features, positions)
+            gradient[index, positions] = rows
+            bias = self.outputs.sae.b_enc[layer].detach()[features].to(like)
+            out[:, self.reads_at + layer] += (rows * self.constants[layer][positions]).sum(1) + bias
+            self._pull(layer, len(some), out, attending=(layer, gradient))
+        return out
+
+    def targets(self, read_outs: Sequence[ReadOutRow]) -> Tensor:
+        """`(targets, columns)`."""
+        final = torch.stack([row.gradient for row in read_outs]).to(self.sources.like)
+        out = final.new_zeros(len(final), self.n_columns)
+        self._pull(self.sources.n_layers - 1, len(final), out, final=final)
+        out[:, self.sources.head_column] += torch.tensor([row.constant for row in read_outs], dtype=out.dtype).to(
+            out.device
+        )
+        return out
+
+    def _pull(
+        self,
+        top: int,
+        n: int,
+        out: Tensor,
+        read: tuple[int, Tensor] | None = None,
+        attending: tuple[int, Tensor] | None = None,
+        final: Tensor | None = None,
+    ) -> None:
+        steps = self.tower.pull(
+            top,
+            n,
+            read=None if read is None else lambda layer: read[1] if layer == read[0] else None,
+            final=final,
+            attending=lambda layer: attending[1] if attending is not None and layer == attending[0] else None,
+        )
+        own = out[:, : self.sources.n_columns]
+        for step in steps:
+            if step.place == "attention":
+                self._add_attention(step.layer, step.gradient, out)
+            else:
+                self.sources.add(step, own)
+
+    def _add_attention(self, layer: int, gradient: Tensor, out: Tensor) -> None:
+        outputs, P = self.outputs, self.sources.n_positions
+        part, begin = self.active[layer], self.starts[layer]
+        for position in range(P):
+            a, b = part.offsets[position], part.offsets[position + 1]
+            if a < b:
+                rows = outputs.decoders(layer, part.features[a:b]) * outputs.sizes[layer][position]
+                out[:, begin + a : begin + b] += (gradient[:, position] @ rows.T) * part.values[a:b]
+        at = self.errors_at + layer * P
+        out[:, at : at + P] += torch.einsum("rpd,pd->rp", gradient, outputs.errors[layer])
+        out[:, self.sources.bias_column(layer, 0)] += torch.einsum("rpd,pd->r", gradient, outputs.rest[layer])
+
+    def graph(self, rows: Tensor, held: Tensor, tangent: Tensor, targets: tuple[Target, ...]) -> Graph:
+        """The graph of rows in the order of `reads`."""
+        layout, L, P = lay_out(self.sources, False), self.sources.n_layers, self.sources.n_positions
+        n = layout.n_features
+        own = (layout.layer, layout.position, layout.feature)
+        parts: list[tuple[str, Tensor, Tensor, Tensor, Tensor | None]] = [
+            ("feature", *(column[:n] for column in own), layout.activation)  # type: ignore[list-item]
+        ]
+        at = n
+        for kind, count in layout.kinds:
+            parts.append((kind, *(column[at : at + count] for column in own), None))  # type: ignore[arg-type]
+            at += count
+        layers = torch.cat([torch.full((len(a),), layer) for layer, a in enumerate(self.active)])
+        places, features, codes = (
+            torch.cat([getattr(a, name) for a in self.active]).cpu() for name in ("positions", "features", "values")
+        )
+        grid, every = torch.arange(L * P), torch.arange(L)
+        parts.append(("attention", layers, places, features, codes))
+        parts.append(("attention_error", grid // P, grid % P, torch.full_like(grid, -1), None))
+        reads = torch.full_like(every, BIASES.index("attention read"))
+        parts.append(("bias", every, torch.full_like(every, -1), reads, None))
+        index = torch.arange(len(targets))
+        parts.append(("target", index * 0 - 1, index * 0 - 1, index, held.sum(1)))
+        nodes = make_nodes(parts, self.model.parts.position_names(), [target.name for target in targets])
+        total = len(nodes)
+
+        def wide(block: Tensor) -> Tensor:
+            return torch.cat([block, block.new_zeros(len(block), len(targets))], 1)
+
+        readers = self.reads()
+        found = [
+            Edges.from_rows(wide(block), numbers, total) for block, numbers in zip(rows.split(256), readers.split(256))
+        ]
+        found.append(Edges.from_rows(wide(held), torch.arange(total - len(targets), total), total))
+        weights = torch.full((len(targets),), 1.0 / len(targets), dtype=torch.float64)
+        skip = self.model.skip if self.model.clt.W_skip is not None else "through"
+        return with_influence(Graph(nodes, Edges.cat(found), targets, weights, wide(tangent), False, skip, {}))

@@ -1,0 +1,1 @@
+"""From raw samples to batches: who reads what, decoding, the workers, the loaders and their exact place."""

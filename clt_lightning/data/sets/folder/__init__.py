@@ -1,0 +1,1 @@
+"""Own images: a folder, a zip or a tar of them."""

@@ -1,0 +1,1 @@
+"""Made data whose truth is known."""

@@ -1,0 +1,1 @@
+"""What the documentation's site is built with: pages made from code, formulas, screenshots (`make docs`)."""
