@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from benchmarks.common import machine, synchronize, write
 from clt_lightning.training.module import CLTModule
 from clt_lightning.training.optim import AdamW
-from clt_lightning.training.settings import BackboneConfig, LossConfig, TranscoderConfig, from_plain
+from clt_lightning.training.settings import LossConfig, TranscoderConfig, from_plain
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -77,14 +77,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Median seconds of a step with and without the cascade."""
     config = yaml.safe_load(Path(options.config).read_text())["model"]
     if options.pretrained:
-        config["backbone"]["pretrained"] = options.pretrained
+        config["backbone"]["init_args"]["pretrained"] = options.pretrained
     if options.features:
         config["transcoder"]["n_features"] = options.features
     if options.images is not None:
         config["loss"]["cascade"]["images"] = options.images
     torch.manual_seed(0)
     module = Module(
-        backbone=from_plain(BackboneConfig, config["backbone"]),
+        backbone=config["backbone"],
         transcoder=from_plain(TranscoderConfig, config["transcoder"]),
         loss=from_plain(LossConfig, config["loss"]),
         optimizer=lambda params: AdamW(params, lr=1e-3),

@@ -58,7 +58,7 @@ class L1(LossTerm):
 
 def module_of(*terms: LossTerm, **options: Any) -> cl.CLTModule:
     return cl.CLTModule(
-        cl.BackboneConfig(pretrained="demo"),
+        {"init_args": {"pretrained": "demo"}},
         cl.TranscoderConfig(n_features=16, activation=cl.TopK(2)),
         LossConfig(cascade=CascadeConfig(0, 0), extra=list(terms)),
         seed=0,

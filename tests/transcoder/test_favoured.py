@@ -202,7 +202,7 @@ def test_a_step_in_chunks_is_a_step(clip: FrozenCLIP, images: Tensor, per_image:
     threshold: Any = one.transcoder.activation.threshold
     threshold.fill_(2.0)
     done: list[Any] = []
-    list(one._chunk_losses(acts.x, acts.y, None, 13, done, cls))
+    list(one._chunk_losses(acts.x, acts.y, None, 13, done, cls=cls))
     whole = one.transcoder(acts.x, cls=cls)
     torch.testing.assert_close(torch.cat([part.y_hat for part in done], 1), whole.y_hat)
 
@@ -224,9 +224,11 @@ def test_tokens_of_a_buffer_bring_along_which_are_cls(clip: FrozenCLIP, images: 
     module = CLTModule(clip, config, tokens=TokensConfig(buffer=1000), seed=0)
     acts, n = module._capture({"image": images}, None), len(images) * clip.n_positions
     marks = module._marks({"image": images}, None, n)
-    assert module._marked and module.buffer is not None
+    assert module._marked
+    assert module.buffer is not None
     x, _, mixed = module.buffer.exchange_marked(acts.x, acts.y, marks, torch.Generator().manual_seed(0))
     cls = module._cls_rows(None, n, mixed)
-    assert cls is not None and len(cls) == len(images)
+    assert cls is not None
+    assert len(cls) == len(images)
     own = {tuple(row) for row in acts.x[0, :: clip.n_positions, :4].tolist()}
     assert {tuple(row) for row in x[0, cls, :4].tolist()} == own

@@ -137,7 +137,7 @@ def of_the_script() -> Activation:
 )
 def test_what_could_not_be_loaded_again_is_refused_at_fit(activation: Activation, why: str, tmp_path: Path) -> None:
     module = cl.CLTModule(
-        cl.BackboneConfig(pretrained="demo"),
+        {"init_args": {"pretrained": "demo"}},
         cl.TranscoderConfig(n_features=8, activation=activation),
         LossConfig(cascade=CascadeConfig(0, 0)),
         seed=0,
