@@ -42,8 +42,7 @@ def outlines(shown: dict[str, list[str]]) -> str:
     """A digest of what the help shows of some definitions: names, bases, documentation, arguments, fields.
 
     Args:
-        shown: file of the package -> names of classes, functions and constants in it. Of `cli/` all of them count
-            whole.
+        shown: file of the package -> names of classes and functions in it; of `cli/` all count whole.
     """
     digest = hashlib.sha256()
     for file, names in sorted(shown.items()):

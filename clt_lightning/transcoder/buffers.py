@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 
 class GradientBuffers:
-    """Where weight gradients are written on a CPU: the same memory in every step.
+    """Where weight gradients (and pre-activations) are written on a CPU: the same memory in every step.
 
     Fresh memory is paid for with page faults, up to twice the backward pass for gradients of hundreds of megabytes.
     A buffer is handed out again only when no tensor uses it any more: gradients that are kept, accumulated or returned
@@ -35,6 +36,18 @@ class GradientBuffers:
             self._storages[key] = fresh.untyped_storage()
             return fresh
         return torch.empty(0, dtype=like.dtype).set_(storage, 0, like.shape, like.stride())
+
+    def room(self, key: Hashable, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """A contiguous tensor of any content, of the type of `like`, for use within a step; its memory only grows."""
+        if like.device.type != "cpu":
+            return like.new_empty(shape)
+        storage = self._storages.get(key)
+        if storage is None or storage.nbytes() < math.prod(shape) * like.element_size() or not _is_free(storage):
+            fresh = like.new_empty(shape)
+            self._storages[key] = fresh.untyped_storage()
+            return fresh
+        strides = [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
+        return torch.empty(0, dtype=like.dtype).set_(storage, 0, shape, strides)
 
     def clear(self) -> None:
         """Gives the memory back."""

@@ -148,7 +148,9 @@ class Pairs:
     def entries(self, table: Tensor) -> Tensor:
         """`(pairs,)`: what a `(tokens, F)` tensor holds at the pairs."""
         if self.is_rectangular:
-            return table.gather(1, self.features.view(self.n_tokens, -1)).view(-1) if self.n_tokens else table.view(-1)
+            if not self.n_tokens:
+                return table.new_zeros(0)
+            return table.gather(1, self.features.view(self.n_tokens, -1)).view(-1)
         if table.is_contiguous():  # one index is read faster than two
             return table.view(-1).index_select(0, self.tokens * self.n_features + self.features)
         return table[self.tokens, self.features]
@@ -170,10 +172,20 @@ class Pairs:
         return cls._of(tokens, places - tokens * mask.shape[1], *mask.shape)
 
     @classmethod
+    def largest(cls, table: Tensor, n: int) -> Pairs:
+        """Pairs at the n largest entries of a `(tokens, F)` tensor; a GPU's host need not wait, since n is known."""
+        places = torch.topk(table.flatten(), n, sorted=False).indices.sort().values
+        tokens = torch.div(places, table.shape[1], rounding_mode="floor")
+        return cls._of(tokens, places - tokens * table.shape[1], *table.shape)
+
+    @classmethod
     def _of(cls, tokens: Tensor, features: Tensor, n_tokens: int, n_features: int) -> Pairs:
         """Pairs of known tokens, sorted by token."""
-        offsets = torch.zeros(n_tokens + 1, dtype=torch.int64, device=tokens.device)
-        torch.cumsum(torch.bincount(tokens, minlength=n_tokens), 0, out=offsets[1:])
+        if tokens.is_cuda:  # bincount would wait for the host
+            offsets = torch.searchsorted(tokens.contiguous(), torch.arange(n_tokens + 1, device=tokens.device))
+        else:
+            offsets = torch.zeros(n_tokens + 1, dtype=torch.int64, device=tokens.device)
+            torch.cumsum(torch.bincount(tokens, minlength=n_tokens), 0, out=offsets[1:])
         pairs = cls(features, offsets, n_features)
         pairs.__dict__["tokens"] = tokens
         return pairs

@@ -91,8 +91,7 @@ class SparseEncoders(nn.Module):
                 for i, c in enumerate(chosen)
             ]
         if not want_pre and self._surely_sparse():
-            # one buffer serves all layers: what is chosen from it is copied out
-            scratch = scaled.new_empty(scaled.shape[1], self.W_enc[0].shape[0])
+            scratch = self._scratch(scaled[0])
         return [self._encode_layer(scaled[i], i, want_pre, auxiliary, scratch, favoured) for i in layers]
 
     def _encode_alone(
@@ -100,9 +99,18 @@ class SparseEncoders(nn.Module):
     ) -> EncodedLayer:
         """One layer's codes, from its scaled inputs `(tokens, d_model)`."""
         chosen = None if low is None or self.backend == "dense" else self._screened(x, layer, low, favoured)
-        if chosen is None:
-            return self._encode_layer(x, layer, favoured=favoured)
-        return self._take(x, layer, chosen.settled(), favoured=favoured)
+        if chosen is not None:
+            return self._take(x, layer, chosen.settled(), favoured=favoured)
+        scratch = self._scratch(x) if self._surely_sparse() else None
+        return self._encode_layer(x, layer, scratch=scratch, favoured=favoured)
+
+    def _scratch(self, x: Tensor) -> Tensor:
+        """`(tokens, F)` for pre-activations: one buffer for all layers, since what is chosen from it is copied out."""
+        shape = x.shape[0], self.W_enc[0].shape[0]
+        if not self.training:
+            return x.new_empty(shape)
+        # kept between steps: fresh memory costs as much as the bias that is written to it first
+        return self.gradients.room("pre", shape, x)
 
     def _in_full(
         self, x: Tensor, layer: int, auxiliary: AuxiliaryRequest | None, favoured: Favoured | None

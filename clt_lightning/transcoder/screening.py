@@ -18,7 +18,7 @@ from torch import Tensor
 
 from clt_lightning.transcoder.codes import Pairs
 from clt_lightning.transcoder.favoured import Favoured
-from clt_lightning.transcoder.order import true_places
+from clt_lightning.transcoder.order import kth_largest, true_places
 from clt_lightning.transcoder.sparse import pair_dots
 from clt_lightning.transcoder.top import top_indices
 
@@ -170,7 +170,7 @@ def choose_batch_top(screen: Screen, budget: int, cut: Tensor | None = None) -> 
         wanted = budget + max(SLACK, round(SLACK_SHARE * budget))
         if wanted >= MANY * rough.numel():
             return None
-        cut = torch.topk(rough.flatten(), wanted, sorted=False).values.min().clamp_min(0)
+        cut = kth_largest(rough, wanted).clamp_min(0)
         first = Pairs.from_mask(rough > cut)
     assert cut is not None
     pairs, repeated = first, rough.new_zeros((), dtype=torch.int64)
@@ -181,7 +181,7 @@ def choose_batch_top(screen: Screen, budget: int, cut: Tensor | None = None) -> 
         if pairs.features.numel() < budget:
             least = exact.new_zeros(())  # there are not that many positive ones
         else:
-            least = torch.topk(exact, budget, sorted=False).values.min().clamp_min(0)
+            least = kth_largest(exact, budget).clamp_min(0)
         enough = least - DEVIATIONS * largest_error(screen, pairs, exact)
         if bool(enough >= cut):
             kept = true_places((exact >= least) & (exact > 0))
@@ -190,6 +190,32 @@ def choose_batch_top(screen: Screen, budget: int, cut: Tensor | None = None) -> 
         repeated = (mask & (rough <= cut)).any(1).sum()
         cut, pairs = enough, Pairs.from_mask(mask)
     return None
+
+
+def choose_batch_largest(screen: Screen, budget: int) -> Chosen:
+    """`choose_batch_top` for a GPU, whose host is not waited for: as many pairs as the budget, some perhaps below 0.
+
+    Args:
+        screen: the layer's.
+        budget: how many; at most all.
+    """
+    rough = screen.rough
+    proposed = min(budget + max(SLACK, round(SLACK_SHARE * budget)), rough.numel())
+    candidates = Pairs.largest(rough, proposed)
+    exact = screen.exact(candidates)
+    best = torch.topk(exact, budget, sorted=False)
+    kept = best.indices.sort().values
+    cut = candidates.entries(rough).amin()
+    enough = best.values.amin().clamp_min(0) - DEVIATIONS * largest_error(screen, candidates, exact)
+    doubtful = ~(enough >= cut) if proposed < rough.numel() else torch.zeros_like(cut, dtype=torch.bool)
+    repeated = doubtful * (rough > enough).any(1).sum().clamp_min(1)
+
+    def settle(count: int) -> Chosen:
+        every = screen.everything()
+        pairs = Pairs.largest(every, budget)
+        return Chosen(pairs, pairs.entries(every), repeated)
+
+    return Chosen(candidates.at(kept), exact[kept], repeated, settle)
 
 
 def choose_above(screen: Screen, threshold: Tensor) -> Chosen | None:

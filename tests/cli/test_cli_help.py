@@ -12,7 +12,7 @@ import pytest
 from clt_lightning.cli import ready_help
 from clt_lightning.cli.main import COMMANDS, TRAINER_COMMANDS
 
-HEAVY = {"torch", "lightning", "jsonargparse", "open_clip", "timm", "torchvision", "torchmetrics", "numpy", "PIL"}
+HEAVY = {"torch", "lightning", "jsonargparse", "open_clip", "timm", "torchvision", "torchmetrics"}
 OLD = "help.json is old: `python -m clt_lightning.cli.help_source` makes it anew"
 
 

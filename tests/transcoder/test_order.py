@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from clt_lightning.transcoder.codes import Pairs
-from clt_lightning.transcoder.order import stable_order, true_places
+from clt_lightning.transcoder.order import kth_largest, stable_order, true_places
 
 
 @pytest.mark.parametrize("end", [1, 7, 2**15, 2**16, 2**16 + 1])
@@ -47,3 +47,17 @@ def test_entries_of_rectangular_pairs() -> None:
     best = torch.topk(table, 3, dim=1)
     assert torch.equal(Pairs.rectangular(best.indices, 12).entries(table), best.values.flatten())
     assert Pairs.rectangular(best.indices[:0], 12).entries(table[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_kth_largest(dtype: torch.dtype) -> None:
+    table = torch.randn(7, 11, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for given in (table, table.t(), table[::2]):
+        for k in (1, 5, given.numel()):
+            found = kth_largest(given, k)
+            assert found.dtype == dtype
+            assert found.shape == ()
+            assert torch.equal(found, given.flatten().sort(descending=True).values[k - 1])
+    table[3, 4] = float("nan")
+    assert kth_largest(table, 1).isnan()
+    assert torch.equal(kth_largest(table, 2), table.nan_to_num(-9.0).max())

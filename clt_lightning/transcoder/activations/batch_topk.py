@@ -10,12 +10,18 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder.activations.base import Activation
 from clt_lightning.transcoder.activations.exchange import Exchange
 from clt_lightning.transcoder.codes import Pairs
-from clt_lightning.transcoder.screening import Chosen, Screen, choose_above, choose_batch_top
+from clt_lightning.transcoder.order import kth_largest
+from clt_lightning.transcoder.screening import Chosen, Screen, choose_above, choose_batch_largest, choose_batch_top
 
 #: Share of a batch's winners below the stored threshold
 _MARGIN = 0.02
 #: Of so many tokens one serves to guess BatchTopK's cut
 _SAMPLE = 17
+
+
+def _searched(pre: Tensor) -> bool:
+    """Whether the winners are searched for; a GPU takes a fixed number of them, for which its host need not wait."""
+    return not pre.is_cuda
 
 
 class BatchTopK(Activation):
@@ -77,9 +83,11 @@ class BatchTopK(Activation):
         if not self.training:
             return (pre > self.threshold[layer]) & (pre > 0)
         budget = self.budget(layer, pre.shape[0])
-        pairs = self._above_guess(pre, layer)
-        if pairs is None:
-            pairs = Pairs.from_mask(self._mask(pre, budget))
+        if not _searched(pre):
+            pairs = Pairs.largest(pre, min(budget, pre.numel()))
+        else:
+            found = self._above_guess(pre, layer)
+            pairs = Pairs.from_mask(self._mask(pre, budget)) if found is None else found
         if self.tracking:  # the cascade does not: it need not gather what it kept
             self.track(pairs.entries(pre), layer)
         return pairs
@@ -93,7 +101,7 @@ class BatchTopK(Activation):
         if pairs.features.numel() < budget:
             return None
         values = pairs.entries(pre)
-        return pairs.keep(values >= torch.topk(values, budget, sorted=False).values.min())
+        return pairs.keep(values >= kth_largest(values, budget))
 
     def _guess(self, pre: Tensor, layer: int) -> Tensor | None:
         """A value that likely more than the budget lie above; None where it is not worth guessing.
@@ -104,12 +112,17 @@ class BatchTopK(Activation):
         share = self.budget(layer, sample.shape[0])
         if share < 64 or 4 * share > 3 * sample.numel():  # too few for a good guess, or so many that it saves nothing
             return None
-        return torch.topk(sample.flatten(), share + share // 3, sorted=False).values.min().clamp(min=0)
+        return kth_largest(sample, share + share // 3).clamp(min=0)
 
     def choose(self, screen: Screen, layer: int) -> Chosen | None:
         if not self.training:
             return choose_above(screen, self.threshold[layer].clamp_min(0))
-        chosen = choose_batch_top(screen, self.budget(layer, len(screen.rough)), self._guess(screen.rough, layer))
+        budget = self.budget(layer, len(screen.rough))
+        chosen: Chosen | None
+        if not _searched(screen.rough):
+            chosen = choose_batch_largest(screen, min(budget, screen.rough.numel()))
+        else:
+            chosen = choose_batch_top(screen, budget, self._guess(screen.rough, layer))
         if chosen is not None and self.tracking:
             self.track(chosen.values, layer)
         return chosen
@@ -137,9 +150,9 @@ class BatchTopK(Activation):
         # Candidates per row first: a token with more than 4 times its share is rare, and is found by the check below.
         row = min(pre.shape[1], -(-4 * budget // pre.shape[0]))
         candidates = torch.topk(pre, row, dim=1, sorted=False).values
-        cut = torch.topk(candidates.flatten(), budget, sorted=True).values[-1]
+        cut = kth_largest(candidates, budget)
         if row < pre.shape[1] and bool((candidates.min(dim=1).values > cut).any()):
-            cut = torch.topk(pre.flatten(), budget, sorted=True).values[-1]
+            cut = kth_largest(pre, budget)
         return (pre >= cut) & (pre > 0)
 
     @torch.no_grad()
@@ -147,16 +160,24 @@ class BatchTopK(Activation):
         """Moves the stored threshold of a layer towards the cut of a batch.
 
         Args:
-            kept: `(winners,)` pre-activations that the batch kept.
+            kept: `(winners,)` pre-activations that the batch kept; on a GPU as many as the budget.
             layer: which layer's.
         """
         if not self.tracking or not kept.numel():
             return
-        cut = torch.kthvalue(kept, 1 + int(_MARGIN * kept.numel())).values
         n = self.updates[layer]
-        momentum = torch.minimum(n / (n + 1.0), n.new_tensor(self.momentum, dtype=torch.float64)).to(self.threshold)
+        if _searched(kept):
+            cut = kth_largest(kept, kept.numel() - int(_MARGIN * kept.numel()))
+            counted: Tensor | int = 1
+        else:  # some may be no code, how many the host does not know
+            positive = (kept > 0).sum()
+            place = positive - (_MARGIN * positive).long() - 1
+            cut = kept.sort(descending=True).values.gather(0, place.clamp_min(0)[None])[0]
+            counted = (positive > 0).to(n.dtype)
+            cut = torch.where(positive > 0, cut, self.threshold[layer].to(cut))
+        momentum = (n / (n + 1.0)).double().clamp_max(self.momentum).to(self.threshold)
         self.threshold[layer] = momentum * self.threshold[layer] + (1 - momentum) * cut.to(self.threshold)
-        self.updates[layer] += 1
+        self.updates[layer] += counted
 
     def values(self, pre: Tensor, features: Tensor | None, layer: int) -> Tensor:
         return torch.relu(pre)
