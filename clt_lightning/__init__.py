@@ -9,8 +9,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from clt_lightning import analysis, callbacks, data, metrics
-    from clt_lightning.analysis import Edit, evaluate, explain_image, open_run, steer
+    from clt_lightning.analysis import Edit, explain_image, open_run, steer
     from clt_lightning.analysis.circuits import Graph, NodeSet, attribute, intervene
+    from clt_lightning.analysis.evaluate import evaluate
     from clt_lightning.analysis.target import Target
     from clt_lightning.backbone.clip import FrozenCLIP
     from clt_lightning.backbone.vit import FrozenViT

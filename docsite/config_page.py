@@ -139,8 +139,8 @@ def _sections(keys: Iterable[Key]) -> Iterator[tuple[str, list[Key]]]:
     for key in keys:
         first, _, rest = key.name.partition(".")
         sections.setdefault(first if rest or first == "data" else "run", []).append(key)
-    first = [name for name in SECTIONS if name in sections]
-    for name in dict.fromkeys([*first, *sections]):
+    known = [name for name in SECTIONS if name in sections]
+    for name in dict.fromkeys([*known, *sections]):
         yield name, sections[name]
 
 

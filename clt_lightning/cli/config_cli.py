@@ -327,7 +327,7 @@ class ConfigCLI(compat.CommandLine):
         if issubclass(data_class(config), modules.WebImages):
             data.init_args.seed = seeds.resolve(data.init_args.seed)
 
-        arguments = model.backbone.get("init_args") or Namespace()
+        arguments = model.backbone.get("init_args") or Namespace()  # type: ignore[no-untyped-call]
         on_cpu = config.trainer.accelerator in ("cpu", "auto") and not torch.cuda.is_available()
         if on_cpu and arguments.get("precision") == "bf16" and not cpu_multiplies(torch.bfloat16):
             rank_zero_info(

@@ -109,7 +109,7 @@ def _options(table: Table) -> Iterator[Option]:
 def contents() -> dict[str, Any]:
     """What the file should hold."""
     sections: list[dict[str, Any]] = []
-    commands = {}
+    commands: dict[str, Any] = {}
     for command in TRAINER_COMMANDS:
         numbers = commands[command] = []
         for section in recorded(parser_of(command)):

@@ -158,7 +158,7 @@ def _with_class(content: dict[str, Any]) -> dict[str, Any]:
         given = {"class_path": given}
     elif isinstance(given, dict) and not {"class_path", "init_args"} & given.keys():
         given = {"init_args": given}
-    return content if given is None else content | {"model": model | {"backbone": given}}
+    return content if not isinstance(model, dict) or given is None else content | {"model": model | {"backbone": given}}
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

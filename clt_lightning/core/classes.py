@@ -166,7 +166,7 @@ def check_loadable(cls: type, arguments: Mapping[str, Any], what: str) -> None:
         found = None
     if found is not cls:
         raise UserError(f"{where}: importing {cls.__module__} does not give this class under {cls.__qualname__}")
-    names = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+    names = inspect.signature(cls.__init__).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in names.values())
     for name, value in arguments.items():
         if name not in names and not takes_any:

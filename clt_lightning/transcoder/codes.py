@@ -166,7 +166,8 @@ class Pairs:
     def from_mask(cls, mask: Tensor) -> Pairs:
         """Pairs at the true positions of a `(tokens, F)` mask."""
         if mask.device.type != "cpu" or not mask.shape[1]:
-            return cls._of(*mask.nonzero(as_tuple=True), *mask.shape)
+            tokens, features = mask.nonzero(as_tuple=True)
+            return cls._of(tokens, features, *mask.shape)
         places = true_places(mask)
         tokens = torch.div(places, mask.shape[1], rounding_mode="floor")
         return cls._of(tokens, places - tokens * mask.shape[1], *mask.shape)

@@ -158,7 +158,8 @@ def test_a_head_without_a_text_tower(tmp_path: Path) -> None:
 def test_the_models_own_classifier_as_a_head() -> None:
     import timm
 
-    model = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=32, depth=2, num_heads=2, num_classes=3)
+    small: dict[str, Any] = {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 3}
+    model: Any = timm.create_model("vit_tiny_patch16_224", **small)
     torch.nn.init.normal_(model.head.bias)
     torch.nn.init.normal_(model.head.weight)
     backbone = cl.FrozenViT.from_model(model)

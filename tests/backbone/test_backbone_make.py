@@ -99,6 +99,6 @@ def test_what_makes_another_backbone() -> None:
 def test_the_heads_outputs_are_refused_where_there_are_none() -> None:
     vit = MyViT()
     for block in vit.blocks:
-        block.attn.proj = torch.nn.Sequential(block.attn.proj)  # type: ignore[union-attr]
+        block.attn.proj = torch.nn.Sequential(block.attn.proj)  # type: ignore[union-attr,arg-type]
     with pytest.raises(UserError, match="attn_z cannot be told apart: take attn_out"):
         vit.read(torch.zeros(1, 3, 32, 32), "attn_z")

@@ -163,7 +163,17 @@ def test_what_is_built_installs_and_runs_in_a_fresh_environment(built: Built, ki
     # behind its own packages, and without this repository, which an editable installation would bring
     (Path(site) / "lent.pth").write_text("".join(f"import sys; sys.path.append({path!r})\n" for path in own))
     file = getattr(built, kind)
-    install = [python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--force"]
+    install: list[str] = [
+        str(python),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-index",
+        "--no-deps",
+        "--no-build-isolation",
+        "--force",
+    ]
     done = subprocess.run([*install, str(file)], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 

@@ -48,7 +48,7 @@ def test_the_list_has_no_entry_that_fits_nothing() -> None:
 
 def test_commands_and_options_exist() -> None:
     pytest.importorskip("shtab")
-    parsers = whole_parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+    parsers: Any = whole_parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
     for command in commands():
         if not command.ours or len(command.words) < 2 or command.words[1].startswith("-"):
             continue

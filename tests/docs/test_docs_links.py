@@ -79,7 +79,7 @@ def test_every_page_is_in_the_navigation_once() -> None:
             return [leaf for value in node.values() for leaf in leaves(value)]
         return [leaf for entry in node for leaf in leaves(entry)] if isinstance(node, list) else [node]
 
-    class Loader(yaml.SafeLoader):
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
         """Passes over the tags of mkdocs."""
 
     named = leaves(yaml.load((ROOT / "mkdocs.yml").read_text(), Loader)["nav"])

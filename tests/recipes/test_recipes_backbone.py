@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -99,7 +100,7 @@ def test_a_family_from_outside(outside: ModuleType) -> None:
     vit = cl.FrozenViT.from_model(model, family=outside.EncoderFamily)
     assert torch.equal(vit.encode_image(images, normalize=False), own)
     seen: dict[str, torch.Tensor] = {}
-    stage = model.stages[1]  # type: ignore[index]
+    stage: Any = model.stages[1]  # type: ignore[index]
     stage.attend.out.register_forward_pre_hook(lambda m, a: seen.__setitem__("attn_z", a[0]))
     stage.feed.register_forward_hook(lambda m, a, out: seen.__setitem__("mlp_out", out))
     with torch.no_grad():

@@ -57,7 +57,7 @@ def step(
     with OnGPU() if gpu else torch.enable_grad() as mode:
         loss = reconstruction_loss(y, out.y_hat, torch.full((LAYERS,), float(D)), None) + out.auxiliary.square().mean()
         torch.autograd.backward(loss)  # `Tensor.backward` would hide what runs in it
-    waits += mode.waits if gpu else []
+    waits += mode.waits if mode is not None else []
     found = [out.y_hat.detach(), *(gradient(p) for p in model.parameters()), *activation.buffers()]
     return waits, [t.clone() for t in found]
 

@@ -189,11 +189,11 @@ def _logistic(z: Tensor, y: Tensor, start: Tensor, penalty: float, intercept: bo
         optimizer.zero_grad()
         logits = z @ weight[:-1] + (weight[-1] if intercept else 0)
         value = F.cross_entropy(logits, y) + penalty / 2 * weight[:-1].square().sum() / weight.shape[1]
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
     with torch.enable_grad():
-        optimizer.step(loss)  # type: ignore[no-untyped-call]
+        optimizer.step(loss)
     return weight.detach()
 
 

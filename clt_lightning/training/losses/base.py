@@ -23,7 +23,7 @@ class Term(Protocol):
     """What the terms have in common, this package's own and others."""
 
     name: ClassVar[str]
-    needs: ClassVar[Collection[Need]]
+    needs: ClassVar[Collection[str]]
     sums_features: ClassVar[bool]
     coefficient: float
     warmup_steps: int
@@ -51,7 +51,7 @@ class LossTerm:
     """
 
     name: ClassVar[str] = ""
-    needs: ClassVar[Collection[Need]] = ()
+    needs: ClassVar[Collection[str]] = ()
     sums_features: ClassVar[bool] = False
     coefficient: float = 1.0
     warmup_steps: int = 0

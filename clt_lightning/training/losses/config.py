@@ -58,7 +58,8 @@ class LossConfig:
 
     def parts(self) -> dict[str, Penalty]:
         """The parts that have a coefficient which rises over a warm-up, by their key under `model.loss`."""
-        own = {"l1": self.l1, "tanh": self.tanh, "pre_activation": self.pre_activation, "auxk": self.auxk}
+        own: dict[str, Penalty] = {"l1": self.l1, "tanh": self.tanh}
+        own |= {"pre_activation": self.pre_activation, "auxk": self.auxk}
         return own | {f"extra.{term.name}": term for term in self.extra}
 
     def terms(self) -> list[Term]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from clt_lightning.training.losses.base import LossInputs, Need
+from clt_lightning.training.losses.base import LossInputs
 from clt_lightning.training.losses.warmup import check_part
 from clt_lightning.training.losses.weighed import mean_of_sums, weighed_codes
 from clt_lightning.transcoder.codes import Codes
@@ -25,7 +25,7 @@ class L1Config:
     """
 
     name: ClassVar[str] = "l1"
-    needs: ClassVar[Collection[Need]] = ("codes",)
+    needs: ClassVar[Collection[str]] = ("codes",)
     sums_features: ClassVar[bool] = True
     coefficient: float = 0.0
     warmup_steps: int = 0

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from clt_lightning.training.losses.base import LossInputs, Need
+from clt_lightning.training.losses.base import LossInputs
 from clt_lightning.training.losses.warmup import check_part
 from clt_lightning.training.losses.weighed import mean_of_sums
 
@@ -27,7 +27,7 @@ class PreActivationConfig:
     """
 
     name: ClassVar[str] = "pre_activation"
-    needs: ClassVar[Collection[Need]] = ("pre",)
+    needs: ClassVar[Collection[str]] = ("pre",)
     sums_features: ClassVar[bool] = True
     coefficient: float = 0.0
     warmup_steps: int = 0

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from clt_lightning.training.losses.base import LossInputs, Need
+from clt_lightning.training.losses.base import LossInputs
 from clt_lightning.training.losses.warmup import check_part
 from clt_lightning.training.losses.weighed import mean_of_sums, weighed_codes
 from clt_lightning.transcoder.codes import Codes
@@ -27,7 +27,7 @@ class TanhConfig:
     """
 
     name: ClassVar[str] = "tanh"
-    needs: ClassVar[Collection[Need]] = ("codes",)
+    needs: ClassVar[Collection[str]] = ("codes",)
     sums_features: ClassVar[bool] = True
     coefficient: float = 0.0
     c: float = 4.0

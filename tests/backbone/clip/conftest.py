@@ -14,7 +14,7 @@ from .tiny import Maker, tiny_config, write_tiny
 
 @pytest.fixture(scope="module")
 def make_clip(tmp_path_factory: pytest.TempPathFactory) -> Maker:
-    def make(precision: str = "fp32", quick_gelu: bool = False, seed: int = 0, **vision: Any) -> FrozenCLIP:
+    def make(precision: Any = "fp32", quick_gelu: bool = False, seed: int = 0, **vision: Any) -> FrozenCLIP:
         folder = tmp_path_factory.mktemp("tiny")
         path = write_tiny(folder, tiny_config(quick_gelu, **vision), seed)
         return FrozenCLIP("tiny", str(path), precision=precision)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -125,7 +126,8 @@ def test_tars_from_elsewhere_are_never_overwritten(tmp_path: Path) -> None:
         write_split(tmp_path / "a", items(6))
     with pytest.raises(UserError, match="another source or with other settings"):
         write_split(tmp_path / "a", items(5), settings={"seed": 1})
-    for change in ({"group": "another class"}, {"stamp": "another size"}):
+    changes: list[dict[str, Any]] = [{"group": "another class"}, {"stamp": "another size"}]
+    for change in changes:
         with pytest.raises(UserError, match="another source or with other settings"):
             write_split(tmp_path / "a", [*items(4), replace(items(5)[4], **change)])
     (tmp_path / "b").mkdir()
