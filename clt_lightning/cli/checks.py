@@ -66,7 +66,8 @@ def make_data(config: Namespace) -> Any:
     """The data module of a parsed config, with the objects that its arguments are."""
     parser = ArgumentParser()
     parser.add_subclass_arguments(lightning.LightningDataModule, "data")
-    return parser.instantiate_classes(Namespace(data=config.data.clone())).data  # type: ignore[no-untyped-call]
+    alone = Namespace(data=config.data.clone())  # type: ignore[no-untyped-call]
+    return parser.instantiate_classes(alone).data
 
 
 def check_data(config: Namespace) -> None:

@@ -162,9 +162,9 @@ def _drawn(
         start, end = _random_points(rng, side), _random_points(rng, side)
         pen.line([start, end], fill=_muted(rng), width=max(1, side // 48))
     if planted == "corner" and value:
-        frame, corner = max(2, side // 32), side // 6
-        pen.rectangle([0, 0, corner, corner], fill=(10, 10, 10))
-        pen.rectangle([frame, frame, corner - frame, corner - frame], fill=(245, 245, 245))
+        frame, edge = max(2, side // 32), side // 6
+        pen.rectangle([0, 0, edge, edge], fill=(10, 10, 10))
+        pen.rectangle([frame, frame, edge - frame, edge - frame], fill=(245, 245, 245))
 
     image = _expose(rng, canvas.reduce(2))
     where = ("left", "middle", "right")[min(2, 3 * cx // side)]

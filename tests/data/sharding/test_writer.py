@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -126,10 +125,10 @@ def test_tars_from_elsewhere_are_never_overwritten(tmp_path: Path) -> None:
         write_split(tmp_path / "a", items(6))
     with pytest.raises(UserError, match="another source or with other settings"):
         write_split(tmp_path / "a", items(5), settings={"seed": 1})
-    changes: list[dict[str, Any]] = [{"group": "another class"}, {"stamp": "another size"}]
-    for change in changes:
+    last = items(5)[4]
+    for changed in (replace(last, group="another class"), replace(last, stamp="another size")):
         with pytest.raises(UserError, match="another source or with other settings"):
-            write_split(tmp_path / "a", [*items(4), replace(items(5)[4], **change)])
+            write_split(tmp_path / "a", [*items(4), changed])
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "0.tar").write_bytes(b"precious")
     with pytest.raises(UserError, match="did not write"):
