@@ -109,7 +109,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     tree = place / "tree"
     shutil.copytree(ROOT, tree, ignore=_what_is_not_packed)
     code = (
-        "import sys, setuptools.build_meta as b; print(b.build_sdist(sys.argv[1])); print(b.build_wheel(sys.argv[1]))"
+        "import sys, setuptools.build_meta as b; to = sys.argv[1]; print(b.build_sdist(to)); print(b.build_wheel(to))"
     )
     command = [sys.executable, "-c", code, str(place)]
     done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
