@@ -27,7 +27,7 @@ class OnGPU(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func == Tensor.is_cuda.__get__:  # type: ignore[attr-defined]
             return True
-        if func == Tensor.device.__get__:  # type: ignore[attr-defined]
+        if func == Tensor.device.__get__:
             return torch.device("cuda")
         if "device" in kwargs:
             kwargs["device"] = "cpu"
