@@ -167,17 +167,17 @@ class Pairs:
         """Pairs at the true positions of a `(tokens, F)` mask."""
         if mask.device.type != "cpu" or not mask.shape[1]:
             tokens, features = mask.nonzero(as_tuple=True)
-            return cls._of(tokens, features, *mask.shape)
+            return cls._of(tokens, features, mask.shape[0], mask.shape[1])
         places = true_places(mask)
         tokens = torch.div(places, mask.shape[1], rounding_mode="floor")
-        return cls._of(tokens, places - tokens * mask.shape[1], *mask.shape)
+        return cls._of(tokens, places - tokens * mask.shape[1], mask.shape[0], mask.shape[1])
 
     @classmethod
     def largest(cls, table: Tensor, n: int) -> Pairs:
         """Pairs at the n largest entries of a `(tokens, F)` tensor; a GPU's host need not wait, since n is known."""
         places = torch.topk(table.flatten(), n, sorted=False).indices.sort().values
         tokens = torch.div(places, table.shape[1], rounding_mode="floor")
-        return cls._of(tokens, places - tokens * table.shape[1], *table.shape)
+        return cls._of(tokens, places - tokens * table.shape[1], table.shape[0], table.shape[1])
 
     @classmethod
     def _of(cls, tokens: Tensor, features: Tensor, n_tokens: int, n_features: int) -> Pairs:
