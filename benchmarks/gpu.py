@@ -222,6 +222,8 @@ def streamed(options: argparse.Namespace) -> list[Row]:
 def nccl(options: argparse.Namespace) -> list[Row]:
     """A transcoder divided over a group of one process gives the numbers of a plain one."""
     backend = "nccl" if options.device == "cuda" else "gloo"
+    if dist.is_initialized():  # a trainer leaves its group behind
+        dist.destroy_process_group()
     with tempfile.TemporaryDirectory() as root:
         dist.init_process_group(backend, init_method=f"file://{root}/meet", rank=0, world_size=1)
         try:

@@ -69,9 +69,8 @@ def find_class(name: str, base: type, where: str, what: str, *, trusted: bool) -
         return loaded
     if not trusted and not is_known(name):
         raise UserError(
-            f"{where}{what} {name} is not a class of {', '.join(KNOWN_PACKAGES)}, so it was not loaded: that would run "
-            "code of the file's choice. If you trust it, import it first, or say so (trust=True in Python, "
-            "--trust_config on the command line)"
+            f"{where}{what} {name} was not loaded: it would run code of the file's choice. If you trust it: trust=True "
+            "(--trust_config), or import it first"
         )
     return load_class(name, base, where, what, trusted=trusted)
 

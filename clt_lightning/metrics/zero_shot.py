@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from clt_lightning.core.errors import UserError
@@ -11,7 +12,7 @@ from clt_lightning.metrics.base import ExactMetric, check_same, check_shape, met
 LOGIT_SCALE = 100.0
 
 
-def ranks_of(cosines: Tensor, labels: Tensor) -> Tensor:
+def ranks_of(cosines: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]) -> Int[Tensor, " images"]:
     """Place of the right class among the logits, 0 for the top, -1 without a label; `(images,)` int64.
 
     Equal logits are ranked by class number, as `numpy.argmax` does, so that a constant prediction earns nothing; a row
@@ -24,7 +25,9 @@ def ranks_of(cosines: Tensor, labels: Tensor) -> Tensor:
     return rank.masked_fill(labels < 0, -1)
 
 
-def divergences(original: Tensor, replaced: Tensor, scale: float = LOGIT_SCALE) -> Tensor:
+def divergences(
+    original: Float[Tensor, "images classes"], replaced: Float[Tensor, "images classes"], scale: float = LOGIT_SCALE
+) -> Float[Tensor, " images"]:
     """`KL(softmax(scale * original) || softmax(scale * replaced))` of each image in nats, `(images,)` float64."""
     wide = (cosines.to(metric_device(cosines.device)).double() for cosines in (original, replaced))
     p, q = ((scale * cosines).log_softmax(-1) for cosines in wide)

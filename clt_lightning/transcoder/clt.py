@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from clt_lightning.core.arguments import whole
@@ -213,15 +214,17 @@ class CrossLayerTranscoder(SparseDecoders, Saving):
             self.b_enc[layer] -= W @ centre
         self.normalized.fill_(True)
 
-    def standardised(self, x: Tensor) -> Tensor:
+    def standardised(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_in"]:
         """What the encoders read of x `(..., d_model)`: each token's standard form, or x itself (`normalize`)."""
         return standardise(x.to(self.b_dec.dtype))[0] if self.normalization == "token" else x
 
-    def in_units(self, terms: Tensor, x: Tensor) -> Tensor:
+    def in_units(
+        self, terms: Float[Tensor, "sources tokens d_out"], x: Float[Tensor, "tokens d_in"]
+    ) -> Float[Tensor, "sources tokens d_out"]:
         """Terms of `layer_terms`, `(sources, tokens, d_out)`, in the backbone's units at the tokens x."""
         return terms * standardise(x)[2] if self.normalization == "token" else terms
 
-    def rest_term(self, x: Tensor, layer: int) -> Tensor:
+    def rest_term(self, x: Float[Tensor, "tokens d_in"], layer: int) -> Float[Tensor, "tokens d_out"]:
         """What is no feature's: bias, linear skip, the token's own mean; `(tokens, d_out)` from x `(tokens, d_model)`.
 
         With `in_units(layer_terms(...), x)` it adds up to the reconstruction.
@@ -257,11 +260,11 @@ class CrossLayerTranscoder(SparseDecoders, Saving):
     # -- forward -----------------------------------------------------------------------------------------------------
     def forward(
         self,
-        x: Tensor,
+        x: Float[Tensor, "layers tokens d_in"],
         want_pre: bool = False,
         auxiliary: AuxiliaryRequest | None = None,
         standardised: bool = False,
-        cls: Tensor | None = None,
+        cls: Int[Tensor, " n_cls"] | None = None,
     ) -> CLTOutput:
         """The training forward.
 
@@ -300,7 +303,7 @@ class CrossLayerTranscoder(SparseDecoders, Saving):
             main, extra = sums.split([codes.n_tokens, dead.n_tokens], 1)
             return CLTOutput(self._finish(main, scaled), codes, pre, extra * self.y_scale[:, None, None], repeated)
 
-    def encode(self, x: Tensor, cls: Tensor | None = None) -> Codes:
+    def encode(self, x: Float[Tensor, "layers tokens d_in"], cls: Int[Tensor, " n_cls"] | None = None) -> Codes:
         """Codes of MLP inputs `(layers, tokens, d_model)`; `.dense()` gives `(layers, tokens, n_features)`.
 
         Args:
@@ -313,7 +316,9 @@ class CrossLayerTranscoder(SparseDecoders, Saving):
             layers = self._encode(self._scale_inputs(x), low, favoured=self._favoured(x.shape[1], x.device, cls))
         return Codes([e.pairs for e in layers], [e.values for e in layers])
 
-    def encode_layer(self, x: Tensor, layer: int, cls: Tensor | None = None) -> Codes:
+    def encode_layer(
+        self, x: Float[Tensor, "tokens d_in"], layer: int, cls: Int[Tensor, " n_cls"] | None = None
+    ) -> Codes:
         """Codes of one layer alone, as `Codes` of a single layer.
 
         Args:
@@ -327,7 +332,11 @@ class CrossLayerTranscoder(SparseDecoders, Saving):
             encoded = self._encode_alone(x.to(self.b_dec.dtype) * self.x_scale[layer], layer, low, favoured)
         return Codes([encoded.pairs], [encoded.values])
 
-    def decode(self, codes: Codes | Tensor, x: Tensor | None = None) -> Tensor:
+    def decode(
+        self,
+        codes: Codes | Float[Tensor, "layers tokens features"],
+        x: Float[Tensor, "layers tokens d_in"] | None = None,
+    ) -> Float[Tensor, "layers tokens d_out"]:
         """Reconstruction `(layers, tokens, d_model)` of codes.
 
         Args:
@@ -351,7 +360,9 @@ class CrossLayerTranscoder(SparseDecoders, Saving):
         with full_precision(codes.device.type) as low:
             return self._decode(codes, None if x is None else self._scale_inputs(x), low)
 
-    def contributions(self, codes: Codes | Tensor, target: int) -> Tensor:
+    def contributions(
+        self, codes: Codes | Float[Tensor, "layers tokens features"], target: int
+    ) -> Float[Tensor, "layers tokens d_out"]:
         """What each source layer adds to the reconstruction of one target layer.
 
         Args:
@@ -370,14 +381,14 @@ class CrossLayerTranscoder(SparseDecoders, Saving):
         later = terms.new_zeros(self.n_layers - target - 1, codes.n_tokens, self.d_out)
         return torch.cat([terms, later])
 
-    def skip_term(self, x: Tensor, layer: int) -> Tensor:
+    def skip_term(self, x: Float[Tensor, "tokens d_in"], layer: int) -> Float[Tensor, "tokens d_out"]:
         """What the linear path adds to layer `layer`: `(tokens, d_model)` from x `(tokens, d_model)`; 0 without it."""
         if self.W_skip is None:
             return self.b_dec.new_zeros(*x.shape[:-1], self.d_out)
         scaled = x.to(self.b_dec.dtype) * self.x_scale[layer]
         return F.linear(scaled, self.W_skip[layer]) * self.y_scale[layer]
 
-    def linear_part(self, x: Tensor) -> Tensor:
+    def linear_part(self, x: Float[Tensor, "layers tokens d_in"]) -> Float[Tensor, "layers tokens d_out"]:
         """What is not sparse: linear skip and decoder bias, `(layers, tokens, d_model)` from x of that shape."""
         return torch.stack([self.rest_term(x[layer], layer) for layer in range(self.n_layers)])
 
@@ -386,12 +397,12 @@ class CrossLayerTranscoder(SparseDecoders, Saving):
         """The sum over all features of what this process's features add to; differentiable."""
         return part
 
-    def fired(self, codes: Codes) -> Tensor:
+    def fired(self, codes: Codes) -> Bool[Tensor, "layers features"]:
         """`(layers, n_features)` bool: the features that this process has seen firing."""
         return codes.fired()
 
     @torch.no_grad()
-    def raise_biases(self, features: Tensor, amount: float) -> None:
+    def raise_biases(self, features: Bool[Tensor, "layers features"], amount: float) -> None:
         """Adds to the encoder biases of some features, in place.
 
         Args:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from clt_lightning.transcoder.codes import Codes
@@ -43,7 +44,7 @@ class SparseDecoders(SparseEncoders):
         """Whether features of layer `source` write to layer `target`."""
         return 0 <= target - source < self.n_targets(source)
 
-    def decoder_norms(self) -> Tensor:
+    def decoder_norms(self) -> Float[Tensor, "layers features"]:
         """`(layers, F)`: norm of each feature's concatenated decoders, in scaled units; differentiable.
 
         The concatenation is what a sparsity penalty must weigh by: with unit norms a column, a feature that writes to
@@ -53,7 +54,9 @@ class SparseDecoders(SparseEncoders):
         return torch.stack([(W.square().sum((1, 2)) + 1e-12).sqrt() for W in self.W_dec])
 
     @torch.no_grad()
-    def code_gradients(self, codes: Codes, gradient: Tensor) -> list[Tensor]:
+    def code_gradients(
+        self, codes: Codes, gradient: Float[Tensor, "layers tokens d_out"]
+    ) -> list[Float[Tensor, " pairs"]]:
         """How fast `<gradient, y_hat>` grows with each active code: what one more unit of it would add.
 
         Args:
@@ -73,12 +76,14 @@ class SparseDecoders(SparseEncoders):
             return list(torch.autograd.grad(y, leaves, scaled.clone()))
 
     @torch.no_grad()
-    def rows(self, source: int, features: Tensor, target: int) -> Tensor:
+    def rows(self, source: int, features: Int[Tensor, " n"], target: int) -> Float[Tensor, "n d_out"]:
         """What code 1 of some features adds to a target layer: `(len(features), d_model)`, in the backbone's units."""
         rows: Tensor = self.W_dec[source][features, target - source]
         return rows * self.y_scale[target]
 
-    def layer_terms(self, codes: Mapping[int, Codes] | Sequence[Codes], target: int) -> Tensor:
+    def layer_terms(
+        self, codes: Mapping[int, Codes] | Sequence[Codes], target: int
+    ) -> Float[Tensor, "sources tokens d_out"]:
         """What the layers up to `target` add to it, from single-layer codes (`encode_layer`).
 
         Args:
@@ -97,7 +102,7 @@ class SparseDecoders(SparseEncoders):
             ]
         )
 
-    def layer_sum(self, codes: Mapping[int, Codes] | Sequence[Codes], target: int) -> Tensor:
+    def layer_sum(self, codes: Mapping[int, Codes] | Sequence[Codes], target: int) -> Float[Tensor, "tokens d_out"]:
         """The sum of `layer_terms`, `(tokens, d_model)`, without the memory of the terms."""
         return self._sum_of({i: codes[i] for i in range(target + 1) if self.writes(i, target)}, target)
 

@@ -27,7 +27,7 @@ class Cut:
     first: int = 0
 
 
-class WithCut(WebImages):
+class _WithCut(WebImages):
     """As `WebImages`.
 
     Args:
@@ -55,7 +55,7 @@ def test_a_cue_from_the_command_line(tmp_path: Path) -> None:
 
 
 def test_an_outside_set_with_an_object_of_its_own(tmp_path: Path) -> None:
-    words = [f"--data={WithCut.__module__}.WithCut", f"--data.root={tmp_path / 'data'}", "--data.cut.first=3"]
+    words = [f"--data={_WithCut.__module__}._WithCut", f"--data.root={tmp_path / 'data'}", "--data.cut.first=3"]
     made = make_data(parsed(*words))
     assert made.cut == Cut(3)
     with pytest.raises(UserError, match="does not exist"):

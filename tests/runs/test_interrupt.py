@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from clt_lightning.callbacks import ExportTranscoder, Reconstruction
+from clt_lightning.callbacks import ExportTranscoder
+from clt_lightning.callbacks.measuring import SplitPass
 from clt_lightning.cli.main import main
 from clt_lightning.data.sets.base import WebImages
 from clt_lightning.runs.folder import LAST
@@ -95,10 +96,10 @@ MOMENTS: list[tuple[type, str, int, Callable[[], None], int]] = [
     (CLTModule, "training_step", 2, press, 2),
     (CLTModule, "training_step", 1, press_in_a_log_handler, 3),
     (CLTModule, "training_step", 1, press_in_a_finalizer, 4),
-    (Reconstruction, "take", 1, press, 5),
-    (Reconstruction, "take", 4, press, 10),
+    (SplitPass, "take", 1, press, 5),
+    (SplitPass, "take", 4, press, 10),
     (ExportTranscoder, "on_train_end", 1, press, 14),
-    (Reconstruction, "take", 2, press, 14),
+    (SplitPass, "take", 2, press, 14),
 ]
 
 

@@ -73,9 +73,11 @@ def trainer(**options: Any) -> lightning.Trainer:
     )
 
 
-def batches(label: Tensor | None) -> list[Any]:
-    images = torch.rand(3, 3, 32, 32)
-    return [images if label is None else (images, label)] * 2
+def batches(label: Tensor | None) -> Any:
+    images = torch.rand(3, 3, 48, 48)
+    # Lightning takes a plain list for several loaders
+    batch = {"image": images} if label is None else {"image": images, "label": label}
+    return torch.utils.data.DataLoader([batch] * 2, batch_size=None)  # type: ignore[arg-type]
 
 
 def test_value_is_weighted_and_warmed(make_clt: MakeCLT) -> None:
@@ -105,7 +107,7 @@ def test_labels_and_positions_are_those_of_each_token() -> None:
             assert places is not None
             assert found == pytest.approx(200 + float(places.double().mean()))
     # of each token, not of their mean alone
-    marks = module._marks({"image": torch.zeros(3, 3, 32, 32), "label": label}, torch.tensor([[4, 5]] * 3), 6)
+    marks = module._marks({"image": torch.zeros(3, 3, 48, 48), "label": label}, torch.tensor([[4, 5]] * 3), 6)
     assert marks.tolist() == [[3, 4], [3, 5], [1, 4], [1, 5], [2, 4], [2, 5]]
 
 

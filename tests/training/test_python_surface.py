@@ -112,7 +112,7 @@ def test_a_mismatch_is_one_clear_message(clip: cl.FrozenCLIP) -> None:
 def test_a_decay_needs_an_end(clip: cl.FrozenCLIP, split: Any, tmp_path: Path) -> None:
     images, _, _, _ = split
     loader: DataLoader[Tensor] = DataLoader(list(images), batch_size=16)  # type: ignore[arg-type]
-    trainer = quiet(tmp_path, max_epochs=-1, max_time={"seconds": 1}, logger=False, enable_checkpointing=False)
+    trainer = quiet(tmp_path, max_epochs=-1, max_time={"seconds": 60}, logger=False, enable_checkpointing=False)
     with pytest.raises(cl.UserError, match="needs the length of the run"):
         trainer.fit(cl.CLTModule(clip, transcoder(clip)), loader)
 

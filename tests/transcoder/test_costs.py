@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clt_lightning.training.losses import LossConfig, loss_parts
-from clt_lightning.transcoder import AuxiliaryRequest, CrossLayerTranscoder, TopK, clt, costs, precision
+from clt_lightning.transcoder import AuxiliaryRequest, CrossLayerTranscoder, TopK, costs, decoders, precision
 from clt_lightning.transcoder.costs import RATES, sparse_below
 from clt_lightning.transcoder.reference import decode_dense
 from tests.gradients import gradient
@@ -47,7 +47,7 @@ def test_the_choice_is_made_by_the_rates(monkeypatch: pytest.MonkeyPatch) -> Non
             monkeypatch.setitem(RATES, "cpu", quick)
         made: list[str] = []
         for name in ("decode_dense", "decode_pairs"):
-            monkeypatch.setattr(clt, name, noting(made, name, getattr(clt, name)))
+            monkeypatch.setattr(decoders, name, noting(made, name, getattr(decoders, name)))
         model = CrossLayerTranscoder(3, 8, 64, TopK(4), seed=0).double()
         with torch.no_grad():
             for i, W in enumerate(model.W_dec):
