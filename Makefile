@@ -1,5 +1,6 @@
 # make quickstart   the main job, offline, on the embedded demo (sets up what is missing)
 # make test         the tests (under 8 minutes on 2 cores)
+# make coverage     the same, and which lines they do not reach
 # make test-all     also the slow ones and those on a real Slurm
 # make test-interop exports read by the real circuit-tracer and SAELens, in an environment of their own
 # make docs         this project's pages as a site in site/; warnings are errors
@@ -11,13 +12,17 @@ NODE_BIN := node_modules/.bin
 # programs that came with the environment are found by tests
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: quickstart test test-all test-interop docs docs-serve docs-tools lint format setup tools clean
+.PHONY: quickstart test coverage test-all test-interop docs docs-serve docs-tools lint format setup tools clean
 quickstart: setup
 	$(BIN)/python -m clt_lightning fit --config configs/quickstart.yaml
 
 test: setup
 	-@$(MAKE) --no-print-directory tools
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# which lines no test runs in its own process
+coverage: setup
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov=clt_lightning --cov-report=term:skip-covered
 
 test-all: setup
 	-@$(MAKE) --no-print-directory tools
