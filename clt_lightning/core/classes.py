@@ -221,10 +221,18 @@ def nearest(word: str, words: Iterable[str], n: int = 3) -> list[str]:
     return [by_lower[w] for w in difflib.get_close_matches(word.lower(), list(by_lower), n=n, cutoff=0.55)]
 
 
-def known_names(base: Bases) -> list[str]:
-    """Names that a config may give for a class: bare, or dotted where two classes share the bare name."""
+def known_names(base: Bases, own: bool = False) -> list[str]:
+    """Names that a config may give for a class: bare, or dotted where two classes share the bare name.
+
+    Args:
+        base: what they are subclasses of; of one of several.
+        own: of this package alone.
+    """
     names, found = [], subclasses(base)
-    for name, classes in found.items():
+    for name, every in found.items():
+        classes = [cls for cls in every if not own or cls.__module__.split(".")[0] == KNOWN_PACKAGES[0]]
+        if not classes:
+            continue
         if len(found) > 1 and set(classes) & set(_several(base)):
             continue
         names += [name] if len(classes) == 1 else [short_path(cls) for cls in classes]
@@ -271,6 +279,11 @@ def _there_are(name: str, base: Bases, what: str) -> str:
     near = [n for n in names if n.rpartition(".")[2] in nearest(last, [n.rpartition(".")[2] for n in names], n=5)]
     if not names:
         return ""
+    if len(names) > _FEW:  # other packages' and the user's own may be many
+        own = known_names(base, own=True)
+        if 0 < len(own) <= _FEW:
+            others = [n for n in near if n not in own]
+            return f"; there are: {', '.join(own + others)}"
     if len(names) > _FEW and near:
         return f"; nearest: {', '.join(near)}"
     more = f" and {len(names) - _MANY} more (--help lists them)" if len(names) > _MANY else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_type_hints
@@ -169,7 +170,7 @@ def from_plain(cls: type[T], value: T | dict[str, Any] | None, *, trusted: bool 
     if value is None:
         return cls()
     if isinstance(value, cls):
-        return value
+        return copy.deepcopy(value)  # a default argument is one object for all: nobody may change it for the others
     if not isinstance(value, dict):
         raise UserError(f"{cls.__name__}: expected a table of settings, got {value!r}")
     hints = get_type_hints(cls)

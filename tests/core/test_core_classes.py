@@ -66,3 +66,13 @@ def test_a_stranger_names_no_code(name: str) -> None:
 def test_several_of_a_name() -> None:
     with pytest.raises(UserError, match=r"several AdamW: .*torch\.optim\.AdamW"):
         load_class("AdamW", OPTIMIZER, "model.optimizer")
+
+
+def test_a_package_s_few_classes_are_all_named_beside_many_of_others() -> None:
+    class Base: ...
+
+    made = [type(f"Other{letter}", (Base,), {"__module__": "elsewhere"}) for letter in "ABCDEFGHIJ"]
+    made += [type(name, (Base,), {"__module__": "clt_lightning.made"}) for name in ("Square", "Circle")]
+    with pytest.raises(UserError, match="there are: Circle, Square"):
+        load_class("Sqare", Base, "data", "shape")
+    del made

@@ -86,6 +86,7 @@ def test_a_run_of_somebody_else_loads_no_analysis_unasked() -> None:
     assert "stream_norms" not in sys.modules
 
 
+@pytest.mark.slow
 def test_its_page_stands_in_the_report(tmp_path: Path, outside: Path) -> None:
     page = load_page("stream_norms.PAGE")
     run, pictures = make_run(tmp_path)

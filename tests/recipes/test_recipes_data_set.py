@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +45,7 @@ def flags(folder: Path, count: int = 60) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_contributing_s_recipe_makes_a_set_and_trains_on_it(tmp_path: Path) -> None:
     files, commands = recipe()
     assert len(files) == 2

@@ -153,3 +153,12 @@ def test_the_surface_is_listed() -> None:
     assert {"CLTModule", "FrozenCLIP", "open_run", "callbacks", "LossConfig", "Target", "replaced"} <= set(names)
     for name in names:
         assert getattr(cl, name) is not None
+
+
+def test_a_modules_settings_are_its_own(clip: cl.FrozenCLIP) -> None:
+    first = cl.CLTModule(clip, transcoder(clip))
+    first.schedule_config.decay = "none"
+    first.loss_config.auxk.coefficient = 7.0
+    second = cl.CLTModule(clip, transcoder(clip))
+    assert second.schedule_config.decay != "none"
+    assert second.loss_config.auxk.coefficient != 7.0
