@@ -1,5 +1,5 @@
 # make quickstart   the main job, offline, on the embedded demo (sets up what is missing)
-# make test         the tests (under 8 minutes on 2 cores)
+# make test         the tests (8 to 12 minutes on 2 cores)
 # make coverage     the same, and which lines they do not reach
 # make test-all     also the slow ones and those on a real Slurm
 # make test-interop exports read by the real circuit-tracer and SAELens, in an environment of their own
