@@ -68,7 +68,11 @@ class BackboneWithSAE(nn.Module):
         n = len(batch)
         positions = None if self.positions is None else self.positions.expand(n, -1)
         x = self.backbone.read(batch, self.site, self.blocks, positions)[self.site]
-        found: Tensor = self.sae.encode(x).dense() if self.output == "codes" else self.sae(x).y_hat
+        cls = None  # tokens of whole images; of a part say which are [CLS]
+        if self.positions is not None:
+            size, first = len(self.positions), bool(self.backbone.has_cls and self.positions[0] == 0)
+            cls = torch.arange(0, n * size if first else 0, size)
+        found: Tensor = self.sae.encode(x, cls).dense() if self.output == "codes" else self.sae(x, cls=cls).y_hat
         return found[0] if self.site == "final" else found[0].unflatten(0, (n, -1)) if n else found[0][:, None]
 
     def train(self, mode: bool = True) -> Self:

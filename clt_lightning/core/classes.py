@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, Self
 
 from clt_lightning.core.errors import UserError
 
@@ -134,6 +134,26 @@ def arguments_of(cls: type, args: Sequence[Any], kwargs: Mapping[str, Any]) -> d
         elif parameter.kind is not parameter.VAR_POSITIONAL or value:
             given[parameter.name] = value
     return {name: _plain_number(value) for name, value in given.items()}
+
+
+class Recorded:
+    """What is made from a config and can be written into one again: it keeps the arguments of its `__init__`."""
+
+    _given: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Keeps the arguments, for `init_args`."""
+        made = super().__new__(cls)
+        made.__dict__["_given"] = arguments_of(cls, args, kwargs)
+        return made
+
+    def init_args(self) -> dict[str, Any]:
+        """The arguments it was made with, defaults included."""
+        return dict(self._given)
+
+    def config(self) -> dict[str, Any]:
+        """`{"class_path": name, "init_args": arguments}`: what makes the same object again."""
+        return {"class_path": name_of(type(self)), "init_args": self.init_args()}
 
 
 def _plain_number(value: Any) -> Any:

@@ -57,6 +57,8 @@ def check_fit(clip: Backbone, clt: CrossLayerTranscoder) -> tuple[int, ...]:
             f"the transcoder is for {clt.n_layers} layers of width {clt.d_model}, "
             f"the backbone {clip.name!r} has {len(layers)} of width {widths[0]}"
         )
+    if clt.cls_weight != 1 and not clip.has_cls:
+        raise UserError(f"the transcoder weights [CLS] (cls_weight), and the backbone {clip.name!r} has none")
     if clt.n_positions is not None and clt.n_positions != clip.n_positions:
         raise UserError(
             f"the transcoder weights [CLS] among {clt.n_positions} tokens of an image, the backbone {clip.name!r} has "

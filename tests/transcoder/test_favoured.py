@@ -169,6 +169,28 @@ def test_a_replaced_forward_knows_its_cls(clip: FrozenCLIP, images: Tensor, toke
     torch.testing.assert_close(kept, clip.encode_image(images), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("tokens", ["all", "cls", "patch"])
+def test_an_autoencoder_as_a_head_knows_its_cls(clip: FrozenCLIP, images: Tensor, tokens: str) -> None:
+    sae = CrossLayerTranscoder(
+        *(1, clip.d_model, 64, BatchTopK(4, cls_weight=4.0), "sae"),
+        **{"seed": 0, "sites": cl.Sites("resid_post", layers=[1]), "n_positions": clip.n_positions},  # type: ignore[arg-type]
+    ).eval()
+    sae.activation.threshold.fill_(2.0)  # type: ignore[operator]
+    x = clip.read(images, "resid_post", [1])["resid_post"]
+    whole = sae.encode(x).dense()[0].unflatten(0, (len(images), -1))
+    found = clip.with_sae(sae, "codes", tokens=tokens)(images)
+    torch.testing.assert_close(found, whole[:, clip.tokens.span(tokens)])
+    assert not torch.equal(sae.encode(x, cls=torch.empty(0, dtype=torch.int64)).dense()[0], whole.flatten(0, 1))
+
+
+def test_a_backbone_without_cls_is_refused() -> None:
+    vit = cl.FrozenViT("vit_base_patch16_siglip_224", None)
+    activation = BatchTopK(4, cls_weight=4.0)
+    clt = CrossLayerTranscoder(vit.n_layers, vit.d_model, 8, activation, n_positions=vit.n_positions)
+    with pytest.raises(cl.UserError, match=r"weights \[CLS\].*has none"), cl.replaced(vit, clt):
+        pass
+
+
 def test_a_backbone_of_another_size_is_refused(clip: FrozenCLIP) -> None:
     clt = CrossLayerTranscoder(
         clip.n_layers, clip.d_model, 64, BatchTopK(4, cls_weight=4.0), n_positions=clip.n_positions + 1

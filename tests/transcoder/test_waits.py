@@ -36,7 +36,7 @@ def step(
         yield torch.bfloat16 if low else None
 
     monkeypatch.setattr(clt, "full_precision", precision)
-    model = CrossLayerTranscoder(LAYERS, D, F, activation, backend="sparse", seed=0)
+    model = CrossLayerTranscoder(LAYERS, D, F, activation, backend="sparse", seed=0, n_positions=12)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for W in model.W_dec:
@@ -63,7 +63,7 @@ def step(
 
 
 @pytest.mark.parametrize("low", [False, True], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("kind", [TopK, AbsTopK, BatchTopK])
+@pytest.mark.parametrize("kind", [TopK, AbsTopK, BatchTopK, lambda k: BatchTopK(k, cls_weight=4.0)])
 def test_a_step_waits_once_at_most_and_gives_the_same(
     kind: Callable[[int], Activation], low: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

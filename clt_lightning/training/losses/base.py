@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
-from clt_lightning.core.classes import arguments_of, make_from, name_of
+from clt_lightning.core.classes import Recorded, make_from
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder.clt import CrossLayerTranscoder
 from clt_lightning.transcoder.codes import Codes
@@ -33,7 +33,7 @@ class Term(Protocol):
         """The term's scalar value, without its coefficient."""
 
 
-class LossTerm:
+class LossTerm(Recorded):
     """A term of the loss from outside the package (CONTRIBUTING.md).
 
     A class of one's own defines `value` and states what it `needs`; its arguments are those of its `__init__` (or its
@@ -56,13 +56,6 @@ class LossTerm:
     coefficient: float = 1.0
     warmup_steps: int = 0
     warmup_fraction: float = 0.0
-    _given: dict[str, Any]
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Keeps the arguments, for `config`."""
-        made = super().__new__(cls)
-        made.__dict__["_given"] = arguments_of(cls, args, kwargs)
-        return made
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -77,14 +70,6 @@ class LossTerm:
             )
         if "sums_features" not in own:
             cls.sums_features = bool({"codes", "pre"} & set(cls.needs))
-
-    def init_args(self) -> dict[str, Any]:
-        """The arguments it was made with, defaults included."""
-        return dict(self._given)
-
-    def config(self) -> dict[str, Any]:
-        """`{"class_path": name, "init_args": arguments}`: what makes the same term again."""
-        return {"class_path": name_of(type(self)), "init_args": self.init_args()}
 
     def value(self, given: LossInputs) -> Tensor:
         """The term's scalar value, without its coefficient: a mean over tokens and over layers, as of all terms."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from clt_lightning.core.classes import arguments_of, name_of
+from clt_lightning.core.classes import Recorded
 from clt_lightning.transcoder.activations.exchange import Exchange
 from clt_lightning.transcoder.codes import Pairs
 from clt_lightning.transcoder.screening import Chosen, Screen
@@ -23,7 +23,7 @@ from clt_lightning.transcoder.screening import Chosen, Screen
 Scope = Literal["feature", "token", "batch"]
 
 
-class Activation(nn.Module):
+class Activation(Recorded, nn.Module):
     """Base class. An activation is built once for its transcoder, which then owns its parameters and buffers.
 
     A class of one's own defines `select` and `values` (CONTRIBUTING.md), and states its `scope`: where the features are
@@ -42,13 +42,6 @@ class Activation(nn.Module):
     cls_weight = 1.0
     #: whether running statistics of the training batches are kept
     tracking = True
-    _given: dict[str, Any]
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Keeps the arguments, for `init_args`."""
-        made = super().__new__(cls)
-        made.__dict__["_given"] = arguments_of(cls, args, kwargs)
-        return made
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """What was written for another `select` is not inherited along with a new one."""
@@ -80,14 +73,6 @@ class Activation(nn.Module):
 
         Where features are divided, those whose shape depends on `n_features` are divided with them.
         """
-
-    def config(self) -> dict[str, Any]:
-        """`{"class_path": name, "init_args": arguments}`: what builds the same activation again."""
-        return {"class_path": name_of(type(self)), "init_args": self.init_args()}
-
-    def init_args(self) -> dict[str, Any]:
-        """The arguments it was made with, defaults included."""
-        return dict(self._given)
 
     def thresholds(self) -> Tensor | float:
         """What pre-activations must exceed to become codes, `(layers, F)` or one number."""
