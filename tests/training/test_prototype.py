@@ -19,7 +19,7 @@ from tests.transcoder.conftest import MakeCLT
 def by_hand(dense: Tensor, labels: Tensor, norms: Tensor) -> float:
     """With loops over layers and images."""
     total = 0.0
-    for layer, z in enumerate(dense * norms[:, None]):
+    for z in dense * norms[:, None]:
         for i, label in enumerate(labels.tolist()):
             mean = torch.stack([z[j] for j, other in enumerate(labels.tolist()) if other == label]).mean(0)
             total += float((z[i] - mean).square().sum()) / len(labels) / len(dense)
@@ -48,7 +48,7 @@ def test_of_a_step_it_reads_labelled_cls_tokens_alone(make_clt: MakeCLT) -> None
     config = LossConfig(prototype=PrototypeConfig(0.8))
     found = loss_parts(config, clt, x, out, 0, labels=labels, positions=positions)["prototype"]
     chosen = torch.tensor([0, 2, 4])
-    expected = by_hand(out.codes.dense()[:, chosen], labels[chosen], clt.decoder_norms())
+    expected = by_hand(out.codes.dense()[:, chosen].detach(), labels[chosen], clt.decoder_norms().detach())
     assert float(found) == pytest.approx(0.8 * expected / clt.d_out)
     found.backward()
     assert any(float(W.grad.abs().sum()) > 0 for W in clt.W_enc if W.grad is not None)

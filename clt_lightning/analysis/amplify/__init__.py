@@ -1,4 +1,4 @@
-"""Amplifying codes of [CLS] (VS2, VS2++), beside the controls that tell what the codes are good for (docs/acting.md)."""
+"""Codes of [CLS] amplified (VS2, VS2++), beside controls that tell what the codes are good for (docs/acting.md)."""
 
 from clt_lightning.analysis.amplify.arms import STEERING, SUPERVISED, WORDS, Choice
 from clt_lightning.analysis.amplify.model import amplified
@@ -10,10 +10,10 @@ __all__ = [
     "STEERING",
     "SUPERVISED",
     "WORDS",
+    "Amplifier",
     "AmplifyArm",
     "AmplifyOptions",
     "AmplifyResult",
-    "Amplifier",
     "Choice",
     "amplified",
     "amplify",

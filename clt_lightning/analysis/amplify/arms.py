@@ -61,8 +61,10 @@ class Choice:
     @property
     def alpha(self) -> float:
         """How far an image is moved, in units of what its codes write."""
-        assert self.gamma is not None and self.strength is not None
-        return self.strength * (self.gamma - 1)
+        gamma, strength = self.gamma, self.strength
+        assert gamma is not None
+        assert strength is not None
+        return strength * (gamma - 1)
 
     def to_json(self) -> dict[str, float]:
         """The values that this arm has."""

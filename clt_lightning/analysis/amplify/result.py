@@ -129,7 +129,7 @@ class AmplifyResult:
             [
                 WORDS[arm.name],
                 f"{100 * arm.accuracy.value:.2f}",
-                f"{100 * arm.difference.value:+.2f} [{100 * arm.difference.low:+.2f}, {100 * arm.difference.high:+.2f}]",
+                "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(100 * v for v in _ends(arm.difference))),
                 "" if arm.steered is None else f"{100 * arm.steered:.1f}",
             ]
             for arm in self.arms
@@ -150,3 +150,7 @@ def paired(right: np.ndarray, base: np.ndarray, draws: int, seed: int) -> tuple[
     columns = np.concatenate([right.astype(np.float32), right.astype(np.float32) - base[:, None]], 1)
     found = mean_intervals(columns, draws, seed)
     return found[: right.shape[1]], found[right.shape[1] :]
+
+
+def _ends(interval: Interval) -> tuple[float, float, float]:
+    return interval.value, interval.low, interval.high

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,7 @@ class _Study:
         self.left_out: dict[str, str] = {}
         self.n_classes = head.shape[1]
         starts = np.cumsum([0, *(len(place.targets) for place in amplifier.places)])
-        self.slices = [slice(int(a), int(b)) for a, b in zip(starts[:-1], starts[1:])]
+        self.slices = [slice(int(a), int(b)) for a, b in pairwise(starts)]
         self.images: dict[str, int] = {}
         self.fvu: dict[str, list[float]] = {}
         self.probe: Probe | None = None
