@@ -202,9 +202,7 @@ def show(found: SteeringResult, n: int) -> None:
         Column("before", [f"{before[c]:.2%}" for c in classes], 9),
         Column("after", [f"{after[c]:.2%}" for c in classes], 9),
         Column("change", [f"{100 * change[c]:+.2f}p" for c in classes], 10),
-        Column(
-            "95 % interval", [f"{100 * intervals[c].low:+.2f} .. {100 * intervals[c].high:+.2f}" for c in classes], 18
-        ),
+        Column("95 % interval", spans, 18),
     ]
     names = Column("mean probability of", [found.classnames[c] for c in classes], 24, left=True)
     print("\n".join(lay_out(names, columns, line_width())))
