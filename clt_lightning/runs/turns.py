@@ -61,12 +61,12 @@ class Turns:
         while alive:
             try:
                 job = self._for_caller.get()
+                if job is None:
+                    alive -= 1
+                else:
+                    job()
             except KeyboardInterrupt:
                 continue
-            if job is None:
-                alive -= 1
-            else:
-                job()
         for thread in threads:
             thread.join()
         return self._errors

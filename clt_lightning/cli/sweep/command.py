@@ -12,7 +12,7 @@ from clt_lightning.callbacks.save_config import SaveConfig
 from clt_lightning.cli.config_cli import read_words
 from clt_lightning.cli.sweep.member import MemberCLI, Together
 from clt_lightning.cli.sweep.members import Member, read_members
-from clt_lightning.cli.sweep.outcome import Outcome, lines, write
+from clt_lightning.cli.sweep.outcome import Outcome, lines, remember, write
 from clt_lightning.cli.sweep.words import without
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.say import say
@@ -46,9 +46,12 @@ def run_sweep(words: list[str], path: str) -> None:
                 save_config_callback=SaveConfig,
                 save_config_kwargs={"overwrite": True},
             )
-        except Exception:
-            if not outcome.begun:
-                together.turns.give_up()  # nothing is trained where one of them cannot be
+        except Exception as error:
+            if outcome.begun:
+                raise
+            together.turns.give_up()  # nothing is trained where one of them cannot be
+            if isinstance(error, UserError):
+                raise UserError(f"{member.where}, {member.name}: {error}") from error
             raise
         finally:
             together.packets.without_one()
@@ -65,6 +68,7 @@ def run_sweep(words: list[str], path: str) -> None:
 
 def _tell(outcomes: Sequence[Outcome], together: Together, path: str) -> None:
     folder = next(o.folder for o in outcomes if o.folder is not None).parent.parent
+    remember(folder, outcomes)
     asked, run = together.forwards.asked, together.forwards.run
     say("\n" + "\n".join(lines(outcomes)))
     say(f"{run:,} forwards of the backbone were run for {asked:,} that the runs needed")

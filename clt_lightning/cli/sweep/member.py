@@ -16,7 +16,7 @@ from clt_lightning.callbacks.progress import total_steps
 from clt_lightning.cli.sweep.members import Member
 from clt_lightning.cli.sweep.outcome import Outcome
 from clt_lightning.cli.trainer import CLTCLI
-from clt_lightning.core.errors import UserError, about
+from clt_lightning.core.errors import UserError
 from clt_lightning.core.progress import Progress
 from clt_lightning.core.say import say
 from clt_lightning.data.feed.loader import EvalLoader, TrainLoader
@@ -148,28 +148,11 @@ class MemberCLI(CLTCLI):
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """As ever; the run lives in `<runs_dir>/<name of the sweep>/<name of the member>/version_<n>/`."""
-        with about(f"{self.member.where}: {self.member.name}"):
-            super().parse_arguments(parser, args)
+        super().parse_arguments(parser, args)
         config = self.config[self.command]
         if not config.get("name"):
             return
         config.runs_dir, config.name = str(Path(config.runs_dir) / config.name), self.member.name
-
-    def before_instantiate_classes(self) -> None:
-        """As ever.
-
-        Raises:
-            UserError: more than one process or device.
-        """
-        super().before_instantiate_classes()
-        trainer = self.config[self.command].trainer
-        devices = trainer.devices if isinstance(trainer.devices, int) else 1 if trainer.devices == "auto" else 0
-        listed = trainer.devices if isinstance(trainer.devices, list) else []
-        if trainer.num_nodes > 1 or devices > 1 or devices < 0 or len(listed) > 1:
-            raise UserError(
-                f"--sweep: a sweep runs on one device, got trainer.devices={trainer.devices} and "
-                f"trainer.num_nodes={trainer.num_nodes}: set both to 1, and divide a larger sweep over several files"
-            )
 
     def instantiate_classes(self) -> None:
         """As ever, on the backbone that the first member has made."""
@@ -184,7 +167,17 @@ class MemberCLI(CLTCLI):
         ]
 
     def fit(self, ckpt_path: Any = None, **kwargs: Any) -> None:
-        """As ever, when all members could be made."""
+        """As ever, when all members could be made.
+
+        Raises:
+            UserError: more than one process.
+        """
+        if self.trainer.world_size > 1:
+            raise UserError(
+                f"--sweep: a sweep runs in one process on one device, and these settings ask for "
+                f"{self.trainer.world_size}: set trainer.devices and trainer.num_nodes to 1; a larger sweep can be "
+                "divided over several files, a device each"
+            )
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Requeue):
                 self.together.listen(callback)

@@ -65,6 +65,21 @@ def best(outcomes: Sequence[Outcome]) -> set[str]:
     }
 
 
+def remember(folder: Path, outcomes: Sequence[Outcome]) -> None:
+    """Gives runs that were finished before, in which nothing was left to do, what the earlier sweep has found.
+
+    Args:
+        folder: `<runs_dir>/<name>`.
+        outcomes: changed in place.
+    """
+    earlier = _earlier(folder / "sweep.json")
+    for outcome in outcomes:
+        entry = earlier.get(outcome.name)
+        if entry is not None and outcome.error is None and not outcome.begun:
+            outcome.numbers = {tag: math.nan if value is None else value for tag, value in entry["numbers"].items()}
+            outcome.folder = None if entry["folder"] is None else folder / entry["folder"]
+
+
 def lines(outcomes: Sequence[Outcome]) -> list[str]:
     """The table."""
     front = best(outcomes)
