@@ -228,7 +228,7 @@ def _told(match: Matched, sources: Sequence[Source]) -> dict[str, Any]:
                 "b": {state: layer.b.count(state) for state in STATES},
                 "mmcs": _rounded(layer.mmcs),
                 "mcc": _rounded(layer.mcc),
-                "null": {name: _rounded(part) for name, part in layer.null.items() if name != "limit"},
+                "null": {name: _rounded(layer.null[name]) for name in ("untrained", "mixed") if layer.null},
                 "limit": _round(layer.null.get("limit")),
                 "near": _round(layer.near),
                 "kept": _round(layer.kept),
