@@ -76,9 +76,7 @@ class Pair:
             yield part, {"decoder": writes, "encoder": reads, "both": both}
 
 
-def pair_of(
-    a: CrossLayerTranscoder, b: CrossLayerTranscoder, layer: int, living_a: Tensor, living_b: Tensor
-) -> Pair:
+def pair_of(a: CrossLayerTranscoder, b: CrossLayerTranscoder, layer: int, living_a: Tensor, living_b: Tensor) -> Pair:
     """Some features of a layer of each of two transcoders.
 
     Decoders are taken over the layers to which both write, in the backbone's units.

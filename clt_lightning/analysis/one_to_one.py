@@ -49,7 +49,7 @@ def chosen(assignment: Assignment, n: int, m: int) -> Literal["hungarian", "gree
 
 def best_means(pair: Pair) -> dict[str, float]:
     """By kind the mean cosine of the best one-to-one matching; features that are left over do not count."""
-    n, m = (len(rows) for rows in pair.decoders)
+    n = len(pair.decoders[0])
     tables: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
     for _, scores in pair.blocks(torch.arange(n)):
         for kind in KINDS:

@@ -29,6 +29,7 @@ from clt_lightning.analysis.stability.subspace import Overlap, subspace_overlap
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import finite
 from clt_lightning.core.progress import track
+from clt_lightning.runs.folder import find_run
 from clt_lightning.transcoder import CrossLayerTranscoder
 
 SCHEMA = 1
@@ -108,9 +109,7 @@ class PairStability:
             "differ": self.differ,
             **finite(self.numbers()),
             "null": finite(self.nulls()),
-            "layers": [
-                _layer_json(layer, found) for layer, found in zip(self.layers, self.subspaces, strict=True)
-            ],
+            "layers": [_layer_json(layer, found) for layer, found in zip(self.layers, self.subspaces, strict=True)],
             "rates": {name: None if r is None else r.to_json() for name, r in zip("ab", self.rates)},
             "anchors": {name: None if r is None else r.to_json() for name, r in zip("ab", self.anchors)},
         }
@@ -129,10 +128,14 @@ class Comparison:
     pairs: list[PairStability]
 
     def mean(self) -> dict[str, Spread]:
-        """Each number over all pairs, with an interval over runs (`pairs.over_pairs`)."""
+        """Each number over all pairs, with an interval over runs (`pairs.over_pairs`) where all differ in the same.
+
+        Runs that differ in different things are no sample of anything: of them there is the mean and the range alone.
+        """
         found = [pair.numbers() for pair in self.pairs]
         where = [(pair.a, pair.b) for pair in self.pairs]
-        return {name: over_pairs([f[name] for f in found], where, len(self.members)) for name in NUMBERS}
+        alike = all(pair.differ == self.pairs[0].differ for pair in self.pairs)
+        return {name: over_pairs([f[name] for f in found], where, len(self.members), alike) for name in NUMBERS}
 
     def by_difference(self) -> list[dict[str, Any]]:
         """The pairs that differ in the same things, together: how many, and the mean of each number."""
@@ -189,8 +192,7 @@ class Comparison:
         }
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What each feature has in each other run: `<a>_<b>/state`, `partner`, `decoder`, `encoder`, `(L, F)`; and
-        `<a>/found_in`."""
+        """What each feature has in each other run: `<a>_<b>/state`, `partner`, `decoder`, `encoder`, `<a>/found_in`."""
         out = {f"{number}/found_in": self.found_in(number) for number in range(len(self.members))}
         for pair in self.pairs:
             for one, other, name in ((pair.a, pair.b, "a"), (pair.b, pair.a, "b")):
@@ -320,8 +322,6 @@ def _place(run: Any) -> Any:
         return id(run)
     path = run.folder if isinstance(run, Run) else Path(run)
     try:
-        from clt_lightning.runs.folder import find_run
-
         return find_run(path, "compare").path.resolve()
     except UserError:
         return Path(path).resolve()

@@ -93,7 +93,8 @@ def by_rate(sides: Sequence[Side], rates: np.ndarray, seed: int = 0) -> ByRate:
     rates = rates.astype(np.float64)
     fired, decade = rates > 0, decades(rates)
     bins = [
-        (10.0**d, 10.0 ** (d + 1), group(sides, fired & (decade == d), seed)) for d in sorted(set(decade[fired].tolist()))
+        (10.0**d, 10.0 ** (d + 1), group(sides, fired & (decade == d), seed))
+        for d in sorted(set(decade[fired].tolist()))
     ]
     state, both = np.stack([side.state for side in sides]), np.stack([side.both for side in sides])
     there = fired & (state != STATES.index("dead"))

@@ -16,7 +16,7 @@ class Spread:
 
     Attributes:
         value: mean over pairs.
-        low: lower end of the 95 % interval over runs; NaN below three runs.
+        low: lower end of the 95 % interval over runs; NaN below three runs, and of runs that are no sample.
         high: its upper end.
         least: the smallest of all pairs.
         most: the largest.
@@ -35,7 +35,7 @@ class Spread:
         return {name: finite(getattr(self, name)) for name in ("value", "low", "high", "least", "most", "pairs")}
 
 
-def over_pairs(values: Sequence[float], pairs: Sequence[tuple[int, int]], runs: int) -> Spread:
+def over_pairs(values: Sequence[float], pairs: Sequence[tuple[int, int]], runs: int, interval: bool = True) -> Spread:
     """The mean over pairs with a jackknife interval over runs.
 
     Pairs share runs and are not independent, so runs are left out, one at a time (delete-one jackknife of a U-statistic
@@ -45,6 +45,7 @@ def over_pairs(values: Sequence[float], pairs: Sequence[tuple[int, int]], runs: 
         values: one a pair; NaN ones do not count.
         pairs: numbers of the two runs of each.
         runs: how many runs there are.
+        interval: False where the runs are no sample, so that there is none.
     """
     known = [(value, pair) for value, pair in zip(values, pairs, strict=True) if not np.isnan(value)]
     nan = float("nan")
@@ -53,7 +54,7 @@ def over_pairs(values: Sequence[float], pairs: Sequence[tuple[int, int]], runs: 
     all_values = np.array([value for value, _ in known])
     mean, low, high = float(all_values.mean()), nan, nan
     without = [np.array([value for value, pair in known if run not in pair]) for run in range(runs)]
-    if runs > 2 and all(map(len, without)):
+    if interval and runs > 2 and all(map(len, without)):
         from scipy.stats import t
 
         left = np.array([part.mean() for part in without])
