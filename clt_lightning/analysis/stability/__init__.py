@@ -2,7 +2,7 @@
 
 from clt_lightning.analysis.stability.compare import Comparison, PairStability, compare, pair_stability
 from clt_lightning.analysis.stability.groups import anchors_against_others, by_rate, targets_written
-from clt_lightning.analysis.stability.members import Member, member
+from clt_lightning.analysis.stability.members import Member, member, of_folder, why_apart
 from clt_lightning.analysis.stability.subspace import Overlap, subspace_overlap
 from clt_lightning.analysis.stability.truth import code_correlations, mean_correlation
 
@@ -17,7 +17,9 @@ __all__ = [
     "compare",
     "mean_correlation",
     "member",
+    "of_folder",
     "pair_stability",
     "subspace_overlap",
     "targets_written",
+    "why_apart",
 ]

@@ -234,7 +234,7 @@ def compare(
             raise UserError(f"{runs[number]} is named twice: compare takes different runs")
     members = [run if isinstance(run, Member) else member(run, n, trust=trust) for n, run in enumerate(runs)]
     for a, b in combinations(members, 2):
-        if why := why_apart(a, b):
+        if why := why_apart((a.title, b.title), (a.backbone, b.backbone)):
             raise UserError(f"{why[0].lower()}{why[1:]}")
         try:
             check_comparable(a.transcoder, b.transcoder)

@@ -155,14 +155,19 @@ def differing_keys(members: Sequence[Member]) -> list[dict[str, Any]]:
     return [row for row in rows if len(set(row["values"])) > 1]
 
 
-def why_apart(a: Member, b: Member) -> str:
-    """Why features of two members have nothing in common; empty where nothing speaks against comparing them."""
-    hashes = [m.backbone.get("weights_sha256") for m in (a, b)]
+def why_apart(titles: Sequence[str], backbones: Sequence[dict[str, Any]]) -> str:
+    """Why features of two runs have nothing in common; empty where nothing speaks against comparing them.
+
+    Args:
+        titles: of the two.
+        backbones: their `Member.backbone`.
+    """
+    hashes = [backbone.get("weights_sha256") for backbone in backbones]
     if None in hashes or hashes[0] == hashes[1]:
         return ""
     told = " and ".join(
-        f"{m.title} on {m.backbone.get('name') or 'a backbone'} ({m.backbone.get('pretrained') or 'random weights'})"
-        for m in (a, b)
+        f"{title} on {backbone.get('name') or 'a backbone'} ({backbone.get('pretrained') or 'random weights'})"
+        for title, backbone in zip(titles, backbones)
     )
     return (
         f"The runs are of different backbones ({told}): their features read and write different spaces, and are "
