@@ -96,7 +96,7 @@
         return [
           { v: l.layer, t: `L${l.layer} ${kind === "decoder" ? "writes" : "reads"}` },
           cell(of("unstable", "dimension"), (v) =>
-            v === null ? "–" : `${CLT.num(v, 0)} of ${of("unstable", "width")}`,
+            v === null ? "–" : `${CLT.count(Math.round(v))} of ${of("unstable", "width")}`,
           ),
           cell(of("unstable", "overlap")),
           cell(of("unstable", "chance")),
