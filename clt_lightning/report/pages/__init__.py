@@ -26,6 +26,7 @@ from clt_lightning.report.pages import (
     reconstruction,
     retrieval,
     search,
+    stability,
     summary,
 )
 
@@ -33,6 +34,7 @@ from clt_lightning.report.pages import (
 PAGES: tuple[Page, ...] = (
     summary.PAGE,
     compare.PAGE,
+    stability.PAGE,
     features.PAGE,
     feature.PAGE,
     notes.PAGE,
