@@ -53,13 +53,13 @@ class SparseDecoding(WeightPrior):
     """
 
     name: ClassVar[str] = "sparse_decoding"
-    coefficient: float = 0.08
+    coefficient: float = 0.1
     lambda0: float = 10.0
     lambda1: float = 0.5
     a: float = 1.0
     b: float | None = None
-    start: float = 0.1
-    warmup_fraction: float = 0.3
+    start: float = 0.3
+    warmup_fraction: float = 0.1
     warmup_steps: int = 0
     refit: float = 0.4
     lazy: bool = True
