@@ -267,6 +267,8 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         self.log("train/l0", l0, prog_bar=True)
         if repeated is not None:
             self.log("train/repeated_rows", repeated)
+        for prior in self.weight_priors():
+            self.log_dict({f"train/{name}": value for name, value in prior.measures().items()})
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
 
     @torch.no_grad()
