@@ -54,6 +54,11 @@ SCRIPTS = (
     "image/terms.js",
     "image/deciding.js",
     "image/codes.js",
+    "circuit/graph.js",
+    "circuit/layout.js",
+    "circuit/draw.js",
+    "circuit/node.js",
+    "circuit/pins.js",
     "notes.js",
     "runs.js",
     "compare/features.js",
@@ -61,10 +66,21 @@ SCRIPTS = (
     "live/opened.js",
     "live/sliders.js",
     "live/answers.js",
+    "circuit/live.js",
 )
 #: ... and after them
 LAST = ("router.js", "start.js")
-STYLES = ("tokens.css", "layout.css", "parts.css", "charts.css", "image.css", "notes.css", "runs.css", "live.css")
+STYLES = (
+    "tokens.css",
+    "layout.css",
+    "parts.css",
+    "charts.css",
+    "image.css",
+    "circuit.css",
+    "notes.css",
+    "runs.css",
+    "live.css",
+)
 MARK = "clt-report.json"
 
 
