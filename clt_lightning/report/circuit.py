@@ -33,7 +33,7 @@ MAX_NODES = 2048
 #: Nodes that a page opens with, and the share of influence
 _OPEN_NODES, _OPEN_SHARE = 60, 0.8
 #: Heads that are kept of an edge, and backwards of heads in one circuit
-_HEADS, _HEAD_ROWS = 3, 3000
+_HEADS, _HEAD_ROWS = 3, 1000
 
 
 def circuit_of(run: Run, image: Tensor, targets: Sequence[Target], weights: Sequence[float] | None = None) -> Any:

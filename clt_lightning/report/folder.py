@@ -129,8 +129,7 @@ class ReportFolder:
 
     def data(self, name: str, value: Any) -> None:
         """Writes `data/<name>.js`, which the pages read with `CLT.load(name)`."""
-        text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-        self.file(f"data/{name}.js").write_text(f"CLT.put({json.dumps(name)},{text});\n", encoding="utf-8")
+        self.file(f"data/{name}.js").write_text(data_text(name, value), encoding="utf-8")
 
     def table(self, name: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
         """Writes `tables/<name>.csv`; None is an empty cell.
@@ -188,6 +187,12 @@ class ReportFolder:
         """Files and bytes written so far."""
         sizes = [path.stat().st_size for path in self.path.rglob("*") if path.is_file()]
         return len(sizes), sum(sizes)
+
+
+def data_text(name: str, value: Any) -> str:
+    """What `data/<name>.js` holds."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return f"CLT.put({json.dumps(name)},{text});\n"
 
 
 def _listed(page: dict[str, Any]) -> bool:

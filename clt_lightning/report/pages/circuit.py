@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from torch import Tensor
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.report.choice import named, spread
 from clt_lightning.report.draft import Draft
-from clt_lightning.report.folder import ReportFolder
 from clt_lightning.report.page import Page
 from clt_lightning.report.pages.images import mistaken
 from clt_lightning.report.pictures import Pictures
@@ -42,8 +40,8 @@ class _Circuits:
         except UserError as error:
             self.problem = str(error)
             return
-        put_circuits(self.draft.folder, number, found)
-        self.known[number] = [name for circuit in found["circuits"] for name in circuit["targets"]]
+        self.draft.data(address(number), found | {"image": number})
+        self.known[number] = ["; ".join(circuit["targets"]) for circuit in found["circuits"]]
 
     def finish(self) -> None:
         if self.problem is not None:
@@ -60,11 +58,6 @@ class _Circuits:
 def address(number: int) -> str:
     """Where the circuits of an image are."""
     return f"circuits/{number:05d}"
-
-
-def put_circuits(folder: ReportFolder, number: int, found: dict[str, Any]) -> None:
-    """Writes the circuits of an image."""
-    folder.data(address(number), found | {"image": number})
 
 
 def circuit_images(draft: Draft) -> list[int]:

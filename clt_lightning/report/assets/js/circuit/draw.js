@@ -79,7 +79,16 @@
   CLT.circuitDrawing = (g, { sprites, catalogue, called, on }) => {
     const lines = svg("svg", { class: "edges", "aria-hidden": "true" });
     const space = h("div", { class: "circuit-space" }, lines);
-    const box = h("div", { class: "scroll circuit", "data-label": "The circuit", "data-scroll": "circuit" }, space);
+    const box = h(
+      "div",
+      {
+        class: "circuit",
+        role: "region",
+        "aria-label": "The circuit: arrow keys go from node to node",
+        "data-scroll": "circuit",
+      },
+      space,
+    );
     const buttons = new Map();
     let shown = { nodes: [], edges: [] };
     let layout = null;
@@ -93,7 +102,10 @@
           type: "button",
           class: `cnode ${node.kind}`,
           "data-id": node.id,
-          "aria-label": `${CLT.circuitName(g, node, called(node))}${node.kind === "feature" ? `, code ${CLT.num(node.activation)}` : ""}`,
+          "aria-label":
+            node.kind === "target"
+              ? null
+              : `${CLT.circuitName(g, node, called(node))}${node.kind === "feature" ? `, code ${CLT.num(node.activation)}` : ""}`,
           "aria-pressed": "false",
           tabindex: -1,
           onclick: () => on.pick(node),
