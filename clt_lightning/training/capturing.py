@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import lightning
 import torch
@@ -12,8 +13,12 @@ from clt_lightning import compat
 from clt_lightning.backbone import Activations, random_positions
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
+from clt_lightning.training.losses.cascade import Clean, capture_clean
 from clt_lightning.training.settings import LossConfig, TokensConfig
+from clt_lightning.training.shared_forward import SharedForward
 from clt_lightning.transcoder import CrossLayerTranscoder
+
+T = TypeVar("T")
 
 
 class Capturing(lightning.LightningModule):
@@ -25,8 +30,25 @@ class Capturing(lightning.LightningModule):
     tokens_config: TokensConfig
     seed: int
 
+    forwards: SharedForward | None = None
+    """Where several modules learn from the same batches: the forwards that they share."""
+
     def _capture(self, batch: dict[str, Any], positions: Tensor | None) -> Activations:
-        return self.clip.capture(batch["image"], self._blocks, positions=positions, sites=self._names)
+        images, blocks, names = batch["image"], self._blocks, self._names
+        return self._forward(
+            ("sites", blocks, names),
+            (images, positions),
+            lambda: self.clip.capture(images, blocks, positions=positions, sites=names),
+        )
+
+    def _capture_clean(self, batch: dict[str, Any], positions: Tensor | None) -> tuple[Activations, Clean]:
+        images, names = batch["image"], self._names
+        return self._forward(
+            ("clean", names), (images, positions), lambda: capture_clean(self.clip, images, positions, names)
+        )
+
+    def _forward(self, kind: Hashable, tensors: tuple[Tensor | None, ...], forward: Callable[[], T]) -> T:
+        return forward() if self.forwards is None else self.forwards(kind, tensors, forward)
 
     def _marks(self, batch: dict[str, Any], positions: Tensor | None, n_tokens: int) -> Tensor:
         """`(tokens, 2)` int64: the label of each token's image, and the token's place in it; for terms of the loss.

@@ -68,7 +68,11 @@ class LossConfig:
     def terms(self) -> list[Term]:
         """The terms that are on and are made of what the forward gives alone: all but reconstruction and AuxK."""
         every: list[Term] = [self.l1, self.tanh, self.pre_activation, self.prototype, *self.extra]
-        return [term for term in every if term.coefficient]
+        return [term for term in every if term.coefficient and not getattr(term, "acts_on_weights", False)]
+
+    def priors(self) -> list[LossTerm]:
+        """Those of `extra` that are on and change the weights after each step (`training.priors.WeightPrior`)."""
+        return [term for term in self.extra if term.coefficient and term.acts_on_weights]
 
     def needs(self, what: Need) -> bool:
         """Whether a term that is on needs something."""
