@@ -43,9 +43,7 @@ def head_of(clip: FrozenCLIP) -> Tensor:
 def autoencoder(layers: list[int], read: Any = "resid_post", **options: Any) -> CrossLayerTranscoder:
     sites = cl.Sites(read, layers=None if read.startswith("final") else layers)
     width = 16 if read == "final" else WIDTH
-    made = cl.CrossLayerTranscoder(
-        len(layers), width, FEATURES, cl.AbsTopK(6), "sae", sites=sites, seed=1, **options
-    )
+    made = cl.CrossLayerTranscoder(len(layers), width, FEATURES, cl.AbsTopK(6), "sae", sites=sites, seed=1, **options)
     with torch.no_grad():
         for W in made.W_dec:
             W.normal_(generator=torch.Generator().manual_seed(4)).mul_(0.2)
