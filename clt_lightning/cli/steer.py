@@ -96,7 +96,9 @@ def run(args: argparse.Namespace) -> None:
         return
     sets = _sets(args)
     if not edits and not sets:
-        raise UserError("nothing to do: give --amplify, --nodes, or one of --set, --scale, --add LAYER/FEATURE=VALUE")
+        raise UserError(
+            "nothing to do: give at least one of --set, --scale, --add LAYER/FEATURE=VALUE, --nodes FILE, or --amplify"
+        )
     images = 256 if args.images is None else args.images
     opened = open_run(args.run, **run_options(args))
     for nodes in sets:

@@ -21,6 +21,8 @@ from clt_lightning.transcoder import CrossLayerTranscoder
 
 from .world import CLASSES, FEATURES, LAYERS, POSITIONS, TEMPLATES, WIDTH, Images, make_clt
 
+pytestmark = pytest.mark.filterwarnings("ignore:this CLIP has random weights")
+
 
 def split(start: int, n: int, size: int = 16, labels: bool = True) -> list[dict[str, Any]]:
     samples = [Images(list(range(start, start + n)))[i] for i in range(n)]

@@ -80,13 +80,14 @@ def test_fit_then_test_then_explain(
     main(["steer", "--run", str(run), "--nodes", str(nodes), "--scale-nodes", "0.5", "--image", key])
     assert "0/0 x 0.5; 3/5 @0 x 0.5 at all tokens" in capsys.readouterr().out
 
+    amplified = tmp_path / "amplify.json"
     few = ["--train-images", "48", "--val-images", "40", "--images", "40", "--neighbours", "5"]
     arms = ["--arms", "vs2", "vs2_gated", "centroid"]
-    main(["steer", "--run", str(run), "--amplify", "2", *few, *arms, "--layers", "2-3", "--output", str(steering)])
+    main(["steer", "--run", str(run), "--amplify", "2", *few, *arms, "--layers", "2-3", "--output", str(amplified)])
     shown = capsys.readouterr().out
     assert "features of blocks 2, 3; [CLS] is moved at resid_post of block 3" in shown
     assert re.search(r"the gate \(quantile 0.99\) steers [\d.]+ % of these images, [\d.]+ % of Gaussian noise", shown)
-    assert [arm["name"] for arm in json.loads(steering.read_text())["amplify"]["arms"]] == ["none", *arms[1:]]
+    assert [arm["name"] for arm in json.loads(amplified.read_text())["amplify"]["arms"]] == ["none", *arms[1:]]
     assert f"{key}: " in shown
     record = json.loads(steering.read_text())
     assert [edit["kind"] for edit in record["edits"]] == ["set", "scale"]

@@ -222,7 +222,7 @@ def test_an_edit_at_a_position_is_that_of_its_token(clip: FrozenCLIP, clt: Cross
 def test_sets_of_nodes_are_edits() -> None:
     nodes = NodeSet((NodeEdit(0, 3), NodeEdit(2, 5, 4, "feature", "set", 2.5)))
     assert Edit.of_nodes(nodes) == [Edit(0, 3, "scale", 0.0), Edit(2, 5, "set", 2.5, 4)]
-    with pytest.raises(UserError, match="error 1 .*is none"):
+    with pytest.raises(UserError, match=r"error 1 .*is none"):
         Edit.of_nodes(NodeSet((NodeEdit(1, kind="error"),)))
 
 

@@ -217,9 +217,7 @@ class Studies(WebImages):
         split = self.sets[name].split("train")
         if split is None or split.samples is None:
             what = "has no training split" if split is None else "comes without counts"
-            raise UserError(
-                f"{_KEY}.sets.{name} {what}: set {_KEY}.samples_per_epoch" + ("" if split else " or a train")
-            )
+            raise UserError(f"{_KEY}.sets.{name} {what}: set {_KEY}.samples_per_epoch" + ("" if split else " or a train"))
         return split.samples
 
 
