@@ -74,6 +74,14 @@ def test_fit_then_test_then_explain(
     main(["steer", "--run", str(run), "--scale", "0/0=0", "--set", "3/5=4", "--image", key, "--output", str(steering)])
     shown = capsys.readouterr().out
     assert "3/5 = 4; 0/0 x 0 at all tokens of the original model" in shown
+    assert f"{key}: " in shown
+    record = json.loads(steering.read_text())
+    assert [edit["kind"] for edit in record["edits"]] == ["set", "scale"]
+    assert [image["key"] for image in record["per_image"]] == [key]
+    assert record["per_image"][0]["label"] == load_features(run).labels[7]
+    with pytest.raises(SystemExit):
+        main(["steer", "--run", str(run), "--image", key])
+    assert "give at least one of --set, --scale, --add" in capsys.readouterr().err
 
     nodes = tmp_path / "nodes.json"
     NodeSet.features([(0, 0), (3, 5, 0)], name="two").to_json(nodes)
@@ -88,11 +96,3 @@ def test_fit_then_test_then_explain(
     assert "features of blocks 2, 3; [CLS] is moved at resid_post of block 3" in shown
     assert re.search(r"the gate \(quantile 0.99\) steers [\d.]+ % of these images, [\d.]+ % of Gaussian noise", shown)
     assert [arm["name"] for arm in json.loads(amplified.read_text())["amplify"]["arms"]] == ["none", *arms[1:]]
-    assert f"{key}: " in shown
-    record = json.loads(steering.read_text())
-    assert [edit["kind"] for edit in record["edits"]] == ["set", "scale"]
-    assert [image["key"] for image in record["per_image"]] == [key]
-    assert record["per_image"][0]["label"] == load_features(run).labels[7]
-    with pytest.raises(SystemExit):
-        main(["steer", "--run", str(run), "--image", key])
-    assert "give at least one of --set, --scale, --add" in capsys.readouterr().err
