@@ -4,8 +4,8 @@
     python examples/planted_support.py --seeds 7  # another one
 
 Trains a transcoder on each planted world without a prior, with plain L1 on the decoder's groups, and with the
-sparse-decoding prior, and cuts the plain one's smallest groups, to the number of groups that the prior left: afterwards,
-and while there are 40 % of the steps left to make up for it.
+sparse-decoding prior, and cuts the plain one's smallest groups, to the number of groups that the prior left:
+afterwards, and while there are 40 % of the steps left to make up for it.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def test_steps_made_late_equal_those_made_at_once(mode: Any) -> None:
             step(*given)
             late.append(any(layer.is_behind for layer in prior.layers))
 
-        prior.after_step = watched  # type: ignore[method-assign]
+        prior.after_step = watched  # type: ignore[method-assign,assignment]
         train(clt, prior, optimizer, 120, quiet=5)
         assert any(late) == lazy
         made.append(clt)
@@ -115,7 +115,7 @@ def test_the_refit_holds_zeros_and_lengthens_what_is_left() -> None:
         original(step, steps, lr)
         held.append(torch.cat([group_norms(clt, i).flatten() == 0 for i in range(3)]))
 
-    prior.after_step = watched  # type: ignore[method-assign]
+    prior.after_step = watched  # type: ignore[method-assign,assignment]
     train(clt, prior, optimizer, 100)
     assert held[-1].any()
     assert all(torch.equal(now, held[-1]) for now in held[50:])

@@ -123,7 +123,7 @@ class RowSparseAdam(torch.optim.Optimizer):
                     rows, late, n_late = active.nonzero().flatten(), active & late, n_both
                     if exact and group["weight_decay"]:
                         _decay_resting(p, active, float(group["lr"]) * group["weight_decay"])
-                p.updated_rows = rows  # type: ignore[attr-defined]
+                p.updated_rows = rows
                 if exact:
                     self._catch_up(p, rows, late.nonzero().flatten() if n_late else None, group["betas"])
                 if rows is None and p.dtype == _state_dtype(p):

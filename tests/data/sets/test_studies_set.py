@@ -49,7 +49,7 @@ def test_class_lists_are_put_together_by_name(roots: dict[str, Path]) -> None:
     dm = studies(roots)
     dm.setup("test")
     assert dm.classnames == [*(f"class {i}" for i in range(10)), "another"]
-    seen = {}
+    seen: dict[int, set[int]] = {}
     for batch in dm.test_dataloader():
         for study, label in zip(batch["study"].tolist(), batch["label"].tolist()):
             seen.setdefault(study, set()).add(label)
