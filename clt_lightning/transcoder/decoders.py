@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -104,9 +104,17 @@ class SparseDecoders(SparseEncoders):
             ]
         )
 
-    def layer_sum(self, codes: Mapping[int, Codes] | Sequence[Codes], target: int) -> Float[Tensor, "tokens d_out"]:
-        """The sum of `layer_terms`, `(tokens, d_model)`, without the memory of the terms."""
-        return self._sum_of({i: codes[i] for i in range(target + 1) if self.writes(i, target)}, target)
+    def layer_sum(
+        self, codes: Mapping[int, Codes] | Sequence[Codes], target: int, sources: Collection[int] | None = None
+    ) -> Float[Tensor, "tokens d_out"]:
+        """The sum of `layer_terms`, `(tokens, d_model)`, without the memory of the terms.
+
+        Args:
+            codes, target: as there.
+            sources: the layers whose terms are summed, of which one at least writes to the target; None: all.
+        """
+        wanted = (i for i in range(target + 1) if self.writes(i, target) and (sources is None or i in sources))
+        return self._sum_of({i: codes[i] for i in wanted}, target)
 
     def _sum_of(self, codes: Mapping[int, Codes], target: int) -> Tensor:
         """What some layers, all of which write to `target`, add to it."""
