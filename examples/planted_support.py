@@ -4,7 +4,8 @@
     python examples/planted_support.py --seeds 7  # another one
 
 Trains a transcoder on each planted world without a prior, with plain L1 on the decoder's groups, and with the
-sparse-decoding prior, and cuts the plain one's smallest groups afterwards, to the number of groups that the prior left.
+sparse-decoding prior, and cuts the plain one's smallest groups, to the number of groups that the prior left:
+afterwards, and while there are 40 % of the steps left to make up for it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from clt_lightning.training.losses import reconstruction_loss
 from clt_lightning.training.optim import AdamW
 from clt_lightning.training.priors import GroupL1, SparseDecoding, WeightPrior
 from clt_lightning.transcoder import CrossLayerTranscoder, StatisticsAccumulator, TopK
-from clt_lightning.transcoder.support import depth_support, prune_groups
+from clt_lightning.transcoder.support import depth_support, hold, prune_groups
 
 MATCHED = 0.7  # cosine of the decoders from which a true feature counts as found
 
@@ -39,7 +40,30 @@ class Found:
     groups: float
 
 
-def train(world: Planted, prior: WeightPrior | None, steps: int, n_features: int, k: int, seed: int, lr: float = 3e-3):
+class CutAndRefit(WeightPrior):
+    """Cuts the smallest groups once and goes on without them: what the prior's refit has, without the prior."""
+
+    def __init__(self, keep: float, refit: float = 0.4) -> None:
+        self.keep, self.refit, self.kept = keep, refit, None
+
+    def attach(self, clt: CrossLayerTranscoder) -> None:
+        """Takes the transcoder."""
+        self.clt = clt
+
+    def after_step(self, step: int, max_steps: int, lr: float) -> None:
+        """The cut, when its time has come; from then on what was cut stays away."""
+        if self.kept is None and step >= (1 - self.refit) * max_steps:
+            self.kept = list(prune_groups(self.clt, keep=self.keep).written)
+        if self.kept is not None:
+            hold(self.clt, self.kept)
+
+    def detach(self) -> None:
+        """Nothing is left to do."""
+
+
+def train(
+    world: Planted, prior: WeightPrior | None, steps: int, n_features: int, k: int, seed: int, lr: float = 3e-3
+) -> CrossLayerTranscoder:
     """A transcoder of the world's tokens; the rate falls to 0 over the last fifth."""
     clt = CrossLayerTranscoder(world.n_layers, world.d_model, n_features, TopK(k), backend="dense", seed=seed)
     sums = StatisticsAccumulator(clt.n_layers, clt.d_model)
@@ -91,9 +115,17 @@ def compare(seed: int, steps: int, n_features: int, k: int) -> dict[str, Found]:
     plain = train(world, None, steps, n_features, k, seed)
     sparse = train(world, SparseDecoding(), steps, n_features, k, seed)
     l1 = train(world, GroupL1(), steps, n_features, k, seed)
+    share = depth_support(sparse).share
     pruned = copy.deepcopy(plain)
-    prune_groups(pruned, keep=depth_support(sparse).share)
-    made = {"plain": plain, "plain, cut afterwards": pruned, "group L1": l1, "sparse decoding": sparse}
+    prune_groups(pruned, keep=share)
+    refitted = train(world, CutAndRefit(share), steps, n_features, k, seed)
+    made = {
+        "plain": plain,
+        "plain, cut afterwards": pruned,
+        "plain, cut and refitted": refitted,
+        "group L1": l1,
+        "sparse decoding": sparse,
+    }
     return {name: held_against(world, clt) for name, clt in made.items()}
 
 

@@ -74,5 +74,6 @@ __all__ = [
     "steer",
     "steered",
     "strongest",
+    "study_use",
     "tags",
 ]

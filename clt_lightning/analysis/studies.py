@@ -210,7 +210,7 @@ class StudyCounter:
         n = len(study)
         if codes.n_tokens % max(n, 1):
             raise UserError(f"{codes.n_tokens} tokens cannot be of {n} whole images")
-        if n and not (0 <= int(study.min()) and int(study.max()) < len(self.names)):
+        if n and not (int(study.min()) >= 0 and int(study.max()) < len(self.names)):
             raise UserError(f"a batch's study must be 0..{len(self.names) - 1} ({', '.join(self.names)}), got {study}")
         each = codes.n_tokens // max(n, 1)
         of_token = study.cpu().repeat_interleave(each)

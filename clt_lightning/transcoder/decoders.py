@@ -35,7 +35,7 @@ class SparseDecoders(SparseEncoders):
     W_dec: nn.ParameterList
     b_dec: nn.Parameter
     y_scale: Tensor
-    #: called before rows `(n,)` (may repeat; None: all) of a layer's decoder are read: whoever changes them late does so
+    #: Called before rows `(n,)` (may repeat; None: all) of a layer's decoder are read, for what changes them late
     before_read: Callable[[int, Tensor | None], None] | None = None
 
     def n_targets(self, source: int) -> int:

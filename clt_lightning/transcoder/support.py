@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def group_norms(clt: CrossLayerTranscoder, layer: int) -> Tensor:
     """`(F, targets)`: norms of the groups of a layer's features, in scaled units."""
-    return torch.linalg.vector_norm(clt.W_dec[layer], dim=2)
+    norms: Tensor = torch.linalg.vector_norm(clt.W_dec[layer], dim=2)
+    return norms
 
 
 def relative_norms(norms: Tensor) -> Tensor:
@@ -125,11 +126,11 @@ def prune_groups(clt: CrossLayerTranscoder, keep: float | None = None, below: fl
     if below is not None and not below >= 0:
         raise UserError(f"prune_groups: below must not be negative, got {below}")
     norms = [relative_norms(group_norms(clt, i)) for i in range(clt.n_layers)]
-    if keep is None:
+    if below is not None:
         kept = [n > below for n in norms]
     else:
         every = torch.cat([n.flatten() for n in norms])
-        wanted = min(round(keep * every.numel()), int((every > 0).sum()))
+        wanted = min(round((keep or 0.0) * every.numel()), int((every > 0).sum()))
         chosen = torch.zeros_like(every, dtype=torch.bool)
         chosen[every.topk(wanted).indices] = True
         kept = [part.view(n.shape) for part, n in zip(chosen.split([n.numel() for n in norms]), norms)]

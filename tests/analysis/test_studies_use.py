@@ -107,5 +107,5 @@ def test_bad_batches_are_named() -> None:
     codes, y = Codes.from_dense(torch.ones(1, 3, 3)), torch.zeros(1, 3, 2)
     with pytest.raises(UserError, match="whole images"):
         counter.update(torch.tensor([0, 1]), codes, y, y)
-    with pytest.raises(UserError, match="must be 0..1"):
+    with pytest.raises(UserError, match=r"must be 0\.\.1"):
         counter.update(torch.tensor([0, 1, 2]), codes, y, y)

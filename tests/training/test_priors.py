@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-import math
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-import clt_lightning as cl
 from clt_lightning.core.errors import UserError
 from clt_lightning.training.losses import LossConfig, reconstruction_loss
 from clt_lightning.training.optim import AdamW, RowSparseAdam
-from clt_lightning.training.priors import GroupL1, SparseDecoding
+from clt_lightning.training.priors import SparseDecoding
 from clt_lightning.training.priors.layer import LayerState, Rates
 from clt_lightning.training.settings import from_plain, to_plain
 from clt_lightning.transcoder import CrossLayerTranscoder, TopK
@@ -82,9 +77,14 @@ def test_steps_made_late_equal_those_made_at_once(mode: Any) -> None:
             dense_above=1.0,
         )
         prior = SparseDecoding(0.05, start=0.1, warmup_fraction=0.5, refit=0.2, lazy=lazy)
-        late = []
+        late: list[bool] = []
         step = prior.after_step
-        prior.after_step = lambda *a, step=step, p=prior: (step(*a), late.append(any(s.is_behind for s in p.layers)))  # type: ignore[method-assign,assignment,misc,func-returns-value]
+
+        def watched(*given: Any, step: Any = step, prior: Any = prior, late: list[bool] = late) -> None:
+            step(*given)
+            late.append(any(layer.is_behind for layer in prior.layers))
+
+        prior.after_step = watched  # type: ignore[method-assign,assignment]
         train(clt, prior, optimizer, 120, quiet=5)
         assert any(late) == lazy
         made.append(clt)
@@ -115,7 +115,7 @@ def test_the_refit_holds_zeros_and_lengthens_what_is_left() -> None:
         original(step, steps, lr)
         held.append(torch.cat([group_norms(clt, i).flatten() == 0 for i in range(3)]))
 
-    prior.after_step = watched  # type: ignore[method-assign]
+    prior.after_step = watched  # type: ignore[method-assign,assignment]
     train(clt, prior, optimizer, 100)
     assert held[-1].any()
     assert all(torch.equal(now, held[-1]) for now in held[50:])
@@ -151,7 +151,8 @@ def test_a_state_goes_to_another_process() -> None:
     other.load_state_dict(prior.state_dict())
     other.attach(b)
     for mine, theirs in zip(prior.layers, other.layers):
-        assert torch.equal(mine.p, theirs.p) and torch.equal(mine.alive, theirs.alive)
+        assert torch.equal(mine.p, theirs.p)
+        assert torch.equal(mine.alive, theirs.alive)
         assert torch.equal(mine.theta, theirs.theta)
     wrong = SparseDecoding()
     wrong.load_state_dict(prior.state_dict())
@@ -183,7 +184,8 @@ def test_features_with_one_target_are_refused() -> None:
 def test_it_is_made_from_a_config_and_written_into_one() -> None:
     path = "clt_lightning.training.priors.SparseDecoding"
     config = from_plain(LossConfig, {"extra": [{"class_path": path, "init_args": {"lambda0": 8.0}}]})
-    assert isinstance(config.extra[0], SparseDecoding) and config.extra[0].lambda0 == 8.0
+    assert isinstance(config.extra[0], SparseDecoding)
+    assert config.extra[0].lambda0 == 8.0
     assert all(term.name != "sparse_decoding" for term in config.terms())
     again = from_plain(LossConfig, to_plain(config))
     assert again.extra[0] == config.extra[0]

@@ -29,4 +29,4 @@ class GroupL1(SparseDecoding):
 
     name: ClassVar[str] = "group_l1"
     adapts: ClassVar[bool] = False
-    coefficient: float = 0.03
+    coefficient: float = 0.08

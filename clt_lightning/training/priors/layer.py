@@ -60,10 +60,10 @@ class LayerState:
         """For a decoder `(F, targets, d_out)`: nothing is known to be absent."""
         n, targets = W.shape[:2]
         marks = torch.zeros(2, n, dtype=torch.float64, device=W.device)
-        kind = {"dtype": torch.float64 if W.dtype == torch.float64 else torch.float32, "device": W.device}
+        dtype = torch.float64 if W.dtype == torch.float64 else torch.float32
         return cls(
-            torch.full((targets,), 0.5, **kind),
-            torch.ones(n, targets, **kind),
+            torch.full((targets,), 0.5, dtype=dtype, device=W.device),
+            torch.ones(n, targets, dtype=dtype, device=W.device),
             torch.ones(n, targets, dtype=torch.bool, device=W.device),
             marks[0],
             marks[1],

@@ -96,7 +96,7 @@ class SparseDecoding(WeightPrior):
         loaded = self.__dict__.pop("_loaded", None)
         if loaded is not None:
             self._take(loaded)
-        self._hook = clt.register_state_dict_pre_hook(lambda *_: self.catch_up())
+        self._hook = clt.register_state_dict_pre_hook(lambda *_: self.catch_up())  # type: ignore[no-untyped-call]
         clt.before_read = self._before_read
 
     def detach(self) -> None:

@@ -49,11 +49,13 @@ def test_class_lists_are_put_together_by_name(roots: dict[str, Path]) -> None:
     dm = studies(roots)
     dm.setup("test")
     assert dm.classnames == [*(f"class {i}" for i in range(10)), "another"]
-    seen = {}
+    seen: dict[int, set[int]] = {}
     for batch in dm.test_dataloader():
         for study, label in zip(batch["study"].tolist(), batch["label"].tolist()):
             seen.setdefault(study, set()).add(label)
-    assert 10 in seen[1] and 0 not in seen[1] and 0 in seen[0]
+    assert 10 in seen[1]
+    assert 0 not in seen[1]
+    assert 0 in seen[0]
     json.dumps(dm.describe())
 
 

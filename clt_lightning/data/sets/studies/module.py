@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 
-from clt_lightning.core import seeds
 from clt_lightning.core.classes import make_from, subclasses
 from clt_lightning.core.errors import UserError, about
 from clt_lightning.data.feed.place import find_place
 from clt_lightning.data.feed.splits import Split
 from clt_lightning.data.sets.base import SPLITS, WebImages
-from clt_lightning.data.sets.studies.loader import Study, StudiesEvalLoader, StudiesTrainLoader
+from clt_lightning.data.sets.studies.loader import StudiesEvalLoader, StudiesTrainLoader, Study
 
 _KEY = "data.init_args"
 
@@ -35,6 +34,7 @@ class Studies(WebImages):
         samples_per_epoch: Length of a training epoch over all ranks; null: that of all sets together. A set that is
             small for its share is read again, reshuffled.
         val_samples: Validate on this many samples of each set; null: all.
+        num_workers: Worker processes of each set that names no number, on each rank.
         allow_pipe: Whether addresses that run a shell command on this machine are allowed, in any of the sets.
 
     Attributes:
@@ -53,6 +53,7 @@ class Studies(WebImages):
         seed: int | None = None,
         samples_per_epoch: int | None = None,
         val_samples: int | None = None,
+        num_workers: int = 1,
         allow_pipe: bool = False,
     ) -> None:
         super().__init__(
@@ -62,6 +63,7 @@ class Studies(WebImages):
             seed=seed,
             samples_per_epoch=samples_per_epoch,
             val_samples=val_samples,
+            num_workers=num_workers,
             allow_pipe=allow_pipe,
         )
         self.root = None
@@ -81,7 +83,8 @@ class Studies(WebImages):
             own = {c.__name__: c for found in subclasses(WebImages).values() for c in found}
             with about(f"{_KEY}.sets.{name}"):
                 if isinstance(given, Mapping):
-                    given = {**given, "init_args": {"seed": self.seed, **(given.get("init_args") or {})}}
+                    common = {"seed": self.seed, "num_workers": self.num_workers}
+                    given = {**given, "init_args": {**common, **(given.get("init_args") or {})}}
                 made = make_from(given, WebImages, own, "data set", trusted=False)
         if isinstance(made, Studies):
             raise UserError(f"{_KEY}.sets.{name} is several sets itself: name them one by one")
@@ -217,7 +220,9 @@ class Studies(WebImages):
         split = self.sets[name].split("train")
         if split is None or split.samples is None:
             what = "has no training split" if split is None else "comes without counts"
-            raise UserError(f"{_KEY}.sets.{name} {what}: set {_KEY}.samples_per_epoch" + ("" if split else " or a train"))
+            raise UserError(
+                f"{_KEY}.sets.{name} {what}: set {_KEY}.samples_per_epoch" + ("" if split else " or a train")
+            )
         return split.samples
 
 
