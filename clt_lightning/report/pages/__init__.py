@@ -27,6 +27,7 @@ from clt_lightning.report.pages import (
     reconstruction,
     retrieval,
     search,
+    stability,
     summary,
 )
 
@@ -34,6 +35,7 @@ from clt_lightning.report.pages import (
 PAGES: tuple[Page, ...] = (
     summary.PAGE,
     compare.PAGE,
+    stability.PAGE,
     features.PAGE,
     feature.PAGE,
     notes.PAGE,
