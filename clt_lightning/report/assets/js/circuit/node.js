@@ -107,7 +107,7 @@
     };
     const reads = ["feature", "target", "attention"].includes(node.kind);
     const listed = node.into.reduce((sum, edge) => sum + edge.weight, 0);
-    const unit = node.kind === "target" ? "logits" : "code";
+    const unit = node.kind === "target" || g.units === "target" ? "logits" : "code";
     const numbers = [
       node.kind === "target" ? `${CLT.fixed(node.activation, 3)} logits` : null,
       ["feature", "attention"].includes(node.kind) ? `code ${CLT.num(node.activation)}` : null,
