@@ -167,12 +167,14 @@ def test_a_circuit_is_added_to_the_report(run: Run, capsys: pytest.CaptureFixtur
         assert activation[kinds == 6] == pytest.approx([float(value)], abs=1e-3)
         assert len(unpack_column(circuit["responses"]["targets"])) > 20
     # what it does not fit is told before the graph is made
-    with pytest.raises(UserError, match="none of them"):
-        main([*words[:4], "no/such", "--page"])
-    with pytest.raises(UserError, match="holds no report"):
-        main([*words, str(run.folder / "features")])
-    with pytest.raises(UserError, match="needs --image"):
-        main(["graph", "--run", str(run.folder), "--curves", "1", "--page"])
+    for wrong, told in (
+        ([*words[:4], "no/such", "--page"], "none of them"),
+        ([*words, str(run.folder / "features")], "holds no report"),
+        (["graph", "--run", str(run.folder), "--curves", "1", "--page"], "needs --image"),
+    ):
+        with pytest.raises(SystemExit):
+            main(wrong)
+        assert told in " ".join(capsys.readouterr().err.split())
 
 
 def test_any_picture_has_a_page(run: Run) -> None:

@@ -48,11 +48,12 @@
     const found = g.split(edge);
     if (!found) return null;
     const items = found.parts.map((part) => [`attention ${part.layer}, head ${part.head}`, part.value]);
+    const least = 1e-3 * Math.max(...items.map(([, v]) => Math.abs(v)), Math.abs(found.direct));
     items.push(["same position, no attention", found.direct], ["other heads", found.others]);
     return h(
       "ul",
       { class: "heads" },
-      items.filter(([, v]) => Math.abs(v) > 1e-9).map(([name, v]) => h("li", {}, name, " ", h("b", {}, signed(v)))),
+      items.filter(([, v]) => Math.abs(v) > least).map(([name, v]) => h("li", {}, name, " ", h("b", {}, signed(v)))),
     );
   }
 
