@@ -97,6 +97,9 @@ def test_a_report_that_fails_leaves_nothing_behind(run: Path, tmp_path: Path) ->
         def study(self, images, labels, full):  # type: ignore[no-untyped-def]
             raise AssertionError
 
+        def circuits(self, image, key, label):  # type: ignore[no-untyped-def]
+            raise AssertionError
+
     with pytest.raises(UserError, match="the disk is gone"):
         build_report(run, SMALL, tmp_path / "out", Broken())
     assert [p.name for p in tmp_path.iterdir()] == ["run"]

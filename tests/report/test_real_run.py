@@ -149,7 +149,8 @@ def test_a_circuit_is_added_to_the_report(run: Run, capsys: pytest.CaptureFixtur
     before = read_data(report, "circuits")["images"]
     assert len(before) == 2
     number = next(n for n in range(75) if n not in [entry["image"] for entry in before])
-    names = run.datamodule.classnames
+    names, head = run.datamodule.classnames, run.head
+    assert head is not None
     words = ["graph", "--run", str(run.folder), "--image", keys[number], "--show", "0", "--page"]
     main([*words, "--target", f"{names[3]} - mean of classes"])
     main([*words, "--target", names[5], "--max-nodes", "50"])
@@ -161,7 +162,7 @@ def test_a_circuit_is_added_to_the_report(run: Run, capsys: pytest.CaptureFixtur
     first, second = read_data(report, f"circuits/{number:05d}")["circuits"]
     image = run.images([keys[number]])[keys[number]]
     with torch.no_grad():
-        logits = (run.clip.encode_image(image[None]) @ run.head * run.clip.logit_scale)[0]
+        logits = (run.clip.encode_image(image[None]) @ head * run.clip.logit_scale)[0]
     for circuit, value in ((first, logits[3] - logits.mean()), (second, logits[5])):
         kinds, activation = (unpack_column(circuit["nodes"][name]) for name in ("kind", "activation"))
         assert activation[kinds == 6] == pytest.approx([float(value)], abs=1e-3)
