@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import webbrowser
 from collections.abc import Iterator
@@ -108,11 +109,10 @@ def _ending_well() -> Iterator[None]:
 def _with_notes(folder: Path, notes: list[Notes], source: Source) -> bytes:
     """`data/notes.js` with the notes of files over those that the report was made with."""
     from clt_lightning.report.existing import read_data
-    from clt_lightning.report.folder import data_text
     from clt_lightning.report.notes import notes_of
 
     kept: dict[str, dict[str, Any]] = read_data(folder, "notes")
     clt = source.record.get("transcoder") or {}
     for key, note in notes_of(notes, source.id, clt.get("n_layers") or 0, clt.get("n_features") or 0).items():
         kept[key] = kept.get(key, {}) | note
-    return data_text("notes", kept).encode()
+    return f'CLT.put("notes",{json.dumps(kept, ensure_ascii=False)});\n'.encode()

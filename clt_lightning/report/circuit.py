@@ -111,6 +111,8 @@ def pack_circuit(graph: Graph, run: Run | None = None, image: Tensor | None = No
         "layers": int(graph.about.get("n_layers", int(table.layer.max()) + 1)),
         "prefix": int(graph.about.get("n_prefix", 1)),
         "summed": graph.summed,
+        # what edges into features are measured in: their codes, or the target (of the residual stream)
+        "units": str(graph.about.get("units", "codes")),
         "skip": graph.skip,
         "biases": list(BIASES),
         "scores": {

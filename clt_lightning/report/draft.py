@@ -114,7 +114,7 @@ class Draft:
     def read_pictures(self, pictures: Pictures | None) -> None:
         """One pass over the split: thumbnails of what is shown, and the images that pages take."""
         keys, labels = self.source.images
-        takers = [(frozenset(choose(self._shown)), *rest) for choose, *rest in self._takers] if pictures else []
+        takers = [(frozenset(choose(self._shown)), take, own) for choose, take, own in self._takers] if pictures else []
         self._shown.update(*(wanted for wanted, *_ in takers))
         sprites = Sprites(sorted(self._shown, key=lambda i: (labels[i], i)), self.options.thumbnail)
         if pictures is not None:

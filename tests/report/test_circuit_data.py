@@ -74,7 +74,7 @@ def test_a_circuit_is_added_to_a_report_and_replaces_its_like(tmp_path: Path) ->
         "images": [{"image": 3, "targets": ["c"]}, {"image": 7, "targets": ["a", "b"]}]
     }
     kept = read_data(tmp_path, "circuits/00007")
-    assert kept["circuits"][0] == json.loads(json.dumps(again["circuits"]))[0]  # type: ignore[index]
+    assert kept["circuits"][0] == json.loads(json.dumps(again["circuits"]))[0]
     for n in range(10):
         add_circuit(tmp_path, 7, found(f"x{n}", 1))
     with pytest.raises(UserError, match="12 circuits already"):

@@ -43,7 +43,8 @@ def predicted(circuit: dict[str, Any], factors: dict[int, float]) -> np.ndarray:
     for node in sorted(factors, key=lambda node: nodes["layer"][node]):
         i = chosen.index(node)
         impulse[i] = factors[node] - 1 - sum(answer[j, i] * u for j, u in impulse.items())
-    return -sum(u * targets[i] for i, u in impulse.items())
+    found: np.ndarray = -np.sum([u * targets[i] for i, u in impulse.items()], 0)
+    return found
 
 
 def test_predictions_of_any_set_are_those_of_the_tangent_tower(served: Served, shown: tuple[int, Any]) -> None:
@@ -157,8 +158,8 @@ def test_the_page_asks_the_model(served: Served, shown: tuple[int, Any], browser
     browser.wait("document.querySelectorAll('table.what thead th').length === 4")
     found = browser.js(rows)
     _, opened = served.post("pick", {"key": data["key"]})
-    sets = [NodeSet.features([tuple(map(int, name.split("_")))]) for name in ids]
-    sets.append(NodeSet.features([tuple(map(int, name.split("_"))) for name in ids]))
+    sets = [NodeSet.features([place(name)]) for name in ids]
+    sets.append(NodeSet.features([place(name) for name in ids]))
     _, answer = served.post(
         "intervene", {"image": opened["image"], "sets": [s.to_json() for s in sets], "targets": circuit["targets"]}
     )
@@ -169,6 +170,11 @@ def test_the_page_asks_the_model(served: Served, shown: tuple[int, Any], browser
     assert "head" in browser.js("document.querySelector('.nodecard').innerText")
     assert browser.errors() == []
     assert not [r for r in browser.requests() if r.startswith("http") and f":{served.port}/" not in r]
+
+
+def place(name: str) -> tuple[int, int, int]:
+    layer, feature, position = map(int, name.split("_"))
+    return layer, feature, position
 
 
 def _number(text: str) -> float:

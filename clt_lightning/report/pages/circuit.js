@@ -296,7 +296,7 @@
       h(
         "p",
         { class: "lead" },
-        `${g.targets.map((name, t) => `${name}: ${CLT.fixed(g.nodes.find((node) => node.kind === "target" && node.feature === t).activation, 2)} logits`).join("; ")}. Each edge is what one node adds to the code or the logit above it, all else held: with biases and what is not shown they sum to it exactly. `,
+        `${g.targets.map((name, t) => `${name}: ${CLT.fixed(g.nodes.find((node) => node.kind === "target" && node.feature === t).activation, 2)} logits`).join("; ")}. ${g.units === "target" ? "Each edge is what one node adds to the answer by way of another" : "Each edge is what one node adds to the code or the logit above it"}, all else held: with biases and what is not shown they sum to it exactly. `,
         `Replacement score ${CLT.num(replacement)}, completeness ${CLT.num(completeness)}.`,
         h("br"),
         h("span", { class: "ci" }, data.key, label ? `, labelled ${label}` : ""),

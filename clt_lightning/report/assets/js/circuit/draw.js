@@ -152,6 +152,7 @@
       const bend = Math.max(18, Math.abs(y1 - y2) * 0.45);
       return `M${x1} ${y1}C${x1} ${y1 - bend} ${x2} ${y2 + bend} ${x2} ${y2}`;
     };
+    const inLogits = (node) => node.kind === "target" || g.units === "target";
     let paths = [];
     function draw(next) {
       shown = next;
@@ -163,11 +164,11 @@
       // contributions to codes and to logits are of different sizes
       const largest = { true: 0, false: 0 };
       for (const edge of shown.edges) {
-        const kind = edge.target.kind === "target";
+        const kind = inLogits(edge.target);
         largest[kind] = Math.max(largest[kind], Math.abs(edge.weight));
       }
       paths = shown.edges.map((edge) => {
-        const part = Math.abs(edge.weight) / largest[edge.target.kind === "target"];
+        const part = Math.abs(edge.weight) / largest[inLogits(edge.target)];
         const path = svg("path", {
           d: curve(edge),
           class: edge.weight < 0 ? "minus" : "plus",
@@ -219,7 +220,7 @@
         if (mine) for (const end of [edge.source, edge.target]) near.add(end);
       }
       for (const other of shown.nodes) button(other).classList.toggle("near", near.has(other));
-      on.point(node);
+      on.point(lit);
     }
     return {
       box,
@@ -253,7 +254,11 @@
       ["error", "skip", "bias", "rest", "attention", "attention_error"].filter((kind) => there.has(kind)).map(item),
       h("span", { class: "item" }, h("i", { class: "line plus" }), "adds"),
       h("span", { class: "item" }, h("i", { class: "line minus" }), "takes away"),
-      h("span", {}, "Width: how much (to logits and to codes each by the largest)."),
+      h(
+        "span",
+        {},
+        g.units === "target" ? "Width: how much." : "Width: how much (to logits and to codes each by the largest).",
+      ),
     );
   };
 })();

@@ -48,11 +48,12 @@
     const found = g.split(edge);
     if (!found) return null;
     const items = found.parts.map((part) => [`attention ${part.layer}, head ${part.head}`, part.value]);
+    const least = 1e-3 * Math.max(...items.map(([, v]) => Math.abs(v)), Math.abs(found.direct));
     items.push(["same position, no attention", found.direct], ["other heads", found.others]);
     return h(
       "ul",
       { class: "heads" },
-      items.filter(([, v]) => Math.abs(v) > 1e-9).map(([name, v]) => h("li", {}, name, " ", h("b", {}, signed(v)))),
+      items.filter(([, v]) => Math.abs(v) > least).map(([name, v]) => h("li", {}, name, " ", h("b", {}, signed(v)))),
     );
   }
 
@@ -107,7 +108,7 @@
     };
     const reads = ["feature", "target", "attention"].includes(node.kind);
     const listed = node.into.reduce((sum, edge) => sum + edge.weight, 0);
-    const unit = node.kind === "target" ? "logits" : "code";
+    const unit = node.kind === "target" || g.units === "target" ? "logits" : "code";
     const numbers = [
       node.kind === "target" ? `${CLT.fixed(node.activation, 3)} logits` : null,
       ["feature", "attention"].includes(node.kind) ? `code ${CLT.num(node.activation)}` : null,
