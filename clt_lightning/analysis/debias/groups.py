@@ -53,7 +53,7 @@ class Groups:
             raise UserError(
                 "every class has one group alone, so nothing tells the cue from the class"
                 if attributes == 1
-                else f"the {n} groups are no classes with an attribute (they are numbered class * attributes + attribute)"
+                else f"the {n} groups are not numbered class * attributes + attribute: a class has groups of several"
             )
         found = cls(n, attributes, told)
         found.check(groups, "train")
