@@ -36,6 +36,7 @@ COMMANDS = {
         "what a config costs on paper, a step and in all, and how to divide it over GPUs",
     ),
     "paper-table": ("clt_lightning.cli.paper_table", "what finished runs have measured, beside what was published"),
+    "compare": ("clt_lightning.cli.compare", "which features of two or more runs are the same"),
     "report": ("clt_lightning.cli.report", "write pages and figures of an evaluated run, to open in a browser"),
     "completion": (
         "clt_lightning.cli.completion",
