@@ -15,8 +15,7 @@ from clt_lightning.analysis.debias.table import debias_lines, erase_lines
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import CrossLayerTranscoder
-
-from .. import world
+from tests.analysis import world
 
 OPTIONS = DebiasOptions(sizes=(1, 4), group_images=8, images=24, random=1, draws=20, ways=("circuits", "coactivation"))
 
