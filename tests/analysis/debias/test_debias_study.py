@@ -108,13 +108,15 @@ def test_without_labels_of_groups_or_unbiased_data(clip: FrozenCLIP, clt: CrossL
             {"r": run}, options=DebiasOptions(sizes=(1,), group_images=4, images=8, random=0, draws=5, **options)
         )
 
+    empty = Corner()
+    empty.groupnames = [*(empty.groupnames or ()), "bird plain", "bird corner"]
     kept = of(Corner(), ways=("coactivation",))
     assert any("--unbiased" in note for note in kept.notes)
     assert "coactivation" not in [arm.kind for arm in kept.arms]
     for data, said in (
         (Corner(groups=False), "train has no groups"),
         (Corner(1.0), "one group alone"),
-        (Corner(n=10), "has no image of group"),
+        (empty, "train has no image of group 'bird plain'"),
     ):
         with pytest.raises(UserError, match=said):
             of(data)
