@@ -117,7 +117,7 @@ def run_amplify(args: argparse.Namespace) -> None:
         options,
         embed=embed,
         index=index,
-        ensemble=_ensemble(opened),
+        ensemble=_ensemble(opened) if args.arms is None or "ensemble" in args.arms else None,
         outside=_outside(opened, args.split, args.outside, args.seed),
         totals={name: limit for name, limit in wanted.items() if limit},
     )

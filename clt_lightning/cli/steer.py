@@ -96,7 +96,9 @@ def run(args: argparse.Namespace) -> None:
         return
     sets = _sets(args)
     if not edits and not sets:
-        raise UserError("nothing to do: give --amplify, --nodes, or one of --set, --scale, --add LAYER/FEATURE=VALUE")
+        raise UserError(
+            "nothing to do: give at least one of --set, --scale, --add LAYER/FEATURE=VALUE, --nodes FILE, or --amplify"
+        )
     images = 256 if args.images is None else args.images
     opened = open_run(args.run, **run_options(args))
     for nodes in sets:
@@ -202,9 +204,7 @@ def show(found: SteeringResult, n: int) -> None:
         Column("before", [f"{before[c]:.2%}" for c in classes], 9),
         Column("after", [f"{after[c]:.2%}" for c in classes], 9),
         Column("change", [f"{100 * change[c]:+.2f}p" for c in classes], 10),
-        Column(
-            "95 % interval", [f"{100 * intervals[c].low:+.2f} .. {100 * intervals[c].high:+.2f}" for c in classes], 18
-        ),
+        Column("95 % interval", spans, 18),
     ]
     names = Column("mean probability of", [found.classnames[c] for c in classes], 24, left=True)
     print("\n".join(lay_out(names, columns, line_width())))

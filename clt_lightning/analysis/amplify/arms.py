@@ -150,7 +150,8 @@ class Displacements:
             return seen.x - self.training.x_means[place].to(seen.x)
         if arm == "random":
             directions = self._random(query.keys, place, seen.x)
-            return directions * seen.terms.sum(0).norm(dim=1, keepdim=True)
+            lengths: Tensor = seen.terms.sum(0).norm(dim=1, keepdim=True)
+            return directions * lengths
         same = self.same(arm, query)
         return contrast(self.training.terms[place], query.neighbours, same).to(seen.x) * seen.unit.to(seen.x)
 

@@ -82,7 +82,8 @@ class Observed:
 def moved(x: Tensor, displacement: Tensor) -> Tensor:
     """`x + displacement`, brought back to the length of x; rows that are not displaced stay as they are to the bit."""
     new = x + displacement.to(x)
-    return new * (x.norm(dim=-1, keepdim=True) / new.norm(dim=-1, keepdim=True).clamp(min=_TINY))
+    result: Tensor = new * (x.norm(dim=-1, keepdim=True) / new.norm(dim=-1, keepdim=True).clamp(min=_TINY))
+    return result
 
 
 Displace = Callable[[int, Seen], Tensor]

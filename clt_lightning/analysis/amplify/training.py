@@ -79,7 +79,7 @@ def read_training(
 ) -> Training:
     """One pass over training images; labels need not be there.
 
-    Memory: `4 x images x (targets x d_out x 2 + places x d_out + embed_dim)` bytes.
+    Memory: `4 x images x (targets x d_out + 2 x places x d_out + embed_dim)` bytes, twice that at its height.
 
     Args:
         amplifier: where codes are amplified.
