@@ -153,7 +153,9 @@ def scores(right: np.ndarray, before: np.ndarray, groups: Tensor, n_groups: int,
     G = n_groups
     return Scores(
         tuple(found[:G]),
-        *found[G : G + 3],
+        found[G],
+        found[G + 1],
+        found[G + 2],
         dict(zip(("worst", "balanced", "overall"), found[G + 3 :])),
         float((rows * (1 - before)).sum(1).mean()),
         float(((1 - rows) * before).sum(1).mean()),

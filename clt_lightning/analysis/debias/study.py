@@ -425,7 +425,10 @@ class _Study:
         except UserError as error:
             self.notes.append(f"heads are left out: {error}")
         else:
-            make = lambda n: partial(heads.ablated, order[:n], means)  # noqa: E731
+
+            def make(n: int) -> Edit:
+                return partial(heads.ablated, order[:n], means)
+
             size, tried = self._choose(make, len(order), True)
             edit = make(size)
             arms.append(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -26,7 +28,7 @@ def pictures(n: int, seed: int = 0) -> Tensor:
     return torch.randn(n, 3, world.SIZE, world.SIZE, generator=torch.Generator().manual_seed(seed))
 
 
-def an_sae(normalize: str = "layer") -> CrossLayerTranscoder:
+def an_sae(normalize: Any = "layer") -> CrossLayerTranscoder:
     torch.manual_seed(0)
     sites = Sites("resid_post", "resid_post", layers=[0, 1])
     return CrossLayerTranscoder(
@@ -137,14 +139,14 @@ def test_groups_from_labels() -> None:
     assert torch.bincount(chosen).unique().numel() == 1
     three = Groups.of(torch.tensor([0, 0, 0, 1, 1, 1]), torch.arange(6), ["a", "b", "c", "d", "e", "f"])
     assert three.attributes == 3
-    for labels, groups, names, said in (
+    for own, of, names, said in (
         ([0, 0], [0, 1], None, "one class"),
         ([0, 1], [0, 1], None, "one group alone"),
         ([0, 0, 1], [0, 1, 2], ["a", "b", "c", "d"], "no image of group 'd'"),
         ([0, 0, 1, 1], [0, 3, 1, 2], None, "not numbered"),
     ):
         with pytest.raises(UserError, match=said):
-            Groups.of(torch.tensor(labels), torch.tensor(groups), names)
+            Groups.of(torch.tensor(own), torch.tensor(of), names)
 
 
 def test_scores_by_hand() -> None:

@@ -37,7 +37,11 @@ class Corner:
         for start in range(0, self.n, 10):
             rows = [self._draw(split, i, share) for i in range(start, start + 10)]
             images, labels, cues = zip(*rows)
-            batch = {"image": torch.stack(images), "label": torch.tensor(labels), "key": [str(start)] * 10}
+            batch: dict[str, Any] = {
+                "image": torch.stack(images),
+                "label": torch.tensor(labels),
+                "key": [str(start)] * 10,
+            }
             if self.groups:
                 batch["group"] = 2 * batch["label"] + torch.tensor(cues)
             yield batch
