@@ -93,7 +93,13 @@ def run(args: argparse.Namespace) -> None:
     ):
         if value < least:
             raise UserError(f"{name} must be at least {least}, got {value}")
-    runs = {str(folder): open_run(folder, **run_options(args)) for folder in args.run}
+    opened = [open_run(folder, **run_options(args)) for folder in args.run]
+    names = [run.folder.parent.name for run in opened]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in args.run]
+    runs = dict(zip(names, opened))
+    if len(runs) < len(opened):
+        raise UserError("--run names a run twice")
     record = _erase(args, next(iter(runs.values()))) if args.erase is not None else _debias(args, runs)
     if args.output is not None:
         write_json(args.output, {"runs": [str(folder) for folder in args.run], **record}, indent=None)

@@ -108,7 +108,7 @@ def check_features(clip: Backbone, clt: CrossLayerTranscoder, features: Sequence
 
 
 @torch.no_grad()
-def mean_codes_of(clip: Backbone, clt: CrossLayerTranscoder, images: Tensor, batch: int = 64) -> Tensor:
+def mean_codes_of(clip: Backbone, clt: CrossLayerTranscoder, images: Tensor, batch: int = 16) -> Tensor:
     """`(layers, positions, F)`: the mean code of every feature at every position over images `(n, 3, size, size)`."""
     from clt_lightning.analysis.circuits.faithful import Features, baseline_of
 

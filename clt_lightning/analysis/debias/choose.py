@@ -33,9 +33,7 @@ def by_circuits(found: Relevance, groups: Groups) -> Tensor:
 
 
 def by_codes(found: Relevance, groups: Groups) -> Tensor:
-    """`(layers, F)`: how well a feature's mean code tells values of the attribute, at fixed kind; 0 outside circuits.
-
-    The circuits are those of all images: a feature that does nothing for any class has 0, however well it tells.
+    """`(layers, F)`: how well a feature's mean code tells values of the attribute, at fixed kind: |2 AUROC - 1|.
 
     Args:
         found: of a sample with images of every group.
@@ -51,11 +49,11 @@ def by_codes(found: Relevance, groups: Groups) -> Tensor:
             for b in range(a):
                 told = torch.maximum(told, (2 * auroc(of[a], of[b]) - 1).abs())
         score += told / kinds
-    return torch.where(in_circuit(found), score.view(found.values.shape[1:]), torch.zeros(()))
+    return score.view(found.values.shape[1:])
 
 
 def by_coactivation(biased: Relevance, unbiased: Relevance) -> Tensor:
-    """`(layers, F)`: of features with influence, how much their going with a class is lost on unbiased images.
+    """`(layers, F)`: how much of a feature's going with a class is lost on unbiased images.
 
     No labels of groups are read. Going with a class is the correlation of the mean code with being of the class.
 
@@ -63,8 +61,9 @@ def by_coactivation(biased: Relevance, unbiased: Relevance) -> Tensor:
         biased: of training images.
         unbiased: of images in which the cue does not go with the class, labelled with the same classes.
     """
-    lost = (_goes_with(biased) - _goes_with(unbiased)).amax(0)
-    return torch.where(in_circuit(biased), lost.clamp(min=0), torch.zeros(()))
+    n = 1 + int(max(biased.labels.max(), unbiased.labels.max()))
+    lost = (_goes_with(biased, n) - _goes_with(unbiased, n)).amax(0)
+    return lost.clamp(min=0)
 
 
 def by_target(biased: Relevance, unbiased: Relevance) -> Tensor:
@@ -100,20 +99,25 @@ def in_circuit(found: Relevance) -> Tensor:
     return (kept & (size > 0)).view(found.values.shape[1:])
 
 
-def ordered(score: Tensor) -> list[Feature]:
-    """Features of a score above 0, the highest first."""
-    flat = score.flatten()
+def ordered(score: Tensor, within: Tensor | None = None) -> list[Feature]:
+    """Features of a score above 0, the highest first.
+
+    Args:
+        score: `(layers, F)`.
+        within: `(layers, F)` bool: the others are left out.
+    """
+    flat = (score if within is None else torch.where(within, score, torch.zeros(()))).flatten()
     order = flat.argsort(descending=True, stable=True)
     width = score.shape[1]
     return [divmod(int(i), width) for i in order[flat[order] > 0]]
 
 
-def _goes_with(found: Relevance) -> Tensor:
-    """`(classes, layers, F)` correlations, by label from 0 on."""
+def _goes_with(found: Relevance, n_classes: int) -> Tensor:
+    """`(classes, layers, F)` correlations of mean codes with being of each class; 0 for classes without images."""
     activity = found.activity - found.activity.mean(0)
     std = activity.square().mean(0).sqrt()
     rows = []
-    for label in range(int(found.labels.max()) + 1):
+    for label in range(n_classes):
         y = (found.labels == label).float()
         y = y - y.mean()
         product = (activity * y[:, None, None]).mean(0)

@@ -177,6 +177,7 @@ class Heads:
             return y
 
         with ExitStack() as stack:
-            stack.enter_context(self.clip.watch(see, sorted(by_block), "attn_z"))
-            stack.enter_context(self.clip.override("resid_post", put, [self.clip.n_layers - 1]))
+            if by_block:
+                stack.enter_context(self.clip.watch(see, sorted(by_block), "attn_z"))
+                stack.enter_context(self.clip.override("resid_post", put, [self.clip.n_layers - 1]))
             yield

@@ -53,7 +53,7 @@ class Groups:
             raise UserError(
                 "every class has one group alone, so nothing tells the cue from the class"
                 if attributes == 1
-                else f"the {n} groups are no classes with an attribute (they are numbered class * attributes + attribute)"
+                else f"the {n} groups are not numbered class * attributes + attribute: a class has groups of several"
             )
         found = cls(n, attributes, told)
         found.check(groups, "train")
@@ -153,7 +153,9 @@ def scores(right: np.ndarray, before: np.ndarray, groups: Tensor, n_groups: int,
     G = n_groups
     return Scores(
         tuple(found[:G]),
-        *found[G : G + 3],
+        found[G],
+        found[G + 1],
+        found[G + 2],
         dict(zip(("worst", "balanced", "overall"), found[G + 3 :])),
         float((rows * (1 - before)).sum(1).mean()),
         float(((1 - rows) * before).sum(1).mean()),

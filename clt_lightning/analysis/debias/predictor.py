@@ -131,7 +131,7 @@ def embed(
             known = label >= 0
             if not bool(known.any()):
                 continue
-            part = {name: batch[name][known] for name in ("image", "label", "group") if name in batch}
+            part: dict[str, Any] = {name: batch[name][known] for name in ("image", "label", "group") if name in batch}
             rows.append(clip.encode_image(part["image"].to(clip.device)).float().cpu())
             labels.append(part["label"].long().cpu())
             if "group" in part:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from clt_lightning.analysis.debias.ablation import Feature, check_features, mean_ablated, mean_codes_of
-from clt_lightning.analysis.debias.choose import by_circuits, by_coactivation, by_codes, by_target, ordered
+from clt_lightning.analysis.debias.choose import by_circuits, by_coactivation, by_codes, by_target, in_circuit, ordered
 from clt_lightning.analysis.debias.controls import Heads, cue_directions, matched, projected
 from clt_lightning.analysis.debias.groups import Groups, Scores, scores
 from clt_lightning.analysis.debias.predictor import Edit, Embedded, Head, Reservoir, Sample, embed
@@ -30,6 +30,8 @@ WAYS = {
     "nodes": "named by hand",
 }
 NEEDS_GROUPS = ("circuits", "codes")
+#: Features of an edit that no labels can choose
+_UNSEEN_SIZE = 8
 
 
 @dataclass(frozen=True)
@@ -328,7 +330,7 @@ class _Study:
     def _choose(self, make: Callable[[int], Edit], most: int, grouped: bool) -> tuple[int, dict[int, float]]:
         """The best size on val and a balanced sample of train; 0 where no edit is better than none."""
         if not grouped and not self.unbiased_labels:
-            return min(8, most), {}
+            return min(_UNSEEN_SIZE, most), {}
         tried: dict[int, float] = {}
         plain = 0.0
         for size in (0, *(n for n in self.o.sizes if n <= most)):
@@ -363,7 +365,7 @@ class _Study:
             found = self._scored(way, told, anyone)
             if found is None:
                 continue
-            order = ordered(found)
+            order = ordered(found, in_circuit(anyone))  # what does nothing for any class is not worth an edit
             if not order:
                 self.notes.append(f"{name}, {way}: no feature is found")
                 continue
@@ -423,7 +425,10 @@ class _Study:
         except UserError as error:
             self.notes.append(f"heads are left out: {error}")
         else:
-            make = lambda n: partial(heads.ablated, order[:n], means)  # noqa: E731
+
+            def make(n: int) -> Edit:
+                return partial(heads.ablated, order[:n], means)
+
             size, tried = self._choose(make, len(order), True)
             edit = make(size)
             arms.append(
