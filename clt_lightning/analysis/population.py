@@ -76,7 +76,7 @@ class PopulationCheck:
 
     @property
     def p_two_sided(self) -> float:
-        """Twice the smaller of the two one-sided ones, at most 1: what is better than in training is a difference, too."""
+        """Twice the smaller of the two one-sided ones, at most 1: what is better than in training differs, too."""
         low = self._share(self.resampled <= self.held_out)
         return float(np.minimum(1.0, 2 * np.minimum(self.p_value, low)))
 
