@@ -12,8 +12,8 @@ from clt_lightning.transcoder import CrossLayerTranscoder
 class ViSAEBenchAdapter:
     """An autoencoder in the form of ViSAEBench's `SAEInterface`.
 
-    Its metrics rebuild the very activations that they encode, so that only topology `sae` can be measured: what reads one
-    site and rebuilds another is no autoencoder.
+    Its metrics rebuild the very activations that they encode, so that only topology `sae` can be measured: what
+    reads one site and rebuilds another is no autoencoder.
 
     Args:
         clt: of topology `sae`.
