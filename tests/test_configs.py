@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from clt_lightning.cli.main import main
+from clt_lightning.cli.sweep.members import Member, read_members
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +22,8 @@ def _no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 OVERLAYS = [*sorted(CONFIGS.glob("*/*.yaml")), CONFIGS / "skip.yaml"]
-BASES = sorted(set(CONFIGS.glob("*.yaml")) - set(OVERLAYS))
+SWEEP = CONFIGS / "sweep.yaml"
+BASES = sorted(set(CONFIGS.glob("*.yaml")) - {*OVERLAYS, SWEEP})
 
 
 def parsed(capsys: pytest.CaptureFixture[str], *paths: Path) -> dict[str, Any]:
@@ -46,6 +48,14 @@ def test_bases_parse(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = parsed(capsys, path)
     assert config["model"]["transcoder"]["n_features"] > 0
     assert config["name"] == path.stem
+
+
+@pytest.mark.parametrize("member", read_members(str(SWEEP)), ids=lambda m: m.name)
+def test_members_of_the_sweep_parse(member: Member, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config", str(CONFIGS / "quickstart.yaml"), *member.words(), "--print_config"])
+    captured = capsys.readouterr()
+    assert stopped.value.code == 0, captured.err
 
 
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda p: f"{p.parent.name}-{p.stem}")

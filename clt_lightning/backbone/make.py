@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,18 @@ DEFAULT_CLASS = "clt_lightning.FrozenCLIP"
 
 Spec = dict[str, Any]
 """Plain values: `{"class_path": "clt_lightning.FrozenCLIP", "init_args": {"name": ..., "pretrained": ...}}`."""
+_box: ContextVar[list[Backbone] | None] = ContextVar("_box", default=None)
 AnyBackbone = Backbone | Spec | str | Callable[[], Backbone] | None
+
+
+@contextmanager
+def one_backbone(box: list[Backbone]) -> Iterator[None]:
+    """While active in this thread, the first backbone that is made goes into the box, and is what all others get."""
+    token = _box.set(box)
+    try:
+        yield
+    finally:
+        _box.reset(token)
 
 
 def make_backbone(given: AnyBackbone, *, trusted: bool = False) -> Backbone:
@@ -45,7 +58,10 @@ def make_backbone(given: AnyBackbone, *, trusted: bool = False) -> Backbone:
             given = functools.partial(_make, cls, arguments)
         elif not callable(given):
             raise UserError(f"model.backbone: expected a backbone, or class_path and init_args, got {given!r}")
-        made = given()
+        box = _box.get()
+        made = given() if not box else box[0]
+        if box is not None and not box:
+            box.append(made)
     if not isinstance(made, Backbone):
         raise UserError(f"model.backbone: expected a backbone, got a {type(made).__name__}")
     return made

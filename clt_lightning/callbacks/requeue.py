@@ -48,6 +48,15 @@ class Requeue(pl.Callback):
         self._own_interrupt = False
         self._in_step_with_all = True
 
+    @property
+    def flag(self) -> SignalFlag | None:
+        """The scheduler's signal; None where it is turned off."""
+        return self._flag
+
+    def take_flag(self, flag: SignalFlag | None) -> None:
+        """Looks at this flag from now on, which the main thread handles: a run in another thread gets no signals."""
+        self._flag = flag
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self._flag is not None and stage == "fit":
             self._flag.install()

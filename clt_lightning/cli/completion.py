@@ -45,8 +45,8 @@ def whole_parser() -> argparse.ArgumentParser:
     for name, text in TRAINER_COMMANDS.items():
         command = commands.add_parser(name, help=text)
         for option, where in options:
-            if (option == "--run") > (name != "fit"):
-                continue  # --run is for the others
+            if (option == "--run") > (name != "fit") or (option == "--sweep") > (name == "fit"):
+                continue
             _completes(command.add_argument(option, help=""), where)
     for name, (module, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text)
@@ -65,6 +65,7 @@ def _trainer_options() -> Iterator[tuple[str, str]]:
 
     yield "--config", "file"
     yield "--run", "directory"
+    yield "--sweep", "file"
     yield "--print_config", ""
 
     def leaves(table: Mapping[str, object], above: str) -> Iterator[str]:

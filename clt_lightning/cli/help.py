@@ -36,6 +36,11 @@ RUN = {
     "torch, and run their code",
 }
 CONFIG = "a config in YAML; repeatable, later ones win (configs/ holds some, configs/data and others overlays)"
+#: The option of fit that trains several
+SWEEP = (
+    "trains several transcoders on one forward of the backbone, each a run of its own in runs/NAME/MEMBER/version_N: "
+    "`grid` in FILE holds lists of values by key, `runs` settings by name (docs/training.md)"
+)
 #: Titles of sections that do not come from our own docstrings
 _TITLES = {
     "trainer": "Lightning's Trainer",
@@ -60,7 +65,16 @@ def describe(parser: LightningArgumentParser, command: str) -> None:
             action.help = CONFIG
         elif action.dest == "ckpt_path":
             action.help = CKPT[kind]
-    if command != "fit":
+    if command == "fit":
+        parser.add_argument(
+            "--sweep",
+            action=_BeforeParsing,
+            dest=argparse.SUPPRESS,
+            default=argparse.SUPPRESS,
+            metavar="FILE",
+            help=SWEEP,
+        )
+    else:
         parser.add_argument(
             "--run",
             action=_BeforeParsing,

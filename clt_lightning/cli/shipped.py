@@ -16,15 +16,21 @@ def shipped_folder() -> Path | None:
     return next((place for place in places if (place / "quickstart.yaml").is_file()), None)
 
 
+#: Options that name a config
+_FILES = ("--config", "--sweep")
+
+
 def with_shipped_configs(words: Sequence[str]) -> list[str]:
-    """The words, with `--config configs/NAME.yaml` pointing at the package's own file where there is none here."""
+    """The words, with `--config configs/NAME.yaml` (or `--sweep`) pointing at the package's own file where there is
+    none here.
+    """
     found = []
     for before, word in zip(("", *words), words):
         option, _, value = word.partition("=")
-        if option == "--config" and value:
-            found.append(f"--config={_shipped(value)}")
+        if option in _FILES and value:
+            found.append(f"{option}={_shipped(value)}")
         else:
-            found.append(_shipped(word) if before == "--config" else word)
+            found.append(_shipped(word) if before in _FILES else word)
     return found
 
 

@@ -24,6 +24,7 @@ from clt_lightning.callbacks.save_config import SaveConfig
 from clt_lightning.cli.config_cli import ConfigCLI, read_words
 from clt_lightning.cli.exits import exit_codes, full_disk
 from clt_lightning.cli.quiet import quieten
+from clt_lightning.cli.sweep.words import split_words
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import disk_errors
 from clt_lightning.data.sets import modules
@@ -258,6 +259,12 @@ def run_trainer(words: list[str]) -> None:
 
 def _run(words: list[str]) -> None:
     quieten()
+    words, sweep = split_words(words)
+    if sweep is not None:
+        from clt_lightning.cli.sweep.command import run_sweep
+
+        run_sweep(words, sweep)
+        return
     words, saved, trusted = read_words(words)
     CLTCLI(
         words,

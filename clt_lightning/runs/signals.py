@@ -83,8 +83,8 @@ class SignalFlag:
         return threading.current_thread() is threading.main_thread()
 
     def restore(self) -> None:
-        """Puts back what handled the signal before."""
-        if self._installed:
+        """Puts back what handled the signal before (in the main thread only, as `install`)."""
+        if self._installed and self.is_main_thread():
             signal.signal(self.signal, self._before if self._before is not None else signal.SIG_DFL)
             self._installed = False
 

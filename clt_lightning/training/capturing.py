@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import lightning
 import torch
@@ -12,8 +13,12 @@ from clt_lightning import compat
 from clt_lightning.backbone import Activations, random_positions
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
+from clt_lightning.training.losses.cascade import Clean, capture_clean
 from clt_lightning.training.settings import LossConfig, TokensConfig
+from clt_lightning.training.shared_forward import SharedForward
 from clt_lightning.transcoder import CrossLayerTranscoder
+
+T = TypeVar("T")
 
 
 class Capturing(lightning.LightningModule):
@@ -25,8 +30,25 @@ class Capturing(lightning.LightningModule):
     tokens_config: TokensConfig
     seed: int
 
+    forwards: SharedForward | None = None
+    """Where several modules learn from the same batches: the forwards that they share."""
+
     def _capture(self, batch: dict[str, Any], positions: Tensor | None) -> Activations:
-        return self.clip.capture(batch["image"], self._blocks, positions=positions, sites=self._names)
+        images, blocks, names = batch["image"], self._blocks, self._names
+        return self._forward(
+            ("sites", blocks, names),
+            (images, positions),
+            lambda: self.clip.capture(images, blocks, positions=positions, sites=names),
+        )
+
+    def _capture_clean(self, batch: dict[str, Any], positions: Tensor | None) -> tuple[Activations, Clean]:
+        images, names = batch["image"], self._names
+        return self._forward(
+            ("clean", names), (images, positions), lambda: capture_clean(self.clip, images, positions, names)
+        )
+
+    def _forward(self, kind: Hashable, tensors: tuple[Tensor | None, ...], forward: Callable[[], T]) -> T:
+        return forward() if self.forwards is None else self.forwards(kind, tensors, forward)
 
     def _marks(self, batch: dict[str, Any], positions: Tensor | None, n_tokens: int) -> Tensor:
         """`(tokens, 2)` int64: the label of each token's image, and the token's place in it; for terms of the loss.
@@ -40,15 +62,35 @@ class Capturing(lightning.LightningModule):
             positions = torch.arange(each, device=self.device).expand(n_images, -1)
         labels = batch.get("label")
         if self.loss_config.needs("labels") and (labels is None or bool((labels < 0).all())):
-            names = [term.name for term in self.loss_config.terms() if "labels" in term.needs]
+            term = next(term for term in self.loss_config.terms() if "labels" in term.needs)
+            own = term is self.loss_config.prototype
+            off = "set model.loss.prototype.coefficient to 0" if own else "take the term out of model.loss.extra"
             raise UserError(
-                f"the loss's term {names[0]} needs the class of each image, and these data have no labels: train on "
-                "data with labels (a batch's 'label': whole numbers), or take the term out of model.loss.extra"
+                f"the loss's term {term.name} needs the class of each image, and these data have no labels: train on "
+                f"data with labels (a batch's 'label': whole numbers), or {off}"
             )
         if labels is None:
             labels = torch.full((n_images,), -1, device=self.device)
         repeated = labels.to(self.device).long()[:, None].expand(-1, each)
         return torch.stack([repeated, positions.to(self.device).long()], 2).flatten(0, 1)
+
+    def _check_prototype(self) -> None:
+        """Whether a step has the [CLS] tokens that the prototype term reads.
+
+        Raises:
+            UserError: the backbone has none, or the step leaves them out.
+        """
+        if not self.loss_config.prototype.coefficient or self.transcoder.sites.read == "final":
+            return
+        if not self.clip.has_cls:
+            raise UserError(
+                f"model.loss.prototype reads the codes of [CLS], and the backbone '{self.clip.name}' has none"
+            )
+        chosen = self.tokens_config.set
+        if chosen not in ("cls", "all"):
+            raise UserError(
+                f"model.loss.prototype reads the codes of [CLS], and model.tokens.set is {chosen}: take cls or all"
+            )
 
     def _sites(self, acts: Activations) -> tuple[Tensor, Tensor]:
         """What the encoders read and what the decoders rebuild, standardised where the transcoder does that."""

@@ -23,7 +23,12 @@ class Evaluation(Capturing):
             `{"seen": Observation (all tokens, and what `self.needs` names), "y_hat": (layers, tokens, d_out), "codes":
             Codes}`.
         """
-        seen = observe(self.clip, batch["image"], clt=self.transcoder, needs=self.needs)
+        images = batch["image"]
+        seen = self._forward(
+            ("observed", self._blocks, self._names, self.needs),
+            (images,),
+            lambda: observe(self.clip, images, clt=self.transcoder, needs=self.needs),
+        )
         out = self.transcoder(seen.x)
         return {"seen": seen, "y_hat": out.y_hat, "codes": self.transcoder.gather_codes(out.codes)}
 

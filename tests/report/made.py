@@ -16,7 +16,9 @@ from clt_lightning.analysis.features import Features
 from clt_lightning.analysis.neighbours import Neighbours
 from clt_lightning.analysis.retrieval import Retrieval
 from clt_lightning.backbone.clip.images import to_pixels
-from clt_lightning.report.studies import pack_study
+from clt_lightning.report.circuit import pack_circuit
+from clt_lightning.report.studies import pack_study, picture_address
+from tests.report.made_circuits import make_graph
 from tests.report.made_studies import make_study
 
 CLASSES = [f"{color} {shape}" for color in ("red", "green", "blue") for shape in ("circle", "square", "star", "cross")]
@@ -429,6 +431,16 @@ class MadePictures:
             )
             out.append(pack_study(study, to_pixels(image, self.mean, self.std), grid, full))
         return out
+
+    def circuits(self, image: Tensor, key: str, label: int) -> dict[str, Any]:
+        """Two circuits with every kind of node."""
+        info = self.features.info
+        graphs = [
+            make_graph([name], int(key.split("/")[1]) + n, info["layers"], info["positions"])
+            for n, name in enumerate((f"{CLASSES[label]} - {CLASSES[label - 1]}", CLASSES[label]))
+        ]
+        picture = {"picture": picture_address(to_pixels(image, self.mean, self.std)), "grid": list(info["grid"])}
+        return picture | {"key": key, "label": label, "circuits": [pack_circuit(graph) for graph in graphs]}
 
 
 RECORD = {

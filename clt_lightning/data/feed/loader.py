@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.data.feed.batches import Batches, EvalBatches, Source, TrainBatches
 from clt_lightning.data.feed.place import epoch_limit, repeats
 from clt_lightning.data.feed.plan import EvalPlan, TrainPlan
+from clt_lightning.data.feed.shared import SharedPackets
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class _Loader:
     def __init__(self, split: str, workers: Workers) -> None:
         self.split = split
         self.workers = workers
+        self.shared: SharedPackets | None = None  # of several loaders that read the same, side by side
         self.skipped: Counter[str] = Counter()
         self._first_names: list[str] = []
         self._reported = True
@@ -77,7 +79,7 @@ class _Loader:
     def _packets(self, batches: Batches) -> Iterator[dict[str, Any]]:
         self.skipped, self._first_names, self._reported = Counter(), [], False
         try:
-            for packet in self.workers.loader(batches):
+            for packet in self._read(batches):
                 if "error" in packet:
                     raise UserError(packet["error"])
                 for kind, where in packet["skipped"]:
@@ -87,6 +89,11 @@ class _Loader:
                 yield packet["batch"]
         finally:  # a pass that is broken off (`limit_val_batches`) says it as well
             self._report()
+
+    def _read(self, batches: Batches) -> Iterable[Any]:
+        if self.shared is None:
+            return self.workers.loader(batches)
+        return self.shared.of(batches, lambda: self.workers.loader(batches))
 
     def _report(self) -> None:
         """Says what was left out, once a pass."""

@@ -11,6 +11,7 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.report.page import Page
 from clt_lightning.report.pages import (
     cascade,
+    circuit,
     compare,
     contributions,
     faithfulness,
@@ -40,6 +41,7 @@ PAGES: tuple[Page, ...] = (
     notes.PAGE,
     images.PAGE,
     image.PAGE,
+    circuit.PAGE,
     retrieval.PAGE,
     query.PAGE,
     reconstruction.PAGE,
