@@ -178,5 +178,5 @@ def outlier_check(
         quantile: of the training images' errors, above which an image is an outlier.
     """
     limit = np.quantile(train, quantile)
-    above = ((errors > limit).astype(np.float64) for errors in (held_out, train))
-    return mean_check("outliers", "all", (None, None), *above, counts)
+    above = [(errors > limit).astype(np.float64) for errors in (held_out, train)]
+    return mean_check("outliers", "all", (None, None), above[0], above[1], counts)

@@ -13,7 +13,8 @@ from clt_lightning.transcoder import CrossLayerTranscoder, TopK
 
 
 def made(**settings: Any) -> CrossLayerTranscoder:
-    clt = CrossLayerTranscoder(2, 6, 12, TopK(3), **({"topology": "sae", "seed": 0} | settings))
+    given: dict[str, Any] = {"topology": "sae", "seed": 0}
+    clt = CrossLayerTranscoder(2, 6, 12, TopK(3), **(given | settings))
     with torch.no_grad():
         for W in clt.W_dec:
             W.normal_(generator=torch.Generator().manual_seed(1))
