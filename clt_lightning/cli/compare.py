@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
         import numpy as np
 
         with disk_errors(arrays), whole_file(Path(arrays)) as path, open(path, "wb") as file:
-            np.savez_compressed(file, **found.arrays())
+            np.savez_compressed(file, **found.arrays())  # type: ignore[arg-type]
         print(f"wrote {arrays}")
 
 

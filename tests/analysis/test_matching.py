@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from clt_lightning.analysis import feature_rows, one_to_one
-from clt_lightning.analysis.matching import KINDS, STATES, match_features
+from clt_lightning.analysis.feature_rows import KINDS
+from clt_lightning.analysis.matching import STATES, match_features
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.sites import Sites
 from clt_lightning.transcoder import AbsTopK, CrossLayerTranscoder, TopK
@@ -137,7 +138,7 @@ def test_the_one_to_one_matching_is_the_best() -> None:
         i, j = divmod(int(free.argmax()), 6)
         greedy += float(free[i, j]) / 6
         free[i], free[:, j] = -2, -2
-    found, largest_first = (match_features(a, b, assignment=how)[2] for how in ("hungarian", "greedy"))  # type: ignore[arg-type]
+    found, largest_first = (match_features(a, b, assignment=how)[2] for how in ("hungarian", "greedy"))
     assert found.mcc["decoder"] == pytest.approx(best, abs=1e-6)
     assert largest_first.mcc["decoder"] == pytest.approx(greedy, abs=1e-6)
     assert best / 2 <= greedy < best

@@ -273,7 +273,8 @@ def make_evaluation(layers: int, n: int, seed: int = 2) -> dict[str, Any]:
         _faithfulness(layers, "all", "dataset", "mean", n),
     ]
     checks = []
-    for name, value in (("fvu", 0.061), ("kl", 0.05), ("accuracy_drop", 0.031)):
+    given = (("fvu", 0.061), ("l0", 12.0), ("outliers", 0.01), ("kl", 0.05), ("accuracy_drop", 0.031))
+    for name, value in given:
         resampled = np.sort(rng.normal(value, 0.08 * value, 200))
         quantiles = {str(q): float(np.quantile(resampled, q)) for q in (0.025, 0.5, 0.975)}
         held_out = value * (1.25 if name == "kl" else 1.02)
@@ -281,12 +282,13 @@ def make_evaluation(layers: int, n: int, seed: int = 2) -> dict[str, Any]:
             {
                 "discrepancy": name,
                 "tokens": "all",
-                "first": None if name == "fvu" else 0,
-                "last": None if name == "fvu" else layers - 1,
+                "first": 0 if name in ("kl", "accuracy_drop") else None,
+                "last": layers - 1 if name in ("kl", "accuracy_drop") else None,
                 "held_out": held_out,
                 "train": value,
                 "quantiles": quantiles,
                 "p_value": float((resampled >= held_out).mean()),
+                "p_two_sided": float(min(1, 2 * min((resampled >= held_out).mean(), (resampled <= held_out).mean()))),
                 "resampled": resampled.tolist(),
             }
         )

@@ -1,6 +1,6 @@
 """Which features are found again: between seeds, data orders and settings, against nulls, and in a known world."""
 
-from clt_lightning.analysis.stability.compare import Comparison, PairStability, compare, pair_stability
+from clt_lightning.analysis.stability.comparison import Comparison, PairStability, compare, pair_stability
 from clt_lightning.analysis.stability.groups import anchors_against_others, by_rate, targets_written
 from clt_lightning.analysis.stability.members import Member, member, of_folder, why_apart
 from clt_lightning.analysis.stability.subspace import Overlap, subspace_overlap

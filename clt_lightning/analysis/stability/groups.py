@@ -79,7 +79,7 @@ class ByRate:
 def decades(rates: np.ndarray) -> np.ndarray:
     """The power of ten below each rate, as int; of a rate of 0 that of 1."""
     fired = rates > 0
-    return np.floor(np.log10(np.where(fired, rates, 1.0))).astype(int)  # type: ignore[no-any-return]
+    return np.floor(np.log10(np.where(fired, rates, 1.0))).astype(int)
 
 
 def by_rate(sides: Sequence[Side], rates: np.ndarray, seed: int = 0) -> ByRate:

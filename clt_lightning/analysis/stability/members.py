@@ -32,8 +32,10 @@ _APART = (
     *(f"data.init_args.{key}" for key in ("eval_batch_size", "n_val", "n_test", "val", "test", "val_samples")),
     *("data.init_args.world", "data.init_args.shard_counts", "data.init_args.max_pixels"),
 )
-_OF_TRAINER = ("max_epochs", "max_steps", "max_time", "precision", "limit_train_batches", "overfit_batches")
-_OF_TRAINER += ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
+_OF_TRAINER = (
+    *("max_epochs", "max_steps", "max_time", "precision", "limit_train_batches", "overfit_batches"),
+    *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"),
+)
 
 
 @dataclass(frozen=True)

@@ -40,12 +40,12 @@ def mean_correlation(codes: Tensor, truth: Tensor) -> float:
         )
     if codes.ndim == 2:
         codes, truth = codes[None], truth[None]
-    found = []
+    found: list[float] = []
     for mine, true in zip(codes, truth):
         scores = code_correlations(mine, true).abs()
         rows, columns = assign(scores)
         found.append(float(scores[rows, columns].sum()) / true.shape[1])
-    return sum(found) / len(found)
+    return float(sum(found) / len(found))
 
 
 def _standardised(x: Tensor) -> Tensor:

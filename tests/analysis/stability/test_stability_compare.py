@@ -52,7 +52,7 @@ def rows(n: int, basis: torch.Tensor, seed: int) -> Rows:
 
 def basis(dimension: int, width: int, seed: int) -> torch.Tensor:
     drawn = torch.randn(width, dimension, generator=torch.Generator().manual_seed(seed))
-    return torch.linalg.qr(drawn).Q.T
+    return torch.linalg.qr(drawn).Q.T  # type: ignore[no-any-return]
 
 
 def test_one_subspace_without_a_common_feature() -> None:
@@ -112,7 +112,7 @@ def test_stability_by_rate() -> None:
     kept = np.array([False, False, True, False, True, False])
     found = by_rate([side(kept, rates[0] == 0)], rates)
     told = [(low, high, g.features, g.kept) for low, high, g in found.bins]
-    assert told == [
+    assert told == [  # type: ignore[comparison-overlap]
         (pytest.approx(0.001), pytest.approx(0.01), 2, 0),
         (pytest.approx(0.01), pytest.approx(0.1), 2, 1),
         (pytest.approx(0.1), pytest.approx(1.0), 1, 1),
@@ -216,8 +216,8 @@ def test_the_mean_over_pairs_knows_that_they_share_runs() -> None:
     found = over_pairs([0.5, 0.6, 0.7], pairs, 3)
     # leaving run 0 out leaves 0.7, and so on: the jackknife's variance is 2/3 of the squares' sum, t(2) = 4.303
     reach = 4.302653 * np.sqrt(2 / 3 * 2 * 0.1**2)
-    assert (found.value, found.least, found.most, found.pairs) == (pytest.approx(0.6), 0.5, 0.7, 3)
-    assert (found.low, found.high) == (pytest.approx(0.6 - reach, abs=1e-5), pytest.approx(0.6 + reach, abs=1e-5))
+    assert (found.value, found.least, found.most, found.pairs) == (pytest.approx(0.6), 0.5, 0.7, 3)  # type: ignore[comparison-overlap]
+    assert (found.low, found.high) == (pytest.approx(0.6 - reach, abs=1e-5), pytest.approx(0.6 + reach, abs=1e-5))  # type: ignore[comparison-overlap]
     assert np.isnan(over_pairs([0.5], [(0, 1)], 2).low)
     assert np.isnan(over_pairs([0.5, 0.6, 0.7], pairs, 3, interval=False).low)
     assert np.isnan(over_pairs([float("nan")], [(0, 1)], 2).value)

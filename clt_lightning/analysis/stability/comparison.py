@@ -233,13 +233,13 @@ def compare(
         if place is not None and place in places[:number]:
             raise UserError(f"{runs[number]} is named twice: compare takes different runs")
     members = [run if isinstance(run, Member) else member(run, n, trust=trust) for n, run in enumerate(runs)]
-    for a, b in combinations(members, 2):
-        if why := why_apart((a.title, b.title), (a.backbone, b.backbone)):
+    for one, other in combinations(members, 2):
+        if why := why_apart((one.title, other.title), (one.backbone, other.backbone)):
             raise UserError(f"{why[0].lower()}{why[1:]}")
         try:
-            check_comparable(a.transcoder, b.transcoder)
+            check_comparable(one.transcoder, other.transcoder)
         except UserError as error:
-            raise UserError(f"{a.title} and {b.title}: {error}") from error
+            raise UserError(f"{one.title} and {other.title}: {error}") from error
     numbers = list(combinations(range(len(members)), 2))
     pairs = []
     for a, b in track(numbers, "comparing", unit="pairs", show=progress):
@@ -292,10 +292,12 @@ def _subspaces(
     unstable, control = (pair_of(a, b, found.layer, unstable_a, theirs) for theirs in (unstable_b, kept_b))
     return {
         name: Subspaces(
-            subspace_overlap(*getattr(unstable, f"{name}s"), seed=seed),
-            subspace_overlap(*getattr(control, f"{name}s"), seed=seed),
+            subspace_overlap(first[0], first[1], seed=seed), subspace_overlap(second[0], second[1], seed=seed)
         )
-        for name in ("decoder", "encoder")
+        for name, first, second in (
+            ("decoder", unstable.decoders, control.decoders),
+            ("encoder", unstable.encoders, control.encoders),
+        )
     }
 
 
