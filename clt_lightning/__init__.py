@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from clt_lightning.analysis import Edit, explain_image, open_run, steer
     from clt_lightning.analysis.circuits import Graph, NodeSet, attribute, intervene
     from clt_lightning.analysis.evaluate import evaluate
+    from clt_lightning.analysis.stability import compare
     from clt_lightning.analysis.target import Target
     from clt_lightning.backbone.clip import FrozenCLIP
     from clt_lightning.backbone.vit import FrozenViT
@@ -58,6 +59,7 @@ _HOME = {
     "Graph": "analysis.circuits",
     "NodeSet": "analysis.circuits",
     "attribute": "analysis.circuits",
+    "compare": "analysis.stability",
     "intervene": "analysis.circuits",
     "Target": "analysis.target",
     "evaluate": "analysis",
@@ -98,6 +100,7 @@ __all__ = [
     "analysis",
     "attribute",
     "callbacks",
+    "compare",
     "data",
     "evaluate",
     "explain_image",

@@ -54,6 +54,14 @@ def take(run: Path, output: Path, data_root: str | None = None) -> list[Path]:
         )  # the clearest, which the list begins with
         browser.open(index, "images", "images")
         shoot("image", browser.js(_FIRST.format(page="image")), "image")
+        browser.open(index, "circuit", "circuit")
+        route = browser.js(_FIRST.format(page="circuit"))
+        browser.open(index, route, "circuit")
+        pinned = browser.js(
+            "[...document.querySelectorAll('.circuit .cnode.feature')].slice(0, 3).map(n => n.dataset.id)"
+        )
+        browser.screen(WIDTH, 1500)
+        shoot("circuit", f"{route}?pinnedIds={','.join(pinned)}&clickedId={pinned[0]}", "circuit")
     return written
 
 

@@ -20,6 +20,7 @@ from clt_lightning.analysis.results import ArmResult, Evaluation, load_arrays, l
 from clt_lightning.analysis.retrieval import Retrieval, RetrievalCollector
 from clt_lightning.analysis.run import Run, open_run
 from clt_lightning.analysis.steering import Edit, SteeringResult, steer, steered
+from clt_lightning.analysis.studies import StudyUse, study_use
 from clt_lightning.analysis.suite import Analysis, Batch, Subject, Suite
 from clt_lightning.analysis.tags import load_metrics, tags
 from clt_lightning.analysis.tower import Observation, finish, observe
@@ -54,6 +55,7 @@ __all__ = [
     "RetrievalCollector",
     "Run",
     "SteeringResult",
+    "StudyUse",
     "Subject",
     "Suite",
     "decompose",
@@ -72,5 +74,6 @@ __all__ = [
     "steer",
     "steered",
     "strongest",
+    "study_use",
     "tags",
 ]

@@ -30,7 +30,7 @@ from clt_lightning.analysis.measures import (
 from clt_lightning.analysis.neighbours import find_neighbours
 from clt_lightning.analysis.population import PopulationOptions
 from clt_lightning.analysis.reconstruction import ReconstructionErrors
-from clt_lightning.analysis.reference import Reference, TrainingImages, training_means
+from clt_lightning.analysis.reference import HeldOutImages, Reference, TrainingImages, training_means
 from clt_lightning.analysis.results import Evaluation
 from clt_lightning.analysis.retrieval import Retrieval
 from clt_lightning.analysis.shares import measurable
@@ -186,6 +186,8 @@ class Evaluator:
             yield FeatureEffects(options.effects.check_images)
         if options.retrieval:
             yield SparseCodes(options.retrieval)
+        if self._reference is not None:
+            yield HeldOutImages()
         yield self._run_arms()
 
     def _run_arms(self) -> Arms:
@@ -269,6 +271,7 @@ class Evaluator:
             population=statistics.population(
                 measured,
                 self._reference,
+                found.get("held_out", {}),
                 self._population_arm,
                 float(fvu["all"].mean()) if "all" in fvu else float("nan"),
                 self.options.population.resamples,

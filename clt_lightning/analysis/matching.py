@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from clt_lightning.analysis.feature_rows import KINDS, Pair, pair_of
+from clt_lightning.analysis.one_to_one import Assignment, chosen, one_to_one
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.progress import track
 from clt_lightning.transcoder import CrossLayerTranscoder
@@ -20,11 +21,7 @@ KEPT = 0.7
 NEAR = 0.5
 #: What a feature has in the other transcoder: it never fired; a partner of its own; a near one that is another's; none
 STATES = ("dead", "kept", "split", "new")
-#: Ways to compare; a pair's `both` is the smaller of the two cosines
-KINDS = ("decoder", "encoder", "both")
-_BLOCK = 1 << 24  # cosines that are held at once
 _NULL_ROWS = 512  # features whose nearest by chance is looked for
-_CANDIDATES = 16
 
 
 @dataclass(frozen=True)
@@ -63,11 +60,13 @@ class LayerMatching:
         a: features of the first transcoder: `kept`; `split`: its nearest is nearer to another; `new`: it is gone.
         b: of the second: `kept`; `split`: a second one near to a feature of the first; `new`: it was not there.
         mmcs: mean over the first's features of the largest cosine with any of the second's, by `KINDS`.
-        mcc: mean cosine of pairs in a one-to-one matching (largest cosines first), by `KINDS`: PW-MCC with the greedy
-            assignment in the place of the Hungarian one, so never larger.
+        mmcs_b: the same over the second's features.
+        mcc: mean cosine of the pairs of a one-to-one matching, by `KINDS` (PW-MCC); each kind has its own matching.
+        assignment: how that was made: `hungarian`, the best there is, or `greedy`, the largest cosines first.
         null: `mmcs` with an untrained partner (`untrained`: random directions), and with random mixtures of the
-            second's own rows (`mixed`: directions from the same subspace); `limit`: the largest `both` that 99 % of
-            the features find by chance in the harder of the two.
+            second's own rows (`mixed`: directions from the same subspace); `mcc`: the same two for the one-to-one
+            matching; `limit`: the largest `both` that 99 % of the features find by chance in the harder of the two.
+            Empty where a side has no living feature.
         near: the cosine that counted as near: the one asked for, or `limit` where that is larger.
         kept: the same for `kept`.
     """
@@ -76,7 +75,9 @@ class LayerMatching:
     a: Side = field(repr=False)
     b: Side = field(repr=False)
     mmcs: dict[str, float]
+    mmcs_b: dict[str, float]
     mcc: dict[str, float]
+    assignment: Literal["hungarian", "greedy"]
     null: dict[str, Any]
     near: float
     kept: float
@@ -92,6 +93,7 @@ def match_features(
     near: float = NEAR,
     seed: int = 0,
     progress: bool = False,
+    assignment: Assignment = "auto",
 ) -> list[LayerMatching]:
     """Matches the features of two transcoders of one backbone, layer by layer.
 
@@ -108,88 +110,62 @@ def match_features(
         near: least cosine of a near pair.
         seed: of the nulls.
         progress: say how far it is.
+        assignment: how the one-to-one matching is made: `hungarian` is the best there is, `greedy` takes the largest
+            cosines first and is never better; `auto` takes the first up to `one_to_one.LARGEST` pairs of features.
 
     Raises:
-        UserError: other layers, another width, or sites that have nothing in common.
+        UserError: other sites, layers or widths, masks of another shape, or limits that are none.
     """
     check_comparable(a, b)
     if not -1 <= near <= kept <= 1:
         raise UserError(f"near and kept are cosines, near <= kept; got {near} and {kept}")
+    first, second = (_living(clt, mask) for clt, mask in ((a, alive_a), (b, alive_b)))
     found = []
     for layer in track(range(a.n_layers), "matching", unit="layers", show=progress):
-        living = [
-            torch.ones(clt.n_features, dtype=torch.bool) if mask is None else torch.from_numpy(np.asarray(mask[layer]))
-            for clt, mask in ((a, alive_a), (b, alive_b))
-        ]
-        found.append(_match_layer(a, b, layer, living[0], living[1], kept, near, seed + layer))
+        found.append(_match_layer(a, b, layer, first[layer], second[layer], kept, near, seed + layer, assignment))
     return found
+
+
+def _living(clt: CrossLayerTranscoder, mask: np.ndarray | None) -> Tensor:
+    shape = clt.n_layers, clt.n_features
+    if mask is None:
+        return torch.ones(shape, dtype=torch.bool)
+    if np.shape(mask) != shape:
+        raise UserError(f"the mask of living features must be {shape}, layers x features, got {np.shape(mask)}")
+    return torch.from_numpy(np.asarray(mask, dtype=bool))
 
 
 def check_comparable(a: CrossLayerTranscoder, b: CrossLayerTranscoder) -> None:
     """Whether features of two transcoders can be compared at all.
 
     Raises:
-        UserError: they read other layers or another width, or one reads MLP inputs and the other outputs.
+        UserError: they are of other sites, blocks or widths.
     """
-    if (a.n_layers, a.d_model) != (b.n_layers, b.d_model):
+    if (a.n_layers, a.d_model, a.d_out) != (b.n_layers, b.d_model, b.d_out):
         raise UserError(
-            f"one transcoder is for {a.n_layers} layers of width {a.d_model}, the other for {b.n_layers} of width "
-            f"{b.d_model}: their features read and write different things"
+            f"one transcoder is for {a.n_layers} layers of {_width(a)}, the other for {b.n_layers} of {_width(b)}: "
+            "their features read and write different things"
         )
     if (a.topology == "sae") != (b.topology == "sae"):
         raise UserError(
-            f"topologies {a.topology} and {b.topology}: one reads MLP outputs, the other MLP inputs, so that their "
-            "features have nothing in common to be compared by"
+            f"topologies {a.topology} and {b.topology}: one reads {a.sites.read}, the other {b.sites.read}, so that "
+            "their features have nothing in common to be compared by"
+        )
+    if (a.sites.read, a.sites.write) != (b.sites.read, b.sites.write):
+        raise UserError(
+            f"one transcoder reads {a.sites.read} and rebuilds {a.sites.write}, the other {b.sites.read} and "
+            f"{b.sites.write}: their features read and write different things"
+        )
+    blocks = [None if clt.sites.layers == list(range(clt.n_layers)) else clt.sites.layers for clt in (a, b)]
+    if blocks[0] != blocks[1]:
+        told = ["all blocks" if there is None else f"blocks {there}" for there in blocks]
+        raise UserError(
+            f"one transcoder is for {told[0]}, the other for {told[1]}: their features read and write different things"
         )
 
 
-class _Rows:
-    """Vectors of some features in parts `(n, d)`; cosines between two of these, block by block."""
-
-    def __init__(self, parts: Sequence[Tensor]) -> None:
-        self.parts = list(parts)
-        self.inverse = sum(p.float().square().sum(1) for p in self.parts).clamp(min=1e-30).rsqrt()  # type: ignore[union-attr]
-
-    def __len__(self) -> int:
-        return len(self.inverse)
-
-    def cosines(self, rows: Tensor, other: _Rows) -> Tensor:
-        """`(rows, other)`."""
-        total = self.parts[0].new_zeros(len(rows), len(other))
-        for mine, theirs in zip(self.parts, other.parts):
-            total.addmm_(mine[rows], theirs.T)
-        return total.mul_(self.inverse[rows, None]).mul_(other.inverse)
-
-    def take(self, rows: Tensor) -> _Rows:
-        return _Rows([part[rows] for part in self.parts])
-
-    def random(self, n: int, generator: torch.Generator, mixed: bool) -> _Rows:
-        """Random directions, or random mixtures of these rows."""
-        if not mixed or not len(self):
-            return _Rows([torch.randn(n, p.shape[1], generator=generator).to(p) for p in self.parts])
-        weights = torch.randn(n, len(self), generator=generator).to(self.inverse) * self.inverse
-        return _Rows([weights @ part for part in self.parts])
-
-
-@dataclass
-class _Pair:
-    """What two sets of features write and read."""
-
-    decoders: tuple[_Rows, _Rows]
-    encoders: tuple[_Rows, _Rows]
-    signed: bool
-
-    def blocks(self, rows: Tensor) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """Some of the first's features at a time, with their `(rows, second)` cosines by kind."""
-        step = max(1, _BLOCK // max(len(self.decoders[1]), 1))
-        for part in rows.split(step):
-            writes = self.decoders[0].cosines(part, self.decoders[1])
-            reads = self.encoders[0].cosines(part, self.encoders[1])
-            both = torch.minimum(writes, reads)
-            if self.signed:
-                both = torch.maximum(both, torch.minimum(-writes, -reads))
-                writes, reads = writes.abs(), reads.abs()
-            yield part, {"decoder": writes, "encoder": reads, "both": both}
+def _width(clt: CrossLayerTranscoder) -> str:
+    return f"width {clt.d_model}" if clt.d_model == clt.d_out else f"widths {clt.d_model} and {clt.d_out}"
 
 
 def _match_layer(
@@ -201,55 +177,43 @@ def _match_layer(
     kept: float,
     near: float,
     seed: int,
+    assignment: Assignment,
 ) -> LayerMatching:
     living = alive_a.nonzero()[:, 0], alive_b.nonzero()[:, 0]
-    sides = [_of_layer(clt, layer, mine, _common(a, b, layer)) for clt, mine in zip((a, b), living)]
-    pair = _Pair((sides[0][0], sides[1][0]), (sides[0][1], sides[1][1]), _signed(a) and _signed(b))
+    pair = pair_of(a, b, layer, *living)
     n, m = len(living[0]), len(living[1])
+    method = chosen(assignment, n, m)
     if not n or not m:
         nothing = dict.fromkeys(KINDS, float("nan"))
         empty = [_empty(alive) for alive in (alive_a, alive_b)]
-        return LayerMatching(layer, empty[0], empty[1], nothing, nothing, {}, near, kept)
+        return LayerMatching(layer, empty[0], empty[1], nothing, nothing, nothing, method, {}, near, kept)
     best = {kind: torch.zeros(n) for kind in KINDS}
     of_a, of_b = torch.zeros(n, dtype=torch.int64), torch.zeros(m, dtype=torch.int64)
     cosines_a, cosines_b = torch.zeros(2, n), torch.zeros(2, m)
-    best_b = torch.full((m,), -torch.inf)
-    candidates = {kind: _Candidates() for kind in KINDS}
+    best_b = {kind: torch.full((m,), -torch.inf) for kind in KINDS}
     for rows, scores in pair.blocks(torch.arange(n)):
         for kind in KINDS:
             best[kind][rows] = scores[kind].max(1).values.float().cpu()
-            candidates[kind].take(rows, scores[kind])
+            highest = scores[kind].max(0)
+            top, where = highest.values.float().cpu(), highest.indices
+            if kind == "both":
+                theirs = torch.arange(m, device=where.device)
+                values = torch.stack([scores[k][where, theirs] for k in ("decoder", "encoder")]).float().cpu()
+                larger = top > best_b[kind]
+                of_b = torch.where(larger, rows[where.cpu()], of_b)
+                cosines_b = torch.where(larger, values, cosines_b)
+            best_b[kind] = torch.maximum(best_b[kind], top)
         which = scores["both"].argmax(1)
         of_a[rows] = which.cpu()
         mine = torch.arange(len(rows), device=which.device)
         cosines_a[:, rows] = torch.stack([scores[k][mine, which] for k in ("decoder", "encoder")]).float().cpu()
-        top, where = scores["both"].max(0)
-        theirs = torch.arange(m, device=which.device)
-        values = torch.stack([scores[k][where, theirs] for k in ("decoder", "encoder")]).float().cpu()
-        larger = top.float().cpu() > best_b
-        best_b = torch.where(larger, top.float().cpu(), best_b)
-        of_b = torch.where(larger, rows[where.cpu()], of_b)
-        cosines_b = torch.where(larger, values, cosines_b)
-    null = _null(pair, seed)
+    null = _null(pair, seed, method)
     near, kept = max(near, null["limit"]), max(kept, null["limit"])
     side_a = _side(alive_a, living[0], living[1], of_a, of_b, best["both"], cosines_a, kept, near)
-    side_b = _side(alive_b, living[1], living[0], of_b, of_a, best_b, cosines_b, kept, near)
-    mmcs = {kind: float(values.double().mean()) for kind, values in best.items()}
-    mcc = {kind: _one_to_one(pair, kind, candidates[kind]) for kind in KINDS}
-    return LayerMatching(layer, side_a, side_b, mmcs, mcc, null, near, kept)
-
-
-def _common(a: CrossLayerTranscoder, b: CrossLayerTranscoder, layer: int) -> list[int]:
-    return [target for target in range(layer, a.n_layers) if a.writes(layer, target) and b.writes(layer, target)]
-
-
-def _of_layer(clt: CrossLayerTranscoder, layer: int, living: Tensor, targets: Sequence[int]) -> tuple[_Rows, _Rows]:
-    rows = living.to(clt.b_dec.device)
-    return _Rows([clt.rows(layer, rows, target).float() for target in targets]), _Rows([clt.W_enc[layer][rows].float()])
-
-
-def _signed(clt: CrossLayerTranscoder) -> bool:
-    return clt.activation.signed
+    side_b = _side(alive_b, living[1], living[0], of_b, of_a, best_b["both"], cosines_b, kept, near)
+    mmcs, mmcs_b = ({kind: float(v.double().mean()) for kind, v in found.items()} for found in (best, best_b))
+    mcc = one_to_one(pair, method)
+    return LayerMatching(layer, side_a, side_b, mmcs, mmcs_b, mcc, method, null, near, kept)
 
 
 def _empty(alive: Tensor) -> Side:
@@ -284,61 +248,20 @@ def _side(
     return Side(state.numpy(), which.numpy(), spread[0].numpy(), spread[1].numpy())
 
 
-def _null(pair: _Pair, seed: int) -> dict[str, Any]:
-    """The largest cosines that features of the first find in a partner of no training."""
+def _null(pair: Pair, seed: int, assignment: Literal["hungarian", "greedy"]) -> dict[str, Any]:
+    """What features of the first find in a partner of no training."""
     generator = torch.Generator().manual_seed(seed)
     n, m = len(pair.decoders[0]), len(pair.decoders[1])
     rows = torch.randperm(n, generator=generator)[:_NULL_ROWS]
-    out: dict[str, Any] = {}
+    out: dict[str, Any] = {"mcc": {}}
     limit = 0.0
     for name, mixed in (("untrained", False), ("mixed", True)):
         decoders, encoders = (side[1].random(m, generator, mixed) for side in (pair.decoders, pair.encoders))
-        chance = _Pair((pair.decoders[0], decoders), (pair.encoders[0], encoders), pair.signed)
+        chance = Pair((pair.decoders[0], decoders), (pair.encoders[0], encoders), pair.signed)
         best = {
             kind: torch.cat([scores[kind].max(1).values.cpu() for _, scores in chance.blocks(rows)]) for kind in KINDS
         }
         out[name] = {kind: float(values.double().mean()) for kind, values in best.items()}
+        out["mcc"][name] = one_to_one(chance, assignment)
         limit = max(limit, float(best["both"].double().quantile(0.99)))
     return out | {"limit": limit}
-
-
-class _Candidates:
-    """The pairs with the largest cosines of every row, from which a one-to-one matching is made."""
-
-    def __init__(self) -> None:
-        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def take(self, rows: Tensor, scores: Tensor, columns: Tensor | None = None) -> None:
-        """Some rows' cosines `(rows, n)` with the features `columns`; None: with all, in order."""
-        top = scores.topk(min(_CANDIDATES, scores.shape[1]), 1)
-        which = top.indices.flatten().cpu()
-        which = which if columns is None else columns[which]
-        self._parts.append((top.values.flatten().cpu(), rows.repeat_interleave(top.values.shape[1]), which))
-
-    def pick(self, used_a: np.ndarray, used_b: np.ndarray) -> float:
-        """Takes pairs, largest first, whose features are both free; marks them, and gives the sum of their cosines."""
-        score, row, column = (torch.cat(part).numpy() for part in zip(*self._parts))
-        total = 0.0
-        for i in np.argsort(-score, kind="stable").tolist():
-            if not used_a[row[i]] and not used_b[column[i]]:
-                used_a[row[i]] = used_b[column[i]] = True
-                total += float(score[i])
-        return total
-
-
-def _one_to_one(pair: _Pair, kind: str, candidates: _Candidates) -> float:
-    """Mean cosine of a one-to-one matching by a kind; the larger side's features that are left over do not count."""
-    used = [np.zeros(len(rows), bool) for rows in pair.decoders]
-    total = candidates.pick(*used)
-    while not (used[0].all() or used[1].all()):
-        rows, columns = (torch.from_numpy(~part).nonzero()[:, 0] for part in used)
-        left = _Pair(
-            (pair.decoders[0], pair.decoders[1].take(columns)),
-            (pair.encoders[0], pair.encoders[1].take(columns)),
-            pair.signed,
-        )
-        candidates = _Candidates()
-        for part, scores in left.blocks(rows):
-            candidates.take(part, scores[kind], columns)
-        total += candidates.pick(*used)
-    return total / min(map(len, used))

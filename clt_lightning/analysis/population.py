@@ -20,6 +20,8 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import finite
 from clt_lightning.metrics import unexplained
 
+#: An image is an outlier where its error is above this quantile of the training images'
+OUTLIER = 0.99
 _CHUNK = 64
 
 
@@ -49,9 +51,10 @@ class PopulationCheck:
     """One discrepancy, held out and on training resamples of the same size.
 
     Attributes:
-        discrepancy: `fvu`, `kl` or `accuracy_drop`.
+        discrepancy: `fvu`, `l0`, `outliers` (share of images that are rebuilt worse than 99 % of the training images),
+            `kl` or `accuracy_drop`.
         tokens: token set.
-        first: first replaced layer; None for `fvu` (mean over layers).
+        first: first replaced layer; None where nothing is replaced (`fvu`, `l0`, `outliers`: means over layers).
         last: last replaced layer.
         held_out: value on the held-out split.
         train: value on the training images.
@@ -69,9 +72,18 @@ class PopulationCheck:
     @property
     def p_value(self) -> float:
         """One-sided: share of resamples at least as large as the held-out value (with one added to both counts)."""
+        return self._share(self.resampled >= self.held_out)
+
+    @property
+    def p_two_sided(self) -> float:
+        """Twice the smaller of the two one-sided ones, at most 1: what is better than in training differs, too."""
+        low = self._share(self.resampled <= self.held_out)
+        return float(np.minimum(1.0, 2 * np.minimum(self.p_value, low)))
+
+    def _share(self, as_extreme: np.ndarray) -> float:
         if np.isnan(self.held_out) or np.isnan(self.resampled).any():
             return float("nan")
-        return float((1 + (self.resampled >= self.held_out).sum()) / (1 + len(self.resampled)))
+        return float((1 + as_extreme.sum()) / (1 + len(self.resampled)))
 
     def to_json(self) -> dict[str, Any]:
         """As in docs/results-schema.md."""
@@ -85,6 +97,7 @@ class PopulationCheck:
             "train": self.train,
             "quantiles": {str(q): float(np.quantile(self.resampled, q)) for q in (0.025, 0.5, 0.975)},
             "p_value": self.p_value,
+            "p_two_sided": self.p_two_sided,
             "resampled": thinned.tolist(),
         }
         return finite(found)  # type: ignore[no-any-return]
@@ -116,6 +129,14 @@ class TrainSums:
     sums: np.ndarray
     tokens: int
 
+    def image_fvu(self, error: np.ndarray) -> np.ndarray:
+        """`(n,)` mean over layers of images' errors `(n, L)` as shares of the training images' variance."""
+        total = len(self.squares) * self.tokens
+        variance = self.squares.sum(0) - np.square(self.sums.sum(0, dtype=np.float64)).sum(1) / total
+        with np.errstate(divide="ignore", invalid="ignore"):
+            shares = error / self.tokens / (variance / total)
+        return shares.mean(1)  # type: ignore[no-any-return]
+
     def fvu(self, counts: np.ndarray) -> np.ndarray:
         """Mean over layers of the FVU of resamples; `counts (resamples, m)` -> `(resamples,)`."""
         out = []
@@ -143,3 +164,19 @@ def mean_check(
         drawn = counts[:, known] @ train[known] / counts[:, known].sum(1)
     value, own = (float(np.nanmean(v)) if (~np.isnan(v)).any() else float("nan") for v in (held_out, train))
     return PopulationCheck(discrepancy, tokens, *window, value, own, np.sort(drawn))
+
+
+def outlier_check(
+    held_out: np.ndarray, train: np.ndarray, counts: np.ndarray, quantile: float = OUTLIER
+) -> PopulationCheck:
+    """A check of the share of images that are rebuilt worse than most training images.
+
+    Args:
+        held_out: `(n,)` errors of held-out images.
+        train: `(m,)` of training images.
+        counts: `(resamples, m)`.
+        quantile: of the training images' errors, above which an image is an outlier.
+    """
+    limit = np.quantile(train, quantile)
+    above = [(errors > limit).astype(np.float64) for errors in (held_out, train)]
+    return mean_check("outliers", "all", (None, None), above[0], above[1], counts)

@@ -32,6 +32,7 @@ class Reference:
         kinds: the token sets that divide an image's tokens (`TokenLayout.kinds`).
         y_means: `(L, kinds, d)` mean MLP outputs at each of them.
         sums: what the FVU of resamples needs.
+        l0: `(m,)` active features per token, mean over layers.
         kl: `(m,)` KL of the largest replaced window; None without classes.
         drop: `(m,)` original right minus replaced right, NaN without label; None without classes.
     """
@@ -41,6 +42,7 @@ class Reference:
     kinds: tuple[str, ...]
     y_means: Tensor
     sums: TrainSums
+    l0: np.ndarray
     kl: np.ndarray | None
     drop: np.ndarray | None
 
@@ -57,6 +59,30 @@ class Reference:
     def skip_means(self) -> Tensor:
         """`(L, kinds, d)` mean of what the linear skip adds to each layer, at each kind of token."""
         return torch.stack([self.scores[kind].rest_means[0] for kind in self.kinds], 1).float()
+
+
+def image_columns(batch: Batch, n_positions: int) -> dict[str, Tensor]:
+    """Of each image the squared error of every layer, `error (images, L)`, and its active features per token, `l0`."""
+    error = (batch.seen.y.float() - batch.y_hat.float()).unflatten(1, (-1, n_positions))
+    active = batch.codes.l0().double().unflatten(1, (-1, n_positions))
+    return {"error": error.double().square().sum((2, 3)).T, "l0": active.mean((0, 2))}
+
+
+class HeldOutImages(Analysis):
+    """What the population check wants to know of every held-out image."""
+
+    name = "held_out"
+
+    def begin(self, subject: Subject) -> None:
+        self._positions = subject.tokens.n_positions
+        self._table = ImageTable()
+
+    def update(self, batch: Batch) -> None:
+        self._table.add(batch.keys, image_columns(batch, self._positions))
+
+    def result(self) -> dict[str, np.ndarray]:
+        """`error (n, L)` and `l0 (n,)` of all processes' images, sorted by key."""
+        return self._table.gathered()[1]
 
 
 class TrainingImages(Analysis):
@@ -80,16 +106,12 @@ class TrainingImages(Analysis):
         self._table = ImageTable()
 
     def update(self, batch: Batch) -> None:
-        y, y_hat, tokens = batch.seen.y, batch.y_hat, self._tokens
+        tokens = self._tokens
         self._contributions.update(batch.codes, tokens, x=batch.seen.x)
-        by_image = {
-            name: torch.stack([layer.unflatten(0, (-1, tokens.n_positions)) for layer in values.float()])
-            for name, values in (("y", y), ("y_hat", y_hat))
-        }
         # measured from the training mean: exact in float32, and nothing cancels later
-        centred = by_image["y"] - self._clt.y_mean[:, None, None].float()
+        centred = batch.seen.y.float().unflatten(1, (-1, tokens.n_positions)) - self._clt.y_mean[:, None, None].float()
         columns = {
-            "error": (by_image["y"] - by_image["y_hat"]).double().square().sum((2, 3)).T,
+            **image_columns(batch, tokens.n_positions),
             "squares": centred.double().square().sum((2, 3)).T,
         }
         for kind in tokens.kinds:
@@ -120,7 +142,8 @@ class TrainingImages(Analysis):
         y_means = torch.stack([torch.from_numpy(mean) + origin for mean in means], 1).float()
         total = sum(columns[kind].astype(np.float64) for kind in tokens.kinds)
         sums = TrainSums(columns["error"], columns["squares"], np.asarray(total), tokens.n_positions)
-        return Reference(len(keys), scores, tokens.kinds, y_means, sums, columns.get("kl"), columns.get("drop"))
+        outcomes = columns.get("kl"), columns.get("drop")
+        return Reference(len(keys), scores, tokens.kinds, y_means, sums, columns["l0"], *outcomes)
 
 
 def training_means(clt: CrossLayerTranscoder, tokens: TokenLayout, known: Reference | None) -> Tensor | None:

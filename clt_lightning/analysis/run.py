@@ -158,6 +158,29 @@ def open_run(
     return Run(path, clip, transcoder, datamodule, file.content)
 
 
+def open_data(path: str | Path, *, allow_pipe: bool = False, trust_config: bool = False) -> Any:
+    """The data module that a config names, without a transform; not set up.
+
+    Args:
+        path: a YAML file with a table `data`, or a run's folder.
+        allow_pipe: as of `open_run`.
+        trust_config: as of `open_run`.
+
+    Raises:
+        UserError: no such file, no table `data`, or what is in it is no data set.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = find_run(path).path / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"there is no config {path}")
+    file = read_config(path)
+    data = file.content.get("data")
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: it names no data: it needs a table data with class_path and init_args")
+    return _datamodule(file, data, None, allow_pipe, trust_config, require=False)
+
+
 def _section(file: ConfigFile, key: str) -> dict[str, Any]:
     found = file.content.get(key)
     if not isinstance(found, dict):
@@ -166,7 +189,12 @@ def _section(file: ConfigFile, key: str) -> dict[str, Any]:
 
 
 def _datamodule(
-    file: ConfigFile, data: dict[str, Any], root: str | Path | None, allow_pipe: bool, trusted: bool
+    file: ConfigFile,
+    data: dict[str, Any],
+    root: str | Path | None,
+    allow_pipe: bool,
+    trusted: bool,
+    require: bool = True,
 ) -> WebImages:
     where = f"{file.where(('data', 'class_path'))}: data.class_path"
     cls = load_class(data.get("class_path", ""), LightningDataModule, where, "data set", trusted=trusted)
@@ -186,7 +214,7 @@ def _datamodule(
         if "unexpected keyword" not in str(error):
             raise
         raise UserError(f"{file.where(('data', 'init_args'))}: data: {error}") from error
-    if root is None and isinstance(made, WebImages):
+    if require and root is None and isinstance(made, WebImages):
         made.require_root()
     result: WebImages = made
     return result

@@ -10,7 +10,7 @@ from clt_lightning.analysis import multilabel as several
 from clt_lightning.analysis.arms import Arm
 from clt_lightning.analysis.crossmodal import RetrievalResult, retrieval_result
 from clt_lightning.analysis.intervals import NOTHING, mean_intervals, recall_interval
-from clt_lightning.analysis.population import PopulationCheck, mean_check, resample_counts
+from clt_lightning.analysis.population import PopulationCheck, mean_check, outlier_check, resample_counts
 from clt_lightning.analysis.reference import Reference
 from clt_lightning.analysis.results import ArmResult
 from clt_lightning.analysis.table import NOT_RUN
@@ -118,14 +118,33 @@ def retrieval(measured: Measured, draws: int, seed: int) -> list[RetrievalResult
 
 
 def population(
-    measured: Measured, reference: Reference | None, arm: Arm | None, fvu: float, resamples: int, seed: int
+    measured: Measured,
+    reference: Reference | None,
+    held_out_images: dict[str, np.ndarray],
+    arm: Arm | None,
+    fvu: float,
+    resamples: int,
+    seed: int,
 ) -> list[PopulationCheck]:
-    """FVU, KL and accuracy drop held out against resamples of the training images."""
+    """FVU, L0, outliers, KL and accuracy drop held out against resamples of the training images.
+
+    Args:
+        measured: the split's rows.
+        reference: what is known of training images.
+        held_out_images: of `reference.HeldOutImages`.
+        arm: of which KL and accuracy drop are taken.
+        fvu: of the split.
+        resamples: how many.
+        seed: of the draws.
+    """
     if reference is None or reference.n_images < 2:
         return []
     counts = resample_counts(reference.n_images, len(measured.keys), resamples, seed)
     own = float(reference.sums.fvu(np.ones((1, reference.n_images)))[0])
     checks = [PopulationCheck("fvu", "all", None, None, fvu, own, np.sort(reference.sums.fvu(counts)))]
+    errors = [reference.sums.image_fvu(found) for found in (held_out_images["error"], reference.sums.error)]
+    checks.append(mean_check("l0", "all", (None, None), held_out_images["l0"], reference.l0, counts))
+    checks.append(outlier_check(errors[0], errors[1], counts))
     if arm is None or reference.kl is None or reference.drop is None or arm not in measured.arms:
         return checks
     index = measured.arms.index(arm)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from clt_lightning.analysis import notebook
+from clt_lightning.analysis.circuits.nodeset import NodeSet
+from clt_lightning.analysis.intervals import Interval, mean_intervals
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.say import doubt
@@ -35,24 +37,42 @@ class Edit:
         feature: its number in the layer.
         kind: `set` makes z the value, `scale` multiplies by it, `add` adds it.
         value: of finite size, in the units of the code.
+        position: the token at which it acts, counted from [CLS] (0); None: wherever the others act.
     """
 
     layer: int
     feature: int
     kind: Kind
     value: float
+    position: int | None = None
 
     @classmethod
     def parse(cls, kind: Kind, text: str) -> Edit:
-        """From `LAYER/FEATURE=VALUE`.
+        """From `LAYER/FEATURE=VALUE`, or `LAYER/FEATURE@POSITION=VALUE`.
 
         Raises:
             UserError: other text.
         """
-        found = re.fullmatch(r"(\d+)/(\d+)=([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)", text.strip())
+        number = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
+        found = re.fullmatch(rf"(\d+)/(\d+)(?:@(\d+))?={number}", text.strip())
         if found is None:
-            raise UserError(f"--{kind} {text}: expected LAYER/FEATURE=VALUE, such as 2/117=4.0")
-        return cls(int(found[1]), int(found[2]), kind, float(found[3]))
+            raise UserError(
+                f"--{kind} {text}: expected LAYER/FEATURE=VALUE, such as 2/117=4.0, or LAYER/FEATURE@POSITION=VALUE"
+            )
+        position = None if found[3] is None else int(found[3])
+        return cls(int(found[1]), int(found[2]), kind, float(found[4]), position)
+
+    @classmethod
+    def of_nodes(cls, nodes: NodeSet) -> list[Edit]:
+        """The edits that a set of nodes asks for.
+
+        Raises:
+            UserError: a node that is no feature.
+        """
+        others = [edit for edit in nodes if edit.kind != "feature"]
+        if others:
+            raise UserError(f"steering moves features; {others[0]} is none (cl.intervene changes errors and biases)")
+        return [cls(e.layer, int(e.feature or 0), e.action, e.value, e.position) for e in nodes]
 
     def moved(self, code: Tensor) -> Tensor:
         """The code after the edit, elementwise."""
@@ -62,7 +82,8 @@ class Edit:
 
     def __str__(self) -> str:
         sign = {"set": "= ", "scale": "x ", "add": "+ "}[self.kind]
-        return f"{self.layer}/{self.feature} {sign}{self.value:g}"
+        place = "" if self.position is None else f" @{self.position}"
+        return f"{self.layer}/{self.feature}{place} {sign}{self.value:g}"
 
 
 def columns(codes: Codes, features: Sequence[int]) -> Tensor:
@@ -119,7 +140,8 @@ def steered(
         moved = z.clone()
         for edit in by_layer[layer]:
             column = features.index(edit.feature)
-            moved[:, positions, column] = edit.moved(moved[:, positions, column])
+            at = positions if edit.position is None else slice(edit.position, edit.position + 1)
+            moved[:, at, column] = edit.moved(moved[:, at, column])
         changes[layer] = features, moved - z
 
     def written(layer: int) -> Iterator[tuple[int, Tensor]]:
@@ -174,7 +196,13 @@ def check_edits(clip: FrozenCLIP, clt: CrossLayerTranscoder, edits: Sequence[Edi
             raise UserError(f"an edit is of kind set, scale or add, got {edit.kind!r}")
         if not abs(edit.value) < float("inf"):
             raise UserError(f"edit {edit}: the value must be finite")
-    clip.tokens.span(tokens)
+    span = clip.tokens.span(tokens)
+    for edit in edits:
+        if edit.position is not None and not span.start <= edit.position < span.stop:
+            raise UserError(
+                f"edit {edit}: position {edit.position} is not among the tokens {tokens!r}, {span.start} to "
+                f"{span.stop - 1}"
+            )
     if base not in BASES:
         raise UserError(f"base must be original or replaced, got {base!r}")
 
@@ -215,6 +243,18 @@ class SteeringResult:
         hits = [(p.argmax(1) == self.labels)[known].double().mean().item() for p in (self.before, self.after)]
         return hits[0], hits[1]
 
+    def change_intervals(self, draws: int = 2000, seed: int = 0) -> list[Interval]:
+        """Of each class the mean change of its probability, with its 95 % interval over images (bootstrap)."""
+        return mean_intervals((self.after - self.before).numpy(), draws, seed)
+
+    def top1_difference(self, draws: int = 2000, seed: int = 0) -> Interval | None:
+        """Accuracy after less that before on the same labelled images, with its interval; None without labels."""
+        known = self.labels >= 0
+        if not bool(known.any()):
+            return None
+        right = [(p.argmax(1) == self.labels)[known].double() for p in (self.after, self.before)]
+        return mean_intervals((right[0] - right[1])[:, None].numpy(), draws, seed)[0]
+
     def _repr_html_(self) -> str:
         change, before = self.mean_change, self.before.mean(0)
         rows = [
@@ -226,14 +266,21 @@ class SteeringResult:
 
     def to_json(self, edits: Sequence[Edit] = ()) -> dict[str, Any]:
         """As in docs/results-schema.md."""
-        top1 = self.top1()
+        top1, difference, intervals = self.top1(), self.top1_difference(), self.change_intervals()
+        plain = ("layer", "feature", "kind", "value")
         return {
-            "edits": [{"layer": e.layer, "feature": e.feature, "kind": e.kind, "value": e.value} for e in edits],
+            "edits": [
+                {name: getattr(e, name) for name in plain} | ({} if e.position is None else {"position": e.position})
+                for e in edits
+            ],
             "images": len(self.keys),
             "changed": self.changed,
-            "top1": None if top1 is None else {"before": top1[0], "after": top1[1]},
+            "top1": None
+            if top1 is None or difference is None
+            else {"before": top1[0], "after": top1[1], "difference": difference.to_json()},
             "classnames": self.classnames,
             "mean_change": self.mean_change.tolist(),
+            "mean_change_interval": [[interval.low, interval.high] for interval in intervals],
             "per_image": [
                 {
                     "key": key,

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from clt_lightning.core.errors import UserError
 
+#: What a class is held against by `centred`, in names
+_MEAN = "mean of classes"
+
 
 @dataclass(frozen=True)
 class Target:
@@ -55,7 +58,7 @@ class Target:
         """The logit of one class minus the mean of all classes'; arguments as for `of_class`."""
         index = class_index(head, classnames, which)
         direction = (head[:, index] - head.mean(1)).detach().float().cpu()
-        return cls(f"{classnames[index]} - mean of classes", direction, scale)
+        return cls(f"{classnames[index]} - {_MEAN}", direction, scale)
 
     @classmethod
     def of_words(cls, head: Tensor, classnames: Sequence[str], words: str, scale: float = 100.0) -> Self:
@@ -79,15 +82,23 @@ class Target:
 
     @classmethod
     def parse(cls, head: Tensor, classnames: Sequence[str], text: str, scale: float = 100.0) -> Self:
-        """From `cat` or `cat - dog`; each side is a class, or words that several classes' names have (`of_words`).
+        """From `cat`, `cat - dog` or `cat - mean of classes`: the inverse of a target's name.
+
+        Each side is a class, or words that several classes' names have (`of_words`). Where names hold ` - ` themselves,
+        the first place at which both sides are names counts.
 
         Raises:
             UserError: words that name no class.
         """
-        more, minus, less = text.partition(" - ")
-        if text in classnames or not minus:
+        parts = text.split(" - ")
+        if text in classnames or len(parts) == 1:
             return cls.of_words(head, classnames, text.strip(), scale)
-        a, b = (cls.of_words(head, classnames, side.strip(), scale) for side in (more, less))
+        splits = [(" - ".join(parts[:n]).strip(), " - ".join(parts[n:]).strip()) for n in range(1, len(parts))]
+        more, less = next((pair for pair in splits if all(side in (*classnames, _MEAN) for side in pair)), splits[0])
+        a = cls.of_words(head, classnames, more, scale)
+        if less == _MEAN and less not in classnames:
+            return cls(f"{a.name} - {_MEAN}", a.direction - head.mean(1).detach().float().cpu(), scale)
+        b = cls.of_words(head, classnames, less, scale)
         return cls(f"{a.name} - {b.name}", a.direction - b.direction, scale)
 
     def value(self, embeddings: Tensor) -> Tensor:

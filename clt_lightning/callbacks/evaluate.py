@@ -174,7 +174,7 @@ def summary(evaluation: Evaluation, width: int | None = None) -> list[str]:
     for check in evaluation.population:
         lines.append(
             f"population check, {check.discrepancy}: held out {check.held_out:.4g}, training {check.train:.4g}, "
-            f"p = {check.p_value:.3f}"
+            f"p = {check.p_value:.3f}, two-sided {check.p_two_sided:.3f}"
         )
     return lines
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images of --validate: this one and others, evenly spaced over the split, each on its own most probable "
         "class against the next (default: 8)",
     )
+    parser.add_argument(
+        "--page",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="add the circuit to the run's report as a page of this image (default: <run>/report, made where it is not "
+        "there): to look at, pin, group, and ask what happens without some of its nodes",
+    )
     add_curve_options(parser)
     parser.add_argument("--seed", type=int, default=0, help="of what --validate and --curves draw (default: 0)")
     parser.add_argument(
@@ -131,6 +140,8 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("graph needs --image KEY (or --curves N, --evolution N)")
     if args.image is None and args.attention is not None:
         raise UserError("--attention needs --image KEY")
+    if args.image is None and args.page is not None:
+        raise UserError("--page needs --image KEY")
     if args.image is None and args.validate is not None:
         raise UserError("--validate needs --image KEY")
     if args.evolution is not None and args.output is None:
@@ -154,6 +165,7 @@ def _graph(args: argparse.Namespace, opened: Run) -> None:
     from clt_lightning.analysis.circuits.faithful import Features
     from clt_lightning.analysis.circuits.residual import residual_graph
 
+    place = None if args.page is None else _place(args, opened)
     image = opened.images([args.image], args.split)[args.image]
     dtype = torch.float64 if args.precision == "64" else torch.float32
     targets, weights = _targets(opened, args.target, image)
@@ -197,8 +209,48 @@ def _graph(args: argparse.Namespace, opened: Run) -> None:
     if args.output is not None:
         graph.prune(args.node_threshold, args.edge_threshold).to_json(args.output)
         print(f"wrote {args.output}")
+    if place is not None:
+        _add(place, args, opened, graph, image)
     if args.validate is not None:
         _validate(args, opened, image, dtype)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where in a report a circuit goes."""
+
+    folder: Path
+    number: int
+    label: int
+
+
+def _place(args: argparse.Namespace, opened: Run) -> _Place:
+    """The report and the image's number in it, found before the graph is made.
+
+    Raises:
+        UserError: the report is of other images, weights or pages.
+    """
+    from clt_lightning.report.existing import report_of
+    from clt_lightning.report.source import read_source
+
+    source = read_source(opened.folder, args.split, with_model=True)
+    keys, labels = source.images
+    if args.image not in keys:
+        raise UserError(
+            f"--page: the report is of {len(keys):,} images of the split {args.split!r}, and --image {args.image} is "
+            "none of them"
+        )
+    number = keys.index(args.image)
+    return _Place(report_of(source, args.page or None, run_options(args), "--page"), number, labels[number])
+
+
+def _add(place: _Place, args: argparse.Namespace, opened: Run, graph: Graph, image: Tensor) -> None:
+    """Adds the circuit to the report."""
+    from clt_lightning.report.circuit import pack_circuit, picture_of
+    from clt_lightning.report.existing import add_circuit
+
+    found = picture_of(opened, image, args.image, place.label) | {"circuits": [pack_circuit(graph, opened, image)]}
+    print(f"added {place.folder / 'index.html'}{add_circuit(place.folder, place.number, found)}")
 
 
 def _targets(opened: Run, text: str | None, image: Tensor) -> tuple[list[Target], list[float]]:

@@ -36,6 +36,7 @@ COMMANDS = {
         "what a config costs on paper, a step and in all, and how to divide it over GPUs",
     ),
     "paper-table": ("clt_lightning.cli.paper_table", "what finished runs have measured, beside what was published"),
+    "compare": ("clt_lightning.cli.compare", "which features of two or more runs are the same"),
     "report": ("clt_lightning.cli.report", "write pages and figures of an evaluated run, to open in a browser"),
     "completion": (
         "clt_lightning.cli.completion",
@@ -50,6 +51,7 @@ COMMANDS = {
         "clt_lightning.cli.probe",
         "linear read-outs of features and codes, of an image or of each patch; class logits without a text tower",
     ),
+    "debias": ("clt_lightning.cli.debias", "take a spurious cue out with one edit, beside its controls; erase a class"),
     "graph": ("clt_lightning.cli.graph", "the attribution graph of one image, and whether it predicts interventions"),
 }
 

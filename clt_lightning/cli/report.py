@@ -42,6 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images with a page of their own, at most; those studied in full are the first (default: 2000)",
     )
     parser.add_argument(
+        "--circuits",
+        type=int,
+        metavar="N",
+        help="images with a circuit, those of --image first, then mistakes and others in turn (default: 8, as far as "
+        "they are made in two minutes; 0: none)",
+    )
+    parser.add_argument(
         "--queries",
         type=int,
         default=24,
@@ -89,6 +96,7 @@ def run(args: argparse.Namespace) -> None:
         image_keys=tuple(args.image),
         mistakes=args.mistakes,
         pages=args.pages,
+        circuits=args.circuits,
         queries=args.queries,
         query_keys=tuple(args.query),
         neighbours=args.neighbours,

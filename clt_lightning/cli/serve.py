@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clt_lightning.cli.arguments import add_run_options, run_options
-from clt_lightning.core.errors import UserError
-from clt_lightning.core.files import read_json
 from clt_lightning.core.paths import expand
 
 if TYPE_CHECKING:
@@ -63,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from clt_lightning.analysis import open_run
+    from clt_lightning.report.existing import report_of
     from clt_lightning.report.notes import check_about, read_notes
     from clt_lightning.report.source import read_source
     from clt_lightning.server import LocalServer, Session, SessionOptions
@@ -73,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
     source = read_source(args.run, args.split, with_model=True)
     check_about(notes, [source.id])
     with LocalServer(args.port) as server:  # a port that is taken is told before the model is read
-        server.root = _report(args, source)
+        server.root = report_of(source, args.report, run_options(args))
         if notes:
             given = _with_notes(server.root, notes, source)
             server.made["data/notes.js"] = lambda: given
@@ -107,35 +106,12 @@ def _ending_well() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _report(args: argparse.Namespace, source: Source) -> Path:
-    """The folder of pages: the run's report, which is made where it is not there."""
-    from clt_lightning.report import ReportOptions, build_report
-    from clt_lightning.report.folder import MARK, pages_version
-
-    folder = source.run / "report" if args.report is None else Path(expand(args.report, "--report"))
-    mark = folder / MARK
-    again = f"python -m clt_lightning report --run {source.run}"
-    again += "" if args.report is None else f" --output {args.report}"
-    if not mark.is_file():
-        if args.report is not None:
-            raise UserError(f"--report {args.report}: holds no report; `{again}` makes one there")
-        print("there is no report yet: it is made first")
-        build_report(source.run, ReportOptions(split=args.split, opening=run_options(args)), progress=True)
-    about = read_json(mark)
-    wanted = {"run": source.title, "split": args.split, "step": source.id.step, "pages": pages_version()}
-    stale = [name for name, value in wanted.items() if about.get(name) != value]
-    if stale:
-        names = {"run": "run", "split": "split", "step": "step", "pages": "version of the pages"}
-        raise UserError(f"{folder} is a report of another {names[stale[0]]}: `{again}` makes it anew")
-    return folder
-
-
 def _with_notes(folder: Path, notes: list[Notes], source: Source) -> bytes:
     """`data/notes.js` with the notes of files over those that the report was made with."""
+    from clt_lightning.report.existing import read_data
     from clt_lightning.report.notes import notes_of
 
-    text = (folder / "data" / "notes.js").read_text(encoding="utf-8")
-    kept: dict[str, dict[str, Any]] = json.loads(text[text.index(",") + 1 : text.rindex(")")])
+    kept: dict[str, dict[str, Any]] = read_data(folder, "notes")
     clt = source.record.get("transcoder") or {}
     for key, note in notes_of(notes, source.id, clt.get("n_layers") or 0, clt.get("n_features") or 0).items():
         kept[key] = kept.get(key, {}) | note

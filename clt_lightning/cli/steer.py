@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clt_lightning.cli.amplify import add_amplify_options, run_amplify
 from clt_lightning.cli.arguments import add_run_options, run_options
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import read_json, write_json
@@ -19,9 +20,12 @@ from clt_lightning.core.terminal import line_width
 
 if TYPE_CHECKING:
     from clt_lightning.analysis import Run, SteeringResult
+    from clt_lightning.analysis.circuits.nodeset import NodeSet
 
 #: Images a batch where they are named by key
 _BATCH = 32
+#: Edits that are named in the first line
+_NAMED = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,8 +37,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("add", "add VALUE to the code"),
     ):
         parser.add_argument(
-            f"--{kind}", action="append", default=[], metavar="LAYER/FEATURE=VALUE", help=f"{what}; repeatable"
+            f"--{kind}",
+            action="append",
+            default=[],
+            metavar="LAYER/FEATURE=VALUE",
+            help=f"{what}; LAYER/FEATURE@POSITION=VALUE at one token of each image; repeatable",
         )
+    parser.add_argument(
+        "--nodes",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="all features of a file of nodes (NodeSet.to_json), as it says what is done with them; repeatable",
+    )
+    whole = parser.add_mutually_exclusive_group()
+    whole.add_argument("--scale-nodes", type=float, metavar="VALUE", help="multiply the codes of --nodes by this")
+    whole.add_argument("--set-nodes", type=float, metavar="VALUE", help="set the codes of --nodes to this")
     parser.add_argument(
         "--tokens", choices=("all", "cls", "register", "patch"), default="all", help="at which positions (default: all)"
     )
@@ -47,10 +66,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", default="test", help="split that images are taken from (default: test)")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--images", type=int, default=256, help="that many, evenly spaced over the split (default: 256)")
+    which.add_argument(
+        "--images",
+        type=int,
+        help="that many, evenly spaced over the split (default: 256; of --amplify all)",
+    )
     which.add_argument("--image", action="append", default=[], metavar="KEY", help="these instead, by key; repeatable")
     parser.add_argument("--classes", type=int, default=5, help="classes shown that gain and lose most (default: 5)")
     parser.add_argument("--output", type=Path, help="write everything there as JSON (docs/results-schema.md)")
+    add_amplify_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -62,26 +86,40 @@ def run(args: argparse.Namespace) -> None:
     from clt_lightning.analysis import Edit, open_run, steer
     from clt_lightning.analysis.steering import SKIP_DOUBT
 
-    edits = [Edit.parse(kind, text) for kind in ("set", "scale", "add") for text in getattr(args, kind)]
-    if not edits:
-        raise UserError("nothing to do: give at least one of --set, --scale, --add LAYER/FEATURE=VALUE")
-    if args.images < 1:
+    if args.images is not None and args.images < 1:
         raise UserError(f"--images must be at least 1, got {args.images}")
+    edits = [Edit.parse(kind, text) for kind in ("set", "scale", "add") for text in getattr(args, kind)]
+    if args.amplify is not None:
+        if edits or args.nodes:
+            raise UserError("--amplify moves all features together: give it, or edits of single features, not both")
+        run_amplify(args)
+        return
+    sets = _sets(args)
+    if not edits and not sets:
+        raise UserError(
+            "nothing to do: give at least one of --set, --scale, --add LAYER/FEATURE=VALUE, --nodes FILE, or --amplify"
+        )
+    images = 256 if args.images is None else args.images
     opened = open_run(args.run, **run_options(args))
+    for nodes in sets:
+        nodes.check(opened.transcoder.n_layers, opened.transcoder.n_features, opened.clip.n_positions)
+        edits += Edit.of_nodes(nodes)
     head = opened.require_head("nothing to compare")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", re.escape(SKIP_DOUBT))  # said below, beside the numbers
         found = steer(
             opened.clip,
             opened.transcoder,
-            _counted(_batches(opened, args.split, args.images, args.image), len(args.image) or args.images),
+            _counted(_batches(opened, args.split, images, args.image), len(args.image) or images),
             edits,
             head,
             opened.datamodule.classnames,
             args.tokens,
             args.base,
         )
-    print(f"{'; '.join(str(edit) for edit in edits)} at {args.tokens} tokens of the {args.base} model")
+    said = "; ".join(str(edit) for edit in edits[:_NAMED])
+    more = f" and {len(edits) - _NAMED} more" if len(edits) > _NAMED else ""
+    print(f"{said}{more} at {args.tokens} tokens of the {args.base} model")
     _say_skip(opened)
     show(found, args.classes)
     if args.output is not None:
@@ -90,10 +128,25 @@ def run(args: argparse.Namespace) -> None:
             "split": args.split,
             "tokens": args.tokens,
             "base": args.base,
+            "nodes": [nodes.name for nodes in sets],
             **found.to_json(edits),
         }
         write_json(args.output, record, indent=None)
         print(f"wrote {args.output}")
+
+
+def _sets(args: argparse.Namespace) -> list[NodeSet]:
+    """The sets of nodes of files, with what the command line says is done to them."""
+    from clt_lightning.analysis.circuits.nodeset import NodeSet
+    from clt_lightning.core.paths import expand
+
+    sets = [NodeSet.from_json(expand(str(path), "--nodes")) for path in args.nodes]
+    value = args.scale_nodes if args.set_nodes is None else args.set_nodes
+    if value is None:
+        return sets
+    if not sets:
+        raise UserError("--scale-nodes and --set-nodes are for the features of --nodes FILE: there is none")
+    return [nodes.with_action("scale" if args.set_nodes is None else "set", value) for nodes in sets]
 
 
 def _say_skip(opened: Run) -> None:
@@ -134,8 +187,11 @@ def _counted(batches: Iterator[dict[str, Any]], images: int) -> Iterator[dict[st
 
 def show(found: SteeringResult, n: int) -> None:
     """Prints what changed."""
-    top1 = found.top1()
-    accuracy = "" if top1 is None else f"; top-1 {top1[0]:.1%} before, {top1[1]:.1%} after"
+    top1, difference, intervals = found.top1(), found.top1_difference(), found.change_intervals()
+    accuracy = ""
+    if top1 is not None and difference is not None:
+        span = f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f} points"
+        accuracy = f"; top-1 {top1[0]:.1%} before, {top1[1]:.1%} after ({span})"
     print(f"{len(found.keys)} images, {found.changed} of another most probable class{accuracy}\n")
     change, before, after = found.mean_change, found.before.mean(0), found.after.mean(0)
     order = change.argsort(descending=True).tolist()
@@ -143,10 +199,12 @@ def show(found: SteeringResult, n: int) -> None:
     gain = [c for c in order[:n] if change[c] > 0]
     loss = [c for c in order[::-1][:n] if change[c] < 0]
     classes = gain + loss[::-1]
+    spans = [f"{100 * intervals[c].low:+.2f} .. {100 * intervals[c].high:+.2f}" for c in classes]
     columns = [
         Column("before", [f"{before[c]:.2%}" for c in classes], 9),
         Column("after", [f"{after[c]:.2%}" for c in classes], 9),
         Column("change", [f"{100 * change[c]:+.2f}p" for c in classes], 10),
+        Column("95 % interval", spans, 18),
     ]
     names = Column("mean probability of", [found.classnames[c] for c in classes], 24, left=True)
     print("\n".join(lay_out(names, columns, line_width())))

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from clt_lightning.data.sets.coco.module import COCO
     from clt_lightning.data.sets.demo.module import Demo
     from clt_lightning.data.sets.imagenet100.module import ImageNet100
+    from clt_lightning.data.sets.studies.module import Studies
     from clt_lightning.data.sets.waterbirds.module import Waterbirds
     from clt_lightning.data.worlds.planted import Planted
 
-__all__ = ["CIFAR100", "COCO", "Demo", "ImageNet100", "Planted", "Waterbirds", "WebImages"]
+__all__ = ["CIFAR100", "COCO", "Demo", "ImageNet100", "Planted", "Studies", "Waterbirds", "WebImages"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +118,10 @@ class ShardedTranscoder(CrossLayerTranscoder):
         """As of one process; takes codes of all features as well as those of `encode_layer`, which are its own."""
         return self.shards.sum(super().layer_terms(self._own_of(codes, target), target))
 
-    def layer_sum(self, codes: Mapping[int, Codes] | Sequence[Codes], target: int) -> Tensor:
-        return self.shards.sum(super().layer_sum(self._own_of(codes, target), target))
+    def layer_sum(
+        self, codes: Mapping[int, Codes] | Sequence[Codes], target: int, sources: Collection[int] | None = None
+    ) -> Tensor:
+        return self.shards.sum(super().layer_sum(self._own_of(codes, target), target, sources))
 
     def _own_of(self, codes: Mapping[int, Codes] | Sequence[Codes], target: int) -> dict[int, Codes]:
         return {i: self._own_part(codes[i]) for i in range(target + 1) if self.writes(i, target)}

@@ -98,14 +98,14 @@ def build_comparison(
     if len(read) < 2:
         raise UserError("a comparison takes two runs or more")
     check_about(options.notes, [source.id for source in read])
-    matches = match_runs(read, progress)
+    matches, stability = match_runs(read, progress)
     names = [f"{n}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', source.title)}" for n, source in enumerate(read)]
     comparison = compare(read, [f"../{name}/index.html" for name in names], matches)
     target = read[0].run / "comparison" if output is None else Path(output)
     with report_folder(target) as folder:
         for number, (source, name) in enumerate(zip(read, names)):
             (folder.path / name).mkdir()
-            together = Together(number, read, comparison, matches)
+            together = Together(number, read, comparison, matches, stability)
             own = None if pictures is None else pictures[number]
             _one(ReportFolder(folder.path / name), source, options, together, own, progress)
         folder.lead_to(f"{names[0]}/index.html#/compare", f"{len(read)} runs compared")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -12,13 +12,21 @@ import numpy as np
 from clt_lightning.analysis.intervals import mean_intervals
 from clt_lightning.analysis.matching import STATES, LayerMatching, Side, check_comparable, match_features
 from clt_lightning.analysis.results import load_arrays
+from clt_lightning.analysis.stability import (
+    Comparison,
+    Member,
+    PairStability,
+    of_folder,
+    pair_stability,
+    why_apart,
+)
 from clt_lightning.core.config_file import read_config
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.values import flat
 from clt_lightning.report.numbers import to_list
-from clt_lightning.report.record import flatten
+from clt_lightning.report.record import shortened
 from clt_lightning.report.source import Source
 from clt_lightning.runs.folder import RunFolder
-from clt_lightning.transcoder import CrossLayerTranscoder
 
 #: Features of each kind that the page names
 NAMED = 24
@@ -36,62 +44,54 @@ class Matched:
         b: number of the second.
         layers: what was found; empty where they cannot be compared.
         said: why they cannot be; empty where they can.
+        found: what it says of their stability; None where they cannot be compared.
     """
 
     a: int
     b: int
     layers: list[LayerMatching]
     said: str = ""
+    found: PairStability | None = None
 
     def side(self, run: int) -> list[Side]:
         """One run's features by layer."""
         return [layer.a if run == self.a else layer.b for layer in self.layers]
 
 
-def match_runs(sources: Sequence[Source], progress: bool = False) -> list[Matched]:
-    """Matches the features of every two runs."""
-    return [_match(a, b, sources[a], sources[b], progress) for a, b in combinations(range(len(sources)), 2)]
+def match_runs(sources: Sequence[Source], progress: bool = False) -> tuple[list[Matched], dict[str, Any] | None]:
+    """Matches the features of every two runs; and what all pairs say together, as `Comparison.to_json`.
+
+    The second is None where no two can be compared. It is of the runs that can be: `runs` has their `number`.
+    """
+    members = [of_folder(source.run) if RunFolder(source.run).transcoder.is_dir() else None for source in sources]
+    matches = [_match(a, b, sources, members, progress) for a, b in combinations(range(len(sources)), 2)]
+    pairs = [match.found for match in matches if match.found is not None]
+    taking = sorted({run for pair in pairs for run in (pair.a, pair.b)})
+    known = [members[run] for run in taking]
+    if not pairs:
+        return matches, None
+    numbered = [replace(pair, a=taking.index(pair.a), b=taking.index(pair.b)) for pair in pairs]
+    told = Comparison([m for m in known if m is not None], numbered).to_json()
+    for entry, run in zip(told["runs"], taking):
+        entry["number"] = run
+    return matches, told
 
 
-def _match(a: int, b: int, first: Source, second: Source, progress: bool) -> Matched:
-    why = _apart(first, second)
+def _match(a: int, b: int, sources: Sequence[Source], members: Sequence[Member | None], progress: bool) -> Matched:
+    both = sources[a], sources[b]
+    why = why_apart([source.title for source in both], [source.record.get("clip") or {} for source in both])
     if why:
         return Matched(a, b, [], why)
-    clts = []
-    for source in (first, second):
-        if not RunFolder(source.run).transcoder.is_dir():
+    for source, run in zip(both, (a, b)):
+        if members[run] is None:
             return Matched(a, b, [], f"{source.title} has no transcoder/ folder: its weights are not there to compare.")
-        clts.append(CrossLayerTranscoder.from_pretrained(RunFolder(source.run).transcoder))
+    first, second = (m for m in (members[a], members[b]) if m is not None)
     try:
-        check_comparable(*clts)
+        check_comparable(first.transcoder, second.transcoder)
     except UserError as error:
         return Matched(a, b, [], f"{str(error)[0].upper()}{str(error)[1:]}.")
-    alive = []
-    for source, clt in zip((first, second), clts):
-        frequency = None if source.features is None else source.features.stats["frequency"]
-        if frequency is not None and frequency.shape != (clt.n_layers, clt.n_features):
-            raise UserError(
-                f"{source.run}: features/ has {frequency.shape[0]} x {frequency.shape[1]} features, transcoder/ "
-                f"{clt.n_layers} x {clt.n_features}: run `python -m clt_lightning test --run {source.run}` again"
-            )
-        alive.append(None if frequency is None else frequency > 0)
-    return Matched(a, b, match_features(clts[0], clts[1], alive[0], alive[1], progress=progress))
-
-
-def _apart(first: Source, second: Source) -> str:
-    """Why features of two runs have nothing in common; empty where nothing speaks against comparing them."""
-    clips = [source.record.get("clip") or {} for source in (first, second)]
-    hashes = [clip.get("weights_sha256") for clip in clips]
-    if None not in hashes and hashes[0] != hashes[1]:
-        told = " and ".join(
-            f"{source.title} on {clip.get('name') or 'a backbone'} ({clip.get('pretrained') or 'random weights'})"
-            for source, clip in zip((first, second), clips)
-        )
-        return (
-            f"The runs are of different backbones ({told}): their features read and write different spaces, and are "
-            "not matched."
-        )
-    return ""
+    layers = match_features(first.transcoder, second.transcoder, first.alive, second.alive, progress=progress)
+    return Matched(a, b, layers, found=pair_stability(first, second, layers, a, b))
 
 
 def compare(sources: Sequence[Source], hrefs: Sequence[str], matches: Sequence[Matched]) -> dict[str, Any]:
@@ -174,11 +174,11 @@ def _config(sources: Sequence[Source]) -> list[dict[str, Any]]:
     tables = []
     for source in sources:
         path = RunFolder(source.run).config
-        rows = flatten(read_config(path).content, "") if path.is_file() else []
+        rows = flat(read_config(path).content) if path.is_file() else []
         tables.append({key: value for key, value in rows if key.split(".")[0] not in _PLACES})
     keys = dict.fromkeys(key for table in tables for key in table)
     return [
-        {"key": key, "values": [table.get(key) for table in tables]}
+        {"key": key, "values": [None if key not in table else shortened(table[key]) for table in tables]}
         for key in keys
         if len({table.get(key) for table in tables}) > 1
     ]
@@ -228,7 +228,7 @@ def _told(match: Matched, sources: Sequence[Source]) -> dict[str, Any]:
                 "b": {state: layer.b.count(state) for state in STATES},
                 "mmcs": _rounded(layer.mmcs),
                 "mcc": _rounded(layer.mcc),
-                "null": {name: _rounded(part) for name, part in layer.null.items() if name != "limit"},
+                "null": {name: _rounded(layer.null[name]) for name in ("untrained", "mixed") if layer.null},
                 "limit": _round(layer.null.get("limit")),
                 "near": _round(layer.near),
                 "kept": _round(layer.kept),
@@ -240,7 +240,8 @@ def _told(match: Matched, sources: Sequence[Source]) -> dict[str, Any]:
         "split": _examples(match, sources, match.b, "split"),
         "new": _examples(match, sources, match.b, "new"),
     }
-    out["rates"] = _by_rate(match, sources)
+    rates = None if match.found is None else match.found.rates[0]
+    out["rates"] = [] if rates is None else rates.to_json()["bins"]
     return out
 
 
@@ -270,22 +271,6 @@ def _examples(match: Matched, sources: Sequence[Source], run: int, state: str) -
             found.append((float(order[place]), row))
     found.sort(key=lambda entry: -entry[0])
     return [row for _, row in found[:NAMED]]
-
-
-def _by_rate(match: Matched, sources: Sequence[Source]) -> list[dict[str, Any]]:
-    """How many of the first run's features are kept, by the share of tokens on which they fire, in decades."""
-    features = sources[match.a].features
-    if features is None:
-        return []
-    frequency = features.stats["frequency"]
-    kept = np.stack([side.state == STATES.index("kept") for side in match.side(match.a)])
-    alive = frequency > 0
-    decade = np.floor(np.log10(np.where(alive, frequency, 1.0))).astype(int)
-    return [
-        {"low": 10.0**d, "high": 10.0 ** (d + 1), "features": int(n), "kept": int((kept & alive & (decade == d)).sum())}
-        for d in sorted(set(decade[alive].tolist()))
-        if (n := (alive & (decade == d)).sum())
-    ]
 
 
 def partners(match: Matched, run: int, layer: int) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Draft:
         self.files: dict[str, Any] = {}
         self.kept: dict[str, Any] = {}
         self._shown: set[int] = set()
-        self._takers: list[tuple[Choose, Take]] = []
+        self._takers: list[tuple[Choose, Take, bool]] = []
         self._figures: list[tuple[str, Callable[[], Figure]]] = []
 
     # -- what a page writes ------------------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ class Draft:
         """Thumbnails of these images are shown: `CLT.thumb(sprites, image)` finds them."""
         self._shown.update(int(image) for image in images)
 
-    def each(self, choose: Choose, take: Take) -> None:
+    def each(self, choose: Choose, take: Take, pages: bool = False) -> None:
         """Has `take(pictures, number, image)` called for images while the split is read, in its order.
 
         Whoever needs images gets them one at a time: they must not be in memory together.
@@ -89,8 +89,9 @@ class Draft:
             choose: gives the numbers of the images, when all pages have said which thumbnails they show, which it is
                 given. Thumbnails of them are made, too.
             take: is given each of them, normalised, `(3, H, W)`.
+            pages: whether this makes the images' own pages, to which thumbnails lead.
         """
-        self._takers.append((choose, take))
+        self._takers.append((choose, take, pages))
 
     def label(self, number: int) -> str:
         """Name of an image's class; empty without."""
@@ -113,8 +114,8 @@ class Draft:
     def read_pictures(self, pictures: Pictures | None) -> None:
         """One pass over the split: thumbnails of what is shown, and the images that pages take."""
         keys, labels = self.source.images
-        takers = [(frozenset(choose(self._shown)), take) for choose, take in self._takers] if pictures else []
-        self._shown.update(*(wanted for wanted, _ in takers))
+        takers = [(frozenset(choose(self._shown)), take, own) for choose, take, own in self._takers] if pictures else []
+        self._shown.update(*(wanted for wanted, *_ in takers))
         sprites = Sprites(sorted(self._shown, key=lambda i: (labels[i], i)), self.options.thumbnail)
         if pictures is not None:
             place = {keys[i]: i for i in sprites.order}
@@ -122,7 +123,7 @@ class Draft:
             for key, image in track(read, "images", len(place), "images", show=self.progress, sums_up=True):
                 number = place[key]
                 sprites.add(number, to_pixels(image, pictures.mean, pictures.std))
-                for wanted, take in takers:
+                for wanted, take, _ in takers:
                     if number in wanted:
                         take(pictures, number, image)
             if sprites.missing:
@@ -130,4 +131,5 @@ class Draft:
                 self.note(
                     f"{len(sprites.missing)} images are no longer in the data (such as {first}): no thumbnails of them."
                 )
-        sprites.write(self.folder, keys, labels, frozenset().union(*(wanted for wanted, _ in takers)))
+        pages = frozenset().union(*(wanted for wanted, _, own in takers if own))
+        sprites.write(self.folder, keys, labels, pages)

@@ -54,6 +54,11 @@ SCRIPTS = (
     "image/terms.js",
     "image/deciding.js",
     "image/codes.js",
+    "circuit/graph.js",
+    "circuit/layout.js",
+    "circuit/draw.js",
+    "circuit/node.js",
+    "circuit/pins.js",
     "notes.js",
     "runs.js",
     "compare/features.js",
@@ -61,10 +66,21 @@ SCRIPTS = (
     "live/opened.js",
     "live/sliders.js",
     "live/answers.js",
+    "circuit/live.js",
 )
 #: ... and after them
 LAST = ("router.js", "start.js")
-STYLES = ("tokens.css", "layout.css", "parts.css", "charts.css", "image.css", "notes.css", "runs.css", "live.css")
+STYLES = (
+    "tokens.css",
+    "layout.css",
+    "parts.css",
+    "charts.css",
+    "image.css",
+    "circuit.css",
+    "notes.css",
+    "runs.css",
+    "live.css",
+)
 MARK = "clt-report.json"
 
 
@@ -113,8 +129,7 @@ class ReportFolder:
 
     def data(self, name: str, value: Any) -> None:
         """Writes `data/<name>.js`, which the pages read with `CLT.load(name)`."""
-        text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-        self.file(f"data/{name}.js").write_text(f"CLT.put({json.dumps(name)},{text});\n", encoding="utf-8")
+        self.file(f"data/{name}.js").write_text(data_text(name, value), encoding="utf-8")
 
     def table(self, name: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
         """Writes `tables/<name>.csv`; None is an empty cell.
@@ -172,6 +187,12 @@ class ReportFolder:
         """Files and bytes written so far."""
         sizes = [path.stat().st_size for path in self.path.rglob("*") if path.is_file()]
         return len(sizes), sum(sizes)
+
+
+def data_text(name: str, value: Any) -> str:
+    """What `data/<name>.js` holds."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return f"CLT.put({json.dumps(name)},{text});\n"
 
 
 def _listed(page: dict[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 from clt_lightning.analysis.run import Run, open_run
 from clt_lightning.analysis.study import StudyOptions, study_images
 from clt_lightning.backbone.clip.images import to_pixels
+from clt_lightning.report.circuit import asked_targets, circuit_of, picture_of
 from clt_lightning.report.studies import pack_study
 
 
@@ -61,3 +62,9 @@ class RunPictures:
             pack_study(study, to_pixels(image, self.mean, self.std), clip.grid, full)
             for study, image in zip(studies, images)
         ]
+
+    def circuits(self, image: Tensor, key: str, label: int) -> dict[str, Any]:
+        """Circuits of the predicted class minus the runner-up, and on a mistake minus the image's own."""
+        found = picture_of(self.run, image, key, label)
+        targets = asked_targets(self.run, image, label)
+        return found | {"circuits": [circuit_of(self.run, image, [target]) for target in targets]}

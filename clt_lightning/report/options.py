@@ -22,6 +22,7 @@ class ReportOptions:
         image_keys: further images to study in full, by key.
         mistakes: images that the model mistakes, the first of the split, to study in full as well.
         pages: images with a page of their own, at most: those studied in full, then those that pages show, then others.
+        circuits: images with a circuit, those of `image_keys` first; None: 8, as far as they are made in two minutes.
         queries: query images of the retrieval page, evenly over the classes.
         query_keys: further query images, by key.
         neighbours: images a layer that are shown beside a query.
@@ -40,6 +41,7 @@ class ReportOptions:
     image_keys: tuple[str, ...] = ()
     mistakes: int = 12
     pages: int = 2000
+    circuits: int | None = None
     queries: int = 24
     query_keys: tuple[str, ...] = ()
     neighbours: int = 8
@@ -51,7 +53,16 @@ class ReportOptions:
     changes: Callable[[Mapping[str, Any]], list[tuple[str, str | None, str]]] | None = None
 
     def __post_init__(self) -> None:
-        least = {"features": 0, "images": 0, "mistakes": 0, "pages": 0, "queries": 0, "neighbours": 1, "thumbnail": 16}
+        least = {
+            "features": 0,
+            "images": 0,
+            "mistakes": 0,
+            "pages": 0,
+            "circuits": 0,
+            "queries": 0,
+            "neighbours": 1,
+            "thumbnail": 16,
+        }
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and value < low:

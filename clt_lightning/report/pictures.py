@@ -30,3 +30,15 @@ class Pictures(Protocol):
             labels: their classes; -1: none.
             full: whether to study them in full.
         """
+
+    def circuits(self, image: Tensor, key: str, label: int) -> dict[str, Any]:
+        """The data of an image's circuits, `picture_of` and `pack_circuit` of each (docs/report.md).
+
+        Args:
+            image: `(3, H, W)`, as `read` gives it.
+            key: its key.
+            label: its class; -1: none.
+
+        Raises:
+            UserError: this model has no circuits.
+        """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from clt_lightning.core.values import flat
+
 Rows = list[tuple[str, str]]
 _SECTIONS = (
     ("Run", ("started", "finished", "step", "command", "seed", "precision", "git", "hardware")),
@@ -36,12 +38,10 @@ def _rows(run: dict[str, Any], keys: tuple[str, ...], named: bool) -> Rows:
 
 
 def flatten(value: Any, name: str) -> Rows:
-    """A nested value as rows `a.b.c`, text; what is empty or None is left out."""
-    if value is None or value == {} or value == []:
-        return []
-    if isinstance(value, dict):
-        return [row for key, part in value.items() for row in flatten(part, f"{name}.{key}" if name else str(key))]
-    if isinstance(value, list):
-        value = ", ".join(str(part) for part in value)
-    text = str(value)
-    return [(name, text if len(text) <= _LONGEST else f"{text[:_LONGEST]} … ({len(text)} characters)")]
+    """A nested value as rows `a.b.c`, text; what is empty or None is left out, and what is long cut."""
+    return [(key, shortened(text)) for key, text in flat(value, name)]
+
+
+def shortened(text: str) -> str:
+    """The text, or its beginning."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} … ({len(text)} characters)"

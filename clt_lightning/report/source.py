@@ -41,8 +41,7 @@ class Source:
     @property
     def title(self) -> str:
         """Name and version of the run."""
-        folder = self.run.resolve()
-        return f"{folder.parent.name}/{folder.name}" if folder.name.startswith("version_") else folder.name
+        return RunFolder(self.run).title
 
     @property
     def id(self) -> RunId:

@@ -62,7 +62,7 @@ def pack_study(study: Study, pixels: NDArray[np.uint8], grid: tuple[int, int], f
         full: whether it was studied in full.
     """
     out: dict[str, Any] = {
-        "picture": _picture(pixels),
+        "picture": picture_address(pixels),
         "grid": list(grid),
         "layers": len(study.codes),
         "positions": study.positions,
@@ -137,7 +137,8 @@ def _layer(layer: int, codes: LayerCodes, shown: set[tuple[int, int]]) -> dict[s
     }
 
 
-def _picture(pixels: NDArray[np.uint8]) -> str:
+def picture_address(pixels: NDArray[np.uint8]) -> str:
+    """A picture `(H, W, 3)` as a data address."""
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "WEBP", quality=90, method=4)
     return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"

@@ -19,12 +19,14 @@ class Together:
         sources: all of them.
         comparison: what the page that compares them shows; None where there is one alone.
         matches: features of every two.
+        stability: what all pairs say together; None where no two can be compared.
     """
 
     current: int
     sources: Sequence[Source]
     comparison: dict[str, Any] | None = None
     matches: Sequence[Matched] = ()
+    stability: dict[str, Any] | None = None
 
     def runs(self) -> dict[str, Any]:
         """What every page knows of them (`data/runs.js`)."""

@@ -51,6 +51,12 @@ class RunFolder:
     def report(self) -> Path:
         return self.path / "report"
 
+    @property
+    def title(self) -> str:
+        """Name and version of the run."""
+        folder = self.path.resolve()
+        return f"{folder.parent.name}/{folder.name}" if folder.name.startswith("version_") else folder.name
+
     def predictions(self, split: str) -> Path:
         return self.path / "predictions" / split
 

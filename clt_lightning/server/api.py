@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from clt_lightning.analysis.circuits.nodeset import NodeSet
 from clt_lightning.analysis.steering import Edit, Kind
 from clt_lightning.core.errors import UserError
 from clt_lightning.server.http import MOST_QUESTION, MOST_UPLOAD, Answer, Call, LocalServer
-from clt_lightning.server.session import Session
+from clt_lightning.server.session import MOST_SETS, MOST_TARGETS, Session
 
 
 def connect(server: LocalServer, session: Session) -> None:
@@ -23,6 +24,7 @@ def connect(server: LocalServer, session: Session) -> None:
         "codes": (lambda call: _codes(session, call.json()), MOST_QUESTION),
         "steer": (lambda call: _steer(session, call.json()), MOST_QUESTION),
         "flips": (lambda call: _flips(session, call.json()), MOST_QUESTION),
+        "intervene": (lambda call: _intervene(session, call.json()), MOST_QUESTION),
         "search": (lambda call: session.search(_text(call.json(), "phrase")), MOST_QUESTION),
     }
     server.calls = calls
@@ -83,6 +85,22 @@ def _edits(content: dict[str, Any]) -> list[Edit]:
             Edit(_number(entry.get("layer"), "layer"), _number(entry.get("feature"), "feature"), kind, float(value))
         )
     return edits
+
+
+def _targets(content: dict[str, Any]) -> list[str]:
+    names = content.get("targets")
+    if not isinstance(names, list) or not 1 <= len(names) <= MOST_TARGETS or not all(isinstance(n, str) for n in names):
+        raise UserError(
+            f"targets: expected a list of at most {MOST_TARGETS} names, each a class or a difference of two"
+        )
+    return names
+
+
+def _intervene(session: Session, content: dict[str, Any]) -> dict[str, Any]:
+    sets = content.get("sets")
+    if not isinstance(sets, list) or not 1 <= len(sets) <= MOST_SETS or not all(isinstance(one, dict) for one in sets):
+        raise UserError(f"sets: expected a list of at most {MOST_SETS} sets of nodes")
+    return session.intervene(_text(content, "image"), [NodeSet.from_json(one) for one in sets], _targets(content))
 
 
 def _places(content: dict[str, Any]) -> tuple[str, str]:

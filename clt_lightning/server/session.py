@@ -12,11 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clt_lightning.analysis.circuits.forward import embed_stream
+from clt_lightning.analysis.circuits.image_model import ImageModel, model_of_image
+from clt_lightning.analysis.circuits.intervention import intervene_on
+from clt_lightning.analysis.circuits.nodeset import NodeSet
+from clt_lightning.analysis.circuits.rerun import rerun
 from clt_lightning.analysis.effects import image_directions, total_effects
 from clt_lightning.analysis.effects.live import per_image
 from clt_lightning.analysis.run import Run
 from clt_lightning.analysis.sliders import SteeredImages
 from clt_lightning.analysis.steering import Edit
+from clt_lightning.analysis.target import Target
 from clt_lightning.analysis.tower import observe
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.progress import Progress
@@ -29,6 +35,8 @@ from clt_lightning.transcoder import Codes
 
 #: Features that are moved at once
 MOST_EDITS = 8
+#: Sets of nodes in one question, nodes of a set, and numbers that are read
+MOST_SETS, MOST_NODES, MOST_TARGETS = 64, 512, 10
 #: Images that were dropped or picked and are still known
 KEPT = 16
 _BATCH = 16
@@ -64,6 +72,7 @@ class Opened:
         codes: of all its tokens.
         steered: it alone, to be steered.
         suggested: features that matter most for it: layer, feature, what their codes add to the margin.
+        circuit: what interventions on its nodes start from, once one was asked for.
     """
 
     name: str
@@ -72,6 +81,7 @@ class Opened:
     codes: Codes
     steered: SteeredImages
     suggested: list[list[Any]]
+    circuit: ImageModel | None = None
 
 
 class Session:
@@ -298,6 +308,44 @@ class Session:
             "flips": [],
             "mean": (change / max(done, 1)).tolist(),
             "top1": [hit / labelled for hit in hits] if labelled else None,
+        }
+
+    # -- circuits ----------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def intervene(self, number: str, sets: Sequence[NodeSet], targets: Sequence[str]) -> dict[str, Any]:
+        """What changing nodes of an opened image does in the live model, each set by itself.
+
+        Args:
+            number: of the image.
+            sets: what is changed.
+            targets: what is read, as `Target.parse` reads it.
+
+        Returns:
+            `before` `(targets,)`; `observed` and `predicted` `(sets, targets)`, changes; `top` and `probability`
+            `(sets,)`: the most probable class then.
+
+        Raises:
+            UserError: no such image, node or class, too many nodes, or a transcoder that is not in the place of MLPs.
+        """
+        opened, run = self._get(number), self.run
+        for nodes in sets:
+            if len(nodes) > MOST_NODES:
+                raise UserError(f"{len(nodes)} nodes in a set: at most {MOST_NODES} are changed at once")
+        scale = run.clip.logit_scale
+        wanted = [Target.parse(self.head, self.classnames, name, scale) for name in targets]
+        with self.turns.now():
+            if opened.circuit is None:
+                opened.circuit = model_of_image(run.clip, run.transcoder, opened.image, skip="through")
+            model = opened.circuit
+            found = intervene_on(model, sets, "live", wanted, codes=False)
+            after = embed_stream(model.parts, rerun(model, sets, "live", codes=False).final)
+            chances, best = (scale * after.to(self.head) @ self.head).softmax(1).max(1)
+        return {
+            "before": found.before.tolist(),
+            "observed": found.observed.tolist(),
+            "predicted": found.predicted["tower"].tolist(),
+            "top": best.tolist(),
+            "probability": chances.tolist(),
         }
 
     # -- phrases -----------------------------------------------------------------------------------------------------

@@ -62,15 +62,35 @@ class Capturing(lightning.LightningModule):
             positions = torch.arange(each, device=self.device).expand(n_images, -1)
         labels = batch.get("label")
         if self.loss_config.needs("labels") and (labels is None or bool((labels < 0).all())):
-            names = [term.name for term in self.loss_config.terms() if "labels" in term.needs]
+            term = next(term for term in self.loss_config.terms() if "labels" in term.needs)
+            own = term is self.loss_config.prototype
+            off = "set model.loss.prototype.coefficient to 0" if own else "take the term out of model.loss.extra"
             raise UserError(
-                f"the loss's term {names[0]} needs the class of each image, and these data have no labels: train on "
-                "data with labels (a batch's 'label': whole numbers), or take the term out of model.loss.extra"
+                f"the loss's term {term.name} needs the class of each image, and these data have no labels: train on "
+                f"data with labels (a batch's 'label': whole numbers), or {off}"
             )
         if labels is None:
             labels = torch.full((n_images,), -1, device=self.device)
         repeated = labels.to(self.device).long()[:, None].expand(-1, each)
         return torch.stack([repeated, positions.to(self.device).long()], 2).flatten(0, 1)
+
+    def _check_prototype(self) -> None:
+        """Whether a step has the [CLS] tokens that the prototype term reads.
+
+        Raises:
+            UserError: the backbone has none, or the step leaves them out.
+        """
+        if not self.loss_config.prototype.coefficient or self.transcoder.sites.read == "final":
+            return
+        if not self.clip.has_cls:
+            raise UserError(
+                f"model.loss.prototype reads the codes of [CLS], and the backbone '{self.clip.name}' has none"
+            )
+        chosen = self.tokens_config.set
+        if chosen not in ("cls", "all"):
+            raise UserError(
+                f"model.loss.prototype reads the codes of [CLS], and model.tokens.set is {chosen}: take cls or all"
+            )
 
     def _sites(self, acts: Activations) -> tuple[Tensor, Tensor]:
         """What the encoders read and what the decoders rebuild, standardised where the transcoder does that."""

@@ -13,11 +13,11 @@ from clt_lightning.backbone.make import differences, make_backbone
 from clt_lightning.core.errors import UserError
 from clt_lightning.runs.checkpoint_io import read_checkpoint
 from clt_lightning.training.buffer import ActivationBuffer
-from clt_lightning.training.capturing import Capturing
+from clt_lightning.training.proximal import Proximal
 from clt_lightning.training.settings import LossConfig, TranscoderConfig, from_plain
 
 
-class Checkpointing(Capturing):
+class Checkpointing(Proximal):
     """The hooks of Lightning for checkpoints."""
 
     buffer: ActivationBuffer | None
@@ -65,6 +65,9 @@ class Checkpointing(Capturing):
         checkpoint["batches_seen"] = self.batches_seen
         if self.buffer is not None:
             checkpoint["activation_buffer"] = self._gather(self.buffer.state_dict())
+        priors = self._priors_state()
+        if priors:
+            checkpoint["priors"] = priors
 
     def check_form(self, checkpoint: dict[str, Any]) -> None:
         """Whether a checkpoint's weights are those of such a transcoder on such a CLIP.
@@ -83,6 +86,7 @@ class Checkpointing(Capturing):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_form(checkpoint)
         self.batches_seen = checkpoint.get("batches_seen", 0)
+        self._load_priors(checkpoint.get("priors", {}))
         if self.buffer is not None and "activation_buffer" in checkpoint:
             states = checkpoint["activation_buffer"]
             rank = self._data_place()[0]

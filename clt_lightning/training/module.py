@@ -164,6 +164,7 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         self._at_all_mlps = self.transcoder.sites.is_mlp and self.transcoder.n_layers == self.clip.n_layers
         if self.loss_config.cascade.is_on and not self._at_all_mlps:
             say("the cascade's terms of the loss are off: they are for a transcoder in the place of all MLPs")
+        self._check_prototype()
         # a buffer mixes images: each token then brings along what it is
         mixed = bool(self.tokens_config.buffer) and self.transcoder.cls_weight != 1
         self._marked = self.loss_config.needs("labels") or self.loss_config.needs("positions") or mixed
@@ -267,6 +268,8 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         self.log("train/l0", l0, prog_bar=True)
         if repeated is not None:
             self.log("train/repeated_rows", repeated)
+        for prior in self.weight_priors():
+            self.log_dict({f"train/{name}": value for name, value in prior.measures().items()})
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
 
     @torch.no_grad()

@@ -19,13 +19,13 @@ from clt_lightning.core.say import say
 from clt_lightning.parallel import ShardedTranscoder
 from clt_lightning.training.assembly import transcoder_form
 from clt_lightning.training.batches import as_batch
-from clt_lightning.training.capturing import Capturing
+from clt_lightning.training.proximal import Proximal
 from clt_lightning.training.schedule import lr_factor
 from clt_lightning.training.settings import ParallelConfig, ScheduleConfig, TranscoderConfig
 from clt_lightning.transcoder import StatisticsAccumulator
 
 
-class Preparation(Capturing):
+class Preparation(Proximal):
     """The hooks of Lightning that make things ready."""
 
     transcoder_config: TranscoderConfig
@@ -105,6 +105,7 @@ class Preparation(Capturing):
             follow(trainer)
         if not bool(self.transcoder.normalized):
             self._estimate_normalization()
+        self.attach_priors()
 
     @torch.no_grad()
     def _estimate_normalization(self) -> None:

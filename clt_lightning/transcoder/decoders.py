@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -35,6 +35,8 @@ class SparseDecoders(SparseEncoders):
     W_dec: nn.ParameterList
     b_dec: nn.Parameter
     y_scale: Tensor
+    #: Called before rows `(n,)` (may repeat; None: all) of a layer's decoder are read, for what changes them late
+    before_read: Callable[[int, Tensor | None], None] | None = None
 
     def n_targets(self, source: int) -> int:
         """Number of layers that features of layer `source` write to: `source .. source + n_targets - 1`."""
@@ -102,14 +104,23 @@ class SparseDecoders(SparseEncoders):
             ]
         )
 
-    def layer_sum(self, codes: Mapping[int, Codes] | Sequence[Codes], target: int) -> Float[Tensor, "tokens d_out"]:
-        """The sum of `layer_terms`, `(tokens, d_model)`, without the memory of the terms."""
-        return self._sum_of({i: codes[i] for i in range(target + 1) if self.writes(i, target)}, target)
+    def layer_sum(
+        self, codes: Mapping[int, Codes] | Sequence[Codes], target: int, sources: Collection[int] | None = None
+    ) -> Float[Tensor, "tokens d_out"]:
+        """The sum of `layer_terms`, `(tokens, d_model)`, without the memory of the terms.
+
+        Args:
+            codes, target: as there.
+            sources: the layers whose terms are summed, of which one at least writes to the target; None: all.
+        """
+        wanted = (i for i in range(target + 1) if self.writes(i, target) and (sources is None or i in sources))
+        return self._sum_of({i: codes[i] for i in wanted}, target)
 
     def _sum_of(self, codes: Mapping[int, Codes], target: int) -> Tensor:
         """What some layers, all of which write to `target`, add to it."""
         parts, values, dense = [], [], []
         for source, own in codes.items():
+            self._announce(source, own, 0)
             shared, t = self.shared("W_dec", source), target - source
             if own.is_dense(0):
                 dense.append(dense_term(own.layer_values[0], shared, t))
@@ -122,7 +133,14 @@ class SparseDecoders(SparseEncoders):
         total = dense[0] if len(dense) == 1 else torch.stack(dense).sum(0)
         return total * self.y_scale[target]
 
+    def _announce(self, source: int, codes: Codes, layer: int) -> None:
+        """Says which rows of a layer's decoder are about to be read: those of the features of one layer of `codes`."""
+        if self.before_read is not None:
+            self.before_read(source, None if codes.is_dense(layer) else codes.layer(layer)[0].features)
+
     def _decode_features(self, codes: Codes, low: torch.dtype | None) -> Tensor:
+        for layer in range(self.n_layers):
+            self._announce(layer, codes, layer)
         if self._decodes_densely(codes, low):
             dense = [codes.dense_layer(layer) for layer in range(self.n_layers)]
             return decode_dense(dense, list(self.W_dec), self.n_layers, dense_type(codes.device.type, low))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from clt_lightning.analysis import Retrieval, load_evaluation, load_features, load_metrics, open_run
+from clt_lightning.analysis.circuits import NodeSet
 from clt_lightning.cli.main import main
 
 REPOSITORY = Path(__file__).parents[2]
@@ -81,3 +82,17 @@ def test_fit_then_test_then_explain(
     with pytest.raises(SystemExit):
         main(["steer", "--run", str(run), "--image", key])
     assert "give at least one of --set, --scale, --add" in capsys.readouterr().err
+
+    nodes = tmp_path / "nodes.json"
+    NodeSet.features([(0, 0), (3, 5, 0)], name="two").to_json(nodes)
+    main(["steer", "--run", str(run), "--nodes", str(nodes), "--scale-nodes", "0.5", "--image", key])
+    assert "0/0 x 0.5; 3/5 @0 x 0.5 at all tokens" in capsys.readouterr().out
+
+    amplified = tmp_path / "amplify.json"
+    few = ["--train-images", "48", "--val-images", "40", "--images", "40", "--neighbours", "5"]
+    arms = ["--arms", "vs2", "vs2_gated", "centroid"]
+    main(["steer", "--run", str(run), "--amplify", "2", *few, *arms, "--layers", "2-3", "--output", str(amplified)])
+    shown = capsys.readouterr().out
+    assert "features of blocks 2, 3; [CLS] is moved at resid_post of block 3" in shown
+    assert re.search(r"the gate \(quantile 0.99\) steers [\d.]+ % of these images, [\d.]+ % of Gaussian noise", shown)
+    assert [arm["name"] for arm in json.loads(amplified.read_text())["amplify"]["arms"]] == ["none", *arms[1:]]

@@ -166,9 +166,16 @@ def test_population_by_hand(clip: FrozenCLIP, clt: CrossLayerTranscoder, found: 
     assert checks["kl"].held_out == pytest.approx(found.arm("replaced", 0, 2, "all").kl.value, rel=1e-12)
     assert checks["accuracy_drop"].train == pytest.approx(right[0] - right[1])
     assert checks["accuracy_drop"].held_out == pytest.approx(found.arm("replaced", 0, 2, "all").drop.value)
+    assert checks["l0"].train == pytest.approx(float(clt.encode(acts.x).l0().float().mean()))
+    assert checks["l0"].held_out == pytest.approx(float(found.reconstruction["l0"]["all"].mean()))
+    errors = (acts.y - y_hat).square().sum(2).unflatten(1, (30, -1)).sum(2)
+    shares = (errors / (variance[:, None] / 30)).mean(0)
+    assert checks["outliers"].train == pytest.approx(float((shares > shares.quantile(0.99)).float().mean()))
+    assert checks["outliers"].train == pytest.approx(1 / 30)
     for check in checks.values():
         assert len(check.resampled) == 40
         assert 0 < check.p_value <= 1
+        assert 0 < check.p_two_sided <= 1
 
 
 def test_the_drop_on_training_images_is_that_of_the_labelled_ones(clip: FrozenCLIP) -> None:
@@ -307,7 +314,7 @@ def test_baselines_are_measured_alike(clip: FrozenCLIP, topology: str, skip: boo
     fvu = (acts.y - y_hat).square().sum((1, 2)) / (acts.y - acts.y.mean(1, keepdim=True)).square().sum((1, 2))
     assert np.allclose(result.reconstruction["fvu"]["all"].numpy(), fvu.numpy(), rtol=1e-4)
     assert np.allclose(result.contributions["cls"].centred.numpy(), np.eye(LAYERS))
-    assert len(result.population) == 3
+    assert len(result.population) == 5
     assert features is not None
     # the only term is that of the layer itself: all orders end where it is gone, and the others cost nothing
     one = next(r for r in result.faithfulness if r.ranking == "dataset" and r.ablation == "zero")

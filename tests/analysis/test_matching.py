@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from clt_lightning.analysis import matching
-from clt_lightning.analysis.matching import KINDS, STATES, match_features
+from clt_lightning.analysis import feature_rows, one_to_one
+from clt_lightning.analysis.feature_rows import KINDS
+from clt_lightning.analysis.matching import STATES, match_features
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.sites import Sites
 from clt_lightning.transcoder import AbsTopK, CrossLayerTranscoder, TopK
 
 LAYERS, WIDTH, FEATURES = 3, 48, 60
@@ -26,6 +29,10 @@ def made(
         for W in clt.W_dec:
             W.normal_(0, 0.1, generator=generator)
     return clt
+
+
+def made_at(sites: Sites, topology: Any = "cross_layer") -> CrossLayerTranscoder:
+    return CrossLayerTranscoder(LAYERS, WIDTH, FEATURES, TopK(4), topology, sites=sites)
 
 
 def copied(
@@ -122,9 +129,8 @@ def test_strangers_have_nothing_in_common() -> None:
         assert layer.mmcs["both"] == pytest.approx(layer.null["untrained"]["both"], abs=0.05)
 
 
-def test_the_one_to_one_matching_is_near_the_best() -> None:
-    a, b = made(0, 6), made(1, 6)
-    found = match_features(a, b)[2]
+def test_the_one_to_one_matching_is_the_best() -> None:
+    a, b = made(2, 6), made(3, 6)
     cosines = F.normalize(a.W_dec[2].flatten(1), dim=1) @ F.normalize(b.W_dec[2].flatten(1), dim=1).T
     best = max(sum(cosines[i, j].item() for i, j in enumerate(p)) for p in itertools.permutations(range(6))) / 6
     free, greedy = cosines.detach().clone(), 0.0
@@ -132,15 +138,38 @@ def test_the_one_to_one_matching_is_near_the_best() -> None:
         i, j = divmod(int(free.argmax()), 6)
         greedy += float(free[i, j]) / 6
         free[i], free[:, j] = -2, -2
-    assert found.mcc["decoder"] == pytest.approx(greedy, abs=1e-6)
-    assert best / 2 <= found.mcc["decoder"] <= best + 1e-6
+    found, largest_first = (match_features(a, b, assignment=how)[2] for how in ("hungarian", "greedy"))
+    assert found.mcc["decoder"] == pytest.approx(best, abs=1e-6)
+    assert largest_first.mcc["decoder"] == pytest.approx(greedy, abs=1e-6)
+    assert best / 2 <= greedy < best
+    assert (found.assignment, largest_first.assignment) == ("hungarian", "greedy")
+
+
+def test_large_sets_are_matched_largest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = made(), made(1)
+    assert match_features(a, b)[0].assignment == "hungarian"
+    monkeypatch.setattr(one_to_one, "LARGEST", FEATURES * FEATURES - 1)
+    assert match_features(a, b)[0].assignment == "greedy"
+    with pytest.raises(UserError, match="auto, hungarian, greedy, got 'best'"):
+        match_features(a, b, assignment="best")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("assignment", "exact"), [("hungarian", 1e-6), ("greedy", 0.01)])
+def test_either_order_gives_the_same(assignment: Any, exact: float) -> None:
+    """Largest first looks at a few candidates of each row at a time: not quite symmetric."""
+    a, b = made(0, 50), copied(made(0), torch.arange(FEATURES), noise=1.0)
+    for one, other in zip(match_features(a, b, assignment=assignment), match_features(b, a, assignment=assignment)):
+        assert one.mcc == pytest.approx(other.mcc, abs=exact)
+        assert one.mmcs == pytest.approx(other.mmcs_b, abs=1e-6)
+        assert one.mmcs_b == pytest.approx(other.mmcs, abs=1e-6)
+        np.testing.assert_array_equal(one.a.state, other.b.state)
 
 
 def test_blocks_do_not_change_what_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = made(), copied(made(), torch.arange(FEATURES), noise=1.0)
     whole = match_features(a, b)
-    monkeypatch.setattr(matching, "_BLOCK", 7 * FEATURES)
-    monkeypatch.setattr(matching, "_CANDIDATES", 2)
+    monkeypatch.setattr(feature_rows, "_BLOCK", 7 * FEATURES)
+    monkeypatch.setattr(one_to_one, "_CANDIDATES", 2)
     for one, other in zip(whole, match_features(a, b)):
         for name in ("state", "partner"):
             np.testing.assert_array_equal(getattr(one.a, name), getattr(other.a, name))
@@ -171,5 +200,12 @@ def test_what_cannot_be_compared() -> None:
         match_features(made(), CrossLayerTranscoder(LAYERS, 32, 8, TopK(2)))
     with pytest.raises(UserError, match="cross_layer and sae"):
         match_features(made(), made(topology="sae"))
+    with pytest.raises(UserError, match=r"blocks \[0, 1, 4\], the other for all blocks"):
+        match_features(made_at(Sites(layers=[0, 1, 4])), made_at(Sites(layers=[0, 1, 2])))
+    with pytest.raises(UserError, match="reads resid_post and rebuilds resid_post, the other mlp_out and mlp_out"):
+        match_features(made_at(Sites("resid_post"), "sae"), made(topology="sae"))
+    assert match_features(made_at(Sites(layers=[0, 1, 2])), made())
+    with pytest.raises(UserError, match=r"must be \(3, 60\), layers x features, got \(3, 61\)"):
+        match_features(made(), made(), np.ones((LAYERS, FEATURES + 1), bool))
     with pytest.raises(UserError, match="near <= kept"):
         match_features(made(), made(), kept=0.3)

@@ -7,13 +7,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import stats
 
 from clt_lightning.analysis.arms import Arm
 from clt_lightning.analysis.crossmodal import retrieval_result
 from clt_lightning.analysis.intervals import Interval, mean_intervals, recall_interval, share_interval
 from clt_lightning.analysis.multilabel import average_precision, multilabel_result
-from clt_lightning.analysis.population import PopulationCheck, TrainSums, mean_check, resample_counts
+from clt_lightning.analysis.population import (
+    PopulationCheck,
+    TrainSums,
+    mean_check,
+    outlier_check,
+    resample_counts,
+)
 from clt_lightning.analysis.statistics import Measured, zero_shot
+from clt_lightning.data import Planted
 
 ARM = Arm("original")
 
@@ -150,6 +158,71 @@ def test_the_population_check_is_calibrated(m: int, n: int) -> None:
 def test_the_population_check_finds_worse_data() -> None:
     assert np.mean(p_values(0.8, 100, 100, 50) <= 0.05) > 0.9
     assert np.mean(p_values(-0.8, 100, 100, 50) >= 0.95) > 0.9  # better data is no alarm
+
+
+@pytest.mark.parametrize("name", ["fvu", "l0", "outliers"])
+def test_p_values_are_uniform_where_nothing_is_wrong(name: str) -> None:
+    """One distribution split in two, 200 times: Kolmogorov and Smirnov find nothing."""
+    planted = PlantedImages()
+    found = [planted.check(name, seed) for seed in range(200)]
+    if name == "outliers":  # few values are possible: it may say less than it could, never more
+        assert all(np.mean([c.p_value <= level for c in found]) <= level + 0.06 for level in (0.05, 0.1, 0.2))
+        return
+    assert stats.kstest([c.p_value for c in found], "uniform").pvalue > 0.01
+    assert stats.kstest([c.p_two_sided for c in found], "uniform").pvalue > 0.01
+
+
+def test_another_data_set_fails_the_check() -> None:
+    """Features that are rare in training are frequent there: the transcoder knows them less well."""
+    planted = PlantedImages()
+    for name in ("fvu", "l0", "outliers"):
+        alarms = [planted.check(name, seed, shifted=True).p_two_sided <= 0.05 for seed in range(40)]
+        assert np.mean(alarms) > 0.9, name
+
+
+class PlantedImages:
+    """Images of 8 tokens of a planted world, and a transcoder that does not know the world's rare features."""
+
+    def __init__(self) -> None:
+        self.world = Planted(2, 16, 20, rate=(0.02, 0.3), noise=0.1)
+
+    def images(self, n: int, seed: int, shifted: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        world = self.world
+        rates = world.rates.clamp(min=0.2) if shifted else world.rates
+        batch = world.sample(n * 8, seed=seed, rates=rates)
+        y_hat = world.decode(batch.codes * (world.rates > 0.05)[:, None])
+        y = batch.y.unflatten(1, (n, 8)).transpose(0, 1).double().numpy()  # images, layers, tokens, d
+        error = (batch.y - y_hat).double().square().unflatten(1, (n, 8)).sum((2, 3)).T.numpy()
+        return y, error, (batch.codes > 0).double().sum(2).unflatten(1, (n, 8)).mean((0, 2)).numpy()
+
+    def check(self, name: str, seed: int, m: int = 60, n: int = 40, shifted: bool = False) -> PopulationCheck:
+        """Of m training images and n others."""
+        y, error, l0 = self.images(m, 2 * seed, False)
+        y_new, error_new, l0_new = self.images(n, 2 * seed + 1, shifted)
+        counts = resample_counts(m, n, 199, seed)
+        if name == "l0":
+            return mean_check("l0", "all", (None, None), l0_new, l0, counts)
+        sums = [TrainSums(e, (v**2).sum((2, 3)), v.sum(2), 8) for v, e in ((y, error), (y_new, error_new))]
+        if name == "outliers":
+            return outlier_check(sums[0].image_fvu(error_new), sums[0].image_fvu(error), counts)
+        held_out, own = (float(part.fvu(np.ones((1, len(part.error))))[0]) for part in reversed(sums))
+        return PopulationCheck("fvu", "all", None, None, held_out, own, np.sort(sums[0].fvu(counts)))
+
+
+def test_images_errors_are_shares_of_the_training_variance() -> None:
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=(12, 2, 5, 3)) * 4 + 7
+    error = ((y - 7) ** 2).sum((2, 3)) / 3
+    sums = TrainSums(error, ((y - 6) ** 2).sum((2, 3)), (y - 6).sum(2), 5)
+    variance = y.transpose(1, 0, 2, 3).reshape(2, 60, 3).var(1).sum(1)
+    np.testing.assert_allclose(sums.image_fvu(error), (error / 5 / variance).mean(1))
+
+
+def test_two_sided() -> None:
+    resampled = np.arange(1.0, 100.0)
+    for value, expected in ((0.0, 2 / 100), (100.0, 2 / 100), (50.0, 1.0), (5.0, 12 / 100), (np.nan, np.nan)):
+        check = PopulationCheck("l0", "all", None, None, value, 50.0, resampled)
+        np.testing.assert_allclose(check.p_two_sided, expected)
 
 
 def test_resamples_equal_to_the_held_out_value_count_against_it() -> None:

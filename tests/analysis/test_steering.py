@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clt_lightning.analysis import Edit, steer, steered
+from clt_lightning.analysis.circuits import NodeEdit, NodeSet
 from clt_lightning.analysis.steering import columns
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.cli.steer import _say_skip
@@ -131,7 +132,12 @@ def test_columns_are_those_of_the_dense_codes(clip: FrozenCLIP, clt: CrossLayerT
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("2/117=4", Edit(2, 117, "add", 4.0)), (" 0/3=-1.5e-2", Edit(0, 3, "add", -0.015))]
+    ("text", "expected"),
+    [
+        ("2/117=4", Edit(2, 117, "add", 4.0)),
+        (" 0/3=-1.5e-2", Edit(0, 3, "add", -0.015)),
+        ("1/3@0=2", Edit(1, 3, "add", 2.0, 0)),
+    ],
 )
 def test_an_edit_is_read(text: str, expected: Edit) -> None:
     assert Edit.parse("add", text) == expected
@@ -153,6 +159,8 @@ def test_other_text_is_named(text: str) -> None:
         ([Edit(0, 0, "times", 1.0)], {}, "set, scale or add"),  # type: ignore[arg-type]
         ([Edit(0, 0, "set", 1.0)], {"tokens": "patches"}, "unknown token set 'patches'"),
         ([Edit(0, 0, "set", 1.0)], {"base": "clip"}, "base must be"),
+        ([Edit(0, 0, "set", 1.0, POSITIONS)], {}, f"position {POSITIONS} is not among the tokens 'all', 0 to"),
+        ([Edit(0, 0, "set", 1.0, 0)], {"tokens": "patch"}, "position 0 is not among the tokens 'patch'"),
     ],
 )
 def test_what_cannot_be_is_refused(
@@ -193,3 +201,43 @@ def test_the_command_says_what_a_skip_carries(tmp_path: Path, capsys: pytest.Cap
     run.transcoder.skip = False
     _say_skip(run)
     assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("base", ["original", "replaced"])
+def test_an_edit_at_a_position_is_that_of_its_token(clip: FrozenCLIP, clt: CrossLayerTranscoder, base: str) -> None:
+    images = Made().everything()[0][:5]
+    feature = firing(clip, clt, images, 1)
+    with torch.no_grad():
+        with steered(clip, clt, [Edit(1, feature, "set", 3.0)], "cls", base):
+            expected = clip.encode_image(images)
+        with steered(clip, clt, [Edit(1, feature, "set", 3.0, position=0)], "all", base):
+            assert torch.equal(clip.encode_image(images), expected)
+        single = [Edit(1, feature, "add", 2.0, position=p) for p in range(1, POSITIONS)]
+        with steered(clip, clt, [Edit(1, feature, "add", 2.0)], "patch", base):
+            expected = clip.encode_image(images)
+        with steered(clip, clt, single, "all", base):
+            torch.testing.assert_close(clip.encode_image(images), expected)
+
+
+def test_sets_of_nodes_are_edits() -> None:
+    nodes = NodeSet((NodeEdit(0, 3), NodeEdit(2, 5, 4, "feature", "set", 2.5)))
+    assert Edit.of_nodes(nodes) == [Edit(0, 3, "scale", 0.0), Edit(2, 5, "set", 2.5, 4)]
+    with pytest.raises(UserError, match=r"error 1 .*is none"):
+        Edit.of_nodes(NodeSet((NodeEdit(1, kind="error"),)))
+
+
+def test_intervals_are_those_of_the_images(clip: FrozenCLIP, clt: CrossLayerTranscoder) -> None:
+    edits = [Edit(1, firing(clip, clt, batches()[0]["image"], 1), "set", 30.0)]
+    found = steer(clip, clt, batches(), edits, clip.zero_shot_head(CLASSES, TEMPLATES), CLASSES)
+    change = (found.after - found.before).numpy()
+    for column, got in enumerate(found.change_intervals()):
+        assert got.value == pytest.approx(change[:, column].mean())
+        spread = 1.96 * change[:, column].std() / len(change) ** 0.5
+        assert got.high - got.low == pytest.approx(2 * spread, rel=0.35)
+    top1, difference = found.top1(), found.top1_difference()
+    assert top1 is not None
+    assert difference is not None
+    assert difference.value == pytest.approx(top1[1] - top1[0])
+    record = found.to_json([Edit(1, 2, "add", 1.0, 3)])
+    assert record["edits"][0]["position"] == 3
+    assert len(record["mean_change_interval"]) == len(CLASSES)

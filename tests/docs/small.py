@@ -32,7 +32,7 @@ MORE: dict[str, list[str]] = {
         *("--evaluate.effects.check_pairs=8", "--evaluate.effects.integrated_pairs=4"),
         *("--evaluate.cascade.singles=false", "--evaluate.cascade.control_share=0.1"),
     ],
-    "report": ["--images", "1", "--mistakes", "0", "--pages", "2", "--queries", "1"],
+    "report": ["--images", "1", "--mistakes", "0", "--pages", "2", "--circuits", "1", "--queries", "1"],
     "serve": ["--port", "0", "--images", "4"],
 }
 #: Options whose value is smaller, where a command has them

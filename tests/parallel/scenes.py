@@ -21,6 +21,7 @@ from clt_lightning.training.losses import (
     TanhConfig,
     loss_parts,
 )
+from clt_lightning.training.priors import SparseDecoding
 from clt_lightning.transcoder import AuxiliaryRequest, Codes, CrossLayerTranscoder, precision
 from clt_lightning.transcoder.activations import from_config
 from clt_lightning.transcoder.normalization import StatisticsAccumulator
@@ -136,6 +137,28 @@ def train(
     else:
         state, moments = clt.state_dict(), optimizer.state_dict()
     return {"losses": losses, "norms": norms, "state": state, "optimizer": moments, "bytes": own_bytes}
+
+
+def with_prior(feature: int, steps: int = 12) -> dict[str, Any]:
+    """Trains with a prior on the groups. Decoders of all features, and the prior's state."""
+    config = {"activation": {"class_path": "BatchTopK", "init_args": {"k": 4}}, "n_features": FEATURES}
+    clt = build(config, Shards.of_group() if feature else None)
+    prior = SparseDecoding(0.4, start=0.0, warmup_fraction=0.3, refit=0.25)
+    optimizer = torch.optim.Adam(clt.parameters(), lr=0.02)
+    prior.attach(clt)
+    for step in range(steps):
+        x, y = batch(step)
+        optimizer.zero_grad()
+        torch.stack(list(loss_parts(losses_of(False, False), clt, y, clt(x), step).values())).sum().backward()
+        if isinstance(clt, ShardedTranscoder):
+            clt.average_replicas()
+        optimizer.step()
+        prior.after_step(step, steps, 0.02)
+    measures = {name: float(value) for name, value in prior.measures().items()}
+    state = prior.state_dict()
+    prior.detach()
+    whole = clt.whole()
+    return {"W_dec": None if whole is None else [W.detach() for W in whole.W_dec], "state": state, "logged": measures}
 
 
 def selected(score: Tensor, k: int, floor: float) -> list[list[int]]:

@@ -93,6 +93,7 @@ def on_two(states: dict[str, Any]) -> dict[str, Any]:
         "trained": several(2),
         "evaluated": {name: scenes.evaluate(CONFIGS[name], state) for name, state in states.items()},
         "winners": scenes.winners(batch_cases()),
+        "with_prior": scenes.with_prior(2),
         "raised": scenes.raised(CONFIGS["topk"], silent(), 0.25),
         "screened": {name: scenes.screened(CONFIGS[name]) for name in ("topk", "abs_topk-skip", "batch_topk")},
     }
@@ -134,6 +135,17 @@ def test_two_processes_train_as_one(name: str, one: dict[str, Any], two: list[di
     assert first["losses"] == second["losses"]
     assert second["state"] is None  # one process writes
     assert one[name]["losses"][-1]["reconstruction"] < one[name]["losses"][0]["reconstruction"]
+
+
+def test_a_prior_on_groups_is_the_same_where_features_are_divided(two: list[dict[str, Any]]) -> None:
+    plain, (first, second) = scenes.with_prior(0), (rank["with_prior"] for rank in two)
+    assert second["W_dec"] is None
+    zeros = sum(int((W.norm(dim=2) == 0).sum()) for W in plain["W_dec"])
+    assert 0 < zeros < scenes.FEATURES * 5
+    close(first["W_dec"], plain["W_dec"], "W_dec")
+    for found in (first, second):
+        close(found["state"], plain["state"], "state")
+        assert found["logged"] == pytest.approx(plain["logged"])
 
 
 def test_memory_of_a_rank_is_its_share(one: dict[str, Any], two: list[dict[str, Any]]) -> None:

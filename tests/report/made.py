@@ -16,7 +16,9 @@ from clt_lightning.analysis.features import Features
 from clt_lightning.analysis.neighbours import Neighbours
 from clt_lightning.analysis.retrieval import Retrieval
 from clt_lightning.backbone.clip.images import to_pixels
-from clt_lightning.report.studies import pack_study
+from clt_lightning.report.circuit import pack_circuit
+from clt_lightning.report.studies import pack_study, picture_address
+from tests.report.made_circuits import make_graph
 from tests.report.made_studies import make_study
 
 CLASSES = [f"{color} {shape}" for color in ("red", "green", "blue") for shape in ("circle", "square", "star", "cross")]
@@ -271,7 +273,8 @@ def make_evaluation(layers: int, n: int, seed: int = 2) -> dict[str, Any]:
         _faithfulness(layers, "all", "dataset", "mean", n),
     ]
     checks = []
-    for name, value in (("fvu", 0.061), ("kl", 0.05), ("accuracy_drop", 0.031)):
+    given = (("fvu", 0.061), ("l0", 12.0), ("outliers", 0.01), ("kl", 0.05), ("accuracy_drop", 0.031))
+    for name, value in given:
         resampled = np.sort(rng.normal(value, 0.08 * value, 200))
         quantiles = {str(q): float(np.quantile(resampled, q)) for q in (0.025, 0.5, 0.975)}
         held_out = value * (1.25 if name == "kl" else 1.02)
@@ -279,12 +282,13 @@ def make_evaluation(layers: int, n: int, seed: int = 2) -> dict[str, Any]:
             {
                 "discrepancy": name,
                 "tokens": "all",
-                "first": None if name == "fvu" else 0,
-                "last": None if name == "fvu" else layers - 1,
+                "first": 0 if name in ("kl", "accuracy_drop") else None,
+                "last": layers - 1 if name in ("kl", "accuracy_drop") else None,
                 "held_out": held_out,
                 "train": value,
                 "quantiles": quantiles,
                 "p_value": float((resampled >= held_out).mean()),
+                "p_two_sided": float(min(1, 2 * min((resampled >= held_out).mean(), (resampled <= held_out).mean()))),
                 "resampled": resampled.tolist(),
             }
         )
@@ -427,6 +431,16 @@ class MadePictures:
             )
             out.append(pack_study(study, to_pixels(image, self.mean, self.std), grid, full))
         return out
+
+    def circuits(self, image: Tensor, key: str, label: int) -> dict[str, Any]:
+        """Two circuits with every kind of node."""
+        info = self.features.info
+        graphs = [
+            make_graph([name], int(key.split("/")[1]) + n, info["layers"], info["positions"])
+            for n, name in enumerate((f"{CLASSES[label]} - {CLASSES[label - 1]}", CLASSES[label]))
+        ]
+        picture = {"picture": picture_address(to_pixels(image, self.mean, self.std)), "grid": list(info["grid"])}
+        return picture | {"key": key, "label": label, "circuits": [pack_circuit(graph) for graph in graphs]}
 
 
 RECORD = {

@@ -65,6 +65,7 @@ def test_without_pictures_neither_data_nor_model_are_read(run: Path, capsys: pyt
 def test_images_that_left_the_data_are_named(run: Path, made: Made) -> None:
     class Fewer:
         mean, std, study = made.pictures.mean, made.pictures.std, made.pictures.study
+        circuits = made.pictures.circuits
 
         def read(self, wanted):  # type: ignore[no-untyped-def]
             yield from list(made.pictures.read(wanted))[2:]
@@ -94,6 +95,9 @@ def test_a_report_that_fails_leaves_nothing_behind(run: Path, tmp_path: Path) ->
             raise UserError("the disk is gone")
 
         def study(self, images, labels, full):  # type: ignore[no-untyped-def]
+            raise AssertionError
+
+        def circuits(self, image, key, label):  # type: ignore[no-untyped-def]
             raise AssertionError
 
     with pytest.raises(UserError, match="the disk is gone"):

@@ -68,7 +68,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, demo_tars: Path) -> Run:
     assert collected is not None
     collected.save(folder)
     retrieval.result().save(folder)
-    main(["report", "--run", str(folder), "--images", "3", "--queries", "2"])
+    main(["report", "--run", str(folder), "--images", "3", "--queries", "2", "--circuits", "2"])
     return opened
 
 
@@ -141,6 +141,41 @@ def test_the_pages_of_images_say_what_clip_does(run: Run) -> None:
             with torch.no_grad(), change:
                 after = (run.clip.encode_image(image[None]) @ run.head * run.clip.logit_scale)[0]
             np.testing.assert_allclose(ablation["after"], after[page["classes"]], atol=2e-3)
+
+
+def test_a_circuit_is_added_to_the_report(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    report = run.folder / "report"
+    keys = read_data(report, "sprites")["keys"]
+    before = read_data(report, "circuits")["images"]
+    assert len(before) == 2
+    number = next(n for n in range(75) if n not in [entry["image"] for entry in before])
+    names, head = run.datamodule.classnames, run.head
+    assert head is not None
+    words = ["graph", "--run", str(run.folder), "--image", keys[number], "--show", "0", "--page"]
+    main([*words, "--target", f"{names[3]} - mean of classes"])
+    main([*words, "--target", names[5], "--max-nodes", "50"])
+    said = capsys.readouterr().out
+    assert f"#/circuit/{number}\n" in said
+    assert f"#/circuit/{number}?target=1" in said
+    listed = {entry["image"]: entry["targets"] for entry in read_data(report, "circuits")["images"]}
+    assert listed[number] == [f"{names[3]} - mean of classes", names[5]]
+    first, second = read_data(report, f"circuits/{number:05d}")["circuits"]
+    image = run.images([keys[number]])[keys[number]]
+    with torch.no_grad():
+        logits = (run.clip.encode_image(image[None]) @ head * run.clip.logit_scale)[0]
+    for circuit, value in ((first, logits[3] - logits.mean()), (second, logits[5])):
+        kinds, activation = (unpack_column(circuit["nodes"][name]) for name in ("kind", "activation"))
+        assert activation[kinds == 6] == pytest.approx([float(value)], abs=1e-3)
+        assert len(unpack_column(circuit["responses"]["targets"])) > 20
+    # what it does not fit is told before the graph is made
+    for wrong, told in (
+        ([*words[:4], "no/such", "--page"], "none of them"),
+        ([*words, str(run.folder / "features")], "holds no report"),
+        (["graph", "--run", str(run.folder), "--curves", "1", "--page"], "needs --image"),
+    ):
+        with pytest.raises(SystemExit):
+            main(wrong)
+        assert told in " ".join(capsys.readouterr().err.split())
 
 
 def test_any_picture_has_a_page(run: Run) -> None:

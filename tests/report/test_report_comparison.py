@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from clt_lightning.analysis import stability
 from clt_lightning.analysis.features import load_features
 from clt_lightning.cli.main import main
 from clt_lightning.core.errors import UserError
@@ -152,6 +153,21 @@ def test_how_many_are_kept_by_rate(compared: Built, runs: list[Path]) -> None:
         assert rate["features"] == int(inside.sum())
 
 
+def test_stability_is_what_the_command_says(compared: Built, runs: list[Path]) -> None:
+    """Of the two runs on one backbone; the third cannot be compared."""
+    folder = compared.index.parent
+    told = read_data(folder / NAMES[0], "stability")
+    assert told == read_data(folder / NAMES[2], "stability")
+    assert [run["number"] for run in told["runs"]] == [0, 1]
+    for run in told["runs"]:
+        del run["number"]
+    assert told == json.loads(json.dumps(stability.compare(runs[:2]).to_json()))
+    (pair,) = told["pairs"]
+    kept = sum(layer["a"]["kept"] for layer in pair["layers"])
+    alive = sum(FEATURES - layer["a"]["dead"] for layer in pair["layers"])
+    assert pair["kept"] == pytest.approx(kept / alive)
+
+
 def test_the_pages_of_several_runs(compared: Built, browser: Browser) -> None:
     folder = compared.index.parent
     browser.call("Page.navigate", url=compared.index.resolve().as_uri())
@@ -165,6 +181,13 @@ def test_the_pages_of_several_runs(compared: Built, browser: Browser) -> None:
             assert "undefined" not in text
             assert "NaN" not in text
             assert browser.js("document.documentElement.scrollWidth") <= screen[0]
+        browser.open(folder / NAMES[0] / "index.html", "stability", "stability")
+        text = browser.js("document.body.innerText")
+        for words in ("a/version_0 · bb/version_3", "By how often they fire", "as a group", "Chance: untrained"):
+            assert words in text
+        assert "undefined" not in text
+        assert "NaN" not in text
+        assert browser.js("document.documentElement.scrollWidth") <= screen[0]
     browser.screen(*LAPTOP)
 
     # the switch leads to the same page, and from a feature to the one that is the same
@@ -184,6 +207,8 @@ def test_the_pages_of_several_runs(compared: Built, browser: Browser) -> None:
 
 
 def test_a_report_of_one_run_has_no_switch(made: Made, browser: Browser) -> None:
+    browser.open(made.built.index, "stability", "stability")
+    assert "--run ANOTHER" in browser.js("document.body.innerText")
     browser.open(made.built.index, "compare", "compare")
     assert "--run ANOTHER" in browser.js("document.body.innerText")
     assert browser.js("document.getElementById('runs')") is None

@@ -67,7 +67,7 @@ def make_served(folder: Path, tars: Path) -> Path:
     assert found is not None
     found.save(folder)
     retrieval.result().save(folder)
-    build_report(folder, ReportOptions(images=1, mistakes=0, pages=1, queries=1))
+    build_report(folder, ReportOptions(images=1, mistakes=0, pages=1, circuits=1, queries=1))
     return folder
 
 

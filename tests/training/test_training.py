@@ -40,6 +40,10 @@ def options(demo_tars: Path, runs: Path, *more: str) -> list[str]:
         "--figures.per_layer=true",
         "--trainer.enable_progress_bar=false",
         "--trainer.enable_model_summary=false",
+        # as much of every part of the evaluation as shows that it is there: tests/analysis tests the parts
+        "--evaluate.effects={check_images: 8, check_features: 16, check_pairs: 32, integrated_pairs: 8}",
+        "--evaluate.population.resamples=50",
+        "--evaluate.bootstrap=50",
         f"--runs_dir={runs}",
         *more,
     ]

@@ -36,30 +36,50 @@ def tower_predictions(model: ImageModel, sets: Sequence[NodeSet], targets: Seque
     Returns:
         `(sets, targets)` float64.
     """
+    return tower_responses(model, sets, targets)[0]
+
+
+@torch.no_grad()
+def tower_responses(model: ImageModel, sets: Sequence[NodeSet], targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
+    """As `tower_predictions`, and how the codes of the features that fire in the image change.
+
+    Args:
+        model: the image, with the skip passed (`skip="through"`).
+        sets: what is changed, each by itself.
+        targets: what is read; may be none.
+
+    Returns:
+        `(sets, targets)` and `(sets, sources)` float64, sources in the order of `model.sources.all_active`, layer after
+        layer.
+    """
     per_set = model.clt.d_model * max(model.parts.n_positions, max(len(a) for a in model.sources.all_active))
     step = max(1, _NUMBERS // max(per_set, 1))
-    parts = [_predict(model, sets[i : i + step], targets) for i in range(0, len(sets), step)]
-    return torch.cat(parts)
+    parts = [_respond(model, sets[i : i + step], targets) for i in range(0, len(sets), step)]
+    if not parts:
+        sources = sum(len(a) for a in model.sources.all_active)
+        return torch.zeros(0, len(targets), dtype=torch.float64), torch.zeros(0, sources, dtype=torch.float64)
+    read, codes = zip(*parts)
+    return torch.cat(read), torch.cat(codes)
 
 
-def _predict(model: ImageModel, sets: Sequence[NodeSet], targets: Sequence[Target]) -> Tensor:
+def _respond(model: ImageModel, sets: Sequence[NodeSet], targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
     moves = _Moves(model, sets)
 
-    def values(share: Tensor) -> Tensor:
-        embeddings = embed_stream(model.parts, moves.final(share))
-        return torch.stack([target_values(model.parts, embeddings, target) for target in targets], 1)
+    def values(share: Tensor) -> tuple[Tensor, Tensor]:
+        stream, codes = moves.moved(share)
+        embeddings = embed_stream(model.parts, stream)
+        read = [target_values(model.parts, embeddings, target) for target in targets]
+        return torch.stack(read, 1) if read else stream.new_zeros(len(sets), 0), torch.cat(codes, 1)
 
-    if not targets:
-        return torch.zeros(len(sets), 0, dtype=torch.float64)
     # inference mode's tensors take no part in derivatives
     with torch.inference_mode(False):
         start = model.image.new_zeros(())
-        change: Tensor = torch.func.jvp(values, (start,), (torch.ones_like(start),))[1]
-    return change.detach().double().cpu()
+        read, codes = torch.func.jvp(values, (start,), (torch.ones_like(start),))[1]
+    return read.detach().double().cpu(), codes.detach().double().cpu()
 
 
 class _Moves:
-    """The last stream of several sets, when a share of their changes is made."""
+    """Several sets, when a share of their changes is made."""
 
     def __init__(self, model: ImageModel, sets: Sequence[NodeSet]) -> None:
         self.model, self.rows = model, len(sets)
@@ -104,8 +124,8 @@ class _Moves:
                 written = decoder_rows(clt, layer, one, target, self.model.image)[0]
                 self.beside[target][row, position] += change * written
 
-    def final(self, share: Tensor) -> Tensor:
-        """`(sets, positions, d_model)`."""
+    def moved(self, share: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The last stream `(sets, positions, d_model)`, and each layer's codes `(sets, active)`."""
         model, clt = self.model, self.model.clt
         stream = model.seen.streams[0].expand(self.rows, -1, -1)
         codes: list[Tensor] = []
@@ -122,7 +142,7 @@ class _Moves:
                 if clt.writes(source, layer):
                     y = y + self._written(source, layer, codes[source])
             stream = middle + y
-        return stream
+        return stream, codes
 
     def _pre(self, layer: int, read: Tensor) -> Tensor:
         """`(sets, active)` pre-activations of the features that fire in the image."""

@@ -11,6 +11,7 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.report.page import Page
 from clt_lightning.report.pages import (
     cascade,
+    circuit,
     compare,
     contributions,
     faithfulness,
@@ -26,6 +27,7 @@ from clt_lightning.report.pages import (
     reconstruction,
     retrieval,
     search,
+    stability,
     summary,
 )
 
@@ -33,11 +35,13 @@ from clt_lightning.report.pages import (
 PAGES: tuple[Page, ...] = (
     summary.PAGE,
     compare.PAGE,
+    stability.PAGE,
     features.PAGE,
     feature.PAGE,
     notes.PAGE,
     images.PAGE,
     image.PAGE,
+    circuit.PAGE,
     retrieval.PAGE,
     query.PAGE,
     reconstruction.PAGE,

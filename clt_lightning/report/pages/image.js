@@ -17,7 +17,12 @@
           sprites.keys[n] ? ` with the key ${sprites.keys[n]}.` : "",
         ),
       ];
-    const [data, list] = await Promise.all([CLT.load(`images/${padded(n)}`), CLT.load("images")]);
+    const [data, list, circuits] = await Promise.all([
+      CLT.load(`images/${padded(n)}`),
+      CLT.load("images"),
+      CLT.load("circuits"),
+    ]);
+    const circuit = circuits?.images.find(({ image }) => image === n);
     const order = CLT.imageOrder?.includes(n) ? CLT.imageOrder : list.image;
     const at = order.indexOf(n);
     const link = (k, rel, text) =>
@@ -29,11 +34,33 @@
       link(at + 1, "next", "next →"),
       h("a", { href: CLT.href("images") }, "all images"),
     );
-    return CLT.imagePage(data, { sprites, bar, query, remember: (state) => CLT.remember("image", [n], state) });
+    const toCircuit = CLT.figure({
+      title: "Its circuit",
+      note: "Which features, errors, inputs and biases made it this class, and who adds what to whom; pin some, and see what happens without them.",
+      body: circuit
+        ? h(
+            "p",
+            { class: "row" },
+            circuit.targets.map((name, k) =>
+              h("a", { class: "tocircuit", href: CLT.href("circuit", [n], { target: k || "" }) }, `${name} →`),
+            ),
+          )
+        : CLT.empty("This makes one: ", h("code", {}, CLT.circuitCommand(sprites.keys[n] || "KEY"))),
+    });
+    return CLT.imagePage(data, {
+      sprites,
+      bar,
+      query,
+      circuit: toCircuit,
+      remember: (state) => CLT.remember("image", [n], state),
+    });
   };
 
   // The page of any image whose data are there: of the report, or of a picture that was dropped
-  CLT.imagePage = async (data, { sprites = null, bar = null, query = {}, remember = () => {} } = {}) => {
+  CLT.imagePage = async (
+    data,
+    { sprites = null, bar = null, query = {}, circuit = null, remember = () => {} } = {},
+  ) => {
     const s = CLT.study(data);
     const [{ classnames }, c] = await Promise.all([CLT.load("report"), CLT.catalogue()]);
     sprites ||= await CLT.load("sprites");
@@ -258,7 +285,12 @@
       inView(
         h("section", { class: "card picturecard", "aria-label": "The picture" }, picker.box, said),
         patches,
-        h("div", { class: "stack imagemain" }, named && [question, terms, effects, without, classes], strongest),
+        h(
+          "div",
+          { class: "stack imagemain" },
+          named && [question, terms, effects, without, circuit, classes],
+          strongest,
+        ),
       ),
     ];
   };

@@ -67,7 +67,7 @@ def write(draft: Draft) -> None:
         return list(first)[: max(draft.options.pages, len(full))]
 
     draft.kept["images"] = _Pages(draft, full)
-    draft.each(choose, draft.kept["images"].take)
+    draft.each(choose, draft.kept["images"].take, pages=True)
 
 
 def finish(draft: Draft, pictures: Pictures) -> None:

@@ -2,8 +2,15 @@
 (() => {
   "use strict";
   const { h, svg } = CLT;
-  const NAMES = { fvu: "FVU", kl: "logit KL", accuracy_drop: "accuracy lost" };
-  const text = (c, v) => (c.discrepancy === "accuracy_drop" ? `${CLT.fixed(100 * v, 2)} pp` : CLT.num(v));
+  const NAMES = { fvu: "FVU", l0: "L0", outliers: "outlier images", kl: "logit KL", accuracy_drop: "accuracy lost" };
+  const text = (c, v) =>
+    c.discrepancy === "accuracy_drop"
+      ? `${CLT.fixed(100 * v, 2)} pp`
+      : c.discrepancy === "outliers"
+        ? CLT.percent(v)
+        : CLT.num(v);
+  // more or fewer active features than in training are a difference; of the others only what is worse
+  const chance = (c) => (c.discrepancy === "l0" ? c.p_two_sided : c.p_value);
   const histogram = (c, height = 120) =>
     CLT.responsive((width) => {
       const values = c.resampled,
@@ -20,7 +27,7 @@
         ys: { domain: [0, Math.max(...counts, 1)], ticks: [] },
         xText: (v) => text(c, v),
         yText: String,
-        label: `${NAMES[c.discrepancy]}: held out ${text(c, c.held_out)}, p = ${CLT.num(c.p_value)}`,
+        label: `${NAMES[c.discrepancy]}: held out ${text(c, c.held_out)}, p = ${CLT.num(chance(c))}`,
       });
       counts.forEach((n, i) => {
         const x0 = f.x(low + (i / bins) * (high - low)),
@@ -75,14 +82,14 @@
               h("h2", {}, NAMES[c.discrepancy] || c.discrepancy),
               h(
                 "span",
-                { class: `pill ${c.p_value < 0.05 ? "warn" : "good"}` },
-                `p ${c.p_value === 0 ? `< ${CLT.num(1 / e.population.resamples, 2)}` : `= ${CLT.num(c.p_value, 2)}`}${c.p_value < 0.05 ? " · worse than chance allows" : " · within chance"}`,
+                { class: `pill ${chance(c) < 0.05 ? "warn" : "good"}` },
+                `p = ${CLT.num(chance(c), 2)}${chance(c) >= 0.05 ? " · within chance" : c.discrepancy === "l0" ? " · not as in training" : " · worse than chance allows"}`,
               ),
             ),
             h(
               "p",
               { class: "note" },
-              `${where(c)}. Held out ${text(c, c.held_out)}, training ${text(c, c.train)} (95 %: ${text(c, c.quantiles["0.025"])} to ${text(c, c.quantiles["0.975"])}).`,
+              `${where(c)}. ${c.discrepancy === "outliers" ? "Images that are rebuilt worse than 99 % of the training images. " : ""}Held out ${text(c, c.held_out)}, training ${text(c, c.train)} (95 %: ${text(c, c.quantiles["0.025"])} to ${text(c, c.quantiles["0.975"])}).`,
             ),
             histogram(c),
           ),

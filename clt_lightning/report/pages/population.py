@@ -12,10 +12,10 @@ def write(draft: Draft) -> None:
     population = (draft.source.evaluation or {}).get("population")
     if population:
         checks = population["checks"]
-        head = ["discrepancy", "tokens", "first", "last", "held_out", "train", "p_value"]
+        head = ["discrepancy", "tokens", "first", "last", "held_out", "train", "p_value", "p_two_sided"]
         draft.files["population"] = [
             *draft.figure("population", lambda: curves.population(checks)),
-            draft.table("population", head, [[check[k] for k in head] for check in checks]),
+            draft.table("population", head, [[check.get(k) for k in head] for check in checks]),
         ]
 
 

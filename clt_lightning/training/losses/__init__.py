@@ -11,6 +11,7 @@ from clt_lightning.training.losses.config import LossConfig
 from clt_lightning.training.losses.l1 import L1Config, l1_penalty
 from clt_lightning.training.losses.parts import loss_parts
 from clt_lightning.training.losses.pre_activation import PreActivationConfig, pre_activation_penalty
+from clt_lightning.training.losses.prototype import PrototypeConfig, prototype_spread
 from clt_lightning.training.losses.reconstruction import normalized_error, reconstruction_loss
 from clt_lightning.training.losses.tanh import TanhConfig, tanh_penalty
 
@@ -22,6 +23,7 @@ __all__ = [
     "LossInputs",
     "LossTerm",
     "PreActivationConfig",
+    "PrototypeConfig",
     "TanhConfig",
     "auxiliary_tokens",
     "auxk_loss",
@@ -30,6 +32,7 @@ __all__ = [
     "loss_parts",
     "normalized_error",
     "pre_activation_penalty",
+    "prototype_spread",
     "reconstruction_loss",
     "tanh_penalty",
 ]

@@ -53,6 +53,7 @@ class LossTerm(Recorded):
     name: ClassVar[str] = ""
     needs: ClassVar[Collection[str]] = ()
     sums_features: ClassVar[bool] = False
+    acts_on_weights: ClassVar[bool] = False
     coefficient: float = 1.0
     warmup_steps: int = 0
     warmup_fraction: float = 0.0
@@ -82,7 +83,10 @@ def term_from_config(config: dict[str, Any], *, trusted: bool = True) -> LossTer
     Raises:
         UserError: no such class, one that may not be imported, or arguments that it does not take.
     """
-    made: LossTerm = make_from(config, LossTerm, {}, "loss term", trusted=trusted)
+    from clt_lightning.training import priors  # which are made of terms
+
+    own = {name: getattr(priors, name) for name in priors.SHIPPED}
+    made: LossTerm = make_from(config, LossTerm, own, "loss term", trusted=trusted)
     return made
 
 

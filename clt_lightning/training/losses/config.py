@@ -11,6 +11,7 @@ from clt_lightning.training.losses.base import LossTerm, Need, Term
 from clt_lightning.training.losses.cascade import CascadeConfig
 from clt_lightning.training.losses.l1 import L1Config
 from clt_lightning.training.losses.pre_activation import PreActivationConfig
+from clt_lightning.training.losses.prototype import PrototypeConfig
 from clt_lightning.training.losses.tanh import TanhConfig
 from clt_lightning.training.losses.warmup import Penalty, check_part
 
@@ -24,6 +25,7 @@ class LossConfig:
         l1: L1 penalty on code x decoder norm.
         tanh: tanh penalty on code x decoder norm.
         pre_activation: penalty on pre-activations below the threshold.
+        prototype: pulls the codes of [CLS] to their class's mean; needs labels.
         auxk: auxiliary reconstruction from dead features.
         cascade: terms on the CLIP whose MLPs are all replaced.
         extra: further terms by class path, each a `clt_lightning.training.losses.LossTerm` (docs/training.md).
@@ -33,6 +35,7 @@ class LossConfig:
     l1: L1Config = field(default_factory=L1Config)
     tanh: TanhConfig = field(default_factory=TanhConfig)
     pre_activation: PreActivationConfig = field(default_factory=PreActivationConfig)
+    prototype: PrototypeConfig = field(default_factory=PrototypeConfig)
     auxk: AuxKConfig = field(default_factory=AuxKConfig)
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
     extra: list[LossTerm] = field(default_factory=list)
@@ -59,20 +62,24 @@ class LossConfig:
     def parts(self) -> dict[str, Penalty]:
         """The parts that have a coefficient which rises over a warm-up, by their key under `model.loss`."""
         own: dict[str, Penalty] = {"l1": self.l1, "tanh": self.tanh}
-        own |= {"pre_activation": self.pre_activation, "auxk": self.auxk}
+        own |= {"pre_activation": self.pre_activation, "prototype": self.prototype, "auxk": self.auxk}
         return own | {f"extra.{term.name}": term for term in self.extra}
 
     def terms(self) -> list[Term]:
         """The terms that are on and are made of what the forward gives alone: all but reconstruction and AuxK."""
-        every: list[Term] = [self.l1, self.tanh, self.pre_activation, *self.extra]
-        return [term for term in every if term.coefficient]
+        every: list[Term] = [self.l1, self.tanh, self.pre_activation, self.prototype, *self.extra]
+        return [term for term in every if term.coefficient and not getattr(term, "acts_on_weights", False)]
+
+    def priors(self) -> list[LossTerm]:
+        """Those of `extra` that are on and change the weights after each step (`training.priors.WeightPrior`)."""
+        return [term for term in self.extra if term.coefficient and term.acts_on_weights]
 
     def needs(self, what: Need) -> bool:
         """Whether a term that is on needs something."""
         return any(what in term.needs for term in self.terms())
 
     def _check_extra(self) -> None:
-        taken = {"reconstruction", "l1", "tanh", "pre_activation", "auxk"}
+        taken = {"reconstruction", "l1", "tanh", "pre_activation", "prototype", "auxk"}
         for index, term in enumerate(self.extra):
             where = f"loss.extra[{index}]"
             if not isinstance(term, LossTerm):

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import disk_errors, write_json, write_text
@@ -25,6 +25,7 @@ from clt_lightning.data.worlds.spurious import Spurious
 log = logging.getLogger(__name__)
 
 _RECORD = "demo.json"
+_TEXTURES = ("striped", "dotted")  # the values of the world's cue `texture`
 _SAMPLES_PER_SHARD = 2500
 _FIRST_SEED = 3_000_000  # clip/demo/train.py takes its renders from 1,000,000 and 2,000,000 on
 _FIRST_VAL_SEED = 10**12  # beyond the others of every world that a 32-bit seed can name
@@ -45,6 +46,8 @@ class Demo(WebImages):
         size: Side of a render in pixels.
         seed: Seed of the renders and of the reading order; null: that of `seed_everything`.
         world: Seed of the renders alone; null: as `seed`.
+        texture: `striped` or `dotted`: every object has it; null: each one has one of its own, plain and shaded among
+            them.
         spurious: A cue that goes with the class in training and validation, and is balanced in the test split, such as
             `{cue: background, strength: 0.95}`; batches then have the `group` of each image. null: none.
         batch_size: Training images a step on each rank.
@@ -66,6 +69,7 @@ class Demo(WebImages):
         spurious: Spurious | dict[str, str | float | list[str] | None] | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
+        texture: Literal["striped", "dotted"] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(root=root, seed=seed, batch_size=batch_size, num_workers=num_workers, **kwargs)
@@ -81,6 +85,11 @@ class Demo(WebImages):
             if value < least:
                 raise UserError(f"data.init_args.{name} must be {least} or more, but is {value}")
         self.spurious = _spurious(spurious)
+        if texture not in (None, *_TEXTURES):
+            raise UserError(f"data.init_args.texture must be {' or '.join(_TEXTURES)}, but is {texture!r}")
+        if texture is not None and self.spurious is not None:
+            raise UserError("data.init_args: texture and spurious cannot be set together")
+        self.texture = texture
         self.base = Path(root)
         self._draws = True
         self.parameters: dict[str, Any] = {
@@ -96,6 +105,8 @@ class Demo(WebImages):
             },
             "renders_sha256": hashlib.sha256(Path(renders.__file__).read_bytes()).hexdigest(),
         }
+        if texture is not None:
+            self.parameters["texture"] = texture
         if self.spurious is not None:
             self.parameters["spurious"] = json.loads(json.dumps(asdict(self.spurious)))
             self.parameters["spurious_sha256"] = hashlib.sha256(Path(planted.__file__).read_bytes()).hexdigest()
@@ -139,7 +150,7 @@ class Demo(WebImages):
             write_text(folder / "zeroshot_classification_templates.txt", "\n".join(renders.TEMPLATES) + "\n")
             for split, count in self._sizes().items():
                 seed, size = self.parameters["render_seeds"][split], self.parameters["size"]
-                draw = functools.partial(_draw, self.spurious, split, seed, size)
+                draw = functools.partial(_draw, self.spurious, self.texture, split, seed, size)
                 items = [Item(f"{split}-{i}", functools.partial(draw, i)) for i in range(count)]
                 write_split(folder / split, items, limits=Limits(_SAMPLES_PER_SHARD), settings=self.parameters)
 
@@ -174,10 +185,13 @@ class Demo(WebImages):
         return done and _read_record(folder / _RECORD) == self.parameters
 
 
-def _draw(spurious: Spurious | None, split: str, seed: int, size: int, index: int) -> Mapping[str, bytes]:
+def _draw(
+    spurious: Spurious | None, texture: str | None, split: str, seed: int, size: int, index: int
+) -> Mapping[str, bytes]:
     group = None
     if spurious is None:
-        made = renders.render(seed, index, size=size)
+        cue = None if texture is None else ("texture", _TEXTURES.index(texture))
+        made = renders.render(seed, index, size=size, cue=cue)
         label = made.label
     else:
         made, label, group = spurious.render(split, seed, index, size=size)

@@ -39,6 +39,7 @@
 
   if (runs.length < 2) return;
   CLT.navigation("compare");
+  CLT.navigation("stability");
 
   async function go(other) {
     const { page, parts } = CLT.where();

@@ -99,6 +99,23 @@
         rowHeight: 20,
       });
     const through = card.does?.through;
+    const written = card.decoder_norm.flatMap((v, k) => (v ? [k + layer] : []));
+    // one square a layer that it could write to; only where a prior or a cut has set some to exactly 0
+    const strip =
+      written.length < card.decoder_norm.length
+        ? h(
+            "p",
+            { class: "support", role: "img", "aria-label": `Depth support: layers ${written.join(", ") || "none"}` },
+            card.decoder_norm.map((v, k) =>
+              h("span", { class: v ? "there" : "", title: `layer ${k + layer}: ${v ? "written" : "exactly 0"}` }),
+            ),
+            h(
+              "span",
+              { class: "note" },
+              `writes to ${written.length ? `layers ${written.join(", ")}` : "no layer"}; exactly 0 elsewhere`,
+            ),
+          )
+        : null;
     return CLT.card(
       "Where it writes",
       {
@@ -108,6 +125,7 @@
             ? `Into ${CLT.fixed(c.written[i], 1)} layers, counted by squared norm; ${CLT.fixed(c.reach[i], 1)} layers ahead on average.`
             : "Into its own layer alone: it is the last one.",
       },
+      strip,
       h(
         "div",
         { class: "halves" },

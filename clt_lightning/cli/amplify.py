@@ -1,0 +1,290 @@
+"""`steer --amplify`: codes of [CLS] amplified, beside the controls."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clt_lightning.cli.arguments import run_options
+from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import write_json
+from clt_lightning.core.table import Column, lay_out
+from clt_lightning.core.terminal import line_width
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clt_lightning.analysis import Run
+    from clt_lightning.analysis.amplify import AmplifyResult
+
+#: Made images, and images of a folder, that the gate is asked about
+_OUTSIDE = 256
+_BATCH = 32
+_PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
+
+
+def add_amplify_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `--amplify`."""
+    more = parser.add_argument_group("--amplify: all features at [CLS] together (VS2, VS2++), beside controls")
+    more.add_argument(
+        "--amplify",
+        nargs="*",
+        type=float,
+        metavar="GAMMA",
+        help="multiply all codes of [CLS]; of several values (default: 1.1 1.25 1.5 2 3) `val` chooses for each arm",
+    )
+    more.add_argument(
+        "--strength",
+        nargs="+",
+        type=float,
+        default=[1.0],
+        metavar="LAMBDA",
+        help="what the change is multiplied by; strength x (gamma - 1) alone acts (default: 1)",
+    )
+    more.add_argument(
+        "--layers", metavar="A-B", help="blocks whose features are amplified, such as 8-11 (default: all)"
+    )
+    more.add_argument(
+        "--gate",
+        nargs="+",
+        type=float,
+        default=[0.99],
+        metavar="Q",
+        help="steer images up to this quantile of the training images' FVU at [CLS], for each layer by itself; of "
+        "several `val` chooses (default: 0.99)",
+    )
+    more.add_argument(
+        "--neighbours", type=int, default=50, metavar="K", help="training images of VS2++, k-NN and RAG (default: 50)"
+    )
+    more.add_argument(
+        "--index",
+        metavar="BACKBONE",
+        help="look for neighbours in the embedding of a second backbone: `{class_path: FrozenViT, init_args: {name: "
+        "..., pretrained: ...}}`, or a YAML file that holds this (default: the run's own backbone)",
+    )
+    more.add_argument("--arms", nargs="+", metavar="NAME", help="these arms alone (docs/acting.md has their names)")
+    more.add_argument(
+        "--train-images", type=int, default=10_000, metavar="N", help="training images, evenly spaced (default: 10,000)"
+    )
+    more.add_argument(
+        "--val-images", type=int, default=5_000, metavar="N", help="validation images that choose (default: 5,000)"
+    )
+    more.add_argument(
+        "--outside",
+        type=Path,
+        metavar="FOLDER",
+        help="pictures from elsewhere: the share of them that the gate would steer is printed, beside that of made "
+        "noise",
+    )
+    more.add_argument("--seed", type=int, default=0, help="of random directions and resamples (default: 0)")
+
+
+def run_amplify(args: argparse.Namespace) -> None:
+    """Measures, prints and writes.
+
+    Raises:
+        UserError: options that do not go together, or what `analysis.amplify.amplify` raises.
+    """
+    from clt_lightning.analysis import open_run
+    from clt_lightning.analysis.amplify import AmplifyOptions, amplify
+
+    _check(args)
+    opened = open_run(args.run, **run_options(args))
+    options = AmplifyOptions(
+        gammas=tuple(args.amplify) or AmplifyOptions.gammas,
+        strengths=tuple(args.strength),
+        quantiles=tuple(args.gate),
+        layers=None if args.layers is None else _blocks(args.layers),
+        neighbours=args.neighbours,
+        arms=args.arms,
+        seed=args.seed,
+    )
+    head = opened.require_head("nothing to compare")
+    names = opened.datamodule.classnames
+    embed, index = _index(opened, args.index)
+    wanted = {"train": args.train_images, "val": args.val_images, "test": args.images}
+    of_run = {"train": "train", "val": "val", "test": args.split}
+    splits = {name: opened.batches(of_run[name], limit) for name, limit in wanted.items()}
+    found = amplify(
+        opened.clip,
+        opened.transcoder,
+        splits,
+        head,
+        names,
+        options,
+        embed=embed,
+        index=index,
+        ensemble=_ensemble(opened) if args.arms is None or "ensemble" in args.arms else None,
+        outside=_outside(opened, args.split, args.outside, args.seed),
+        totals={name: limit for name, limit in wanted.items() if limit},
+    )
+    print("\n".join(amplify_lines(found, line_width())))
+    if args.output is not None:
+        write_json(args.output, {"run": str(args.run), "split": args.split, "amplify": found.to_json()}, indent=None)
+        print(f"wrote {args.output}")
+
+
+def _check(args: argparse.Namespace) -> None:
+    for option, given in (
+        ("--image", args.image),
+        ("--tokens", args.tokens not in ("all", "cls")),
+        ("--base", args.base != "original"),
+    ):
+        if given:
+            raise UserError(f"--amplify measures whole splits at [CLS] in the original model: leave {option} out")
+    if args.split in ("train", "val"):
+        raise UserError(
+            f"--split {args.split}: `train` and `val` set thresholds and strengths; measure on another split"
+        )
+    for option in ("train_images", "val_images"):
+        if getattr(args, option) < 1:
+            raise UserError(f"--{option.replace('_', '-')} must be at least 1, got {getattr(args, option)}")
+
+
+def _blocks(text: str) -> list[int]:
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise UserError(f"--layers {text}: expected blocks such as 11, 8-11 or 3,7,11")
+        found += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return sorted(set(found))
+
+
+def _index(opened: Run, text: str | None) -> tuple[Callable[[Tensor], Tensor] | None, str]:
+    """The space of neighbours, and what it is called."""
+    if text is None:
+        return None, "own embedding"
+    import PIL.Image
+    import torch
+    import yaml
+
+    from clt_lightning.backbone.make import make_backbone
+    from clt_lightning.core.files import read_text
+    from clt_lightning.core.paths import expand
+
+    try:
+        file = None if text.lstrip().startswith("{") else expand(text, "--index")
+        content = yaml.safe_load(text if file is None else read_text(file))
+    except yaml.YAMLError as error:
+        raise UserError(f"--index {text}: this is no YAML ({error})") from error
+    second = make_backbone(content).to(opened.clip.device)
+
+    def embed(images: Tensor) -> Tensor:
+        # the second backbone's own size and normalisation, from the pixels that the first one sees
+        pictures = [PIL.Image.fromarray(opened.pixels(image.cpu()).permute(1, 2, 0).numpy()) for image in images]
+        return second.encode_image(torch.stack([second.preprocess(picture) for picture in pictures]))
+
+    return embed, f"{second.name} ({second.pretrained or 'random weights'})"
+
+
+def _ensemble(opened: Run) -> Tensor | None:
+    """The head of the data's prompts and the 80 of CLIP's paper together; None without a text tower."""
+    if not opened.clip.has_text:
+        return None
+    from clt_lightning.data.lists import lines
+
+    data = opened.datamodule
+    prompts = list(dict.fromkeys([*data.templates, *lines("templates_imagenet80")]))
+    return opened.clip.zero_shot_head(data.classnames, prompts)
+
+
+def _outside(opened: Run, split: str, folder: Path | None, seed: int) -> dict[str, Iterator[Tensor]]:
+    """Images that no training image looks like."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    size = opened.clip.image_size
+    order = torch.randperm(size * size, generator=generator)
+
+    def noise() -> Iterator[Tensor]:
+        for _ in range(0, _OUTSIDE, _BATCH):
+            yield torch.randn(_BATCH, 3, size, size, generator=generator)
+
+    def shuffled() -> Iterator[Tensor]:
+        for batch in opened.batches(split, _OUTSIDE):
+            images = batch["image"]
+            yield images.flatten(2)[:, :, order].view_as(images)
+
+    found = {"Gaussian noise": noise(), "test images, pixels shuffled": shuffled()}
+    if folder is not None:
+        found[f"pictures of {folder}"] = _pictures(opened, folder)
+    return found
+
+
+def _pictures(opened: Run, folder: Path) -> Iterator[Tensor]:
+    import PIL.Image
+    import torch
+
+    from clt_lightning.core.paths import expand
+
+    place = Path(expand(str(folder), "--outside"))
+    files = sorted(path for path in place.rglob("*") if path.suffix.lower() in _PICTURES)
+    if not files:
+        raise UserError(f"--outside {folder}: there is no picture ({', '.join(_PICTURES)}) in it")
+    files = files[:: max(1, len(files) // _OUTSIDE)][:_OUTSIDE]
+
+    def read(path: Path) -> Tensor:
+        try:
+            with PIL.Image.open(path) as picture:
+                made: Tensor = opened.clip.preprocess(picture.convert("RGB"))
+        except OSError as error:
+            raise UserError(f"--outside {path}: this picture cannot be read ({error})") from error
+        return made
+
+    def batches() -> Iterator[Tensor]:
+        for start in range(0, len(files), _BATCH):
+            yield torch.stack([read(path) for path in files[start : start + _BATCH]])
+
+    return batches()
+
+
+def amplify_lines(found: AmplifyResult, width: int | None = None) -> list[str]:
+    """The arms, and what the gate does, as text."""
+    from clt_lightning.analysis.amplify import WORDS
+
+    arms = found.arms
+    columns = [
+        Column("chosen on val", [_choice(arm.choice.to_json()) for arm in arms], 16),
+        Column("steered %", ["" if arm.steered is None else f"{100 * arm.steered:.1f}" for arm in arms], 10),
+        Column("val %", [f"{100 * arm.val:.2f}" for arm in arms], 8),
+        Column("top-1 %", [f"{100 * arm.accuracy.value:.2f}" for arm in arms], 9),
+        Column("95 % interval", [f"{100 * a.accuracy.low:.1f} .. {100 * a.accuracy.high:.1f}" for a in arms], 15),
+        Column("points", [f"{100 * arm.difference.value:+.2f}" for arm in arms], 8, "to untouched, paired"),
+        Column(
+            "95 % interval",
+            [f"{100 * a.difference.low:+.2f} .. {100 * a.difference.high:+.2f}" for a in arms],
+            17,
+            "to untouched, paired",
+        ),
+        Column("won", [str(arm.won) for arm in arms], 5, "images"),
+        Column("lost", [str(arm.lost) for arm in arms], 5, "images"),
+    ]
+    n = found.images
+    where = ", ".join(f"{site} of block {block}" for site, block in found.places)
+    lines = [
+        f"{n['test']:,} images; each arm's strength chosen on {n['val']:,} validation images; means, thresholds and "
+        f"neighbours ({found.index}) from {n['train']:,} training images",
+        f"features of blocks {', '.join(map(str, found.layers))}; [CLS] is moved at {where}",
+        "",
+        *lay_out(Column("arm", [WORDS[arm.name] for arm in arms], 30, left=True), columns, width),
+    ]
+    lines += [f"left out: {WORDS[arm]}: {why}" for arm, why in found.left_out.items()]
+    gated = next((arm for arm in arms if arm.name == "vs2_gated"), None)
+    if gated is not None and gated.steered is not None:
+        own = f"{100 * gated.steered:.1f} % of these images"
+        others = [f"{100 * o['steered']:.1f} % of {name} ({o['images']:.0f})" for name, o in found.outside.items()]
+        lines += ["", f"the gate (quantile {gated.choice.quantile:g}) steers {', '.join([own, *others])}"]
+        if len(found.targets) > 1 and gated.steered_layers is not None:
+            shares = ", ".join(f"{100 * share:.1f}" for share in gated.steered_layers)
+            lines.append(f"of the layers' own terms it lets through, in % of these images: {shares}")
+    return lines
+
+
+def _choice(named: dict[str, float]) -> str:
+    words = {"gamma": "gamma", "strength": "x", "quantile": "q", "share": "share", "k": "k"}
+    parts = [f"{words[name]} {value:g}" for name, value in named.items() if not (name == "strength" and value == 1)]
+    return " ".join(parts)

@@ -1,0 +1,1 @@
+"""Several sets in one: every batch holds images of each, and says which."""

@@ -1,0 +1,111 @@
+"""Shared or specific: intervals, tests, entropy, and the planted kinds that they must find."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from clt_lightning.analysis.studies import (
+    KINDS,
+    StudyCounter,
+    benjamini_hochberg,
+    same_rate,
+    use_entropy,
+    wilson,
+)
+from clt_lightning.core.errors import UserError
+from clt_lightning.data import Planted
+from clt_lightning.transcoder import Codes
+
+
+def test_wilsons_interval_is_scipys() -> None:
+    counts, totals = np.array([0, 3, 50, 100]), np.array([100, 100, 100, 100])
+    low, high = wilson(counts, totals)
+    for i, count in enumerate(counts.tolist()):
+        want = stats.binomtest(count, 100).proportion_ci(method="wilson")
+        assert (low[i], high[i]) == pytest.approx((want.low, want.high), abs=1e-12)
+    assert np.isnan(wilson(np.array([0]), np.array([0]))[0]).all()
+
+
+def test_p_values_are_those_of_the_exact_and_the_chi_square_test() -> None:
+    two = same_rate(np.array([[3, 9], [0, 0], [20, 30]]), np.array([20, 30]))
+    assert two[0] == pytest.approx(stats.fisher_exact([[3, 17], [9, 21]])[1])
+    assert np.isnan(two[1:]).all()
+    three = same_rate(np.array([[3, 9, 12]]), np.array([20, 30, 40]))
+    want = stats.chi2_contingency([[3, 9, 12], [17, 21, 28]], correction=False)[1]
+    assert three[0] == pytest.approx(want)
+
+
+def test_q_values_leave_out_what_was_not_tested() -> None:
+    q = benjamini_hochberg(np.array([[0.01, np.nan], [0.02, 0.5]]))
+    np.testing.assert_allclose(q, [[0.03, np.nan], [0.03, 0.5]])
+
+
+def test_entropy_of_use() -> None:
+    rates = np.array([[0.3, 0.3, 0.3], [0.2, 0.0, 0.0], [0.0, 0.0, 0.0], [0.1, 0.1, 0.0]])
+    np.testing.assert_allclose(use_entropy(rates), [1, 0, np.nan, np.log(2) / np.log(3)], atol=1e-12)
+
+
+def _use(seed: int, sets: int = 2, images: int = 400, each: int = 4):  # type: ignore[no-untyped-def]
+    """True codes of a planted world whose features are of all sets, or of one; and which."""
+    world = Planted(2, 8, 20, seed=seed, rate=0.05)
+    generator = torch.Generator().manual_seed(seed)
+    owner = torch.randint(-1, sets, (2, 20), generator=generator)
+    counter = StudyCounter([f"s{i}" for i in range(sets)], 2, 20, 8)
+    for study in range(sets):
+        rates = torch.where((owner < 0) | (owner == study), world.rates, 0.0)
+        batch = world.sample(images * each, seed=study, rates=rates)
+        zeros = torch.zeros_like(batch.y)
+        counter.update(torch.full((images,), study), Codes.from_dense(batch.codes), batch.y, zeros)
+    return counter.result(), owner.numpy(), world
+
+
+def test_planted_kinds_come_out() -> None:
+    for sets in (2, 3):
+        use, owner, _ = _use(3, sets)
+        kinds = use.kinds()
+        assert (kinds[owner >= 0] == KINDS.index("specific")).all()
+        assert (kinds[owner < 0] == KINDS.index("shared")).mean() > 0.85
+        assert use.entropy[owner >= 0].max() < use.entropy[owner < 0].min()
+        assert (use.rates.argmax(-1) == owner)[owner >= 0].all()
+        low, high = use.intervals()
+        assert ((low <= use.rates) & (use.rates <= high)).all()
+
+
+def test_false_discoveries_are_few_where_all_sets_are_alike() -> None:
+    counter = StudyCounter(["a", "b"], 1, 400, 2)
+    generator = torch.Generator().manual_seed(0)
+    codes = (torch.rand(1, 600, 400, generator=generator) < 0.1).float()
+    y = torch.randn(1, 600, 2, generator=generator)
+    counter.update(torch.arange(600) % 2, Codes.from_dense(codes), y, y)
+    use = counter.result()
+    assert (use.kinds() == KINDS.index("shared")).all()
+    np.testing.assert_allclose(use.fvu, 0.0)
+    assert use.images.tolist() == [300, 300]
+
+
+def test_fvu_and_l0_are_each_sets_own() -> None:
+    use, _, _ = _use(5)
+    np.testing.assert_allclose(use.l0, use.l0.clip(0.2, 3))
+    assert (use.fvu >= 1).all()  # nothing was rebuilt, and the mean is not known either
+    counter = StudyCounter(["a", "b"], 1, 3, 2)
+    codes = torch.tensor([[[1.0, 2.0, 0.0], [0.0, 0.0, 3.0]]])
+    y = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    counter.update(torch.tensor([0, 1]), Codes.from_dense(codes), y, y)
+    found = counter.result()
+    assert found.l0.tolist() == [[2.0], [1.0]]
+    assert found.counts[0].tolist() == [[1, 0], [1, 0], [0, 1]]
+    assert found.table()["sets"][0]["name"] == "a"
+
+
+def test_bad_batches_are_named() -> None:
+    with pytest.raises(UserError, match="two or more"):
+        StudyCounter(["a"], 1, 3, 2)
+    counter = StudyCounter(["a", "b"], 1, 3, 2)
+    codes, y = Codes.from_dense(torch.ones(1, 3, 3)), torch.zeros(1, 3, 2)
+    with pytest.raises(UserError, match="whole images"):
+        counter.update(torch.tensor([0, 1]), codes, y, y)
+    with pytest.raises(UserError, match=r"must be 0\.\.1"):
+        counter.update(torch.tensor([0, 1, 2]), codes, y, y)
