@@ -151,7 +151,7 @@ def linear_parts(module: nn.Linear) -> Linear:
 
 def stacked(projections: list[nn.Linear]) -> Linear:
     """Queries, keys and values of three linear layers as one."""
-    biases = [torch.zeros_like(p.weight[:, 0]) if p.bias is None else p.bias for p in projections]
+    biases: list[Tensor] = [torch.zeros_like(p.weight[:, 0]) if p.bias is None else p.bias for p in projections]
     weights: list[Tensor] = [p.weight for p in projections]
     return Linear(torch.cat(weights), torch.cat(biases))
 
