@@ -127,7 +127,7 @@ def measure(
         "MLPs and attention": lambda: replaced(clip, clt, attention=attention),
         "attention at its mean": lambda: clip.override("attn_out", put),
     }
-    sums = Sums(clip.n_layers, clip.d_model, clip.device)
+    sums = Sums(attention)
     spanning: _Spanning | None = _Spanning(clip, attention)
     right: dict[str, list[Tensor]] = {name: [] for name in makers}
     n = 0

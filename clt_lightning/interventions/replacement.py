@@ -133,6 +133,11 @@ def replaced(
         raise UserError("replaced: without a transcoder (clt=None) give attention=..., and neither edit nor skip")
     if attention is None and attention_layers is not None:
         raise UserError("replaced: attention_layers without attention=...: give the sparse attention to put there")
+    if clt is not None and attention is not None and {clt.sites.read, clt.sites.write} & {"attn_z", "attn_out"}:
+        raise UserError(
+            f"replaced: the transcoder stands at {clt.sites.write}, in the attention that attention=... replaces: give "
+            "one of the two"
+        )
     chosen = None if layers is None else list(layers)
     trace = ReplacementTrace()
     with ExitStack() as stack:

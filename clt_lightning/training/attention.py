@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -44,10 +45,11 @@ class AttentionModule(lightning.LightningModule):
 
     Args:
         backbone: the frozen backbone, or what `CLTModule` takes for one.
-        attention: units that are trained in place; None makes them from the next three.
+        attention: units that are trained in place; None makes them from the next four.
         n_features: units of a layer, a multiple of the model's heads; None: 8 x d_model.
         activation: which units are active at a query position; None: `TopK(32)`.
         d_qk: size of own queries and keys; None: the model's own patterns, frozen.
+        n_heads: with `d_qk`, how many patterns of their own there are; None: as many as the model has.
         optimizer: called with the parameters.
         schedule: learning rate over the run.
         tokens: of use for `statistics` alone: attention mixes all tokens of an image.
@@ -73,6 +75,7 @@ class AttentionModule(lightning.LightningModule):
         n_features: int | None = None,
         activation: Activation | dict[str, Any] | None = None,
         d_qk: int | None = None,
+        n_heads: int | None = None,
         optimizer: OptimizerCallable = default_optimizer,
         schedule: ScheduleConfig | dict[str, Any] | None = None,
         tokens: TokensConfig | dict[str, Any] | None = None,
@@ -90,7 +93,7 @@ class AttentionModule(lightning.LightningModule):
         self.optimizer_factory = optimizer
         if attention is None:
             made = from_config(activation) if isinstance(activation, dict) else activation or TopK(32)
-            n_heads = self.clip.attention_parts(0).n_heads
+            n_heads = self.clip.attention_parts(0).n_heads if n_heads is None else n_heads
             n_features = 8 * self.clip.d_model if n_features is None else n_features
             attention = SparseAttention(
                 self.clip.n_layers, self.clip.d_model, n_features, n_heads, made, d_qk, seed=self.seed
@@ -105,6 +108,7 @@ class AttentionModule(lightning.LightningModule):
                 "n_features": form["n_features"],
                 "activation": form["activation"],
                 "d_qk": form["d_qk"],
+                "n_heads": form["n_heads"],
                 "schedule": to_plain(self.schedule_config),
                 "tokens": to_plain(self.tokens_config),
                 "auxk": self.auxk,
@@ -126,7 +130,8 @@ class AttentionModule(lightning.LightningModule):
         optimizer = self.optimizer_factory(self.attention.parameters())
         steps = self.trainer.max_steps
         if steps <= 0:
-            steps = int(self.trainer.estimated_stepping_batches)
+            found = self.trainer.estimated_stepping_batches
+            steps = int(found) if math.isfinite(found) else -1
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(self.schedule_config, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -164,7 +169,7 @@ class AttentionModule(lightning.LightningModule):
         self.attention.unit_decoders()
 
     def on_validation_epoch_start(self) -> None:
-        self.validation = Sums(self.attention.n_layers, self.attention.d_model, self.device)
+        self.validation = Sums(self.attention)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         assert self.validation is not None
@@ -283,23 +288,22 @@ class Sums:
     """FVU and L0 of a split by layer, in float64.
 
     Args:
-        n_layers: layers.
-        d_model: width.
-        device: where the sums live.
+        attention: the units; sums live where they are.
     """
 
-    def __init__(self, n_layers: int, d_model: int, device: torch.device | str = "cpu") -> None:
-        zeros = torch.zeros(n_layers, dtype=torch.float64, device=device)
-        self.error, self.square, self.active = zeros, zeros.clone(), zeros.clone()
-        self.origin: Tensor | None = None
-        self.total = torch.zeros(n_layers, d_model, dtype=torch.float64, device=device)
-        self.n = torch.zeros(1, dtype=torch.float64, device=device)
+    def __init__(self, attention: SparseAttention) -> None:
+        # measured from about the mean: a difference of huge sums would lose all digits; the same on all processes
+        self.origin = (attention.b_dec.detach() * attention.y_scale[:, None]).double()
+        self.total = torch.zeros_like(self.origin)
+        self.error, self.square, self.active = (torch.zeros_like(self.origin[:, 0]) for _ in range(3))
+        self.n = torch.zeros_like(self.origin[0, :1])
 
     @torch.no_grad()
     def update(self, y: Tensor, out: AttentionOutput) -> None:
         """Takes in `y (layers, images, positions, d_model)` and what was made of it."""
         wide = y.double()
         self.error += squares(wide - out.y_hat.double())
+        wide = wide - self.origin[:, None, None]
         self.square += squares(wide)
         self.total += wide.sum((1, 2))
         tokens = y.shape[1] * y.shape[2]

@@ -29,11 +29,12 @@ def start_units(clip: Backbone, attention: SparseAttention, images: Sequence[Ten
     """
     generator = torch.Generator().manual_seed(seed)
     each = attention.n_features // attention.n_heads
-    found = [clip.read(batch, ("attn_in", "attn_z", "attn_out")) for batch in images]
     for layer in range(clip.n_layers):
         parts, scale = clip.attention_parts(layer), clip.family.branch_scale(layer, 1)
-        x = torch.cat([f["attn_in"][layer] for f in found]).unflatten(0, (-1, clip.n_positions))
-        z = torch.cat([f["attn_z"][layer] for f in found])
+        # a layer at a time: all of a large model's would not fit
+        found = [clip.read(batch, ("attn_in", "attn_z", "attn_out"), [layer]) for batch in images]
+        x = torch.cat([f["attn_in"][0] for f in found]).unflatten(0, (-1, clip.n_positions))
+        z = torch.cat([f["attn_z"][0] for f in found])
         centre = _mean_read(parts, x)
         reads, writes, centres = [], [], []
         for head in range(attention.n_heads):
@@ -50,7 +51,7 @@ def start_units(clip: Backbone, attention: SparseAttention, images: Sequence[Ten
         attention.start_from(layer, torch.cat(reads), torch.cat(writes), torch.cat(centres))
         if attention.d_qk is not None:
             _start_queries(attention, layer, parts)
-        y = found[0]["attn_out"][layer].float()
+        y = found[0]["attn_out"][0].float()
         pattern = None if attention.d_qk is not None else attention_pattern(parts, x[: len(images[0])])
         attention.fit_size(layer, x[: len(images[0])], y, pattern)
 

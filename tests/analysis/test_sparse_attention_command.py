@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from clt_lightning.analysis import open_run
 from clt_lightning.analysis.sparse_attention import mean_outputs, spanned_heads
 from clt_lightning.backbone.attention_parts import attention_pattern
 from clt_lightning.backbone.vit import FrozenViT
@@ -43,6 +44,11 @@ def test_train_measure_and_graph(
         assert lost["value"] == pytest.approx(first["top1"]["original"]["value"] - first["top1"][arm]["value"])
     main(words)  # from the folder: the same numbers
     assert json.loads(Path("found.json").read_text()) == first
+    key = next(iter(open_run("runs/small").batches("test")))["key"][0]
+    graph = ["graph", "--run", "runs/small", "--image", key, "--target", "square - star", "--attention", "units"]
+    main([*graph, "--output", "graph.json"])
+    kinds = {node["feature_type"] for node in json.loads(Path("graph.json").read_text())["nodes"]}
+    assert any("attention" in kind for kind in kinds), kinds
     for more, message in (
         (["--train", "3"], "is there already"),
         (["--d_qk", "4"], "give --train STEPS too"),

@@ -115,12 +115,14 @@ def test_gradients_flow_through_the_units() -> None:
 
 def test_refusals() -> None:
     clip = backbone("open_clip's own ViT")
+    at_attention = cl.CrossLayerTranscoder(3, 32, 40, cl.TopK(5), "sae", sites=cl.Sites("attn_out"))
     cases = [
         ({"clt": None}, "give attention="),
         ({"clt": None, "attention": units(), "skip": lambda layer, x: x}, "neither edit nor skip"),
         ({"clt": transcoder(), "attention_layers": [0]}, "attention_layers without attention"),
         ({"clt": None, "attention": units(), "error": "mean"}, "error must be none or clean"),
         ({"clt": None, "attention": units(), "layers": [3]}, r"layers \[3\] do not exist"),
+        ({"clt": at_attention, "attention": units()}, "stands at attn_out, in the attention"),
         ({"clt": None, "attention": SparseAttention(2, 32, 8, 2)}, "2 layers of width 32, the backbone"),
     ]
     for options, message in cases:

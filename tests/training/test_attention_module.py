@@ -36,7 +36,7 @@ def trainer(**options: object) -> lightning.Trainer:
 
 
 def fvu(vit: FrozenViT, attention: SparseAttention, held_out: Tensor) -> Tensor:
-    sums = Sums(attention.n_layers, attention.d_model)
+    sums = Sums(attention)
     x, y, patterns = read_attention(vit, attention, held_out)
     with torch.no_grad():
         sums.update(y, attention(x, patterns))
@@ -81,7 +81,7 @@ def test_sums_are_those_of_all_tokens() -> None:
     vit = FrozenViT.from_model(make(ROW["ViT"]))
     attention = SparseAttention(3, 32, 16, 2, cl.TopK(4), seed=0)
     given = images(10)
-    sums = Sums(3, 32)
+    sums = Sums(attention)
     for part in given.split(4):
         x, y, patterns = read_attention(vit, attention, part)
         sums.update(y, attention(x, patterns))
@@ -126,3 +126,18 @@ def test_enough_units_per_head_are_the_attention_itself() -> None:
             attention.W_dec.data[layer, 32 * head : 32 * head + 32] = left.T
         attention.b_dec.data[layer] = scale * bias
     assert float(fvu(vit, attention, given).max()) < 1e-20
+
+
+def test_a_checkpoint_loads(vit: FrozenViT, tmp_path: Path) -> None:
+    given: Any = torch.utils.data.DataLoader(images(16), batch_size=8)  # type: ignore[arg-type]
+    module = AttentionModule(
+        vit, n_features=32, activation=cl.JumpReLU(0.1), d_qk=4, n_heads=4, tokens={"statistics": 100}
+    )
+    run = trainer(max_steps=2)
+    run.fit(module, given)
+    run.save_checkpoint(tmp_path / "x.ckpt")
+    again = AttentionModule.load_from_checkpoint(tmp_path / "x.ckpt", backbone=vit)
+    assert again.attention.config() == module.attention.config()
+    assert again.attention.n_heads == 4
+    for mine, theirs in zip(again.attention.state_dict().values(), module.attention.state_dict().values()):
+        assert torch.equal(mine, theirs)
