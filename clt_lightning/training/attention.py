@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,6 +31,9 @@ from clt_lightning.transcoder.activations import from_config
 from clt_lightning.transcoder.attention import AttentionOutput, SparseAttention
 
 SITES = ("attn_in", "attn_out")
+
+# the module's own hook serves every loader, a data module's too
+warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in `LightningModule`")
 
 
 def default_optimizer(params: Iterable[Any]) -> torch.optim.Optimizer:
