@@ -56,7 +56,7 @@ class BenchOptions:
 
 @dataclass
 class _Found:
-    """Of one transcoder: by layer, what was measured of each feature `(features, 2)`; read-outs, or why there are none."""
+    """Of one transcoder: by layer, what was measured of features `(features, 2)`; read-outs, or why there are none."""
 
     coherence: list[np.ndarray]
     alike: list[np.ndarray]
