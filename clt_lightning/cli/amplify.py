@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clt_lightning.cli.arguments import run_options
+from clt_lightning.cli.second_backbone import FORMS, second_backbone
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import write_json
 from clt_lightning.core.table import Column, lay_out
@@ -62,8 +63,7 @@ def add_amplify_options(parser: argparse.ArgumentParser) -> None:
     more.add_argument(
         "--index",
         metavar="BACKBONE",
-        help="look for neighbours in the embedding of a second backbone: `{class_path: FrozenViT, init_args: {name: "
-        "..., pretrained: ...}}`, or a YAML file that holds this (default: the run's own backbone)",
+        help=f"look for neighbours in the embedding of a second backbone: {FORMS} (default: the run's own backbone)",
     )
     more.add_argument("--arms", nargs="+", metavar="NAME", help="these arms alone (docs/acting.md has their names)")
     more.add_argument(
@@ -104,7 +104,7 @@ def run_amplify(args: argparse.Namespace) -> None:
     )
     head = opened.require_head("nothing to compare")
     names = opened.datamodule.classnames
-    embed, index = _index(opened, args.index)
+    embed, index = second_backbone(opened, args.index)
     wanted = {"train": args.train_images, "val": args.val_images, "test": args.images}
     of_run = {"train": "train", "val": "val", "test": args.split}
     splits = {name: opened.batches(of_run[name], limit) for name, limit in wanted.items()}
@@ -152,33 +152,6 @@ def _blocks(text: str) -> list[int]:
             raise UserError(f"--layers {text}: expected blocks such as 11, 8-11 or 3,7,11")
         found += range(int(match[1]), int(match[2] or match[1]) + 1)
     return sorted(set(found))
-
-
-def _index(opened: Run, text: str | None) -> tuple[Callable[[Tensor], Tensor] | None, str]:
-    """The space of neighbours, and what it is called."""
-    if text is None:
-        return None, "own embedding"
-    import PIL.Image
-    import torch
-    import yaml
-
-    from clt_lightning.backbone.make import make_backbone
-    from clt_lightning.core.files import read_text
-    from clt_lightning.core.paths import expand
-
-    try:
-        file = None if text.lstrip().startswith("{") else expand(text, "--index")
-        content = yaml.safe_load(text if file is None else read_text(file))
-    except yaml.YAMLError as error:
-        raise UserError(f"--index {text}: this is no YAML ({error})") from error
-    second = make_backbone(content).to(opened.clip.device)
-
-    def embed(images: Tensor) -> Tensor:
-        # the second backbone's own size and normalisation, from the pixels that the first one sees
-        pictures = [PIL.Image.fromarray(opened.pixels(image.cpu()).permute(1, 2, 0).numpy()) for image in images]
-        return second.encode_image(torch.stack([second.preprocess(picture) for picture in pictures]))
-
-    return embed, f"{second.name} ({second.pretrained or 'random weights'})"
 
 
 def _ensemble(opened: Run) -> Tensor | None:

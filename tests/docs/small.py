@@ -33,6 +33,7 @@ MORE: dict[str, list[str]] = {
         *("--evaluate.cascade.singles=false", "--evaluate.cascade.control_share=0.1"),
     ],
     "report": ["--images", "1", "--mistakes", "0", "--pages", "2", "--circuits", "1", "--queries", "1"],
+    "bench": ["--train-images", "64", "--val-images", "16"],
     "serve": ["--port", "0", "--images", "4"],
 }
 #: Options whose value is smaller, where a command has them
