@@ -56,6 +56,7 @@ SMALLER: dict[str, list[tuple[str, str]]] = {
         ("target=11", "target=3"),
         ("range(3, 12)", "range(1, 4)"),
     ],
+    "docs/attention.md": [("max_steps=600", "max_steps=2"), ("cl.TopK(16))", "cl.TopK(16), n_features=48)")],
     "docs/circuits.md": [
         ("limit=200), own_class, images=200", "limit=3), own_class, images=3"),
         ("int((embedding @ head).argmax())", 'names.index("red square")'),
