@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from clt_lightning.analysis.features import monosemanticity
-from clt_lightning.analysis.spatial import moran
+from clt_lightning.analysis.spatial import MORAN_ACTIVE, moran
 
 #: A feature is measured if it fires on so many images, of which a mean cosine can be told from chance
 LEAST_IMAGES = 5
 _CHUNK = 256  # features at once
+_MAPS = 16_384  # maps at once
 
 
 class Coherence:
@@ -32,14 +33,15 @@ class Coherence:
     def add(self, patches: Tensor) -> None:
         """Codes `(images, patches, F)`."""
         places = torch.rand(patches.shape[:2], generator=self.generator).argsort(1).to(patches.device)
-        for start in range(0, patches.shape[2], _CHUNK):
-            codes = patches[:, :, start : start + _CHUNK]
-            shuffled = codes.gather(1, places[:, :, None].expand_as(codes))
-            found = torch.stack([moran(maps.unflatten(1, self.grid)) for maps in (codes, shuffled)])
+        enough = ((patches != 0).sum(1) >= MORAN_ACTIVE).nonzero()  # most features fire on few images, or at few places
+        for images, features in (some.T for some in enough.split(_MAPS)):
+            codes = patches[images, :, features]
+            both = torch.stack([codes, codes.gather(1, places[images])])
+            found = moran(both.unflatten(2, self.grid).permute(0, 2, 3, 1)).cpu()
             counts = ~found.isnan().any(0)
-            rows = slice(start, start + codes.shape[2])
-            self.total[:, rows] += torch.where(counts, found, 0.0).sum(1).double().cpu()
-            self.count[rows] += counts.sum(0).cpu()
+            rows = features.cpu()[counts]
+            self.total.index_add_(1, rows, found[:, counts].double())
+            self.count.index_add_(0, rows, torch.ones(len(rows), dtype=torch.float64))
 
     def columns(self) -> np.ndarray:
         """`(features that have a map, 2)`: as they are, shuffled."""

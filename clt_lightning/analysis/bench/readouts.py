@@ -82,7 +82,7 @@ def read_out(splits: Mapping[str, Mapping[str, Rows]], n_classes: int, ks: Seque
         seed: of random features.
     """
     by_source = {name: [splits[split][name] for split in SPLITS] for name in splits["train"]}
-    whole = {name: _right(*rows, n_classes)[0] for name, rows in by_source.items()}
+    whole = {name: _right(rows[0], rows[1], rows[2], n_classes)[0] for name, rows in by_source.items()}
     train, val, test = by_source["codes"]
     changing = (train.x.amax(0) > train.x.amin(0)).nonzero()[:, 0]
     generator = torch.Generator().manual_seed(seed)
