@@ -217,6 +217,11 @@ def _datamodule(
         arguments |= given
     if issubclass(cls, WebImages):
         arguments["allow_pipe"] = allow_pipe  # whoever runs the command allows it, never the config
+    if root is not None and "sets" in arguments:
+        raise UserError(
+            "--data.init_args.root: the run reads several sets, each with a root of its own "
+            f"({file.where(('data', 'init_args', 'sets'))}): put them back where they were"
+        )
     if root is not None:
         arguments["root"] = expand(root, "--data.init_args.root")
     try:

@@ -37,6 +37,7 @@ COMMANDS = {
     ),
     "paper-table": ("clt_lightning.cli.paper_table", "what finished runs have measured, beside what was published"),
     "compare": ("clt_lightning.cli.compare", "which features of two or more runs are the same"),
+    "studies": ("clt_lightning.cli.studies", "which features several data sets share, and which are one set's own"),
     "report": ("clt_lightning.cli.report", "write pages and figures of an evaluated run, to open in a browser"),
     "completion": (
         "clt_lightning.cli.completion",

@@ -94,7 +94,9 @@ class RowSparseAdam(torch.optim.Optimizer):
                 f"RowSparseAdam: catch_up=exact needs betas[0]^2 < betas[1], got {betas}: rows would never come to rest"
             )
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, defaults | {"catch_up": catch_up, "dense_above": dense_above})
+        own = {"catch_up": catch_up, "dense_above": dense_above}
+        # which torch adds when it loads a state: the files of resumed and undisturbed runs are to be equal
+        super().__init__(params, defaults | own | {"differentiable": False})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
