@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from clt_lightning.core.sites import Sites
     from clt_lightning.core.tokens import TokenLayout
     from clt_lightning.interventions.replacement import replaced
+    from clt_lightning.training.attention import AttentionModule
     from clt_lightning.training.module import CLTModule
     from clt_lightning.training.settings import (
         LossConfig,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         TranscoderConfig,
     )
     from clt_lightning.transcoder import AbsTopK, BatchTopK, Codes, CrossLayerTranscoder, JumpReLU, ReLU, TopK
+    from clt_lightning.transcoder.attention import SparseAttention
 
 _HOME = {
     "FrozenCLIP": "backbone.clip",
@@ -43,7 +45,9 @@ _HOME = {
     "AbsTopK": "transcoder",
     "BatchTopK": "transcoder",
     "JumpReLU": "transcoder",
+    "SparseAttention": "transcoder.attention",
     "CLTModule": "training.module",
+    "AttentionModule": "training.attention",
     "replaced": "interventions.replacement",
     "LossConfig": "training.settings",
     "ParallelConfig": "training.settings",
@@ -69,6 +73,7 @@ _MODULES["optim"] = "training.optim"
 
 __all__ = [
     "AbsTopK",
+    "AttentionModule",
     "BatchTopK",
     "CLTModule",
     "Codes",
@@ -85,6 +90,7 @@ __all__ = [
     "ReviveConfig",
     "ScheduleConfig",
     "Sites",
+    "SparseAttention",
     "Target",
     "TokenLayout",
     "TokensConfig",

@@ -18,7 +18,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "analysis": (
         "Analysis",
         "What a trained transcoder explains: evaluation, one image, steering.",
-        ("analysis", "analysis.probes"),
+        ("analysis", "analysis.bench", "analysis.probes"),
     ),
     "circuits": ("Circuits", "Attribution graphs and the interventions that check them.", ("analysis.circuits",)),
     "metrics": ("Metrics", "torchmetrics classes.", ("metrics",)),

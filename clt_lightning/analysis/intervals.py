@@ -56,15 +56,20 @@ def resample_weights(n: int, draws: int, seed: int) -> Iterator[np.ndarray]:
         yield np.bincount(picks.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float32)
 
 
-def mean_intervals(columns: np.ndarray, draws: int, seed: int) -> list[Interval]:
-    """Intervals of the means of columns `(n, columns)`, all on the same resamples; without draws the means alone."""
+def mean_draws(columns: np.ndarray, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Means `(columns,)` of `(n, columns)`, and those of resamples `(draws, columns)`, the same rows in all columns."""
     n = len(columns)
-    if n == 0:
-        return [NOTHING] * columns.shape[1]
     wide = columns.astype(np.float64)
     own = wide.mean(0)
     resampled = [w.astype(np.float64) @ wide / n for w in resample_weights(n, draws, seed)]
-    drawn = np.concatenate(resampled) if resampled else np.empty((0, len(own)))
+    return own, np.concatenate(resampled) if resampled else np.empty((0, len(own)))
+
+
+def mean_intervals(columns: np.ndarray, draws: int, seed: int) -> list[Interval]:
+    """Intervals of the means of columns `(n, columns)`, all on the same resamples; without draws the means alone."""
+    if len(columns) == 0:
+        return [NOTHING] * columns.shape[1]
+    own, drawn = mean_draws(columns, draws, seed)
     return [interval(float(value), column) for value, column in zip(own, drawn.T)]
 
 

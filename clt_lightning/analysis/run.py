@@ -80,6 +80,16 @@ class Run:
         self.datamodule.setup("test")
         yield from self.datamodule.eval_dataloader(split, limit=limit)
 
+    def count(self, split: str = "test", limit: int | None = None) -> int | None:
+        """Images that `batches` gives; None where the data do not say.
+
+        Raises:
+            UserError: there is no such split.
+        """
+        self.datamodule.setup("test")
+        plan = getattr(self.datamodule.eval_dataloader(split, limit=limit), "plan", None)
+        return None if plan is None else int(plan.used)
+
     def samples(self, keys: Sequence[str], split: str = "test") -> dict[str, tuple[Tensor, int]]:
         """Some images of a split by key, preprocessed `(3, size, size)`, with labels (-1 for none); reads it once.
 
@@ -90,7 +100,8 @@ class Run:
         for batch in self.batches(split):
             for index, key in enumerate(batch["key"]):
                 if key in wanted:
-                    found[key] = batch["image"][index].clone(), int(batch["label"][index])
+                    label = int(batch["label"][index]) if "label" in batch else -1
+                    found[key] = batch["image"][index].clone(), label
             if len(found) == len(wanted):
                 break
         missing = sorted(wanted - set(found))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clt_lightning.backbone.activations import Activations
+from clt_lightning.backbone.attention_parts import AttentionParts
 from clt_lightning.backbone.class_head import ClassHead
 from clt_lightning.backbone.families.base import Family, Readout
 from clt_lightning.backbone.taps import Key, OverrideFn, ReadFn, Taps
@@ -406,6 +407,14 @@ class Backbone(nn.Module):
         if unknown:
             raise UserError(f"layers {unknown} do not exist: '{self.name}' has layers 0 to {self.n_layers - 1}")
         return wanted
+
+    def attention_parts(self, layer: int) -> AttentionParts:
+        """The numbers of a block's attention; `attention_pattern` makes its pattern of `attn_in`.
+
+        Raises:
+            UserError: an attention of a form that is not known.
+        """
+        return self.family.attention_parts(self.check_layers([layer])[0], self.name)
 
     def site_width(self, site: str) -> int:
         """Size of a site's vectors: d_model, but embed_dim of `final`, and of `attn_z` that of all heads together.

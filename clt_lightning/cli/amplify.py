@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clt_lightning.cli.arguments import run_options
+from clt_lightning.cli.second_backbone import FORMS, second_backbone
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import write_json
 from clt_lightning.core.table import Column, lay_out
@@ -25,6 +26,32 @@ _OUTSIDE = 256
 _BATCH = 32
 _PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 
+#: Options that mean something with --amplify alone
+_DEFAULTS: dict[str, Any] = {
+    "strength": [1.0],
+    "layers": None,
+    "gate": [0.99],
+    "neighbours": 50,
+    "index": None,
+    "arms": None,
+    "train_images": 10_000,
+    "val_images": 5_000,
+    "outside": None,
+    "seed": 0,
+}
+
+
+def refuse_amplify_options(args: argparse.Namespace) -> None:
+    """For edits of single features.
+
+    Raises:
+        UserError: an option was given that would do nothing.
+    """
+    for name, default in _DEFAULTS.items():
+        if getattr(args, name) != default:
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} is an option of --amplify, which is not given: it would do nothing")
+
 
 def add_amplify_options(parser: argparse.ArgumentParser) -> None:
     """Options of `--amplify`."""
@@ -40,7 +67,7 @@ def add_amplify_options(parser: argparse.ArgumentParser) -> None:
         "--strength",
         nargs="+",
         type=float,
-        default=[1.0],
+        default=_DEFAULTS["strength"],
         metavar="LAMBDA",
         help="what the change is multiplied by; strength x (gamma - 1) alone acts (default: 1)",
     )
@@ -51,26 +78,37 @@ def add_amplify_options(parser: argparse.ArgumentParser) -> None:
         "--gate",
         nargs="+",
         type=float,
-        default=[0.99],
+        default=_DEFAULTS["gate"],
         metavar="Q",
         help="steer images up to this quantile of the training images' FVU at [CLS], for each layer by itself; of "
         "several `val` chooses (default: 0.99)",
     )
     more.add_argument(
-        "--neighbours", type=int, default=50, metavar="K", help="training images of VS2++, k-NN and RAG (default: 50)"
+        "--neighbours",
+        type=int,
+        default=_DEFAULTS["neighbours"],
+        metavar="K",
+        help="training images of VS2++, k-NN and RAG (default: 50)",
     )
     more.add_argument(
         "--index",
         metavar="BACKBONE",
-        help="look for neighbours in the embedding of a second backbone: `{class_path: FrozenViT, init_args: {name: "
-        "..., pretrained: ...}}`, or a YAML file that holds this (default: the run's own backbone)",
+        help=f"look for neighbours in the embedding of a second backbone: {FORMS} (default: the run's own backbone)",
     )
     more.add_argument("--arms", nargs="+", metavar="NAME", help="these arms alone (docs/acting.md has their names)")
     more.add_argument(
-        "--train-images", type=int, default=10_000, metavar="N", help="training images, evenly spaced (default: 10,000)"
+        "--train-images",
+        type=int,
+        default=_DEFAULTS["train_images"],
+        metavar="N",
+        help="training images, evenly spaced (default: 10,000)",
     )
     more.add_argument(
-        "--val-images", type=int, default=5_000, metavar="N", help="validation images that choose (default: 5,000)"
+        "--val-images",
+        type=int,
+        default=_DEFAULTS["val_images"],
+        metavar="N",
+        help="validation images that choose (default: 5,000)",
     )
     more.add_argument(
         "--outside",
@@ -79,7 +117,9 @@ def add_amplify_options(parser: argparse.ArgumentParser) -> None:
         help="pictures from elsewhere: the share of them that the gate would steer is printed, beside that of made "
         "noise",
     )
-    more.add_argument("--seed", type=int, default=0, help="of random directions and resamples (default: 0)")
+    more.add_argument(
+        "--seed", type=int, default=_DEFAULTS["seed"], help="of random directions and resamples (default: 0)"
+    )
 
 
 def run_amplify(args: argparse.Namespace) -> None:
@@ -104,9 +144,11 @@ def run_amplify(args: argparse.Namespace) -> None:
     )
     head = opened.require_head("nothing to compare")
     names = opened.datamodule.classnames
-    embed, index = _index(opened, args.index)
+    embed, index = second_backbone(opened, args.index)
     wanted = {"train": args.train_images, "val": args.val_images, "test": args.images}
     of_run = {"train": "train", "val": "val", "test": args.split}
+    # before the first long pass: all three are there
+    totals = {name: opened.count(of_run[name], limit) for name, limit in wanted.items()}
     splits = {name: opened.batches(of_run[name], limit) for name, limit in wanted.items()}
     found = amplify(
         opened.clip,
@@ -119,7 +161,7 @@ def run_amplify(args: argparse.Namespace) -> None:
         index=index,
         ensemble=_ensemble(opened) if args.arms is None or "ensemble" in args.arms else None,
         outside=_outside(opened, args.split, args.outside, args.seed),
-        totals={name: limit for name, limit in wanted.items() if limit},
+        totals={name: total for name, total in totals.items() if total is not None},
     )
     print("\n".join(amplify_lines(found, line_width())))
     if args.output is not None:
@@ -140,8 +182,8 @@ def _check(args: argparse.Namespace) -> None:
             f"--split {args.split}: `train` and `val` set thresholds and strengths; measure on another split"
         )
     for option in ("train_images", "val_images"):
-        if getattr(args, option) < 1:
-            raise UserError(f"--{option.replace('_', '-')} must be at least 1, got {getattr(args, option)}")
+        if getattr(args, option) < 2:  # of one image there is no variance, and no gate
+            raise UserError(f"--{option.replace('_', '-')} must be at least 2, got {getattr(args, option)}")
 
 
 def _blocks(text: str) -> list[int]:
@@ -152,33 +194,6 @@ def _blocks(text: str) -> list[int]:
             raise UserError(f"--layers {text}: expected blocks such as 11, 8-11 or 3,7,11")
         found += range(int(match[1]), int(match[2] or match[1]) + 1)
     return sorted(set(found))
-
-
-def _index(opened: Run, text: str | None) -> tuple[Callable[[Tensor], Tensor] | None, str]:
-    """The space of neighbours, and what it is called."""
-    if text is None:
-        return None, "own embedding"
-    import PIL.Image
-    import torch
-    import yaml
-
-    from clt_lightning.backbone.make import make_backbone
-    from clt_lightning.core.files import read_text
-    from clt_lightning.core.paths import expand
-
-    try:
-        file = None if text.lstrip().startswith("{") else expand(text, "--index")
-        content = yaml.safe_load(text if file is None else read_text(file))
-    except yaml.YAMLError as error:
-        raise UserError(f"--index {text}: this is no YAML ({error})") from error
-    second = make_backbone(content).to(opened.clip.device)
-
-    def embed(images: Tensor) -> Tensor:
-        # the second backbone's own size and normalisation, from the pixels that the first one sees
-        pictures = [PIL.Image.fromarray(opened.pixels(image.cpu()).permute(1, 2, 0).numpy()) for image in images]
-        return second.encode_image(torch.stack([second.preprocess(picture) for picture in pictures]))
-
-    return embed, f"{second.name} ({second.pretrained or 'random weights'})"
 
 
 def _ensemble(opened: Run) -> Tensor | None:

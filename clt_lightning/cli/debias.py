@@ -52,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how features that carry the cue are found; repeatable: circuits or codes (with labels of groups), "
         "coactivation (without; needs --unbiased); default: all",
     )
-    parser.add_argument("--nodes", type=Path, metavar="FILE", help="a set of nodes (JSON) whose features are ablated")
+    parser.add_argument(
+        "--nodes", type=Path, metavar="FILE", help="a set of nodes (JSON) whose features are ablated, at all positions"
+    )
     parser.add_argument(
         "--sizes",
         type=_numbers,
@@ -61,7 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how many features an edit may have; val and a part of train choose (default: 1,2,4,...,128)",
     )
     parser.add_argument(
-        "--images", type=int, default=512, help="training images behind means and influence (default: 512)"
+        "--images",
+        type=int,
+        default=512,
+        help="training images behind means and influence; with --erase also the test images of other classes "
+        "(default: 512)",
     )
     parser.add_argument(
         "--group-images", type=int, default=64, help="training images of each group that are looked at (default: 64)"

@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--attention",
         type=Path,
         metavar="RUN",
-        help="run folder of autoencoders of what attention adds (configs/site/attention.yaml, on the same backbone): "
-        "their features are nodes as well",
+        help="run folder of autoencoders of what attention adds (configs/site/attention.yaml, on the same backbone), "
+        "or folder of sparse attention (`attention --units`): their features are nodes as well",
     )
     parser.add_argument(
         "--skip",
@@ -164,6 +164,8 @@ def _graph(args: argparse.Namespace, opened: Run) -> None:
     from clt_lightning.analysis.circuits import attribute, attribute_with_attention
     from clt_lightning.analysis.circuits.faithful import Features
     from clt_lightning.analysis.circuits.residual import residual_graph
+    from clt_lightning.transcoder import CrossLayerTranscoder
+    from clt_lightning.transcoder.attention import SparseAttention
 
     place = None if args.page is None else _place(args, opened)
     image = opened.images([args.image], args.split)[args.image]
@@ -178,7 +180,11 @@ def _graph(args: argparse.Namespace, opened: Run) -> None:
     elif args.attention is not None:
         if args.summed:
             raise UserError("--attention has a node for each position: leave --summed out")
-        attention = open_run(args.attention, **run_options(args)).transcoder
+        attention: CrossLayerTranscoder | SparseAttention
+        if (args.attention / "config.json").is_file():
+            attention = SparseAttention.from_pretrained(args.attention, trust=args.trust_config)
+        else:
+            attention = open_run(args.attention, **run_options(args)).transcoder
         graph = attribute_with_attention(
             opened.clip,
             opened.transcoder,

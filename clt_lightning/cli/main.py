@@ -52,7 +52,15 @@ COMMANDS = {
         "clt_lightning.cli.probe",
         "linear read-outs of features and codes, of an image or of each patch; class logits without a text tower",
     ),
+    "bench": (
+        "clt_lightning.cli.bench",
+        "what features, reconstructions and codes are worth, beside controls and an untrained transcoder",
+    ),
     "debias": ("clt_lightning.cli.debias", "take a spurious cue out with one edit, beside its controls; erase a class"),
+    "attention": (
+        "clt_lightning.cli.attention",
+        "sparse attention on a run's backbone: train it, and put it in the place of every attention",
+    ),
     "graph": ("clt_lightning.cli.graph", "the attribution graph of one image, and whether it predicts interventions"),
 }
 

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--sparse",
-        type=_numbers,
+        type=numbers,
         default=(),
         metavar="K,K,...",
         help="also k-sparse probes, which read so many columns alone: --sparse 1,5,20",
@@ -213,7 +213,8 @@ def _names(opened: Run) -> list[str]:
     return list(names)
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def numbers(text: str) -> tuple[int, ...]:
+    """How many columns k-sparse probes read, as `1,5,20`."""
     try:
         found = tuple(int(word) for word in text.split(","))
     except ValueError:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clt_lightning.cli.amplify import add_amplify_options, run_amplify
+from clt_lightning.cli.amplify import add_amplify_options, refuse_amplify_options, run_amplify
 from clt_lightning.cli.arguments import add_run_options, run_options
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import read_json, write_json
@@ -94,6 +94,7 @@ def run(args: argparse.Namespace) -> None:
             raise UserError("--amplify moves all features together: give it, or edits of single features, not both")
         run_amplify(args)
         return
+    refuse_amplify_options(args)
     sets = _sets(args)
     if not edits and not sets:
         raise UserError(

@@ -1,4 +1,4 @@
-"""A transcoder in the place of what it rebuilds: the MLPs of a backbone, or any other site."""
+"""A transcoder in the place of what it rebuilds: the MLPs of a backbone, or any other site; attention beside them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from clt_lightning.backbone import Backbone
 from clt_lightning.backbone.taps import ENTRY
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.tokens import TokenLayout
+from clt_lightning.interventions.attention import AttentionReplacement
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
+from clt_lightning.transcoder.attention import SparseAttention
 
 TermEditor = Callable[[int, Tensor], Tensor]
 """`edit(layer, terms) -> terms`: terms are `(sources, tokens, d_model)`, sources 0..layer, without bias and skip."""
@@ -34,10 +36,14 @@ class ReplacementTrace:
     Attributes:
         codes: the codes of each layer read so far, by layer, of the replaced tokens.
         y_hat: what was put in the place of each layer's site, without the error, by layer, `(tokens, d_out)`.
+        attention: the codes of sparse attention, by block, of all tokens.
+        attention_hat: what it rebuilt, without the error, by block, `(images, positions, d_model)`.
     """
 
     codes: dict[int, Codes] = field(default_factory=dict)
     y_hat: dict[int, Tensor] = field(default_factory=dict)
+    attention: dict[int, Codes] = field(default_factory=dict)
+    attention_hat: dict[int, Tensor] = field(default_factory=dict)
 
 
 def check_fit(clip: Backbone, clt: CrossLayerTranscoder) -> tuple[int, ...]:
@@ -85,13 +91,15 @@ def tokens_of(clip: Backbone, clt: CrossLayerTranscoder) -> TokenLayout:
 @contextmanager
 def replaced(
     clip: Backbone,
-    clt: CrossLayerTranscoder,
+    clt: CrossLayerTranscoder | None,
     layers: Iterable[int] | None = None,
     tokens: str = "all",
     edit: TermEditor | None = None,
     skip: SkipFn | None = None,
     grad: bool = False,
     error: Error = "none",
+    attention: SparseAttention | None = None,
+    attention_layers: Iterable[int] | None = None,
 ) -> Iterator[ReplacementTrace]:
     """While active, the transcoder's reconstruction stands in the place of the site that it rebuilds.
 
@@ -101,7 +109,7 @@ def replaced(
 
     Args:
         clip: the backbone.
-        clt: the transcoder, on the same device.
+        clt: the transcoder, on the same device; None: the attention alone is replaced.
         layers: the backbone's blocks whose site is replaced, of those where the transcoder stands; None for all of
             them.
         tokens: `all`, `cls`, `register` or `patch`: at which positions; the others keep the site's own tensor.
@@ -110,16 +118,48 @@ def replaced(
         grad: let gradients flow (with `clip.encode_image(images, grad=True)`).
         error: `clean` adds back what the reconstruction leaves out in the untouched model (which runs once more, on the
             same images): with nothing else changed, the numbers are the untouched model's. `none` adds nothing.
+        attention: sparse attention in the place of the attention too (docs/attention.md); it moves by the patterns of
+            the running stream.
+        attention_layers: the blocks whose attention is replaced; None: `layers`.
 
     Yields:
         the trace of the last forward.
 
     Raises:
-        UserError: transcoder and backbone do not fit, unknown layers or token set.
+        UserError: transcoder, sparse attention and backbone do not fit, unknown layers or token set, or nothing to
+            put in.
     """
-    swap = _Replacement(clip, clt, layers, tokens, edit, skip, grad, error)
-    with swap.active():
-        yield swap.trace
+    if clt is None and (attention is None or edit is not None or skip is not None):
+        raise UserError("replaced: without a transcoder (clt=None) give attention=..., and neither edit nor skip")
+    if attention is None and attention_layers is not None:
+        raise UserError("replaced: attention_layers without attention=...: give the sparse attention to put there")
+    if clt is not None and attention is not None and {clt.sites.read, clt.sites.write} & {"attn_z", "attn_out"}:
+        raise UserError(
+            f"replaced: the transcoder stands at {clt.sites.write}, in the attention that attention=... replaces: give "
+            "one of the two"
+        )
+    chosen = None if layers is None else list(layers)
+    trace = ReplacementTrace()
+    with ExitStack() as stack:
+        if attention is not None:
+            check_error(error)
+            blocks = chosen if attention_layers is None else attention_layers
+            heads = AttentionReplacement(clip, attention, blocks, tokens, grad, error == "clean")
+            trace.attention, trace.attention_hat = heads.codes, heads.y_hat
+            stack.enter_context(heads.active())
+        if clt is not None:
+            stack.enter_context(_Replacement(clip, clt, chosen, tokens, edit, skip, grad, error, trace).active())
+        yield trace
+
+
+def check_error(error: str) -> None:
+    """Whether it is a way to treat errors.
+
+    Raises:
+        UserError: it is none.
+    """
+    if error not in ("none", "clean"):
+        raise UserError(f"error must be none or clean, got {error!r}")
 
 
 @dataclass
@@ -144,6 +184,7 @@ class _Replacement:
         skip: SkipFn | None,
         grad: bool,
         error: Error,
+        trace: ReplacementTrace,
     ) -> None:
         self.clip, self.clt = clip, clt
         self.edit, self.skip, self.grad = edit, skip, grad
@@ -157,11 +198,10 @@ class _Replacement:
         if self.write == "final" and not self.whole:
             raise UserError(f"the site final is one vector an image: tokens must be all, got {tokens!r}")
         self.span = slice(None) if self.whole else span
-        if error not in ("none", "clean"):
-            raise UserError(f"error must be none or clean, got {error!r}")
+        check_error(error)
         self.error = error
         self.cls_of_image = cls_among(clip, clt, tokens)
-        self.trace = ReplacementTrace()
+        self.trace = trace
         self.inputs: dict[int, Tensor] = {}
         self.clean = _Clean()
         # features of layers before the window write into it, so these layers are read as well

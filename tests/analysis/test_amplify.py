@@ -297,3 +297,23 @@ def test_what_cannot_be_is_refused(clip: FrozenCLIP) -> None:
         Amplifier(clip, autoencoder([2]), [1])
     with pytest.raises(UserError, match="do not exist"):
         Amplifier(clip, make_clt(), [7])
+
+
+@pytest.mark.parametrize("site", ["mlp_out", "attn_out", "resid_post"])
+def test_standardised_tokens_come_back_in_each_targets_own_units(clip: FrozenCLIP, site: str) -> None:
+    sae = autoencoder(list(range(LAYERS)), site, normalize="token")
+    images = split(0, 8)[0]["image"]
+    kept: dict[int, Tensor] = {}
+    with clip.watch(lambda block, x: kept.__setitem__(block, x[:, 0].clone()), None, site):
+        clip.encode_image(images)
+    amplifier = Amplifier(clip, sae)
+    for place, seen in zip(amplifier.places, amplifier.observe(images).seen):
+        for row, target in enumerate(place.targets):
+            codes = {target: sae.encode_layer(kept[target], target)}
+            expected = sae.in_units(sae.layer_sum(codes, target), kept[target])
+            torch.testing.assert_close(seen.terms[row], expected.to(seen.terms), rtol=1e-4, atol=1e-5)
+
+
+def test_a_site_that_there_is_once_has_no_layers_to_choose(clip: FrozenCLIP) -> None:
+    with pytest.raises(UserError, match="the model has final once"):
+        Amplifier(clip, autoencoder([0], "final"), [1])

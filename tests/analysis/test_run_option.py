@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from clt_lightning.analysis import open_run
+from clt_lightning.analysis import Run, open_run
+from clt_lightning.cli.main import main
 from clt_lightning.cli.run_option import expand_run
 from clt_lightning.core.errors import UserError
 
@@ -63,3 +66,17 @@ def test_mistakes(run: Path, tmp_path: Path) -> None:
         open_run(tmp_path)
     with pytest.raises(UserError, match="holds no transcoder/ folder"):
         open_run(run)
+
+
+def test_samples_of_data_without_labels() -> None:
+    batch = {"image": torch.arange(2.0)[:, None], "key": ["a", "b"]}
+    found = Run.samples(SimpleNamespace(batches=lambda split: [batch]), ["b"])  # type: ignore[arg-type]
+    assert float(found["b"][0]) == 1
+    assert found["b"][1] == -1
+
+
+@pytest.mark.parametrize("words", [["--strength", "2"], ["--gate", "0.5"], ["--layers", "2"], ["--arms", "vs2"]])
+def test_steer_says_which_options_would_do_nothing(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["steer", "--run", "nowhere", "--set", "0/1=2", *words])
+    assert f"{words[0]} is an option of --amplify" in capsys.readouterr().err

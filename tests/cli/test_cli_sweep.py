@@ -229,3 +229,12 @@ def test_the_front_is_what_no_other_beats() -> None:
     points = {"a": (1.0, 0.5), "b": (2.0, 0.3), "c": (2.0, 0.4), "d": (3.0, 0.3), "e": (0.5, float("nan"))}
     made = [Outcome(n, {}, numbers={"val/l0/all": l0, "val/fvu/all": fvu}) for n, (l0, fvu) in points.items()]
     assert best(made) == {"a", "b"}
+
+
+def test_a_key_that_is_set_twice(tmp_path: Path) -> None:
+    twice = {"a": {"model": {"transcoder": {"topology": "per_layer"}}, "model.transcoder.topology": "sae"}}
+    with pytest.raises(UserError, match=r"line 2: a sets model\.transcoder\.topology twice"):
+        read_members(sweep_file(tmp_path, {"runs": twice}))
+    within = {"model.transcoder.activation": {"class_path": "TopK"}, "model.transcoder.activation.init_args.k": 3}
+    with pytest.raises(UserError, match=r"a sets model\.transcoder\.activation\.init_args\.k twice \(also by"):
+        read_members(sweep_file(tmp_path, {"runs": {"a": within}}))

@@ -33,6 +33,7 @@ MORE: dict[str, list[str]] = {
         *("--evaluate.cascade.singles=false", "--evaluate.cascade.control_share=0.1"),
     ],
     "report": ["--images", "1", "--mistakes", "0", "--pages", "2", "--circuits", "1", "--queries", "1"],
+    "bench": ["--train-images", "64", "--val-images", "16"],
     "serve": ["--port", "0", "--images", "4"],
 }
 #: Options whose value is smaller, where a command has them
@@ -54,6 +55,11 @@ SMALLER: dict[str, list[tuple[str, str]]] = {
         ("runs/vitb32/version_0/transcoder", "runs/quickstart/version_0/transcoder"),
         ("target=11", "target=3"),
         ("range(3, 12)", "range(1, 4)"),
+    ],
+    "docs/attention.md": [
+        ("max_steps=600", "max_steps=2"),
+        ("cl.TopK(16))", "cl.TopK(16), n_features=48)"),
+        ("limit=24", "limit=1"),
     ],
     "docs/circuits.md": [
         ("limit=200), own_class, images=200", "limit=3), own_class, images=3"),

@@ -92,3 +92,16 @@ def test_every_picture_is_shown_and_small() -> None:
     for path in (ROOT / "docs" / "images").iterdir():
         assert path.name in shown, path
         assert path.stat().st_size < 400_000, path
+
+
+def test_files_that_are_named_are_there() -> None:
+    package = ROOT / "clt_lightning"
+    every = [path.relative_to(ROOT).as_posix() for folder in (package, ROOT / "tests") for path in folder.rglob("*.py")]
+    missing = []
+    for page in pages():
+        for name in re.findall(r"`((?:\w+/)+\w+\.py)`", prose(ROOT / page)):
+            if not ((ROOT / name).exists() or any(path.endswith(f"/{name}") for path in every)):
+                missing.append(f"{page}: {name}")
+    table = (ROOT / "README.md").read_text().split("## How the pieces fit")[1].split("Read these first")[0]
+    missing += [f"README.md: {name}" for name in re.findall(r"`((?:\w+/)+)`", table) if not (package / name).is_dir()]
+    assert not missing

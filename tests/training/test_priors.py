@@ -189,3 +189,13 @@ def test_it_is_made_from_a_config_and_written_into_one() -> None:
     assert all(term.name != "sparse_decoding" for term in config.terms())
     again = from_plain(LossConfig, to_plain(config))
     assert again.extra[0] == config.extra[0]
+
+
+def test_rows_that_never_move_again_have_a_probability_too() -> None:
+    """They were updated before the prior began: a silent feature is no sure member of the slab for that."""
+    clt = small()
+    with torch.no_grad():
+        clt.b_enc[:, 0] = -50.0  # never fires
+    prior = SparseDecoding(start=0.4, refit=0.0)
+    train(clt, prior, RowSparseAdam(clt.parameters(), lr=1e-3), 10)
+    assert all(bool((layer.p[0] < 1).all()) for layer, W in zip(prior.layers, clt.W_dec) if W.shape[1] > 1)

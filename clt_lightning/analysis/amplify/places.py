@@ -129,7 +129,9 @@ class Amplifier:
         return min(last if place.site in FINAL_SITES else place.block for place in self.places)
 
     def _rows(self, layers: Sequence[int] | None) -> tuple[int, ...]:
-        if layers is None or self.clt.sites.once:
+        if layers is not None and self.clt.sites.once:
+            raise UserError(f"layers {list(layers)}: the model has {self.write} once, so there are none to choose")
+        if layers is None:
             return tuple(range(self.clt.n_layers))
         wanted = sorted(self.clip.check_layers(layers))
         missing = [block for block in wanted if block not in self.blocks]
@@ -247,7 +249,11 @@ class Amplifier:
         sums = torch.stack([clt.layer_sum(codes, j, self.sources) for j in place.targets])
         unit = x.new_ones(len(x), 1, dtype=torch.float32)
         if clt.normalization == "token":
-            unit = standardise(x.to(clt.b_dec.dtype))[2]
+            reads = [x if place.site == self.read else kept[self.read, self.blocks[j]] for j in place.targets]
+            stds = torch.stack([standardise(read.to(clt.b_dec.dtype))[2] for read in reads])
+            sums = sums * stds
+            if self.write not in _ADDED:  # of one token; what is added to the stream is of several, and kept whole
+                unit = stds[0]
         x = _wide(x)
 
         def rebuild() -> tuple[Tensor, Tensor]:
@@ -258,7 +264,7 @@ class Amplifier:
                 rebuilt.append(clt.in_units(clt.layer_sum(codes, j), read) + clt.rest_term(read, j))
             return y, torch.stack(rebuilt).to(y)
 
-        return Seen(x, (sums * unit).to(x), unit, rebuild)
+        return Seen(x, sums.to(x), unit, rebuild)
 
 
 def _cls(tensor: Tensor) -> Tensor:

@@ -15,11 +15,12 @@ from clt_lightning.analysis.circuits.linear import LinearTower
 from clt_lightning.analysis.circuits.nodes import Node, Nodes
 from clt_lightning.analysis.circuits.nodeset import NodeEdit, NodeSet
 from clt_lightning.analysis.circuits.open_clip_parts import parts_of
-from clt_lightning.analysis.circuits.parts import TowerParts, cast
+from clt_lightning.analysis.circuits.parts import TowerParts
 from clt_lightning.analysis.circuits.queries import HeadScore, explain_score
 from clt_lightning.analysis.circuits.residual import Relevance, ResidualModel, relevance, residual_model
 from clt_lightning.analysis.circuits.validation import Validation, validate
 from clt_lightning.analysis.circuits.virtual import by_coactivation, rank_correlation, virtual_weights
+from clt_lightning.backbone.attention_parts import cast
 
 __all__ = [
     "ConceptAblation",

@@ -1,34 +1,34 @@
-"""Graphs in which attention is nodes too: the features of an autoencoder of what attention adds to the stream.
+"""Graphs in which attention is nodes too: features of what attention adds to the stream, or sparse attention's units.
 
-Such a feature reads the attention's output, which with patterns held is a sum over what was written before it at any
-position, and writes into the stream at its own position. Paths end at it as they end at the MLPs' features, so that no
-edge crosses an attention unseen. What the autoencoder leaves over is an error node of each layer and position.
+With patterns held, the code of either is a sum over what was written before it at any position, and it writes into the
+stream at its own position. Paths end at it as they end at the MLPs' features, so that no edge crosses an attention
+unseen. What is left over is an error node of each layer and position.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import PIL.Image
 import torch
 from torch import Tensor
 
+from clt_lightning.analysis.circuits.attention_nodes import AttentionNodes, Reading, nodes_of_attention
 from clt_lightning.analysis.circuits.edges import Edges
 from clt_lightning.analysis.circuits.graph import Graph, with_influence
 from clt_lightning.analysis.circuits.image_model import ImageModel, Skip, model_of_image
 from clt_lightning.analysis.circuits.layout import lay_out
 from clt_lightning.analysis.circuits.nodes import BIASES, make_nodes
 from clt_lightning.analysis.circuits.read_out import ReadOutRow
-from clt_lightning.analysis.circuits.sources import Active, encode, encoder_rows
+from clt_lightning.analysis.circuits.sources import encoder_rows
 from clt_lightning.analysis.target import Target
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.progress import Progress
-from clt_lightning.interventions.replacement import check_fit
 from clt_lightning.transcoder import CrossLayerTranscoder
-from clt_lightning.transcoder.normalization import standardise
+from clt_lightning.transcoder.attention import SparseAttention
 
 #: Numbers of the stream that a batch of backwards holds at once
 _BATCH_NUMBERS = 8_000_000
@@ -38,7 +38,7 @@ _BATCH_NUMBERS = 8_000_000
 def attribute_with_attention(
     clip: Any,
     clt: CrossLayerTranscoder,
-    attention: CrossLayerTranscoder,
+    attention: CrossLayerTranscoder | SparseAttention,
     image: Tensor | PIL.Image.Image,
     target: Target | Sequence[Target],
     *,
@@ -57,7 +57,8 @@ def attribute_with_attention(
     Args:
         clip: the backbone.
         clt: the transcoder of its MLPs.
-        attention: an autoencoder (topology `sae`) at `attn_out` of all blocks.
+        attention: an autoencoder (topology `sae`) at `attn_out` of all blocks, or sparse attention on the model's own
+            patterns, whose units then read the stream at the keys.
         image: `(3, size, size)`, preprocessed, or a PIL image.
         target: what to explain, or several.
         max_nodes: active features of both kinds; all of them are nodes, so more are refused.
@@ -67,14 +68,15 @@ def attribute_with_attention(
         about: plain values to keep.
 
     Raises:
-        UserError: an autoencoder of another site, too many active features, or a read-out that is no sum.
+        UserError: an autoencoder of another site, units of another backbone, too many active features, or a read-out
+            that is no sum.
     """
     began = time.monotonic()
     targets = (target,) if isinstance(target, Target) else tuple(target)
     if not targets:
         raise UserError("a graph needs at least one target")
     model = model_of_image(clip, clt, image, dtype, skip)
-    rows = _Rows(model, _outputs(model, attention))
+    rows = _Rows(model, nodes_of_attention(model, attention))
     reads = rows.reads()
     if len(reads) > max_nodes:
         raise UserError(
@@ -97,6 +99,7 @@ def attribute_with_attention(
         "n_layers": clt.n_layers,
         "n_features": clt.n_features,
         "n_attention_features": attention.n_features,
+        "attention_nodes": "units" if isinstance(attention, SparseAttention) else "autoencoder",
         "topology": clt.topology,
         "linear_skip": clt.W_skip is not None,
         "image_size": model.image.shape[-1],
@@ -109,75 +112,10 @@ def attribute_with_attention(
     return replace(graph, about=facts | (about or {}) | {"seconds": time.monotonic() - began})
 
 
-@dataclass(frozen=True)
-class _Outputs:
-    """What attention adds, as an autoencoder sees it.
-
-    Attributes:
-        sae: the autoencoder.
-        active: by layer, its features that fire.
-        sizes: by layer, `(positions, 1)`: what a token's features are multiplied by.
-        errors: `(layers, positions, d_model)`: what it leaves over.
-        rest: `(layers, positions, d_model)`: what it rebuilds without any feature.
-    """
-
-    sae: CrossLayerTranscoder
-    active: list[Active]
-    sizes: list[Tensor]
-    errors: Tensor
-    rest: Tensor
-
-    def decoders(self, layer: int, features: Tensor) -> Tensor:
-        """`(features, d_model)`: what code 1 writes at a token of size 1."""
-        rows = self.sae.W_dec[layer].detach()[features, 0].to(self.errors)
-        result: Tensor = rows * self.sae.y_scale[layer].to(self.errors)
-        return result
-
-    def readers(self, layer: int, features: Tensor, positions: Tensor) -> Tensor:
-        """`(reads, d_model)`: how codes move with what attention adds; a token's size is held, its mean is not."""
-        rows = encoder_rows(self.sae, layer, features, self.errors)
-        if self.sae.normalization == "token":
-            rows = rows - rows.mean(1, keepdim=True)
-        return rows / self.sizes[layer][positions]
-
-
-def _outputs(model: ImageModel, sae: CrossLayerTranscoder) -> _Outputs:
-    """Runs the autoencoder on the image.
-
-    Raises:
-        UserError: it is one of another site, or not at all blocks.
-    """
-    blocks = check_fit(model.clip, sae)
-    if sae.topology != "sae" or sae.sites.write != "attn_out" or len(blocks) != model.clip.n_layers:
-        raise UserError(
-            f"attention's nodes are features of an autoencoder at attn_out of all {model.clip.n_layers} blocks; this "
-            f"transcoder is of topology '{sae.topology}' at {sae.sites.write} of {len(blocks)} (see "
-            "configs/site/attention.yaml)"
-        )
-    seen = model.seen
-    active, sizes, errors, rests = [], [], [], []
-    for layer in range(len(blocks)):
-        out = seen.middles[layer][0] - seen.streams[layer][0]
-        normal, mean, size = out, out.new_zeros(()), out.new_ones(len(out), 1)
-        if sae.normalization == "token":
-            normal, mean, size = standardise(out)
-        found = encode(sae, layer, normal)
-        decoders = sae.W_dec[layer].detach()[:, 0].to(out) * sae.y_scale[layer].to(out)
-        written = torch.zeros_like(out).index_add_(
-            0, found.positions, decoders[found.features] * found.values[:, None] * size[found.positions]
-        )
-        rest = sae.b_dec[layer].detach().to(out) * size + mean
-        active.append(found)
-        sizes.append(size)
-        errors.append(out - rest - written)
-        rests.append(rest)
-    return _Outputs(sae, active, sizes, torch.stack(errors), torch.stack(rests))
-
-
 class _Rows:
     """Rows over all sources: those of the MLPs' graph, then attention's features, errors and read constants."""
 
-    def __init__(self, model: ImageModel, outputs: _Outputs) -> None:
+    def __init__(self, model: ImageModel, outputs: AttentionNodes) -> None:
         self.model, self.outputs = model, outputs
         self.sources, self.tower = model.sources, model.tower
         L, P = self.sources.n_layers, self.sources.n_positions
@@ -191,8 +129,6 @@ class _Rows:
         self.errors_at = self.starts[-1]
         self.reads_at = self.errors_at + L * P
         self.n_columns = self.reads_at + L
-        #: what attention adds whatever the stream is
-        self.constants = [self.tower.constants(layer)[0][0] for layer in range(L)]
 
     def reads(self) -> Tensor:
         """`(reads,)` columns of all features, those of MLPs first."""
@@ -220,11 +156,9 @@ class _Rows:
             injected = sources.read_gradient(layer, gradient)
             self._pull(layer, len(some), out, read=(layer, injected))
         else:
-            rows = self.outputs.readers(layer, features, positions)
-            gradient[index, positions] = rows
-            bias = self.outputs.sae.b_enc[layer].detach()[features].to(like)
-            out[:, self.reads_at + layer] += (rows * self.constants[layer][positions]).sum(1) + bias
-            self._pull(layer, len(some), out, attending=(layer, gradient))
+            found = self.outputs.reading(self.tower, layer, features, positions)
+            out[:, self.reads_at + layer] += found.constants
+            self._pull(layer, len(some), out, reading=(layer, found))
         return out
 
     def targets(self, read_outs: Sequence[ReadOutRow]) -> Tensor:
@@ -243,7 +177,7 @@ class _Rows:
         n: int,
         out: Tensor,
         read: tuple[int, Tensor] | None = None,
-        attending: tuple[int, Tensor] | None = None,
+        reading: tuple[int, Reading] | None = None,
         final: Tensor | None = None,
     ) -> None:
         steps = self.tower.pull(
@@ -251,7 +185,8 @@ class _Rows:
             n,
             read=None if read is None else lambda layer: read[1] if layer == read[0] else None,
             final=final,
-            attending=lambda layer: attending[1] if attending is not None and layer == attending[0] else None,
+            attending=lambda layer: reading[1].by_output if reading is not None and layer == reading[0] else None,
+            entering=lambda layer: reading[1].by_stream if reading is not None and layer == reading[0] else None,
         )
         own = out[:, : self.sources.n_columns]
         for step in steps:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.circuits.parts import AttentionParts, MlpParts, Norm, TowerParts
+from clt_lightning.analysis.circuits.parts import MlpParts, TowerParts
+from clt_lightning.backbone.attention_parts import AttentionParts, Norm, attention_pattern, values
 
 
 @dataclass(frozen=True)
@@ -108,41 +109,12 @@ def gate(mlp: MlpParts, hidden: Tensor, active: Tensor) -> Tensor:
     return torch.where(tiny, mlp.activation(beside) / beside, active / torch.where(tiny, beside, hidden))
 
 
-def queries_and_keys(part: AttentionParts, normed: Tensor) -> tuple[Tensor, Tensor]:
-    """`(images, heads, positions, channels)` each, as the scores read them, from the normed stream."""
-    q, k = _split(part, normed)[:2]
-    q = q if part.q_norm is None else part.q_norm(q)
-    k = k if part.k_norm is None else part.k_norm(k)
-    return (q, k) if part.rope is None else (part.rope(q), part.rope(k))
-
-
-def score_scale(part: AttentionParts, channels: int) -> float:
-    """The factor on `<query, key>`."""
-    return channels**-0.5 if part.scale is None else part.scale
-
-
-def attention_pattern(part: AttentionParts, normed: Tensor) -> Tensor:
-    """`(images, heads, queries, keys)`: what each position looks at."""
-    q, k = queries_and_keys(part, normed)
-    return torch.softmax(q @ k.transpose(-1, -2) * score_scale(part, q.shape[-1]), -1)
-
-
-def values(part: AttentionParts, normed: Tensor) -> Tensor:
-    """`(images, heads, positions, channels)`."""
-    return _split(part, normed)[2]
-
-
 def mixed(part: AttentionParts, value: Tensor, pattern: Tensor) -> Tensor:
     """The heads' outputs side by side, `(images, positions, d_model)`."""
     found = pattern @ value
     if part.head_scale is not None:
         found = found * part.head_scale[:, None, None]
     return found.transpose(1, 2).flatten(2)
-
-
-def _split(part: AttentionParts, normed: Tensor) -> Tensor:
-    result: Tensor = part.qkv(normed).unflatten(-1, (3, part.n_heads, -1)).permute(2, 0, 3, 1, 4)
-    return result
 
 
 def _scale(norm: Norm | None, x: Tensor) -> Tensor | None:

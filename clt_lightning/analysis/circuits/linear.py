@@ -14,8 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.circuits.forward import Held, Seen, mixed, normed_by, scaled, values
+from clt_lightning.analysis.circuits.forward import Held, Seen, mixed, normed_by, scaled
 from clt_lightning.analysis.circuits.parts import BlockParts, TowerParts
+from clt_lightning.backbone.attention_parts import values
 
 Rules = Literal["transcoder", "libragrad"]
 

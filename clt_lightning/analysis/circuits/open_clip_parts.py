@@ -8,16 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clt_lightning.analysis.circuits.parts import (
-    AttentionParts,
-    BlockParts,
-    Linear,
-    MlpParts,
-    Norm,
-    ReadOutParts,
-    TowerParts,
-)
+from clt_lightning.analysis.circuits.parts import BlockParts, MlpParts, ReadOutParts, TowerParts
 from clt_lightning.analysis.circuits.timm_parts import timm_parts
+from clt_lightning.backbone.attention_parts import Linear, Norm, linear_parts, norm_parts
 from clt_lightning.backbone.families.open_clip import OpenClipViT
 from clt_lightning.backbone.families.timm import TimmViT
 from clt_lightning.core.errors import UserError
@@ -48,82 +41,42 @@ def parts_of(clip: Any) -> TowerParts:
     visual = clip.model.visual
     return TowerParts(
         name=clip.name,
-        embed=_embedding(visual),
-        blocks=[_block(clip.name, block) for block in clip.blocks],
-        read_out=_read_out(visual),
+        embed=_embedding(clip.name, visual),
+        blocks=[_block(clip, layer) for layer in range(clip.n_layers)],
+        read_out=_read_out(clip.name, visual),
         n_prefix=1,
         grid=clip.grid,
     )
 
 
-def norm_of(module: nn.Module) -> Norm | None:
-    """A LayerNorm's or RMSNorm's numbers; None for an identity.
-
-    Raises:
-        UserError: another kind of norm.
-    """
-    found: Any = module
-    if isinstance(module, nn.Identity):
-        return None
-    if isinstance(module, nn.LayerNorm):
-        return Norm(found.weight, found.bias, found.eps)
-    raise UserError(f"a norm of class {type(module).__name__} is not known to the linear tower: LayerNorm is")
-
-
-def linear_of(module: nn.Linear) -> Linear:
-    """A linear layer's numbers."""
-    return Linear(module.weight, module.bias)
-
-
-def _needed(module: nn.Module) -> Norm:
+def _needed(name: str, module: nn.Module) -> Norm:
     # an identity in the place of a norm: centred, scaled by 1 and so of no use here; no ViT of open_clip's has it
-    norm = norm_of(module)
+    norm = norm_parts(name, module)
     if norm is None:
         raise UserError("a block without a norm before its attention or MLP is not known to the linear tower")
     return norm
 
 
-def _block(name: str, block: Any) -> BlockParts:
+def _block(clip: Any, layer: int) -> BlockParts:
+    name, family, block = clip.name, clip.family, clip.blocks[layer]
     return BlockParts(
-        norm_1=_needed(block.ln_1),
-        attention=_attention(name, block.attn),
-        post_attention=norm_of(getattr(block, "ln_attn", nn.Identity())),
-        scale_1=_gamma(block.ls_1),
-        norm_2=_needed(block.ln_2),
+        norm_1=_needed(name, block.ln_1),
+        attention=family.attention_parts(layer, name),
+        post_attention=norm_parts(name, getattr(block, "ln_attn", nn.Identity())),
+        scale_1=family.branch_scale(layer, 1),
+        norm_2=_needed(name, block.ln_2),
         mlp=MlpParts(
-            up=linear_of(block.mlp.c_fc),
-            down=linear_of(block.mlp.c_proj),
+            up=linear_parts(block.mlp.c_fc),
+            down=linear_parts(block.mlp.c_proj),
             activation=block.mlp.gelu,
-            norm=norm_of(getattr(block.mlp, "ln", nn.Identity())),
+            norm=norm_parts(name, getattr(block.mlp, "ln", nn.Identity())),
         ),
-        scale_2=_gamma(block.ls_2),
+        scale_2=family.branch_scale(layer, 2),
     )
 
 
-def _gamma(scale: Any) -> Tensor | None:
-    return None if isinstance(scale, nn.Identity) else scale.gamma
-
-
-def _attention(name: str, attention: Any) -> AttentionParts:
-    qkv = Linear(attention.in_proj_weight, attention.in_proj_bias)
-    if isinstance(attention, nn.MultiheadAttention):
-        return AttentionParts(qkv, linear_of(attention.out_proj), attention.num_heads)
-    if getattr(attention, "logit_scale", None) is not None:
-        raise UserError(f"'{name}' has attention by scaled cosines: its circuits are not supported")
-    head_scale = attention.head_scale
-    return AttentionParts(
-        qkv,
-        linear_of(attention.out_proj),
-        attention.num_heads,
-        q_norm=norm_of(attention.ln_q),
-        k_norm=norm_of(attention.ln_k),
-        head_scale=None if head_scale is None else head_scale.flatten(),
-        inner_norm=norm_of(attention.ln_inner),
-    )
-
-
-def _embedding(visual: Any) -> Any:
-    norm = norm_of(visual.ln_pre)
+def _embedding(name: str, visual: Any) -> Any:
+    norm = norm_parts(name, visual.ln_pre)
     conv, cls, positions = visual.conv1, visual.class_embedding, visual.positional_embedding
 
     def embed(images: Tensor) -> Tensor:
@@ -144,7 +97,7 @@ def _embedding(visual: Any) -> Any:
     return embed
 
 
-def _read_out(visual: Any) -> ReadOutParts:
+def _read_out(name: str, visual: Any) -> ReadOutParts:
     positions = len(visual.positional_embedding)
     pool = torch.zeros(positions, dtype=torch.float64)  # a mean over patches is no float32
     projection = None if visual.proj is None else Linear(visual.proj.T)
@@ -156,7 +109,7 @@ def _read_out(visual: Any) -> ReadOutParts:
         pool[0] = 1.0
     else:
         raise UserError(f"a tower of pool_type {visual.pool_type!r} gives no single embedding to explain")
-    return ReadOutParts(pool, norm_of(visual.ln_post), bool(visual.final_ln_after_pool), projection)
+    return ReadOutParts(pool, norm_parts(name, visual.ln_post), bool(visual.final_ln_after_pool), projection)
 
 
 def _whole(visual: Any) -> Any:

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.circuits.forward import queries_and_keys, score_scale
 from clt_lightning.analysis.circuits.graph import Graph
 from clt_lightning.analysis.circuits.heads import columns_of
 from clt_lightning.analysis.circuits.image_model import ImageModel
 from clt_lightning.analysis.circuits.layout import lay_out
-from clt_lightning.analysis.circuits.parts import AttentionParts, Norm
+from clt_lightning.backbone.attention_parts import AttentionParts, Norm, queries_and_keys, score_scale
 from clt_lightning.core.errors import UserError
 
 

@@ -9,11 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.circuits.forward import attention_pattern, mixed, values
+from clt_lightning.analysis.circuits.forward import mixed
 from clt_lightning.analysis.circuits.image_model import ImageModel
 from clt_lightning.analysis.circuits.nodeset import NodeEdit, NodeSet
 from clt_lightning.analysis.circuits.parts import BlockParts
 from clt_lightning.analysis.circuits.sources import add_written, encoder_rows, pre_activations
+from clt_lightning.backbone.attention_parts import attention_pattern, values
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder.codes import Pairs
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clt_lightning.analysis.circuits.linear import LinearTower, Step
 from clt_lightning.core.errors import UserError
-from clt_lightning.transcoder import CrossLayerTranscoder
+from clt_lightning.transcoder import Activation, CrossLayerTranscoder
 from clt_lightning.transcoder.codes import Pairs
 
 #: Decoder rows gathered at once
@@ -66,23 +66,32 @@ def encode(clt: CrossLayerTranscoder, layer: int, site: Tensor) -> Active:
     Raises:
         UserError: an activation whose codes are not the pre-activations: nothing linear makes them.
     """
-    pre = pre_activations(clt, layer, site)
-    was = clt.activation.training
+    return active_of(clt.activation, layer, pre_activations(clt, layer, site))
+
+
+@torch.no_grad()
+def active_of(activation: Activation, layer: int, pre: Tensor) -> Active:
+    """What an activation makes of the pre-activations `(positions, F)` of one layer of one image.
+
+    Raises:
+        UserError: an activation whose codes are not the pre-activations.
+    """
+    was = activation.training
     try:
-        clt.activation.eval()  # BatchTopK by its threshold, and nothing tracked
-        selected = clt.activation.select(pre, layer)
+        activation.eval()  # BatchTopK by its threshold, and nothing tracked
+        selected = activation.select(pre, layer)
         pairs = selected if isinstance(selected, Pairs) else Pairs.from_mask(selected)
         active = pre[pairs.tokens, pairs.features]
-        codes = clt.activation.values(active, pairs.features, layer)
+        codes = activation.values(active, pairs.features, layer)
     finally:
-        clt.activation.train(was)
+        activation.train(was)
     fires = codes != 0
     if not torch.equal(codes[fires], active[fires]):
         raise UserError(
-            f"the codes of {type(clt.activation).__name__} are not the pre-activations of the features that fire: "
+            f"the codes of {type(activation).__name__} are not the pre-activations of the features that fire: "
             f"no linear model makes them"
         )
-    return make_active(pairs.tokens[fires], pairs.features[fires], active[fires], len(site))
+    return make_active(pairs.tokens[fires], pairs.features[fires], active[fires], len(pre))
 
 
 def pre_activations(clt: CrossLayerTranscoder, layer: int, site: Tensor) -> Tensor:

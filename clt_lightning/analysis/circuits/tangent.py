@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.circuits.forward import Held, score_scale
+from clt_lightning.analysis.circuits.forward import Held
 from clt_lightning.analysis.circuits.linear import LinearBlock
-from clt_lightning.analysis.circuits.parts import BlockParts, Norm
+from clt_lightning.analysis.circuits.parts import BlockParts
+from clt_lightning.backbone.attention_parts import Norm, score_scale
 
 
 def norm_adjoint(norm: Norm, gradient: Tensor, x: Tensor) -> Tensor:

@@ -6,20 +6,13 @@ import copy
 from typing import Any
 
 import torch
-from timm.layers import Mlp, RmsNorm, apply_rot_embed_cat  # type: ignore[attr-defined]
+from timm.layers import Mlp  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
-from clt_lightning.analysis.circuits.parts import (
-    AttentionParts,
-    BlockParts,
-    Linear,
-    MlpParts,
-    Norm,
-    ReadOutParts,
-    TowerParts,
-)
+from clt_lightning.analysis.circuits.parts import BlockParts, MlpParts, ReadOutParts, TowerParts
 from clt_lightning.backbone import Backbone
-from clt_lightning.backbone.families.timm import TimmEva, TimmViT
+from clt_lightning.backbone.attention_parts import Norm, linear_parts, norm_parts
+from clt_lightning.backbone.families.timm import TimmViT
 from clt_lightning.core.errors import UserError
 
 
@@ -58,87 +51,23 @@ class _Stem:
         return result
 
 
-def _norm(name: str, module: nn.Module) -> Norm | None:
-    found: Any = module
-    if isinstance(module, nn.Identity):
-        return None
-    if isinstance(module, nn.LayerNorm):
-        return Norm(found.weight, found.bias, found.eps)
-    if isinstance(module, RmsNorm):
-        return Norm(found.weight, None, found.eps, centred=False)
-    raise UserError(f"'{name}' has a norm of class {type(module).__name__}: its circuits are not supported")
-
-
 def _block(name: str, family: TimmViT, layer: int) -> BlockParts:
     block: Any = family.blocks[layer]
-    before, after = (None if norm is None else _norm(name, norm) for norm in family.norms(block))
+    before, after = (None if norm is None else norm_parts(name, norm) for norm in family.norms(block))
     if before is None or after is None:
         raise UserError(f"'{name}' has blocks that normalise after a branch: their circuits are not supported")
     if type(block.mlp) is not Mlp:
         raise UserError(f"'{name}' has an MLP of class {type(block.mlp).__name__}: its circuits are not supported")
     mlp: Any = block.mlp
-    scales = [_scale(family, block, branch) for branch in (1, 2)]
+    scales = [family.branch_scale(layer, branch) for branch in (1, 2)]
     return BlockParts(
         norm_1=before,
-        attention=_attention(name, family, layer),
+        attention=family.attention_parts(layer, name),
         scale_1=scales[0],
         norm_2=after,
-        mlp=MlpParts(_linear(mlp.fc1), _linear(mlp.fc2), mlp.act, _norm(name, mlp.norm)),
+        mlp=MlpParts(linear_parts(mlp.fc1), linear_parts(mlp.fc2), mlp.act, norm_parts(name, mlp.norm)),
         scale_2=scales[1],
     )
-
-
-def _scale(family: TimmViT, block: Any, branch: int) -> Tensor | None:
-    if isinstance(family, TimmEva):
-        gamma: Tensor | None = getattr(block, f"gamma_{branch}")
-        return gamma
-    return getattr(getattr(block, f"ls{branch}"), "gamma", None)
-
-
-def _linear(module: nn.Linear) -> Linear:
-    return Linear(module.weight, module.bias)
-
-
-def _attention(name: str, family: TimmViT, layer: int) -> AttentionParts:
-    attention: Any = family.blocks[layer].attn
-    if getattr(attention, "gate", None) is not None or getattr(attention, "num_kv_heads", attention.num_heads) != (
-        attention.num_heads
-    ):
-        raise UserError(f"'{name}' has gated or grouped attention: its circuits are not supported")
-    return AttentionParts(
-        _qkv(attention),
-        _linear(attention.proj),
-        attention.num_heads,
-        q_norm=_norm(name, attention.q_norm),
-        k_norm=_norm(name, attention.k_norm),
-        scale=float(attention.scale),
-        inner_norm=_norm(name, attention.norm),
-        rope=_rope(family, layer, attention),
-    )
-
-
-def _qkv(attention: Any) -> Linear:
-    if attention.qkv is not None:
-        bias = attention.qkv.bias
-        if bias is None and getattr(attention, "q_bias", None) is not None:
-            bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
-        return Linear(attention.qkv.weight, bias)
-    parts = attention.q_proj, attention.k_proj, attention.v_proj
-    biases = [torch.zeros_like(p.weight[:, 0]) if p.bias is None else p.bias for p in parts]
-    return Linear(torch.cat([p.weight for p in parts]), torch.cat(biases))
-
-
-def _rope(family: TimmViT, layer: int, attention: Any) -> Any:
-    turns = family.arguments(layer).get("rope")
-    if turns is None:
-        return None
-    prefix, half = family.tokens.n_prefix, bool(getattr(attention, "rotate_half", False))
-
-    def rotate(x: Tensor) -> Tensor:
-        turned = apply_rot_embed_cat(x[:, :, prefix:], turns.to(x), half=half)
-        return torch.cat([x[:, :, :prefix], turned], 2)
-
-    return rotate
 
 
 def _read_out(family: TimmViT) -> ReadOutParts:
@@ -149,7 +78,7 @@ def _read_out(family: TimmViT) -> ReadOutParts:
     if readout is not None:
         pool[0] = 1
         return ReadOutParts(pool, Norm(readout.weight, readout.bias, readout.eps))
-    own, after = _norm("", trunk.norm), _norm("", trunk.fc_norm)
+    own, after = norm_parts("", trunk.norm), norm_parts("", trunk.fc_norm)
     one = own is None or after is None
     plain = one and getattr(trunk, "attn_pool", None) is None and not getattr(trunk, "pool_include_prefix", False)
     if plain and trunk.global_pool == "avg":

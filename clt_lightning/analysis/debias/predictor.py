@@ -89,11 +89,16 @@ class Embedded:
             UserError: there are none.
         """
         if self.groups is None:
-            raise UserError(
-                f"{split} has no groups: debias counts accuracy by group, which samples name in a member `group` "
-                "(docs/data.md; `shard waterbirds` writes it from a table)"
-            )
+            raise no_groups(split)
         return self.groups
+
+
+def no_groups(split: str) -> UserError:
+    """Says that a split's samples name no groups."""
+    return UserError(
+        f"{split} has no groups: debias counts accuracy by group, which samples name in a member `group` "
+        "(docs/data.md; `shard waterbirds` writes it from a table)"
+    )
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from clt_lightning.analysis.debias.ablation import Feature, check_features, mean
 from clt_lightning.analysis.debias.choose import by_circuits, by_coactivation, by_codes, by_target, in_circuit, ordered
 from clt_lightning.analysis.debias.controls import Heads, cue_directions, matched, projected
 from clt_lightning.analysis.debias.groups import Groups, Scores, scores
-from clt_lightning.analysis.debias.predictor import Edit, Embedded, Head, Reservoir, Sample, embed
+from clt_lightning.analysis.debias.predictor import Edit, Embedded, Head, Reservoir, Sample, embed, no_groups
 from clt_lightning.analysis.debias.relevance import Relevance, relevance_of
 from clt_lightning.analysis.debias.truth import CARRIES, auroc, cue_truth
 from clt_lightning.analysis.intervals import Interval, weighted_interval
@@ -201,6 +201,10 @@ class _Study:
         names = data.classnames
         if names is not None and len(names) < 2:
             raise UserError("the data have one class: there is nothing that a cue could go with")
+        for split in ("train", "val", "test"):  # before the long passes
+            first = next(iter(data.eval_dataloader(split)), {"group": None})
+            if "group" not in first:
+                raise no_groups(split)
         by_group, anyone = Reservoir(o.group_images, o.seed), Reservoir(o.images, o.seed + 1)
 
         def keep(batch: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,20 +106,21 @@ def collect(
             assert clt is not None, "a transcoder is needed"
             seen = tokens_of_layer(backbone, clt, images, layer)
             for source in of_layer:
-                rows[source].append(_pooled(seen[source], span, pool).float().cpu())
+                rows[source].append(pooled(seen[source], span, pool).float().cpu())
     if not labels:
         raise UserError("the images have no labels: a probe learns from them (docs/data.md says how tars name classes)")
     y = torch.cat(labels)
     return {source: Rows(torch.cat(vectors), y) for source, vectors in rows.items()}
 
 
-def _pooled(tokens: Tensor, span: slice, pool: str) -> Tensor:
+def pooled(tokens: Tensor, span: slice, pool: str) -> Tensor:
+    """`(images, width)`: one vector an image, the mean of its tokens in a span, or with `pool="max"` their maximum."""
     tokens = tokens[:, None] if tokens.ndim == 2 else tokens[:, span]
     return tokens.amax(1) if pool == "max" else tokens.mean(1)
 
 
 def tokens_of_layer(backbone: Backbone, clt: CrossLayerTranscoder, images: Tensor, layer: int) -> dict[str, Tensor]:
-    """Of one of the transcoder's layers what it rebuilds, the reconstruction and the codes, from one forward.
+    """Of one of the transcoder's layers what `tokens_of_layers` gives.
 
     Args:
         backbone: the frozen backbone.
@@ -127,21 +128,37 @@ def tokens_of_layer(backbone: Backbone, clt: CrossLayerTranscoder, images: Tenso
         images: preprocessed.
         layer: the transcoder's layer; negative ones count from the end.
 
-    Returns:
-        `features`, `reconstruction` and `codes`: `(images, positions, width)`; of the site `final` `(images, width)`.
-
     Raises:
         UserError: no such layer.
     """
     if not -clt.n_layers <= layer < clt.n_layers:
         raise UserError(f"layer {layer} does not exist: the transcoder has layers 0 to {clt.n_layers - 1}")
+    return next(tokens_of_layers(backbone, clt, images, [layer]))
+
+
+def tokens_of_layers(
+    backbone: Backbone, clt: CrossLayerTranscoder, images: Tensor, layers: Sequence[int]
+) -> Iterator[dict[str, Tensor]]:
+    """Layer by layer what the transcoder rebuilds, the reconstruction and the codes, from one forward.
+
+    Args:
+        backbone: the frozen backbone.
+        clt: the transcoder.
+        images: preprocessed.
+        layers: of the transcoder.
+
+    Yields:
+        `features`, `reconstruction` and `codes`: `(images, positions, width)`; of the site `final` `(images, width)`.
+    """
     sites = str(clt.sites.read), str(clt.sites.write)
     acts = backbone.capture(images, check_fit(backbone, clt), sites=sites)
     out = clt(acts.x)
-    found = {"features": acts.y[layer], "reconstruction": out.y_hat[layer], "codes": out.codes.dense()[layer]}
-    if sites[0] == "final":
-        return found
-    return {name: tokens.unflatten(0, (len(images), -1)) for name, tokens in found.items()}
+    for layer in layers:
+        codes = out.codes.dense_layer(layer % clt.n_layers)
+        found = {"features": acts.y[layer], "reconstruction": out.y_hat[layer], "codes": codes}
+        if sites[0] != "final":
+            found = {name: tokens.unflatten(0, (len(images), -1)) for name, tokens in found.items()}
+        yield found
 
 
 def probe_images(

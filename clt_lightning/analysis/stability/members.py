@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,8 @@ _APART = (
     *(f"data.init_args.{key}" for key in ("eval_batch_size", "n_val", "n_test", "val", "test", "val_samples")),
     *("data.init_args.world", "data.init_args.shard_counts", "data.init_args.max_pixels"),
 )
+#: Where the arguments of one of several sets stand (`data.Studies`)
+_OF_A_SET = re.compile(r"^data\.init_args\.sets\.[^.]+\.init_args\.")
 _OF_TRAINER = (
     *("max_epochs", "max_steps", "max_time", "precision", "limit_train_batches", "overfit_batches"),
     *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"),
@@ -80,6 +83,9 @@ def member(run: str | Path | Run | CrossLayerTranscoder, number: int = 0, *, tru
     if isinstance(run, Run):
         return of_folder(run.folder, run.transcoder, trust=trust)
     folder = Path(run)
+    above = folder.resolve().parent
+    if folder.name == "transcoder" and (above / "config.yaml").is_file():
+        folder = above  # the run that it is of knows its rates and settings
     is_run = any((folder / name).exists() for name in ("config.yaml", "results.json", "transcoder"))
     if (folder / "config.json").is_file() and not is_run:
         return Member(folder.resolve().name, CrossLayerTranscoder.from_pretrained(folder, trust=trust))
@@ -128,15 +134,30 @@ def training_settings(config: dict[str, Any]) -> dict[str, str]:
     rows = dict(flat({key: config.get(key) for key in ("model", "data")}))
     rows |= dict(flat({key: (config.get("trainer") or {}).get(key) for key in _OF_TRAINER}, "trainer"))
     seeds = {key for keys in SEEDS.values() for key in keys}
-    return {key: text for key, text in rows.items() if key not in seeds and not key.startswith(_APART)}
+
+    def alone(key: str) -> str:
+        """The key as it would be if the set were the only one."""
+        return _OF_A_SET.sub("data.init_args.", key)
+
+    return {key: text for key, text in rows.items() if alone(key) not in seeds and not alone(key).startswith(_APART)}
 
 
 def training_seeds(config: dict[str, Any]) -> dict[str, str]:
     """The seeds, by what they decide."""
     rows = dict(flat(config))
     found = {name: next((rows[key] for key in keys if key in rows), "") for name, keys in SEEDS.items()}
-    if rows.get("data.class_path", "").endswith("Demo"):  # renders are drawn anew with every seed of theirs
-        found[IMAGES] = rows.get("data.init_args.world", found["data order"])
+    order, images = [found["data order"]], []
+    for key in rows:
+        if not key.endswith(".class_path") or not key.startswith("data."):
+            continue
+        place = key.removesuffix("class_path") + "init_args."
+        if _OF_A_SET.match(place) and f"{place}seed" in rows:
+            order.append(rows[f"{place}seed"])
+        if rows[key].endswith("Demo"):  # renders are drawn anew with every seed of theirs
+            images.append(rows.get(f"{place}world", rows.get(f"{place}seed", found["data order"])))
+    found["data order"] = " ".join(order)
+    if images:
+        found[IMAGES] = " ".join(images)
     return found
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from clt_lightning.backbone.attention_parts import AttentionParts
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.tokens import TokenLayout
 
@@ -139,6 +140,22 @@ class Family(ABC):
     @abstractmethod
     def mlp(self, block: Any, x: Tensor) -> Tensor:
         """What the MLP adds to the stream (LayerScale included)."""
+
+    def attention_parts(self, layer: int, name: str) -> AttentionParts:
+        """The numbers of a block's attention, from which its pattern is made.
+
+        Args:
+            layer: the block.
+            name: of the backbone, for messages.
+
+        Raises:
+            UserError: an attention of another form.
+        """
+        raise UserError(f"'{name}' is of the family {type(self).__name__}, whose attention's parts are not supported")
+
+    def branch_scale(self, layer: int, branch: int) -> Tensor | None:
+        """`(d_model,)`: the LayerScale on what a block's attention (1) or MLP (2) adds; None for none."""
+        return None
 
     def head_outputs(self, block: Any) -> nn.Module | None:
         """The module that reads the outputs of all heads, one after the other; None where there is no such module."""

@@ -11,7 +11,9 @@ from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentio
 from torch import Tensor, nn
 
 from clt_lightning.backbone.attention import head_outputs
+from clt_lightning.backbone.attention_parts import AttentionParts, Linear, linear_parts, norm_parts
 from clt_lightning.backbone.families.base import At, Family, Readout, square
+from clt_lightning.core.errors import UserError
 from clt_lightning.core.tokens import TokenLayout
 
 _BLOCKS = (ResidualAttentionBlock, CustomResidualAttentionBlock)
@@ -78,6 +80,27 @@ class OpenClipViT(Family):
             mixed = block.ln_attn(block.attn(x, attn_mask=attn_mask))
         found: Tensor = block.ls_1(mixed)
         return found
+
+    def attention_parts(self, layer: int, name: str) -> AttentionParts:
+        attention: Any = self.blocks[layer].attn
+        qkv = Linear(attention.in_proj_weight, attention.in_proj_bias)
+        if isinstance(attention, nn.MultiheadAttention):
+            return AttentionParts(qkv, linear_parts(attention.out_proj), attention.num_heads)
+        if getattr(attention, "logit_scale", None) is not None:
+            raise UserError(f"'{name}' has attention by scaled cosines: its parts are not supported")
+        head_scale = attention.head_scale
+        return AttentionParts(
+            qkv,
+            linear_parts(attention.out_proj),
+            attention.num_heads,
+            q_norm=norm_parts(name, attention.ln_q),
+            k_norm=norm_parts(name, attention.ln_k),
+            head_scale=None if head_scale is None else head_scale.flatten(),
+            inner_norm=norm_parts(name, attention.ln_inner),
+        )
+
+    def branch_scale(self, layer: int, branch: int) -> Tensor | None:
+        return getattr(getattr(self.blocks[layer], f"ls_{branch}"), "gamma", None)
 
     def head_outputs(self, block: Any) -> nn.Module | None:
         return None if hasattr(block, "attention") else block.attn.out_proj

@@ -9,6 +9,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 
+from clt_lightning.backbone.attention_parts import AttentionParts
 from clt_lightning.backbone.families.base import At, Family, Readout
 from clt_lightning.backbone.families.timm import TimmEva, TimmViT
 
@@ -47,6 +48,12 @@ class OpenClipTimm(Family):
 
     def attention(self, block: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return self.trunk.attention(block, x, *args, **kwargs)
+
+    def attention_parts(self, layer: int, name: str) -> AttentionParts:
+        return self.trunk.attention_parts(layer, name)
+
+    def branch_scale(self, layer: int, branch: int) -> Tensor | None:
+        return self.trunk.branch_scale(layer, branch)
 
     def head_outputs(self, block: Any) -> nn.Module | None:
         return self.trunk.head_outputs(block)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
+from timm.layers import apply_rot_embed_cat  # type: ignore[attr-defined]
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
+from clt_lightning.backbone.attention_parts import AttentionParts, Linear, linear_parts, norm_parts, stacked
 from clt_lightning.backbone.families.base import Family, Readout, square
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.tokens import TokenLayout
@@ -68,6 +71,38 @@ class TimmViT(Family):
         found: Tensor = block.drop_path1(block.norm1(y) if isinstance(block, _POST_NORM) else self._scaled(block, 1, y))
         return found
 
+    def attention_parts(self, layer: int, name: str) -> AttentionParts:
+        attention: Any = self.blocks[layer].attn
+        if getattr(attention, "gate", None) is not None or getattr(attention, "num_kv_heads", attention.num_heads) != (
+            attention.num_heads
+        ):
+            raise UserError(f"'{name}' has gated or grouped attention: its parts are not supported")
+        return AttentionParts(
+            _qkv(attention),
+            linear_parts(attention.proj),
+            attention.num_heads,
+            q_norm=norm_parts(name, attention.q_norm),
+            k_norm=norm_parts(name, attention.k_norm),
+            scale=float(attention.scale),
+            inner_norm=norm_parts(name, attention.norm),
+            rope=self._rope(layer, attention),
+        )
+
+    def branch_scale(self, layer: int, branch: int) -> Tensor | None:
+        return getattr(getattr(self.blocks[layer], f"ls{branch}", None), "gamma", None)
+
+    def _rope(self, layer: int, attention: Any) -> Any:
+        turns = self.arguments(layer).get("rope")
+        if turns is None:
+            return None
+        prefix, half = self.tokens.n_prefix, bool(getattr(attention, "rotate_half", False))
+
+        def rotate(x: Tensor) -> Tensor:
+            turned = apply_rot_embed_cat(x[:, :, prefix:], turns.to(x), half=half)
+            return torch.cat([x[:, :, :prefix], turned], 2)
+
+        return rotate
+
     def head_outputs(self, block: Any) -> nn.Module | None:
         proj = getattr(block.attn, "proj", None)
         return proj if isinstance(proj, nn.Linear) else None
@@ -112,6 +147,10 @@ class TimmEva(TimmViT):
         gamma = getattr(block, f"gamma_{branch}")
         return y if gamma is None else gamma * y
 
+    def branch_scale(self, layer: int, branch: int) -> Tensor | None:
+        gamma: Tensor | None = getattr(self.blocks[layer], f"gamma_{branch}", None)
+        return gamma
+
     def arguments(self, layer: int) -> dict[str, Any]:
         rope = self.trunk.rope
         if rope is None:
@@ -119,3 +158,12 @@ class TimmEva(TimmViT):
         fixed = hasattr(rope, "feat_shape") and not self.trunk.dynamic_img_size
         whole = rope.get_embed() if fixed else rope.get_embed(shape=self.grid)
         return {"rope": whole[layer] if getattr(self.trunk, "rope_mixed", False) else whole}
+
+
+def _qkv(attention: Any) -> Linear:
+    if attention.qkv is None:
+        return stacked([attention.q_proj, attention.k_proj, attention.v_proj])
+    bias = attention.qkv.bias
+    if bias is None and getattr(attention, "q_bias", None) is not None:
+        bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
+    return Linear(attention.qkv.weight, bias)

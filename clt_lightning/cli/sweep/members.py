@@ -101,7 +101,7 @@ def _grid(file: ConfigFile) -> Iterator[Member]:
     for chosen in itertools.product(*values.values()):
         settings = dict(zip(values, chosen))
         name = "_".join(_label(names[key], value) for key, value in settings.items())
-        yield Member(name, settings, file.where(("grid",)))
+        yield Member(name, settings, file.where(("grid", next(iter(values)))))
 
 
 def _runs(file: ConfigFile) -> Iterator[Member]:
@@ -114,9 +114,13 @@ def _runs(file: ConfigFile) -> Iterator[Member]:
             raise UserError(f"{where}: {name!r} is no name of a run: take letters, digits and . _ - + =")
         if given is not None and not isinstance(given, dict):
             raise UserError(f"{where}: {name} needs settings, such as model.transcoder.n_features: 768, got {given!r}")
-        settings = dict(_flat(given or {}))
-        for key in settings:
+        settings: dict[str, Any] = {}
+        for key, value in _flat(given or {}):
             _check_key(key, where)
+            twice = next((k for k in settings if f"{k}.".startswith(f"{key}.") or f"{key}.".startswith(f"{k}.")), None)
+            if twice is not None:
+                raise UserError(f"{where}: {name} sets {key} twice{f' (also by {twice})' if twice != key else ''}")
+            settings[key] = value
         yield Member(name, settings, where)
 
 

@@ -134,10 +134,12 @@ class SparseDecoding(WeightPrior):
         self.slab_sum += unit * rates.slab
         self.spike_sum += unit * rates.spike
         now = (self.slab_sum, self.spike_sum)
+        first = step == round(self.start * max_steps)
         for layer, W in zip(self.layers, self.clt.W_dec):
             if W.shape[1] < 2:
                 continue
-            rows = getattr(W, "updated_rows", None)
+            # the first one looks at all rows: those that never move again have a p as well
+            rows = None if first else getattr(W, "updated_rows", None)
             layer.step(W.data, rows, rates, before, now)
         self._update_theta()
         if not self.lazy:

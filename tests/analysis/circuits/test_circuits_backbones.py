@@ -9,7 +9,7 @@ import clt_lightning as cl
 from clt_lightning.analysis.circuits.forward import see
 from clt_lightning.analysis.circuits.image_model import model_of_image
 from clt_lightning.analysis.circuits.open_clip_parts import parts_of
-from clt_lightning.analysis.circuits.parts import cast
+from clt_lightning.backbone.attention_parts import cast
 from clt_lightning.backbone.vit import FrozenViT
 from clt_lightning.core.errors import UserError
 from tests.backbone.models import ROWS, Row, make

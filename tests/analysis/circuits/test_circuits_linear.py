@@ -13,18 +13,10 @@ from clt_lightning.analysis.circuits.forward import see
 from clt_lightning.analysis.circuits.image_model import model_of_image
 from clt_lightning.analysis.circuits.linear import LinearTower
 from clt_lightning.analysis.circuits.open_clip_parts import parts_of
-from clt_lightning.analysis.circuits.parts import (
-    AttentionParts,
-    BlockParts,
-    Linear,
-    MlpParts,
-    Norm,
-    ReadOutParts,
-    TowerParts,
-    cast,
-)
+from clt_lightning.analysis.circuits.parts import BlockParts, MlpParts, ReadOutParts, TowerParts
 from clt_lightning.analysis.circuits.rerun import live_attention, live_mlp
 from clt_lightning.analysis.circuits.rows import Reads, feature_rows, target_rows
+from clt_lightning.backbone.attention_parts import AttentionParts, Linear, Norm, cast
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
 from tests.analysis import world

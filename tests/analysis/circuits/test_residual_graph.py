@@ -18,11 +18,11 @@ from clt_lightning.analysis.circuits.residual import evolution, relevance, resid
 from clt_lightning.analysis.circuits.residual.evolution import (
     Matches,
     edge_matches,
-    moran,
     nearest,
     summed_edges,
     weight_matches,
 )
+from clt_lightning.analysis.spatial import moran
 from tests.analysis import world
 from tests.analysis.circuits.circuit_world import a_target, an_image, clip_of, clt_of
 from tests.analysis.circuits.residual_world import HeldStream, batches, made_baseline, sae_of

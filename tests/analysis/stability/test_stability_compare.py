@@ -22,7 +22,7 @@ from clt_lightning.analysis.stability import (
     subspace_overlap,
     targets_written,
 )
-from clt_lightning.analysis.stability.members import differences, training_seeds, training_settings
+from clt_lightning.analysis.stability.members import differences, member, training_seeds, training_settings
 from clt_lightning.analysis.stability.pairs import over_pairs
 from clt_lightning.cli.main import main
 from clt_lightning.core.errors import UserError
@@ -341,3 +341,34 @@ def test_features_of_other_weights_are_refused(folders: list[Path]) -> None:
         compare(folders[0])  # type: ignore[arg-type]
     with pytest.raises(UserError, match="must be"):
         compare([Member("a", made(0), rates=np.ones((LAYERS, 3))), made(1)])
+
+
+def of_studies(**changes: Any) -> dict[str, Any]:
+    """The same of two sets of renders at once."""
+    found = config()
+    sets = {name: {"class_path": "Demo", "init_args": {"root": f"data/{name}", "texture": name}} for name in ("a", "b")}
+    sets["a"]["init_args"] |= changes
+    found["data"] = {"class_path": "clt_lightning.data.Studies", "init_args": {"seed": 0, "sets": sets}}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "seed", "expected"),
+    [
+        ({"root": "elsewhere", "num_workers": 4}, 0, []),
+        ({}, 1, ["images", "data order"]),  # renders take the seed of the whole
+        ({"seed": 7}, 0, ["images", "data order"]),
+        ({"world": 3}, 0, ["images"]),
+        ({"texture": "b"}, 0, ["settings"]),
+    ],
+)
+def test_what_trainings_on_several_sets_differ_in(changes: dict[str, Any], seed: int, expected: list[str]) -> None:
+    clt, other = made(0), of_studies(**changes)
+    other["data"]["init_args"]["seed"] = seed
+    a, b = (Member("x", clt, settings=training_settings(c), seeds=training_seeds(c)) for c in (of_studies(), other))
+    assert differences(a, b) == expected
+
+
+def test_a_runs_transcoder_is_the_run(folders: list[Path]) -> None:
+    whole, inner = member(folders[0]), member(folders[0] / "transcoder")
+    assert (inner.title, inner.settings, inner.seeds) == (whole.title, whole.settings, whole.seeds)

@@ -16,14 +16,13 @@ from torch import Tensor
 from clt_lightning.analysis.circuits.faithful.baseline import Baseline
 from clt_lightning.analysis.circuits.faithful.dictionary import Features, observe_units
 from clt_lightning.analysis.circuits.residual.relevance import relevance, residual_model
+from clt_lightning.analysis.spatial import moran
 from clt_lightning.analysis.target import Target
 from clt_lightning.backbone import Backbone
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.progress import Progress
 from clt_lightning.transcoder import CrossLayerTranscoder
 
-#: A map counts for Moran's I if so many patches fire, and at most this share of all
-MORAN_ACTIVE, MORAN_SHARE = 5, 0.9
 #: Features of a layer compared at once with all of the layer before
 _CHUNK = 1024
 
@@ -194,26 +193,6 @@ def _entropy(p: Tensor) -> Tensor:
         -(torch.special.xlogy(p, p) + torch.special.xlogy(1 - p, 1 - p)) / torch.log(torch.tensor(2.0)).item()
     )
     return result
-
-
-def moran(maps: Tensor) -> Tensor:
-    """Moran's I of maps `(images, rows, columns, F)`, with the eight neighbours of each place: `(images, F)`.
-
-    NaN where fewer than `MORAN_ACTIVE` places fire, or more than `MORAN_SHARE` of them.
-    """
-    rows, columns = maps.shape[1:3]
-    n = rows * columns
-    active = (maps != 0).sum((1, 2))
-    z = (maps - maps.mean((1, 2), keepdim=True)).double()
-    square = z.square().sum((1, 2))
-    total, pairs = torch.zeros_like(square), 0
-    for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
-        a = z[:, : rows - down, max(0, -right) : columns - max(0, right)]
-        b = z[:, down:, max(0, right) : columns - max(0, -right)]
-        total += (a * b).sum((1, 2))
-        pairs += a.shape[1] * a.shape[2]
-    counts = (active >= MORAN_ACTIVE) & (active <= MORAN_SHARE * n) & (square > 0)
-    return torch.where(counts, total / max(pairs, 1) * n / square.clamp(min=1e-30), float("nan"))
 
 
 def weight_matches(clt: CrossLayerTranscoder, layer: int, n: int) -> Matches:

@@ -20,10 +20,11 @@ from clt_lightning.analysis.circuits.forward import Seen, see
 from clt_lightning.analysis.circuits.image_model import prepared_image
 from clt_lightning.analysis.circuits.linear import LinearTower
 from clt_lightning.analysis.circuits.open_clip_parts import parts_of
-from clt_lightning.analysis.circuits.parts import TowerParts, cast
+from clt_lightning.analysis.circuits.parts import TowerParts
 from clt_lightning.analysis.circuits.read_out import read_out_row, target_values
 from clt_lightning.analysis.circuits.sources import encode
 from clt_lightning.analysis.target import Target
+from clt_lightning.backbone.attention_parts import cast
 from clt_lightning.core.errors import UserError
 from clt_lightning.interventions.replacement import check_fit
 from clt_lightning.transcoder import CrossLayerTranscoder

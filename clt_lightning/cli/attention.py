@@ -1,0 +1,155 @@
+"""`attention`: sparse attention trained on a run's data, and what it is worth beside the run's transcoder."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clt_lightning.cli.arguments import add_run_options, run_options
+from clt_lightning.core.errors import UserError
+from clt_lightning.core.files import write_json
+from clt_lightning.core.paths import expand
+from clt_lightning.core.table import Column, lay_out
+from clt_lightning.core.terminal import line_width
+
+if TYPE_CHECKING:
+    from clt_lightning.analysis import Run
+    from clt_lightning.analysis.intervals import Interval
+    from clt_lightning.analysis.sparse_attention import AttentionReport
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `attention`."""
+    add_run_options(parser)
+    parser.add_argument(
+        "--units", required=True, metavar="FOLDER", help="folder of the sparse attention; --train writes it"
+    )
+    parser.add_argument("--train", type=int, metavar="STEPS", help="train it first, on the run's training images")
+    parser.add_argument(
+        "--n_features", type=int, help="with --train: units of a layer, a multiple of the heads (default: 8 x d_model)"
+    )
+    parser.add_argument(
+        "--k", type=int, default=32, help="with --train: units active at a query position (default: 32)"
+    )
+    parser.add_argument(
+        "--d_qk",
+        type=int,
+        help="with --train: size of queries and keys of the units' own (default: the model's own patterns, frozen)",
+    )
+    parser.add_argument("--lr", type=float, default=1e-3, help="with --train: learning rate (default: 0.001)")
+    parser.add_argument("--split", default="test", help="split that it is measured on (default: test)")
+    parser.add_argument("--images", type=int, metavar="N", help="images of it, evenly spaced (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of the training and of the intervals (default: 0)")
+    parser.add_argument("--output", type=Path, help="write all numbers there as JSON")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains where asked, measures, prints and writes.
+
+    Raises:
+        UserError: no such run or units, or settings that do not go together.
+    """
+    units = Path(expand(args.units, "--units"))
+    output = None if args.output is None else Path(expand(args.output, "--output"))
+    if output is not None and os.path.isdir(output):
+        raise UserError(f"--output {output} is a folder: name a file")
+    for name in ("train", "images"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    if args.train is None and (args.n_features is not None or args.d_qk is not None):
+        raise UserError("--n_features and --d_qk make new units: give --train STEPS too")
+    if args.train is not None and units.exists() and (not units.is_dir() or any(units.iterdir())):
+        raise UserError(f"--units {units} is there already: name a folder that is not, or leave --train out")
+
+    from clt_lightning.analysis import open_run
+    from clt_lightning.analysis.sparse_attention import measure
+    from clt_lightning.transcoder.attention import SparseAttention
+
+    device = args.device
+    opened = open_run(args.run, device, **run_options(args))
+    if args.train is not None:
+        _train(opened, args, device).save_pretrained(units, {"run": opened.folder.name, "steps": args.train})
+        print(f"wrote {units}")
+    attention = SparseAttention.from_pretrained(units, device=device, trust=args.trust_config)
+    found = measure(opened, attention, split=args.split, limit=args.images, seed=args.seed, progress=True)
+    print("\n".join(lines(found, line_width())))
+    if output is not None:
+        write_json(output, found.to_json())
+        print(f"wrote {output}")
+
+
+def _train(opened: Run, args: argparse.Namespace, device: str) -> Any:
+    import lightning
+
+    from clt_lightning.callbacks import ProgressLine
+    from clt_lightning.training.attention import AttentionModule
+    from clt_lightning.training.optim import AdamW
+    from clt_lightning.transcoder import TopK
+
+    lightning.seed_everything(args.seed, verbose=False)
+    module = AttentionModule(
+        opened.clip,
+        n_features=args.n_features,
+        activation=TopK(args.k),
+        d_qk=args.d_qk,
+        optimizer=lambda params: AdamW(params, lr=args.lr),
+        seed=args.seed,
+    )
+    trainer = lightning.Trainer(
+        max_steps=args.train,
+        accelerator="cpu" if device == "cpu" else "gpu",
+        devices=1 if ":" not in device else [int(device.partition(":")[2])],
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        log_every_n_steps=10,
+        callbacks=[ProgressLine()],
+    )
+    trainer.fit(module, datamodule=opened.datamodule)
+    return module.attention.eval()
+
+
+def lines(found: AttentionReport, width: int | None = None) -> list[str]:
+    """What the terminal says."""
+    layers = [str(layer) for layer in range(len(found.fvu))]
+    columns = [
+        Column("FVU", [f"{float(v):.4f}" for v in found.fvu], 8),
+        Column("L0", [f"{float(v):.1f}" for v in found.l0], 7),
+    ]
+    if found.spans is not None:
+        spans, group = found.spans.numbers(), "units that explain anything"
+        columns += [
+            Column("units", [f"{row['units']:.0f}" for row in spans], 7, group=group),
+            Column("heads", [_number(row["median"]) for row in spans], 7, group=group),
+            Column("two or more", [_percent(row["several"]) for row in spans], 12, group=group),
+            Column("own head", [_percent(row["own"]) for row in spans], 9, group=group),
+        ]
+    out = [f"{found.images:,} images of {found.split}: attn_out from the untouched model", ""]
+    out += lay_out(Column("layer", layers), columns, width)
+    names = list(found.top1)
+    out += ["", "replaced in cascade", ""]
+    cells = [_points(found.top1[name], 1) for name in names]
+    lost = [_points(found.lost[name], 1) if name != "original" else "" for name in names]
+    out += lay_out(
+        Column("in the model's place", names, left=True),
+        [Column("top-1 %", cells, 22), Column("points lost", lost, 22)],
+        width,
+    )
+    return out
+
+
+def _points(value: Interval, digits: int) -> str:
+    low, high = 100 * value.low, 100 * value.high
+    return f"{100 * value.value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f} %"

@@ -1,0 +1,131 @@
+"""Sparse attention in the place of a backbone's attention layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor
+
+from clt_lightning.backbone import Backbone
+from clt_lightning.backbone.attention_parts import attention_pattern
+from clt_lightning.backbone.taps import ENTRY
+from clt_lightning.core.errors import UserError
+from clt_lightning.transcoder import Codes
+from clt_lightning.transcoder.attention import SparseAttention
+
+PatternFn = Callable[[int, Tensor], Tensor | None]
+
+
+def check_attention_fit(clip: Backbone, attention: SparseAttention) -> None:
+    """Whether sparse attention is for this backbone.
+
+    Raises:
+        UserError: they have other numbers of layers or heads, or other widths, or the backbone's patterns are not
+            known.
+    """
+    if (attention.n_layers, attention.d_model) != (clip.n_layers, clip.d_model):
+        raise UserError(
+            f"the sparse attention is for {attention.n_layers} layers of width {attention.d_model}, the backbone "
+            f"{clip.name!r} has {clip.n_layers} of width {clip.d_model}"
+        )
+    if attention.d_qk is not None:
+        return
+    heads = {clip.attention_parts(layer).n_heads for layer in range(clip.n_layers)}
+    if heads != {attention.n_heads}:
+        raise UserError(
+            f"the sparse attention moves by the patterns of {attention.n_heads} heads, the backbone {clip.name!r} has "
+            f"{', '.join(map(str, sorted(heads)))}"
+        )
+
+
+def patterns_of(clip: Backbone, attention: SparseAttention) -> PatternFn:
+    """`pattern(layer, attn_in)`: the model's, `(images, heads, queries, keys)`; None where the units have their own."""
+    if attention.d_qk is not None:
+        return lambda layer, x: None
+    parts = [clip.attention_parts(layer) for layer in range(clip.n_layers)]
+    return lambda layer, x: attention_pattern(parts[layer], x)
+
+
+class AttentionReplacement:
+    """Sparse attention at work in a forward: what `replaced(..., attention=...)` sets up.
+
+    Args:
+        clip: the backbone.
+        attention: the units, on the same device.
+        layers: blocks whose attention is replaced; None for all.
+        tokens: query positions at which it is: `all`, `cls`, `register` or `patch`.
+        grad: let gradients flow.
+        error: whether what the units leave out in the untouched model is added back.
+
+    Attributes:
+        codes: by layer, of all positions, of the last forward; `y_hat`: by layer `(images, positions, d_model)`.
+    """
+
+    def __init__(
+        self,
+        clip: Backbone,
+        attention: SparseAttention,
+        layers: Iterable[int] | None,
+        tokens: str,
+        grad: bool,
+        error: bool,
+    ) -> None:
+        check_attention_fit(clip, attention)
+        self.clip, self.attention, self.grad, self.error = clip, attention, grad, error
+        self.layers = sorted(clip.check_layers(layers))
+        self.span = clip.tokens.span(tokens)
+        self.whole = tokens == "all"
+        self.pattern = patterns_of(clip, attention)
+        self.codes: dict[int, Codes] = {}
+        self.y_hat: dict[int, Tensor] = {}
+        self.left_out: dict[int, Tensor] = {}
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """While active, forwards take the units' outputs."""
+        with ExitStack() as stack:
+            stack.enter_context(self.clip.taps.read(self._begin, [(ENTRY, self.layers[0])]))
+            stack.enter_context(self.clip.override("attn_out", self._put, self.layers))
+            yield
+
+    def _begin(self, block: int, stream: Tensor) -> None:
+        self.codes.clear()
+        self.y_hat.clear()
+        self.left_out.clear()
+        if self.error:
+            self._run_clean(block, stream)
+
+    @torch.no_grad()
+    def _run_clean(self, block: int, stream: Tensor) -> None:
+        inputs: dict[int, Tensor] = {}
+
+        def keep(layer: int, out: Tensor) -> None:
+            rebuilt, _ = self._replace(layer, inputs.pop(layer))
+            self.left_out[layer] = out.to(rebuilt.dtype) - rebuilt
+
+        with self.clip.taps.aside(), ExitStack() as stack:
+            stack.enter_context(self.clip.watch(lambda layer, x: inputs.update({layer: x}), self.layers, "attn_in"))
+            stack.enter_context(self.clip.watch(keep, self.layers, "attn_out"))
+            self.clip.run_from(block, stream.detach())
+
+    def _put(self, layer: int, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+        with torch.set_grad_enabled(self.grad and torch.is_grad_enabled()):
+            y, self.codes[layer] = self._replace(layer, x)
+            self.y_hat[layer] = y
+            if self.error:
+                if layer not in self.left_out:
+                    raise UserError(
+                        f"error='clean' needs the untouched model: run it from block {self.layers[0]} or before"
+                    )
+                y = y + self.left_out[layer]
+            y = y.to(x.dtype)
+            if self.whole:
+                return y
+            out = compute().clone()
+            out[:, self.span] = y[:, self.span]
+            return out
+
+    def _replace(self, layer: int, x: Tensor) -> tuple[Tensor, Codes]:
+        return self.attention.replace(layer, x, self.pattern(layer, x))

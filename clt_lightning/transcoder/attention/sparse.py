@@ -1,0 +1,391 @@
+"""Sparse replacement attention (Lorsa, He et al. 2025) for Vision Transformers: sparse units of rank one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clt_lightning.core.arguments import whole
+from clt_lightning.core.errors import UserError
+from clt_lightning.transcoder import pretrained
+from clt_lightning.transcoder.activations import Activation, TopK
+from clt_lightning.transcoder.codes import Codes, Pairs
+from clt_lightning.transcoder.normalization import ActivationStatistics, input_scales, output_scales
+from clt_lightning.transcoder.precision import float_type, full_precision
+
+
+@dataclass(frozen=True)
+class AttentionOutput:
+    """What the units make of a batch of images.
+
+    Attributes:
+        y_hat: `(layers, images, positions, d_model)`: the rebuilt `attn_out`.
+        codes: `(layers, images * positions, F)`, image-major: what each unit writes at each query position.
+        pre: one `(images * positions, F)` a layer: pre-activations, differentiable.
+    """
+
+    y_hat: Tensor
+    codes: Codes
+    pre: list[Tensor]
+
+
+class SparseAttention(nn.Module):
+    """F units a layer in the place of its attention, over all positions of an image in both directions.
+
+    A unit reads one direction of the normed stream at the key positions, moves it by the pattern of one head, and
+    writes one vector at the query position, if it is among the active ones there:
+
+        pre[q, f] = sum_k A[h(f)][q, k] <W_enc[f], x[k]> + b_enc[f],   y[q] = sum_f act(pre)[q, f] W_dec[f] + b_dec
+
+    Heads own equal blocks of units, in their order: unit f belongs to head `f // (F / n_heads)`. With the model's own
+    patterns (the default) a pre-activation is linear in the normed stream once the patterns are held, and splits
+    exactly over key positions (`key_terms`). `d_qk` gives the units patterns of their own instead.
+
+    Args:
+        n_layers: attention layers of the backbone.
+        d_model: width of the stream.
+        n_features: F, units of a layer: a multiple of `n_heads`.
+        n_heads: heads whose patterns there are: the model's; with `d_qk`, as many as wanted.
+        activation: which units are active at a query position; None for `TopK(32)`.
+        d_qk: size of own queries and keys, trained; None for the model's own patterns, which are then given.
+        seed: of the random weights that training starts from; None draws from torch's generator.
+
+    Attributes:
+        W_enc, W_dec: `(layers, F, d_model)`; `b_enc`: `(layers, F)`; `b_dec`: `(layers, d_model)`.
+        W_q, W_k: `(layers, heads, d_qk, d_model)`, `b_q`, `b_k`: `(layers, heads, d_qk)`; None without `d_qk`.
+        x_scale, y_scale: `(layers,)` factors on inputs and outputs, powers of two; 1 in files.
+
+    Raises:
+        UserError: sizes that cannot be.
+    """
+
+    x_scale: Tensor
+    y_scale: Tensor
+    normalized: Tensor
+
+    def __init__(
+        self,
+        n_layers: int,
+        d_model: int,
+        n_features: int,
+        n_heads: int,
+        activation: Activation | None = None,
+        d_qk: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.n_layers, self.d_model = whole("n_layers", n_layers, 1), whole("d_model", d_model, 1)
+        self.n_features, self.n_heads = whole("n_features", n_features, 1), whole("n_heads", n_heads, 1)
+        if self.n_features % self.n_heads:
+            near = max(1, round(n_features / n_heads)) * n_heads
+            raise UserError(
+                f"n_features={n_features}: heads own equal numbers of units, so it must be a multiple of "
+                f"n_heads={n_heads}, such as {near}"
+            )
+        self.d_qk = None if d_qk is None else whole("d_qk", d_qk, 1)
+        self.activation = TopK(32) if activation is None else activation
+        self.activation.build(self.n_layers, self.n_features)
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+
+        def drawn(*shape: int) -> nn.Parameter:
+            weights = torch.empty(*shape)
+            return nn.Parameter(
+                weights if weights.is_meta else F.normalize(weights.normal_(generator=generator), dim=-1)
+            )
+
+        L, H, width = self.n_layers, self.n_heads, self.d_model
+        self.W_dec = drawn(L, self.n_features, width)
+        self.W_enc = nn.Parameter(self.W_dec.detach().clone())
+        self.b_enc = nn.Parameter(torch.zeros(L, self.n_features))
+        self.b_dec = nn.Parameter(torch.zeros(L, width))
+        self.W_q = None if self.d_qk is None else drawn(L, H, self.d_qk, width)
+        self.W_k = None if self.d_qk is None else drawn(L, H, self.d_qk, width)
+        self.b_q = None if self.d_qk is None else nn.Parameter(torch.zeros(L, H, self.d_qk))
+        self.b_k = None if self.d_qk is None else nn.Parameter(torch.zeros(L, H, self.d_qk))
+        self.register_buffer("x_scale", torch.ones(L))
+        self.register_buffer("y_scale", torch.ones(L))
+        self.register_buffer("normalized", torch.zeros((), dtype=torch.bool))
+
+    # -- forwards ----------------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor, patterns: Sequence[Tensor] | None = None) -> AttentionOutput:
+        """All layers, each from the stream that it is given.
+
+        Args:
+            x: `(layers, images, positions, d_model)`, `attn_in` of each layer: all positions of every image.
+            patterns: the model's, one `(images, n_heads, queries, keys)` a layer; None with `d_qk`.
+
+        Raises:
+            UserError: another shape, or patterns that are missing or not wanted.
+        """
+        if x.ndim != 4 or len(x) != self.n_layers:
+            raise UserError(
+                f"sparse attention reads (layers, images, positions, d_model) with {self.n_layers} layers and whole "
+                f"images, got {tuple(x.shape)}"
+            )
+        if patterns is not None and len(patterns) != self.n_layers:
+            raise UserError(f"sparse attention of {self.n_layers} layers got the patterns of {len(patterns)}")
+        rows, codes, pres = [], [], []
+        for layer in range(self.n_layers):
+            pre = self.pre_activations(layer, x[layer], None if patterns is None else patterns[layer])
+            found = self._active(layer, pre)
+            rows.append(self.decode(layer, found).view(x.shape[1:]))
+            codes.append(found)
+            pres.append(pre)
+        together = Codes([c.layer(0)[0] for c in codes], [c.layer(0)[1] for c in codes])
+        return AttentionOutput(torch.stack(rows), together, pres)
+
+    def replace(self, layer: int, x: Tensor, pattern: Tensor | None = None) -> tuple[Tensor, Codes]:
+        """What stands in the place of one layer's attention, `(images, positions, d_model)`, and its codes.
+
+        Args:
+            layer: which.
+            x: `(images, positions, d_model)`, its `attn_in`.
+            pattern: `(images, n_heads, queries, keys)`; None with `d_qk`.
+        """
+        codes = self._active(layer, self.pre_activations(layer, x, pattern))
+        return self.decode(layer, codes).view(x.shape), codes
+
+    def encode(self, layer: int, x: Tensor, pattern: Tensor | None = None) -> Codes:
+        """Codes of one layer, `(1, images * positions, F)`; arguments as of `replace`."""
+        return self._active(layer, self.pre_activations(layer, x, pattern))
+
+    def pre_activations(self, layer: int, x: Tensor, pattern: Tensor | None = None) -> Tensor:
+        """`(images * positions, F)`: of all units of a layer at every query position; arguments as of `replace`."""
+        pattern = self._pattern_of(layer, x, pattern)
+        with full_precision(x.device.type):
+            read = F.linear(x.to(self.W_enc.dtype) * self.x_scale[layer], self.W_enc[layer])
+            by_head = read.unflatten(2, (self.n_heads, -1)).transpose(1, 2)
+            moved = (pattern.to(read.dtype) @ by_head).transpose(1, 2).flatten(2)
+            pre: Tensor = (moved + self.b_enc[layer]).flatten(0, 1)
+            return pre
+
+    def decode(self, layer: int, codes: Codes) -> Tensor:
+        """`(tokens, d_model)`: what codes `(1, tokens, F)` of one layer write, the bias included."""
+        pairs, values = codes.layer(0)
+        weights = self.W_dec[layer]
+        with full_precision(weights.device.type):
+            if pairs.features.numel():
+                values = values.to(weights.dtype)
+                y = F.embedding_bag(pairs.features, weights, pairs.offsets[:-1], mode="sum", per_sample_weights=values)
+            else:
+                y = weights.new_zeros(pairs.n_tokens, self.d_model)
+            return (y + self.b_dec[layer]) * self.y_scale[layer]
+
+    def pattern(self, layer: int, x: Tensor) -> Tensor:
+        """`(images, n_heads, queries, keys)`: the units' own patterns, from `x (images, positions, d_model)`.
+
+        Raises:
+            UserError: the units have none: they take the model's.
+        """
+        if self.W_q is None or self.W_k is None or self.b_q is None or self.b_k is None or self.d_qk is None:
+            raise UserError("these units move by the model's own patterns (d_qk is None): give its pattern")
+        with full_precision(x.device.type):
+            wide = x.to(self.W_q.dtype)[:, None]
+            q = wide @ self.W_q[layer].transpose(1, 2) + self.b_q[layer][:, None]
+            k = wide @ self.W_k[layer].transpose(1, 2) + self.b_k[layer][:, None]
+            return torch.softmax(q @ k.transpose(2, 3) * self.d_qk**-0.5, -1)
+
+    # -- what is exact -----------------------------------------------------------------------------------------------
+
+    @property
+    def head_of(self) -> Tensor:
+        """`(F,)` int64: the head by whose pattern each unit moves."""
+        each = self.n_features // self.n_heads
+        return torch.arange(self.n_heads, device=self.W_enc.device).repeat_interleave(each)
+
+    def key_terms(
+        self, layer: int, x: Tensor, images: Tensor, queries: Tensor, units: Tensor, pattern: Tensor | None = None
+    ) -> Tensor:
+        """Units' pre-activations split over the key positions that they are read from: exact, patterns being held.
+
+        Args:
+            layer: which.
+            x: `(images, positions, d_model)`, its `attn_in`.
+            images, queries, units: `(n,)` int64: which units, where.
+            pattern: `(images, n_heads, queries, keys)`; None with `d_qk`.
+
+        Returns:
+            `(n, keys)`; with `b_enc` each row sums to the unit's pre-activation, and a positive one times
+            `writes(layer, units)` is what the unit writes.
+        """
+        pattern = self._pattern_of(layer, x, pattern).to(self.W_enc.dtype)
+        read = torch.einsum("nkd,nd->nk", x.to(self.W_enc.dtype)[images], self.W_enc[layer][units])
+        return pattern[images, self.head_of[units], queries] * read * self.x_scale[layer]
+
+    def readers(self, layer: int, units: Tensor) -> Tensor:
+        """`(n, d_model)`: what units read of the normed stream at the keys."""
+        return self.W_enc[layer][units] * self.x_scale[layer]
+
+    def writes(self, layer: int, units: Tensor) -> Tensor:
+        """`(n, d_model)`: what code 1 of units writes."""
+        return self.W_dec[layer][units] * self.y_scale[layer]
+
+    # -- before and between training steps ---------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def normalize(self, statistics: ActivationStatistics) -> None:
+        """Sets the scales, and the decoders' biases to the mean outputs."""
+        self.x_scale.copy_(input_scales(statistics))
+        self.y_scale.copy_(output_scales(statistics))
+        self.b_dec.copy_(statistics.y_mean.to(self.b_dec) / self.y_scale[:, None])
+        self.normalized.fill_(True)
+
+    @torch.no_grad()
+    def start_from(self, layer: int, reads: Tensor, writes: Tensor, centre: Tensor) -> None:
+        """Starts a layer's units at given directions, in the model's units.
+
+        Args:
+            layer: which.
+            reads: `(F, d_model)` what code 1 reads of the normed stream.
+            writes: `(F, d_model)` what code 1 writes, of norm 1.
+            centre: `(F,)` the mean of what is read, which then gives code 0.
+        """
+        self.W_enc[layer].copy_(reads / (self.x_scale[layer] * self.y_scale[layer]))
+        self.W_dec[layer].copy_(writes)
+        self.b_enc[layer].copy_(-centre / self.y_scale[layer])
+
+    @torch.no_grad()
+    def fit_size(self, layer: int, x: Tensor, y: Tensor, pattern: Tensor | None = None) -> None:
+        """Multiplies a layer's codes by the factor that rebuilds some outputs best.
+
+        Args:
+            layer: which.
+            x: `(images, positions, d_model)`, its `attn_in`.
+            y: `(images * positions, d_model)`, its `attn_out`.
+            pattern: as of `replace`.
+        """
+        with self.activation.not_tracking():
+            made = self.decode(layer, self.encode(layer, x, pattern)) - self.b_dec[layer] * self.y_scale[layer]
+        wanted = y.to(made) - self.b_dec[layer] * self.y_scale[layer]
+        factor = (made * wanted).sum() / made.square().sum().clamp(min=1e-30)
+        if factor > 0:
+            self.W_enc[layer] *= factor
+            self.b_enc[layer] *= factor
+
+    @torch.no_grad()
+    def start_queries(self, layer: int, q: Tensor, k: Tensor, scale: float) -> None:
+        """Starts own queries and keys at the best of their size for the model's scores.
+
+        Args:
+            layer: which.
+            q, k: `(n_heads, channels, d_model + 1)`: the model's, biases in the last column.
+            scale: the model's factor on its scores.
+        """
+        if self.W_q is None or self.W_k is None or self.b_q is None or self.b_k is None or self.d_qk is None:
+            raise UserError("these units move by the model's own patterns (d_qk is None): nothing to start")
+        left, size, right = torch.linalg.svd(q.transpose(1, 2).double() @ k.double())
+        r = min(self.d_qk, q.shape[1])
+        half = (size[:, :r] * scale * self.d_qk**0.5).sqrt()[:, None]
+        found_q, found_k = (
+            (left[:, :, :r] * half).transpose(1, 2),
+            (right.transpose(1, 2)[:, :, :r] * half).transpose(1, 2),
+        )
+        for weights, bias, found in ((self.W_q, self.b_q, found_q), (self.W_k, self.b_k, found_k)):
+            weights[layer, :, :r], bias[layer, :, :r] = found[..., :-1].to(weights), found[..., -1].to(bias)
+            weights[layer, :, r:], bias[layer, :, r:] = weights[layer, :, r:] * 1e-2, 0.0
+
+    @torch.no_grad()
+    def unit_decoders(self) -> None:
+        """Scales every unit's written vector back to norm 1."""
+        self.W_dec.copy_(F.normalize(self.W_dec, dim=-1))
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    def config(self) -> dict[str, Any]:
+        """Plain arguments that build untrained units of the same form."""
+        return {
+            "n_layers": self.n_layers,
+            "d_model": self.d_model,
+            "n_features": self.n_features,
+            "n_heads": self.n_heads,
+            "activation": self.activation.config(),
+            "d_qk": self.d_qk,
+        }
+
+    def folded_state(self) -> dict[str, Tensor]:
+        """The tensors to write: scales folded into the weights."""
+        state = dict(self.state_dict())
+        x_scale, y_scale = self.x_scale[:, None], self.y_scale[:, None]
+        state["W_enc"] = self.W_enc * x_scale[..., None]
+        state["W_dec"], state["b_dec"] = self.W_dec * y_scale[..., None], self.b_dec * y_scale
+        state["x_scale"], state["y_scale"] = torch.ones_like(self.x_scale), torch.ones_like(self.y_scale)
+        state["normalized"] = torch.ones_like(self.normalized)
+        return state
+
+    def save_pretrained(self, folder: str | Path, metadata: dict[str, Any] | None = None) -> Path:
+        """Writes `config.json` and `model.safetensors` into a folder, scales folded in.
+
+        Args:
+            folder: made if it is not there.
+            metadata: further plain entries for config.json, under `metadata`.
+
+        Raises:
+            UserError: the disk is full or the place cannot be written, or the metadata are not plain values.
+        """
+        return pretrained.save(self.config(), self.folded_state(), folder, metadata or {})
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_hub_id: str | Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | str | None = None,
+        *,
+        trust: bool = False,
+        **hub: Any,
+    ) -> SparseAttention:
+        """Loads what `save_pretrained` wrote, and compares it with the sums in its config.json.
+
+        Args:
+            folder_or_hub_id: a folder, or a Hugging Face repository `user/name[/sub]`.
+            device: where to put it.
+            dtype: floating-point type of its weights; None: float32.
+            trust: whether an activation of another package may be imported.
+            hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`, `subfolder`.
+
+        Raises:
+            UserError: a file is missing, damaged, changed, or of something else.
+        """
+        folder = pretrained.find(folder_or_hub_id, **hub)
+        found = pretrained.load(cls, folder, float_type(dtype), trusted=trust)
+        try:
+            return found.to(device).eval()
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"device={str(device)!r}: {error}") from error
+
+    def extra_repr(self) -> str:
+        qk = "the model's patterns" if self.d_qk is None else f"d_qk={self.d_qk}"
+        return f"{self.n_layers} layers, d_model={self.d_model}, F={self.n_features}, {self.n_heads} heads, {qk}"
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _pattern_of(self, layer: int, x: Tensor, pattern: Tensor | None) -> Tensor:
+        if x.ndim != 3 or x.shape[2] != self.d_model:
+            raise UserError(
+                f"sparse attention reads (images, positions, d_model={self.d_model}), all positions of whole images; "
+                f"got {tuple(x.shape)}"
+            )
+        if self.d_qk is not None:
+            if pattern is not None:
+                raise UserError(f"these units have patterns of their own (d_qk={self.d_qk}): give none")
+            return self.pattern(layer, x)
+        expected = (x.shape[0], self.n_heads, x.shape[1], x.shape[1])
+        got = None if pattern is None else tuple(pattern.shape)
+        if pattern is None or got != expected:
+            raise UserError(
+                f"layer {layer}: these units move by the model's patterns, (images, n_heads, queries, keys) = "
+                f"{expected}, got {got}"
+            )
+        return pattern
+
+    def _active(self, layer: int, pre: Tensor) -> Codes:
+        selected = self.activation.select(pre.detach(), layer)
+        pairs = selected if isinstance(selected, Pairs) else Pairs.from_mask(selected)
+        return Codes([pairs], [self.activation.values(pairs.entries(pre), pairs.features, layer)])
