@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
 from clt_lightning.analysis.studies import StudyCounter
 from clt_lightning.core.files import write_json
-from clt_lightning.report import ReportOptions, build_report
+from clt_lightning.report import ReportOptions
+from clt_lightning.report.draft import Draft
+from clt_lightning.report.folder import ReportFolder
+from clt_lightning.report.pages import studies
+from clt_lightning.report.source import read_source
 from clt_lightning.transcoder import Codes
 from tests.report.browser import PHONE, Browser
 from tests.report.conftest import Made, read_data
-from tests.report.made import make_run
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Two sets of 200 images; feature n of 14 is on in 5 n % of the first's and in the rest of 70 % of the other's."""
-    run, pictures = make_run(tmp_path_factory.mktemp("studies"), 2, 14, 60)
+def compared(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """The made run's report, with two sets of 200 images; feature n of 14 is on in 5 n % of the first's and in the rest
+    of 70 % of the other's.
+    """
+    place = tmp_path_factory.mktemp("studies")
     counter = StudyCounter(["first", "second <b>"], 2, 14, 4)
     for study in range(2):
         rates = torch.arange(14) * 0.05
         codes = (torch.arange(200)[None, :, None] < 200 * (rates if study == 0 else 0.7 - rates)).float()
         y = torch.randn(2, 200, 4, generator=torch.Generator().manual_seed(study))
         counter.update(torch.full((200,), study), Codes.from_dense(codes.expand(2, -1, -1)), y, 0.5 * y)
-    write_json(run / "studies" / "results.json", {"run": "runs/made", "split": "test", **counter.result().to_json()})
-    return Made(run, pictures, build_report(run, ReportOptions(images=0, queries=1), pictures=pictures))
+    write_json(place / "run" / "studies" / "results.json", {"run": "r", "split": "test", **counter.result().to_json()})
+    folder = ReportFolder(Path(shutil.copytree(made.folder, place / "report")))
+    source = dataclasses.replace(read_source(made.run, "test"), run=place / "run")
+    studies.write(Draft(folder, source, ReportOptions()))
+    return made._replace(built=dataclasses.replace(made.built, index=folder.path / "index.html"))
 
 
 def test_the_page_has_the_commands_numbers(compared: Made, made: Made) -> None:
