@@ -134,7 +134,8 @@ def main() -> None:
     args = parser.parse_args()
     run = open_run(args.run)
     data = run.datamodule
-    if not isinstance(data, Studies) or [one.texture for one in data.sets.values()] != list(TEXTURES[1:3]):
+    textures = [getattr(one, "texture", None) for one in data.sets.values()] if isinstance(data, Studies) else []
+    if textures != list(TEXTURES[1:3]):
         raise UserError(f"--run {args.run}: trained on other data than configs/data/studies.yaml")
     data.setup("test")
     use = study_use(run.clip, run.transcoder, data.eval_dataloader("test"), data.names, progress=True)

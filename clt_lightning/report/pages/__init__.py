@@ -28,6 +28,7 @@ from clt_lightning.report.pages import (
     retrieval,
     search,
     stability,
+    studies,
     summary,
 )
 
@@ -49,6 +50,7 @@ PAGES: tuple[Page, ...] = (
     contributions.PAGE,
     faithfulness.PAGE,
     population.PAGE,
+    studies.PAGE,
     live.PAGE,
     search.PAGE,
     own.PAGE,
