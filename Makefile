@@ -33,7 +33,7 @@ test-all: setup
 test-interop: setup
 	test -x .venv-interop/bin/python || $(PYTHON) -m venv .venv-interop
 	.venv-interop/bin/python -m pip install --quiet 'circuit-tracer==0.5.0' 'sae-lens==6.54.12' || true
-	$(BIN)/python -m pytest tests/interop -m interop -rs
+	$(BIN)/python -m pytest tests/interop tests/analysis/test_visaebench.py -m interop -rs
 
 docs: docs-tools
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

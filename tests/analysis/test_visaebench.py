@@ -42,6 +42,7 @@ def test_what_is_no_autoencoder_is_refused() -> None:
         ViSAEBenchAdapter(made(), 2)
 
 
+@pytest.mark.interop
 def test_the_package_takes_it() -> None:
     types = pytest.importorskip("visaebench.core.types", reason="visaebench is not installed: pip install visaebench")
     adapter = ViSAEBenchAdapter(made())

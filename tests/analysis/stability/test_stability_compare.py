@@ -346,8 +346,9 @@ def test_features_of_other_weights_are_refused(folders: list[Path]) -> None:
 def of_studies(**changes: Any) -> dict[str, Any]:
     """The same of two sets of renders at once."""
     found = config()
-    sets = {name: {"class_path": "Demo", "init_args": {"root": f"data/{name}", "texture": name}} for name in ("a", "b")}
-    sets["a"]["init_args"] |= changes
+    arguments: dict[str, dict[str, Any]] = {name: {"root": f"data/{name}", "texture": name} for name in ("a", "b")}
+    arguments["a"] |= changes
+    sets = {name: {"class_path": "Demo", "init_args": each} for name, each in arguments.items()}
     found["data"] = {"class_path": "clt_lightning.data.Studies", "init_args": {"seed": 0, "sets": sets}}
     return found
 
