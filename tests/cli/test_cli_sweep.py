@@ -18,6 +18,7 @@ import yaml
 from safetensors.torch import load_file
 
 from clt_lightning.cli.main import main
+from clt_lightning.cli.sweep.member import Together
 from clt_lightning.cli.sweep.members import read_members
 from clt_lightning.cli.sweep.outcome import Outcome, best
 from clt_lightning.core.errors import UserError
@@ -130,6 +131,18 @@ def test_one_interrupt_stops_all_and_they_go_on(tmp_path: Path) -> None:
     assert re.search(r"fit --config \S+ --sweep \S+ --ckpt_path last", said)
     steps = [torch.load(last, weights_only=True)["global_step"] for last in lasts]
     assert max(steps) - min(steps) <= 1 < min(steps) < 400
+
+
+def test_progress_counts_optimizer_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of batches that are accumulated there are more."""
+    counted: dict[str, int] = {"planned": 0, "done": 0}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Together, "plan", lambda self, steps: counted.update(planned=counted["planned"] + steps))
+    monkeypatch.setattr(Together, "step", lambda self: counted.update(done=counted["done"] + 1))
+    sweep = sweep_file(tmp_path, {"runs": {"a": None, "b": {"model.seed": 3}}})
+    words = ["--trainer.accumulate_grad_batches=2", "--trainer.limit_val_batches=0"]
+    main(["fit", "--config", str(write(tmp_path)), "--sweep", sweep, *words])
+    assert counted == {"planned": 4, "done": 4}
 
 
 # -- the file --------------------------------------------------------------------------------------------------------

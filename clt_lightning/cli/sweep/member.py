@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
+from clt_lightning import compat
 from clt_lightning.backbone import Backbone
 from clt_lightning.backbone.make import one_backbone
 from clt_lightning.callbacks import Requeue, Summary
@@ -101,7 +102,8 @@ class TakesTurns(pl.Callback):
         self._together.turns.pass_on()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        self._together.step()
+        if compat.whole_step(trainer):
+            self._together.step()
 
     def on_validation_start(self, trainer: Any, pl_module: pl.LightningModule) -> None:
         for loader in (
