@@ -185,6 +185,6 @@ def _difference(kept: np.ndarray, first: np.ndarray, second: np.ndarray, cells: 
             here = group_ & (cells == name)
             n, k = int(here.sum()), int((here & kept).sum())
             value += sign * part * k / n
-            draws += sign * part * rng.binomial(n, k / n, _DRAWS) / n
+            draws += sign * part * rng.beta(k + 0.5, n - k + 0.5, _DRAWS)  # Jeffreys: 0 of 3 is not surely 0
     low, high = np.quantile(draws, (0.025, 0.975))
     return Interval(value, float(low), float(high))

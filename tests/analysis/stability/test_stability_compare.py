@@ -22,6 +22,7 @@ from clt_lightning.analysis.stability import (
     subspace_overlap,
     targets_written,
 )
+from clt_lightning.analysis.stability.groups import _difference
 from clt_lightning.analysis.stability.members import differences, member, training_seeds, training_settings
 from clt_lightning.analysis.stability.pairs import over_pairs
 from clt_lightning.cli.main import main
@@ -373,3 +374,11 @@ def test_what_trainings_on_several_sets_differ_in(changes: dict[str, Any], seed:
 def test_a_runs_transcoder_is_the_run(folders: list[Path]) -> None:
     whole, inner = member(folders[0]), member(folders[0] / "transcoder")
     assert (inner.title, inner.settings, inner.seeds) == (whole.title, whole.settings, whole.seeds)
+
+
+def test_a_difference_of_few_features_is_not_certain() -> None:
+    kept, first = np.zeros(13, bool), np.arange(13) < 3
+    kept[3:] = True  # none of 3 against all of 10
+    found = _difference(kept, first, ~first, np.zeros(13, int), 0)
+    assert found.value == -1
+    assert -1 < found.low < found.high < -0.3
