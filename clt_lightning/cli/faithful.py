@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clt_lightning.core.errors import UserError
-from clt_lightning.core.say import say
 from clt_lightning.core.terminal import line_width
 
 if TYPE_CHECKING:
@@ -67,34 +66,11 @@ def add_curve_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def is_residual(opened: Run) -> bool:
-    """Whether a run's transcoder is autoencoders of the residual stream."""
-    return opened.transcoder.topology == "sae" and opened.transcoder.sites.write == "resid_post"
-
-
 def baseline(args: argparse.Namespace, opened: Run, units: Features | Dimensions, name: str = "features") -> Baseline:
-    """The baseline over training images: kept in the run's folder, and read from there the next time."""
-    from clt_lightning.analysis.circuits.faithful import Baseline, baseline_of
-    from clt_lightning.core.files import sha256
+    """The baseline that the options ask for."""
+    from clt_lightning.analysis.circuits.faithful.kept import kept_baseline
 
-    kind, n = args.baseline, args.baseline_images
-    if kind == "zero":
-        return Baseline.zeros(opened.clip, units)
-    path = opened.folder / "baseline" / f"{name}-{kind}-{n}.safetensors"
-    weights = sorted((opened.folder / "transcoder").glob("*.safetensors"))
-    about = {"transcoder": ",".join(sha256(file) for file in weights)}
-    if path.is_file():
-        found, facts = Baseline.load(path)
-        if facts.get("transcoder") == about["transcoder"]:
-            found.check(opened.clip, units)
-            return found
-    batches = partial(opened.batches, "train", limit=n)
-    found = baseline_of(opened.clip, units, batches, kind, images=n, progress=True)
-    if os.access(opened.folder, os.W_OK):
-        found.save(path, about)
-    else:
-        say(f"baseline: {opened.folder} cannot be written to, so it is not kept")
-    return found
+    return kept_baseline(opened, units, args.baseline, args.baseline_images, name=name)
 
 
 def write_curves(args: argparse.Namespace, opened: Run, path: Path | None) -> None:
@@ -105,12 +81,12 @@ def write_curves(args: argparse.Namespace, opened: Run, path: Path | None) -> No
     """
     from clt_lightning.analysis.circuits.faithful import Dimensions, Features, curves
     from clt_lightning.analysis.circuits.faithful.mlp_arms import MlpArms
-    from clt_lightning.analysis.circuits.residual import ResidualArms
+    from clt_lightning.analysis.circuits.residual import ResidualArms, explains_stream
     from clt_lightning.core.files import write_json
 
     clip, clt, head = opened.clip, opened.transcoder, opened.head
     assert head is not None
-    made: Any = ResidualArms if is_residual(opened) else MlpArms
+    made: Any = ResidualArms if explains_stream(clt) else MlpArms
     unknown = sorted(set(args.arms or ()) - set(made.words()))
     if unknown:
         raise UserError(f"--arms: there is no {unknown[0]!r}; of this run's transcoder: {', '.join(made.words())}")
@@ -194,7 +170,7 @@ def write_evolution(args: argparse.Namespace, opened: Run, path: Path | None) ->
         UserError: the run's folder cannot be written to, and there is no other file.
     """
     from clt_lightning.analysis.circuits.faithful import Features
-    from clt_lightning.analysis.circuits.residual import evolution
+    from clt_lightning.analysis.circuits.residual import evolution, explains_stream
     from clt_lightning.analysis.circuits.residual.evolution import summed_edges
     from clt_lightning.core.files import write_json
     from clt_lightning.report.evolution import PLACE
@@ -206,7 +182,7 @@ def write_evolution(args: argparse.Namespace, opened: Run, path: Path | None) ->
         raise UserError(f"--evolution: {opened.folder} cannot be written to: name a file with --output FILE")
     batches = partial(opened.batches, args.split, limit=n)
     found = evolution(clip, clt, batches(), images=n, progress=True)
-    if is_residual(opened):
+    if explains_stream(clt):
         assert opened.head is not None
         usual = baseline(args, opened, Features(clip, clt))
         images = (

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clt_lightning.cli.arguments import add_run_options, run_options
-from clt_lightning.cli.faithful import add_curve_options, baseline, is_residual, write_curves, write_evolution
+from clt_lightning.cli.faithful import add_curve_options, baseline, write_curves, write_evolution
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.terminal import line_width
 
@@ -169,7 +169,7 @@ def _graph(args: argparse.Namespace, opened: Run, place: _Place | None) -> None:
     from clt_lightning.analysis import open_run
     from clt_lightning.analysis.circuits import attribute, attribute_with_attention
     from clt_lightning.analysis.circuits.faithful import Features
-    from clt_lightning.analysis.circuits.residual import residual_graph
+    from clt_lightning.analysis.circuits.residual import explains_stream, residual_graph
     from clt_lightning.transcoder import CrossLayerTranscoder
     from clt_lightning.transcoder.attention import SparseAttention
 
@@ -177,7 +177,7 @@ def _graph(args: argparse.Namespace, opened: Run, place: _Place | None) -> None:
     dtype = torch.float64 if args.precision == "64" else torch.float32
     targets, weights = _targets(opened, args.target, image)
     about = {"key": args.image, "split": args.split, "run": str(args.run), "scan": opened.folder.parent.name}
-    if is_residual(opened):
+    if explains_stream(opened.transcoder):
         if args.validate is not None:
             raise UserError("--validate is of transcoders in the place of MLPs; here --curves says what circuits do")
         usual = baseline(args, opened, Features(opened.clip, opened.transcoder))
