@@ -18,7 +18,7 @@ class Needs:
     """What is to be kept of a forward, beside the sites of the transcoder and the embeddings.
 
     Attributes:
-        streams: blocks whose entry is kept.
+        streams: blocks whose entry is kept; the number of blocks stands for what follows the last.
         before_mlp: blocks whose stream before the MLP is kept.
         attention: whether to keep what each block's attention adds at [CLS].
     """
@@ -34,8 +34,8 @@ class Needs:
 
     @classmethod
     def everything(cls, clip: Backbone, before_mlp: Iterable[int] = ()) -> Needs:
-        """All entries and all attention; of the streams before the MLP those that are named."""
-        return cls(frozenset(range(clip.n_layers)), frozenset(before_mlp), attention=True)
+        """All entries, what follows the last block, all attention; of streams before an MLP those that are named."""
+        return cls(frozenset(range(clip.n_layers + 1)), frozenset(before_mlp), attention=True)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Observation:
     """What one forward of the tower saw.
 
     Attributes:
-        streams: the residual stream at the entry of blocks, `(images, positions, d_model)`, by block.
+        streams: the residual stream at the entry of blocks, `(images, positions, d_model)`, by block; behind the last
+            one under the number of blocks.
         attention: what each block's attention added at [CLS], `(images, d_model)` each; empty without a [CLS].
         before_mlp: the stream that the MLP's norm of some layers read, by layer, `(images, positions, d_model)`.
         x: what the transcoder reads, `(layers, tokens, d_in)`: MLP inputs, where it names no other site.
@@ -101,9 +102,13 @@ def observe(
     attention: list[Tensor] = []
     kept: dict[int, Tensor] = {}
     with ExitStack() as stack:
-        for blocks, site, into in ((wanted.streams, "resid_pre", streams), (wanted.before_mlp, "resid_mid", kept)):
+        entries = wanted.streams - {clip.n_layers}
+        for blocks, site, into in ((entries, "resid_pre", streams), (wanted.before_mlp, "resid_mid", kept)):
             if blocks:
                 stack.enter_context(clip.watch(into.__setitem__, sorted(blocks), site=site))
+        if clip.n_layers in wanted.streams:
+            last = clip.n_layers - 1
+            stack.enter_context(clip.watch(lambda _, x: streams.update({last + 1: x}), [last], site="resid_post"))
         if wanted.attention and clip.has_cls:
             # a copy: a view would hold all positions
             stack.enter_context(clip.watch(lambda layer, y: attention.append(y[:, 0].clone()), site="attn_out"))

@@ -201,11 +201,8 @@ def check_effects(
             where = torch.from_numpy(table["image"][index]).to(clip.device)
             which = torch.from_numpy(table["feature"][index]).to(clip.device)
             z = dense[where, :, which]
-            rows_of = (clip, clt, layer, which, z, seen.streams[layer][where], directions[:, where])
-            if real_ones:
-                values = ablation_effects(*rows_of, embeddings=seen.embeddings[where])
-            else:
-                values = integrated_effects(*rows_of)
+            measured = ablation_effects if real_ones else integrated_effects
+            values = measured(clip, clt, layer, which, z, seen, where, directions[:, where])
             out[:, index] = values.double().cpu().numpy()
     for t, target in enumerate(TARGETS):
         table |= {
