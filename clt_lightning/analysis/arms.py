@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from clt_lightning.analysis.collector import key_seeds
@@ -198,9 +199,9 @@ class ArmRunner:
         self,
         clip: Backbone,
         clt: CrossLayerTranscoder,
-        means: Tensor | None = None,
-        feature_means: Tensor | None = None,
-        skip_means: Tensor | None = None,
+        means: Float[Tensor, "layers kinds d"] | None = None,
+        feature_means: Float[Tensor, "layers kinds d"] | None = None,
+        skip_means: Float[Tensor, "layers kinds d"] | None = None,
     ) -> None:
         self.clip, self.clt, self.means = clip, clt, means
         self.blocks, self.tokens = check_fit(clip, clt), tokens_of(clip, clt)
@@ -211,7 +212,9 @@ class ArmRunner:
         firsts = [self.blocks[arm.first] for arm in arms if arm.first is not None]
         return starts(self.clt, firsts, self.clip.n_layers) if firsts else Needs()
 
-    def embeddings(self, arm: Arm, seen: Observation, codes: Codes, y_hat: Tensor) -> Tensor:
+    def embeddings(
+        self, arm: Arm, seen: Observation, codes: Codes, y_hat: Float[Tensor, "layers tokens d"]
+    ) -> Float[Tensor, "images embed_dim"]:
         """Unit-norm embeddings `(images, embed_dim)` of an arm.
 
         Args:
@@ -227,7 +230,9 @@ class ArmRunner:
         return self.all_embeddings([arm], Known(seen, codes, y_hat), everyone)[0]
 
     @torch.no_grad()
-    def all_embeddings(self, arms: Sequence[Arm], known: Known, some: Tensor) -> list[Tensor]:
+    def all_embeddings(
+        self, arms: Sequence[Arm], known: Known, some: Bool[Tensor, " images"]
+    ) -> list[Float[Tensor, "_ embed_dim"]]:
         """The embeddings of every arm, each model run once, many side by side; of sampled arms those of some images.
 
         Args:

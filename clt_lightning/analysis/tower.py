@@ -6,6 +6,7 @@ once (`observe`).
 
 from __future__ import annotations
 
+from jaxtyping import Float
 from torch import Tensor
 
 from clt_lightning.backbone import Backbone
@@ -17,7 +18,9 @@ from clt_lightning.transcoder import CrossLayerTranscoder
 __all__ = ["Needs", "Observation", "advance", "at_all_mlps", "finish", "observe", "reads_cls_only"]
 
 
-def finish(clip: Backbone, stream: Tensor, first: int, grad: bool = False) -> Tensor:
+def finish(
+    clip: Backbone, stream: Float[Tensor, "images positions d_model"], first: int, grad: bool = False
+) -> Float[Tensor, "images embed_dim"]:
     """The rest of a forward from block `first` on: `clip.run_from`, whose words hold."""
     return clip.run_from(first, stream, grad=grad)
 

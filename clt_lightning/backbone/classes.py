@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from clt_lightning.backbone.class_head import ClassHead
@@ -20,7 +21,9 @@ class Classes(Frozen):
     #: Class logits without a text tower (`use_head`)
     class_head: ClassHead | None = None
 
-    def logits(self, embeddings: Tensor, head: Tensor) -> Tensor:
+    def logits(
+        self, embeddings: Float[Tensor, "images embed_dim"], head: Float[Tensor, "embed_dim classes"]
+    ) -> Float[Tensor, "images classes"]:
         """Class logits `(images, classes)`: cosine similarities times `logit_scale`, in fp32."""
         return self.logit_scale * (embeddings.float() @ head.float().to(embeddings.device))
 
@@ -49,7 +52,7 @@ class Classes(Frozen):
         """Whether `head_for` gives logits of these classes: a text tower and prompts, or a head of `probe`."""
         return bool(classnames) and (bool(templates) if self.has_text else self.class_head is not None)
 
-    def head_for(self, classnames: Sequence[str], templates: Sequence[Any]) -> Tensor:
+    def head_for(self, classnames: Sequence[str], templates: Sequence[Any]) -> Float[Tensor, "embed_dim classes"]:
         """Of some classes, what makes logits of unit embeddings: the zero-shot head, or the head that was given.
 
         Args:
@@ -67,7 +70,7 @@ class Classes(Frozen):
         found = self.class_head.check(self.embed_dim, classnames, self.class_head.weights_sha256)
         return found.matrix.to(self.device)
 
-    def classifier(self) -> tuple[Tensor, Tensor]:
+    def classifier(self) -> tuple[Float[Tensor, "embed_dim classes"], Float[Tensor, " classes"]]:
         """The model's own linear classifier of embeddings that are not normalised.
 
         Returns:
@@ -87,15 +90,15 @@ class Classes(Frozen):
         """Of a backbone with a text tower."""
         raise self._no_text("it has no tokenizer")
 
-    def encode_text(self, texts: Any) -> Tensor:
+    def encode_text(self, texts: Any) -> Float[Tensor, "texts embed_dim"]:
         """Of a backbone with a text tower."""
         raise self._no_text("it cannot embed texts")
 
-    def embed_names(self, *args: Any, **kwargs: Any) -> Tensor:
+    def embed_names(self, *args: Any, **kwargs: Any) -> Float[Tensor, "names embed_dim"]:
         """Of a backbone with a text tower."""
         raise self._no_text("it cannot embed names")
 
-    def zero_shot_head(self, *args: Any, **kwargs: Any) -> Tensor:
+    def zero_shot_head(self, *args: Any, **kwargs: Any) -> Float[Tensor, "embed_dim classes"]:
         """Of a backbone with a text tower."""
         raise self._no_text(
             "there are no zero-shot classes (`python -m clt_lightning probe --run ...` learns a head from labels)"

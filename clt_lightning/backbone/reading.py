@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from clt_lightning.backbone.activations import Activations
@@ -25,7 +26,7 @@ class Reading(Running):
         layers: Iterable[int] | None = None,
         embeddings: bool = False,
         stop: bool = True,
-        positions: Tensor | None = None,
+        positions: Int[Tensor, "images n"] | None = None,
         sites: tuple[str, str] = ("mlp_in", "mlp_out"),
     ) -> Activations:
         """Run images through the tower and keep what a transcoder reads and rebuilds: the MLPs' inputs and outputs.
@@ -68,7 +69,7 @@ class Reading(Running):
         images: Images,
         sites: Sequence[str] | str,
         layers: Iterable[int] | None = None,
-        positions: Tensor | None = None,
+        positions: Int[Tensor, "images n"] | None = None,
     ) -> dict[str, Tensor]:
         """Run images through the tower and keep some sites. No gradients; active overrides hold.
 

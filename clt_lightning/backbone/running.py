@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import PIL.Image
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from clt_lightning.backbone.attention_parts import AttentionParts
@@ -24,15 +25,17 @@ Images = Tensor | PIL.Image.Image | Sequence[Tensor | PIL.Image.Image]
 class Running(Frozen):
     """What `Backbone` runs."""
 
-    def forward(self, images: Images) -> Tensor:
+    def forward(self, images: Images) -> Float[Tensor, "images embed_dim"]:
         """The same as `encode_image(images)`."""
         return self.encode_image(images)
 
-    def run(self, images: Images, normalize: bool = True, grad: bool = False) -> Tensor:
+    def run(self, images: Images, normalize: bool = True, grad: bool = False) -> Float[Tensor, "images embed_dim"]:
         """The same as `encode_image(...)`."""
         return self.encode_image(images, normalize, grad)
 
-    def encode_image(self, images: Images, normalize: bool = True, grad: bool = False) -> Tensor:
+    def encode_image(
+        self, images: Images, normalize: bool = True, grad: bool = False
+    ) -> Float[Tensor, "images embed_dim"]:
         """Embed images: the numbers of the library's own model.
 
         Args:
@@ -52,7 +55,9 @@ class Running(Frozen):
         with self.running(grad):
             return self._finished(self.family.encode(images), normalize)
 
-    def run_from(self, layer: int, stream: Tensor, normalize: bool = True, grad: bool = False) -> Tensor:
+    def run_from(
+        self, layer: int, stream: Float[Tensor, "images positions d"], normalize: bool = True, grad: bool = False
+    ) -> Float[Tensor, "images embed_dim"]:
         """The rest of a forward: blocks `layer` to the last, pooling, projection; active overrides hold in it.
 
         Args:
@@ -161,7 +166,7 @@ class Running(Frozen):
             )
         return int(widths.pop() or 0)
 
-    def check_images(self, images: Images) -> Tensor:
+    def check_images(self, images: Images) -> Float[Tensor, "images 3 size size"]:
         """Preprocessed images as one batch, in the backbone's type and on its device.
 
         Raises:

@@ -137,7 +137,8 @@ class Cascaded(Lane):
             whole = own(_ALL)
             if self._model.read == self._model.write:
                 self._model.see(block, whole)
-        return self._model.made(block).unflatten(0, (self.n_images, -1))
+        y_hat: Tensor = self._model.made(block).unflatten(0, (self.n_images, -1))
+        return y_hat
 
     def _at_cls(self, block: int, x: Tensor) -> Tensor:
         """The reconstruction `(images, 1, d_out)` of what [CLS] reads, `(images, d_in)`."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from clt_lightning.backbone import Backbone
@@ -52,18 +53,18 @@ class Observation:
         embeddings: unit-norm `(images, embed_dim)` fp32.
     """
 
-    streams: dict[int, Tensor]
-    attention: list[Tensor]
-    before_mlp: dict[int, Tensor]
-    x: Tensor
-    y: Tensor
-    embeddings: Tensor
+    streams: dict[int, Float[Tensor, "images positions d_model"]]
+    attention: list[Float[Tensor, "images d_model"]]
+    before_mlp: dict[int, Float[Tensor, "images positions d_model"]]
+    x: Float[Tensor, "layers tokens d_in"]
+    y: Float[Tensor, "layers tokens d_out"]
+    embeddings: Float[Tensor, "images embed_dim"]
 
     @property
     def n_images(self) -> int:
         return len(self.embeddings)
 
-    def select(self, chosen: Tensor) -> Observation:
+    def select(self, chosen: Bool[Tensor, " images"]) -> Observation:
         """Some of the images.
 
         Args:
@@ -82,7 +83,7 @@ class Observation:
 
 def observe(
     clip: Backbone,
-    images: Tensor,
+    images: Float[Tensor, "images 3 size size"],
     before_mlp: Iterable[int] = (),
     clt: CrossLayerTranscoder | None = None,
     needs: Needs | None = None,

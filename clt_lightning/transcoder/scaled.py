@@ -65,8 +65,8 @@ class ScaledDecoders(SparseDecoders):
         return standardise(x.to(self.b_dec.dtype))[0] if self.normalization == "token" else x
 
     def in_units(
-        self, terms: Float[Tensor, "sources tokens d_out"], x: Float[Tensor, "tokens d_in"]
-    ) -> Float[Tensor, "sources tokens d_out"]:
+        self, terms: Float[Tensor, "*sources tokens d_out"], x: Float[Tensor, "tokens d_in"]
+    ) -> Float[Tensor, "*sources tokens d_out"]:
         """Terms of `layer_terms`, `(sources, tokens, d_out)`, in the backbone's units at the tokens x."""
         return terms * standardise(x)[2] if self.normalization == "token" else terms
 

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from clt_lightning.analysis.tower import Observation, finish
@@ -41,8 +42,12 @@ def _run(clip: FrozenCLIP, behind: Tensor, first: int, added: Sequence[Tensor]) 
 
 
 def output_gradients(
-    clip: FrozenCLIP, behind: Tensor, first: int, directions: Tensor, added: Sequence[Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
+    clip: FrozenCLIP,
+    behind: Float[Tensor, "rows positions d_model"],
+    first: int,
+    directions: Float[Tensor, "targets rows embed_dim"],
+    added: Sequence[Float[Tensor, "rows positions d_model"]] | None = None,
+) -> tuple[Float[Tensor, "targets rows"], Float[Tensor, "targets layers rows positions d_model"]]:
     """Targets and their gradients by every MLP output, attention and later MLPs at work.
 
     Args:
@@ -72,8 +77,12 @@ def output_gradients(
 
 
 def total_effects(
-    clip: FrozenCLIP, clt: CrossLayerTranscoder, seen: Observation, codes: Codes, directions: Tensor
-) -> list[Tensor]:
+    clip: FrozenCLIP,
+    clt: CrossLayerTranscoder,
+    seen: Observation,
+    codes: Codes,
+    directions: Float[Tensor, "targets images embed_dim"],
+) -> list[Float[Tensor, "targets _"]]:
     """What each active code adds to each target, to first order: code x <gradient, decoder rows>.
 
     Args:
@@ -95,7 +104,9 @@ def total_effects(
     return [torch.stack([row[layer] for row in per_target]) * values[layer] for layer in range(clt.n_layers)]
 
 
-def per_image(codes: Codes, layer: int, effects: Tensor, n_images: int) -> tuple[Tensor, Tensor, Tensor]:
+def per_image(
+    codes: Codes, layer: int, effects: Float[Tensor, "targets pairs"], n_images: int
+) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"], Float[Tensor, "targets found"]]:
     """Effects of a layer's active codes, summed over the positions of each image.
 
     Args:
@@ -117,7 +128,9 @@ def per_image(codes: Codes, layer: int, effects: Tensor, n_images: int) -> tuple
     return slots // codes.n_features, slots % codes.n_features, sums
 
 
-def written(clt: CrossLayerTranscoder, layer: int, features: Tensor, codes: Tensor) -> list[Tensor]:
+def written(
+    clt: CrossLayerTranscoder, layer: int, features: Int[Tensor, " rows"], codes: Float[Tensor, "rows positions"]
+) -> list[Float[Tensor, "rows positions d_model"]]:
     """What single features write: `(rows, positions, d_model)` for each layer from `layer` on, zeros where they do not.
 
     Args:
@@ -161,12 +174,12 @@ def ablation_effects(
     clip: FrozenCLIP,
     clt: CrossLayerTranscoder,
     layer: int,
-    features: Tensor,
-    codes: Tensor,
+    features: Int[Tensor, " rows"],
+    codes: Float[Tensor, "rows positions"],
     seen: Observation,
-    images: Tensor,
-    directions: Tensor,
-) -> Tensor:
+    images: Int[Tensor, " rows"],
+    directions: Float[Tensor, "targets rows embed_dim"],
+) -> Float[Tensor, "targets rows"]:
     """What really happens: target as it is minus target without what the feature writes, in the live model.
 
     Codes are those of the untouched model; everything after reacts.
@@ -199,10 +212,10 @@ def embeddings_without(
     clip: FrozenCLIP,
     clt: CrossLayerTranscoder,
     first: int,
-    parts: Sequence[Tensor],
+    parts: Sequence[Float[Tensor, "rows positions d_model"]],
     seen: Observation,
-    images: Tensor,
-) -> Tensor:
+    images: Int[Tensor, " rows"],
+) -> Float[Tensor, "rows embed_dim"]:
     """Embeddings `(rows, embed_dim)` of the live model with something taken out of its MLP outputs.
 
     Args:
@@ -221,13 +234,13 @@ def integrated_effects(
     clip: FrozenCLIP,
     clt: CrossLayerTranscoder,
     layer: int,
-    features: Tensor,
-    codes: Tensor,
+    features: Int[Tensor, " rows"],
+    codes: Float[Tensor, "rows positions"],
     seen: Observation,
-    images: Tensor,
-    directions: Tensor,
+    images: Int[Tensor, " rows"],
+    directions: Float[Tensor, "targets rows embed_dim"],
     nodes: int = NODES,
-) -> Tensor:
+) -> Float[Tensor, "targets rows"]:
     """As `ablation_effects`, predicted by gradients along the path from the code to 0 (Sundararajan et al. 2017).
 
     Args:
@@ -243,12 +256,12 @@ def integrated_effects(
 def path_effects(
     clip: FrozenCLIP,
     first: int,
-    parts: Sequence[Tensor],
+    parts: Sequence[Float[Tensor, "rows positions d_model"]],
     seen: Observation,
-    images: Tensor,
-    directions: Tensor,
+    images: Int[Tensor, " rows"],
+    directions: Float[Tensor, "targets rows embed_dim"],
     nodes: int = NODES,
-) -> Tensor:
+) -> Float[Tensor, "targets rows"]:
     """`(targets, rows)`: what some writing adds to targets, by gradients along the path to the model without it.
 
     Args:
