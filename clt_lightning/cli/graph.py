@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from clt_lightning.cli.arguments import add_run_options, run_options
 from clt_lightning.cli.faithful import add_curve_options, baseline, is_residual, write_curves, write_evolution
+from clt_lightning.cli.options import check_least, file_option
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.terminal import line_width
 
@@ -125,17 +126,8 @@ def run(args: argparse.Namespace) -> None:
 
     check_share("--node-threshold", args.node_threshold)
     check_share("--edge-threshold", args.edge_threshold)
-    for name, value, least in (
-        ("--max-nodes", args.max_nodes, 1),
-        ("--show", args.show, 0),
-        ("--validate", args.validate, 2),
-        ("--validate-images", args.validate_images, 1),
-        ("--curves", args.curves, 1),
-        ("--baseline-images", args.baseline_images, 1),
-        ("--evolution", args.evolution, 2),
-    ):
-        if value is not None and value < least:
-            raise UserError(f"{name} must be at least {least}, got {value}")
+    check_least(args, max_nodes=1, show=0, validate=2, validate_images=1, curves=1, baseline_images=1, evolution=2)
+    args.output = file_option(args.output)
     if args.image is None and args.curves is None and args.evolution is None:
         raise UserError("graph needs --image KEY (or --curves N, --evolution N)")
     if args.image is None and args.attention is not None:

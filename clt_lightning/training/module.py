@@ -27,7 +27,7 @@ from clt_lightning.runs.timing import StepClock
 from clt_lightning.training.assembly import describe_transcoder, transcoder_form
 from clt_lightning.training.buffer import ActivationBuffer
 from clt_lightning.training.checkpointing import Checkpointing
-from clt_lightning.training.evaluation import Evaluation
+from clt_lightning.training.evaluating import Evaluating
 from clt_lightning.training.losses import loss_parts
 from clt_lightning.training.losses.auxk import auxiliary_request, split_request
 from clt_lightning.training.losses.cascade import Clean, cascade_parts
@@ -80,7 +80,7 @@ class StepPart:
     repeated: Tensor | None = None
 
 
-class CLTModule(Preparation, Evaluation, Checkpointing):
+class CLTModule(Preparation, Evaluating, Checkpointing):
     """Trains a cross-layer transcoder on the activations of a frozen backbone.
 
     Batches are dicts with `image` (docs/design.md), tuples `(image, label)`, or images alone, from any loader.
