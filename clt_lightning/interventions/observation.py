@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from clt_lightning.backbone import Backbone
+from clt_lightning.interventions.attention import AttentionSites, AttentionWatch
 from clt_lightning.interventions.replacement import check_fit
 from clt_lightning.transcoder import CrossLayerTranscoder
 
@@ -21,15 +22,20 @@ class Needs:
         streams: blocks whose entry is kept.
         before_mlp: blocks whose stream before the MLP is kept.
         attention: whether to keep what each block's attention adds at [CLS].
+        attention_sites: whether to keep what every attention layer reads and adds, at all positions.
     """
 
     streams: frozenset[int] = frozenset()
     before_mlp: frozenset[int] = frozenset()
     attention: bool = False
+    attention_sites: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(
-            self.streams | other.streams, self.before_mlp | other.before_mlp, self.attention or other.attention
+            self.streams | other.streams,
+            self.before_mlp | other.before_mlp,
+            self.attention or other.attention,
+            self.attention_sites or other.attention_sites,
         )
 
     @classmethod
@@ -49,6 +55,7 @@ class Observation:
         x: what the transcoder reads, `(layers, tokens, d_in)`: MLP inputs, where it names no other site.
         y: what it rebuilds (or what was put in its place), `(layers, tokens, d_out)`: MLP outputs.
         embeddings: unit-norm `(images, embed_dim)` fp32.
+        attention_sites: what every attention layer reads and adds; None where it was not asked for.
     """
 
     streams: dict[int, Tensor]
@@ -57,6 +64,7 @@ class Observation:
     x: Tensor
     y: Tensor
     embeddings: Tensor
+    attention_sites: AttentionSites | None = None
 
     @property
     def n_images(self) -> int:
@@ -76,6 +84,7 @@ class Observation:
             self.x[:, tokens],
             self.y[:, tokens],
             self.embeddings[chosen],
+            None if self.attention_sites is None else self.attention_sites.select(chosen),
         )
 
 
@@ -100,7 +109,10 @@ def observe(
     streams: dict[int, Tensor] = {}
     attention: list[Tensor] = []
     kept: dict[int, Tensor] = {}
+    heads = AttentionWatch(clip) if wanted.attention_sites else None
     with ExitStack() as stack:
+        if heads is not None:
+            stack.enter_context(heads.active())
         for blocks, site, into in ((wanted.streams, "resid_pre", streams), (wanted.before_mlp, "resid_mid", kept)):
             if blocks:
                 stack.enter_context(clip.watch(into.__setitem__, sorted(blocks), site=site))
@@ -117,4 +129,5 @@ def observe(
         room = acts.x.new_zeros(0, clip.n_positions, clip.d_model)
         streams, kept = dict.fromkeys(wanted.streams, room), dict.fromkeys(wanted.before_mlp, room)
         attention = [room[:, 0]] * (clip.n_layers if wanted.attention and clip.has_cls else 0)
-    return Observation(streams, attention, kept, acts.x, acts.y, acts.embeddings)
+    found = None if heads is None else heads.sites()
+    return Observation(streams, attention, kept, acts.x, acts.y, acts.embeddings, found)
