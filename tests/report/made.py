@@ -292,6 +292,10 @@ def make_evaluation(layers: int, n: int, seed: int = 2) -> dict[str, Any]:
                 "resampled": resampled.tolist(),
             }
         )
+    for kind, top1 in (("attention", 0.9), ("with_attention", 0.87), ("attention_mean", 0.02)):
+        arms.append(arm(kind, 0, layers - 1, "all", top1))
+    units = {"units": 40.0, "median": 1.5, "several": 0.25, "own": 0.75}
+    one = {"layers": [0.04] * layers, "mean": 0.04}
     return {
         "schema": 1,
         "split": "test",
@@ -313,6 +317,7 @@ def make_evaluation(layers: int, n: int, seed: int = 2) -> dict[str, Any]:
             "dead": table(0, 0.1),
         },
         "zero_shot": {"arms": arms},
+        "attention": {"fvu": {"all": one}, "l0": {"all": one}, "dead": {"all": one}, "heads": [units] * layers},
         "multilabel": None,
         "retrieval": None,
         "contributions": contributions,

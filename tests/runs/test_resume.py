@@ -97,6 +97,21 @@ def test_from_some_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     check_moments(tmp_path, "steps", slice(0, None, 5), monkeypatch, TAGS)
 
 
+def test_from_a_moment_with_sparse_attention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units beside the transcoder, some of them silent, in and out of the cascade."""
+    units = {"n_features": 16, "activation": {"class_path": "BatchTopK", "init_args": {"k": 3}}, "dead_after": 20}
+    model = {"attention": units, "tokens": {"per_image": None, "buffer": 0, "statistics": 64}}
+    more = {"model": model | {"loss": {"cascade": {"start": 0.0, "warmup": 0.0}}}}
+    tags = (
+        *TAGS,
+        "train/loss/attention",
+        "train/attention/dead",
+        "val/attention/fvu/all",
+        "val/zero_shot/with_attention",
+    )
+    check_moments(tmp_path, "steps", slice(6, 7), monkeypatch, tags, more)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_from_every_moment(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
