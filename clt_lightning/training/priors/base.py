@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.parallel import ShardedTranscoder
 from clt_lightning.training.losses.base import LossInputs, LossTerm
 from clt_lightning.transcoder.clt import CrossLayerTranscoder
 
@@ -62,3 +65,63 @@ class WeightPrior(LossTerm):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes its state back, before `attach` or after."""
+
+
+def need_length(prior: WeightPrior, max_steps: int) -> None:
+    """Refuses a run whose length is not known, of which a prior's times are shares.
+
+    Raises:
+        UserError: it is not.
+    """
+    if max_steps <= 0:
+        raise UserError(f"{type(prior).__name__} needs the length of the run: set trainer.max_steps")
+
+
+def need_targets(prior: WeightPrior, clt: CrossLayerTranscoder) -> None:
+    """Refuses a transcoder whose features write to one layer.
+
+    Raises:
+        UserError: they do.
+    """
+    if max(clt.n_targets(i) for i in range(clt.n_layers)) < 2:
+        raise UserError(
+            f"{type(prior).__name__} chooses the layers that a feature writes to; those of topology '{clt.topology}' "
+            f"with {clt.n_layers} layers write to one"
+        )
+
+
+def group_measures(clt: CrossLayerTranscoder, alive: Sequence[Tensor]) -> dict[str, Tensor]:
+    """What a prior on groups logs, from which groups are there, one `(F, targets)` bool a layer of this process.
+
+    Returns:
+        `groups`: mean number of groups of the features that have any; `groups_share`: of all that could be.
+    """
+    counts = torch.stack(
+        [
+            torch.stack([a.sum() for a in alive]).sum(),
+            torch.stack([a.any(1).sum() for a in alive]).sum(),
+            torch.tensor(sum(a.numel() for a in alive), device=alive[0].device),
+        ]
+    )
+    groups, features, every = clt.sum_over_shards(counts.float())
+    return {"groups": groups / features.clamp_min(1), "groups_share": groups / every}
+
+
+def whole_features(clt: CrossLayerTranscoder, part: Tensor) -> Tensor:
+    """Of all features, from every process's part of them (the first dimension); all processes must call it."""
+    return clt.shards.all_gather(part).flatten(0, 1) if isinstance(clt, ShardedTranscoder) else part
+
+
+def own_features(prior: WeightPrior, layer: int, clt: CrossLayerTranscoder, whole: Tensor, own: Tensor) -> Tensor:
+    """This process's part of what a checkpoint holds of a layer's features, of the type and at the place of `own`.
+
+    Raises:
+        UserError: it is of another shape than `own`.
+    """
+    given = whole[clt.own] if isinstance(clt, ShardedTranscoder) else whole
+    if given.shape != own.shape:
+        raise UserError(
+            f"the checkpoint's {type(prior).__name__} is for groups {tuple(given.shape)} in layer {layer}, the "
+            f"transcoder has {tuple(own.shape)}"
+        )
+    return given.to(own)

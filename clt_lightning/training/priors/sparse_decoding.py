@@ -27,8 +27,14 @@ from torch import Tensor
 
 from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
-from clt_lightning.parallel import ShardedTranscoder
-from clt_lightning.training.priors.base import WeightPrior
+from clt_lightning.training.priors.base import (
+    WeightPrior,
+    group_measures,
+    need_length,
+    need_targets,
+    own_features,
+    whole_features,
+)
 from clt_lightning.training.priors.layer import LayerState, Rates
 from clt_lightning.transcoder.clt import CrossLayerTranscoder
 
@@ -85,11 +91,7 @@ class SparseDecoding(WeightPrior):
         Raises:
             UserError: its features write to one layer only; or a checkpoint's state is of another shape.
         """
-        if max(clt.n_targets(i) for i in range(clt.n_layers)) < 2:
-            raise UserError(
-                f"{type(self).__name__} chooses the layers that a feature writes to; those of topology "
-                f"'{clt.topology}' with {clt.n_layers} layers write to one"
-            )
+        need_targets(self, clt)
         self.clt = clt
         self.layers = [LayerState.fresh(W) for W in clt.W_dec]
         self.slab_sum = self.spike_sum = 0.0
@@ -107,8 +109,7 @@ class SparseDecoding(WeightPrior):
             del self._hook
 
     def check_length(self, max_steps: int) -> None:
-        if max_steps <= 0:
-            raise UserError(f"{type(self).__name__} needs the length of the run: set trainer.max_steps")
+        need_length(self, max_steps)
 
     def rates(self, step: int, max_steps: int) -> Rates | None:
         """The rates at an optimizer step; None before the penalty begins and while the support is refitted."""
@@ -175,24 +176,15 @@ class SparseDecoding(WeightPrior):
     @torch.no_grad()
     def measures(self) -> dict[str, Tensor]:
         """`groups`: mean number of groups of the features that have any; `groups_share`: of all that could be."""
-        alive = [layer.alive for layer in self.layers]
-        counts = torch.stack(
-            [
-                torch.stack([a.sum() for a in alive]).sum(),
-                torch.stack([a.any(1).sum() for a in alive]).sum(),
-                torch.tensor(sum(a.numel() for a in alive), device=alive[0].device),
-            ]
-        )
-        groups, features, every = self.clt.sum_over_shards(counts.float())
-        return {"groups": groups / features.clamp_min(1), "groups_share": groups / every}
+        return group_measures(self.clt, [layer.alive for layer in self.layers])
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
         self.catch_up()
         return {
             "theta": [layer.theta.cpu() for layer in self.layers],
-            "p": [self._whole(layer.p) for layer in self.layers],
-            "alive": [self._whole(layer.alive) for layer in self.layers],
+            "p": [whole_features(self.clt, layer.p).cpu() for layer in self.layers],
+            "alive": [whole_features(self.clt, layer.alive).cpu() for layer in self.layers],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -202,20 +194,7 @@ class SparseDecoding(WeightPrior):
             self._loaded = state
 
     def _take(self, state: dict[str, Any]) -> None:
-        shard = self.clt.own if isinstance(self.clt, ShardedTranscoder) else slice(None)
         for i, layer in enumerate(self.layers):
-            for name in ("theta", "p", "alive"):
-                own, given = getattr(layer, name), state[name][i]
-                given = given if name == "theta" else given[shard]
-                if given.shape != own.shape:
-                    raise UserError(
-                        f"the checkpoint's {type(self).__name__} is for groups {tuple(given.shape)} in layer {i}, the "
-                        f"transcoder has {tuple(own.shape)}"
-                    )
-                setattr(layer, name, given.to(own))
-
-    def _whole(self, part: Tensor) -> Tensor:
-        """Of all features, from every process's part of them."""
-        if isinstance(self.clt, ShardedTranscoder):
-            part = self.clt.shards.all_gather(part).flatten(0, 1)
-        return part.cpu()
+            layer.theta = state["theta"][i].to(layer.theta)
+            for name in ("p", "alive"):
+                setattr(layer, name, own_features(self, i, self.clt, state[name][i], getattr(layer, name)))
