@@ -51,10 +51,12 @@ class Capturing(lightning.LightningModule):
         return forward() if self.forwards is None else self.forwards(kind, tensors, forward)
 
     def _marks(self, batch: dict[str, Any], positions: Tensor | None, n_tokens: int) -> Tensor:
-        """`(tokens, 2)` int64: the label of each token's image, and the token's place in it; for terms of the loss.
+        """`(tokens, 3)` int64: the label of each token's image, the token's place in it, and the image's data set.
+
+        For terms of the loss; -1 where there is none.
 
         Raises:
-            UserError: the batch has no labels, and a term needs them.
+            UserError: the batch has no labels, or no `study`, and a term needs them.
         """
         n_images = len(batch["image"])
         each = n_tokens // max(n_images, 1)
@@ -69,10 +71,19 @@ class Capturing(lightning.LightningModule):
                 f"the loss's term {term.name} needs the class of each image, and these data have no labels: train on "
                 f"data with labels (a batch's 'label': whole numbers), or {off}"
             )
-        if labels is None:
-            labels = torch.full((n_images,), -1, device=self.device)
-        repeated = labels.to(self.device).long()[:, None].expand(-1, each)
-        return torch.stack([repeated, positions.to(self.device).long()], 2).flatten(0, 1)
+        studies = batch.get("study")
+        if studies is None and self.loss_config.needs("studies"):
+            term = next(term for term in self.loss_config.terms() if "studies" in term.needs)
+            raise UserError(
+                f"the loss's term {term.name} needs to know the data set of each image, and these data are one set: "
+                "train on several (data.class_path Studies, docs/data.md), or take the term out of model.loss.extra"
+            )
+        columns = [
+            torch.full((n_images,), -1, device=self.device) if given is None else given.to(self.device).long()
+            for given in (labels, studies)
+        ]
+        of_image = [column[:, None].expand(-1, each) for column in columns]
+        return torch.stack([of_image[0], positions.to(self.device).long(), of_image[1]], 2).flatten(0, 1)
 
     def _check_prototype(self) -> None:
         """Whether a step has the [CLS] tokens that the prototype term reads.

@@ -1,4 +1,4 @@
-"""What a prior on the weights is."""
+"""What a prior is, and what its kinds have in common."""
 
 from __future__ import annotations
 
@@ -14,18 +14,15 @@ from clt_lightning.training.losses.base import LossInputs, LossTerm
 from clt_lightning.transcoder.clt import CrossLayerTranscoder
 
 
-class WeightPrior(LossTerm):
-    """A part of `model.loss.extra` that changes weights after each optimizer step (a proximal step), with no gradient.
+class Prior(LossTerm):
+    """A part of `model.loss.extra` that learns something beside the weights, which checkpoints hold.
 
-    Its order in a step: the optimizer moves the weights, then `after_step`. Whoever reads weights between steps
-    without the forward (a file, an evaluation) calls `catch_up` first: a prior may apply its steps late.
+    Attributes:
+        studies: names of the data sets that the run learns from, where they are several; set before `attach`.
     """
 
-    acts_on_weights: ClassVar[bool] = True
-
-    def value(self, given: LossInputs) -> Tensor:
-        """A prior has no value: it is not differentiated."""
-        raise UserError(f"{type(self).__name__} acts on the weights and has no value in the loss")
+    is_prior: ClassVar[bool] = True
+    studies: Sequence[str] = ()
 
     def attach(self, clt: CrossLayerTranscoder) -> None:
         """Before the first step: takes the transcoder, whose state it may make."""
@@ -56,7 +53,7 @@ class WeightPrior(LossTerm):
         """Brings all weights up to date."""
 
     def measures(self) -> dict[str, Tensor]:
-        """Scalars to log, by name below `train/`."""
+        """Scalars to log, by name below `train/`; all processes must call it."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -67,7 +64,21 @@ class WeightPrior(LossTerm):
         """Takes its state back, before `attach` or after."""
 
 
-def need_length(prior: WeightPrior, max_steps: int) -> None:
+class WeightPrior(Prior):
+    """A prior that changes weights after each optimizer step (a proximal step), with no gradient.
+
+    Its order in a step: the optimizer moves the weights, then `after_step`. Whoever reads weights between steps
+    without the forward (a file, an evaluation) calls `catch_up` first: a prior may apply its steps late.
+    """
+
+    acts_on_weights: ClassVar[bool] = True
+
+    def value(self, given: LossInputs) -> Tensor:
+        """It has no value: it is not differentiated."""
+        raise UserError(f"{type(self).__name__} acts on the weights and has no value in the loss")
+
+
+def need_length(prior: Prior, max_steps: int) -> None:
     """Refuses a run whose length is not known, of which a prior's times are shares.
 
     Raises:
@@ -77,7 +88,7 @@ def need_length(prior: WeightPrior, max_steps: int) -> None:
         raise UserError(f"{type(prior).__name__} needs the length of the run: set trainer.max_steps")
 
 
-def need_targets(prior: WeightPrior, clt: CrossLayerTranscoder) -> None:
+def need_targets(prior: Prior, clt: CrossLayerTranscoder) -> None:
     """Refuses a transcoder whose features write to one layer.
 
     Raises:
@@ -112,8 +123,8 @@ def whole_features(clt: CrossLayerTranscoder, part: Tensor) -> Tensor:
     return clt.shards.all_gather(part).flatten(0, 1) if isinstance(clt, ShardedTranscoder) else part
 
 
-def own_features(prior: WeightPrior, layer: int, clt: CrossLayerTranscoder, whole: Tensor, own: Tensor) -> Tensor:
-    """This process's part of what a checkpoint holds of a layer's features, of the type and at the place of `own`.
+def own_features(prior: Prior, clt: CrossLayerTranscoder, whole: Tensor, own: Tensor, what: str = "groups") -> Tensor:
+    """This process's part of what a checkpoint holds of features (the first dimension), where and as `own` is.
 
     Raises:
         UserError: it is of another shape than `own`.
@@ -121,7 +132,7 @@ def own_features(prior: WeightPrior, layer: int, clt: CrossLayerTranscoder, whol
     given = whole[clt.own] if isinstance(clt, ShardedTranscoder) else whole
     if given.shape != own.shape:
         raise UserError(
-            f"the checkpoint's {type(prior).__name__} is for groups {tuple(given.shape)} in layer {layer}, the "
-            f"transcoder has {tuple(own.shape)}"
+            f"the checkpoint's {type(prior).__name__} is for {what} {tuple(given.shape)}, the transcoder has "
+            f"{tuple(own.shape)}"
         )
     return given.to(own)

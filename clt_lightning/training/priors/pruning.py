@@ -118,4 +118,4 @@ class GroupPruning(WeightPrior):
         self.kept = None
         if state:
             like = [torch.zeros(W.shape[:2], dtype=torch.bool, device=W.device) for W in self.clt.W_dec]
-            self.kept = [own_features(self, i, self.clt, state["kept"][i], like[i]) for i in range(len(like))]
+            self.kept = [own_features(self, self.clt, state["kept"][i], like[i]) for i in range(len(like))]

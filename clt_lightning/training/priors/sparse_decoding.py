@@ -35,8 +35,10 @@ from clt_lightning.training.priors.base import (
     own_features,
     whole_features,
 )
-from clt_lightning.training.priors.layer import LayerState, Rates
+from clt_lightning.training.priors.layer import LayerState, Rates, beta_mean
 from clt_lightning.transcoder.clt import CrossLayerTranscoder
+
+_LOOK = 5  # steps between looks at how many groups are left
 
 
 @dataclass
@@ -54,6 +56,7 @@ class SparseDecoding(WeightPrior):
         warmup_fraction: share of the run over which the spike's rate rises from `lambda1` to `lambda0` then.
         warmup_steps: the same in optimizer steps, in its place.
         refit: share of the run at its end without a penalty: zeros stay zero, and what is left is no longer shortened.
+        until: the refit begins before that where so small a share of all groups is left; null: it does not.
         lazy: with an optimizer that names the rows which it updates (RowSparseAdam), the others' steps are added up,
             and made when the row is next read or updated, to the same weights; false makes them at once.
     """
@@ -68,6 +71,7 @@ class SparseDecoding(WeightPrior):
     warmup_fraction: float = 0.1
     warmup_steps: int = 0
     refit: float = 0.4
+    until: float | None = None
     lazy: bool = True
 
     def __post_init__(self) -> None:
@@ -80,6 +84,7 @@ class SparseDecoding(WeightPrior):
             ("b", self.b, self.b is None or self.b >= 1, "1 or more, or null"),
             ("start", self.start, 0 <= self.start < 1, "from 0 to below 1"),
             ("refit", self.refit, 0 <= self.refit < 1 - self.start, "from 0 to below 1 - start"),
+            ("until", self.until, self.until is None or 0 < self.until <= 1, "above 0 and at most 1, or null"),
         ):
             if not sound:
                 raise UserError(f"{where}.{key} must be {wanted}, got {value}")
@@ -95,6 +100,7 @@ class SparseDecoding(WeightPrior):
         self.clt = clt
         self.layers = [LayerState.fresh(W) for W in clt.W_dec]
         self.slab_sum = self.spike_sum = 0.0
+        self.is_done = False
         loaded = self.__dict__.pop("_loaded", None)
         if loaded is not None:
             self._take(loaded)
@@ -114,7 +120,7 @@ class SparseDecoding(WeightPrior):
     def rates(self, step: int, max_steps: int) -> Rates | None:
         """The rates at an optimizer step; None before the penalty begins and while the support is refitted."""
         first, last = round(self.start * max_steps), self._last(max_steps)
-        if not first <= step < last:
+        if self.is_done or not first <= step < last:
             return None
         rise = self.warmup_steps or self.warmup_fraction * max_steps
         share = min(1.0, (step - first + 1) / rise) if rise > 0 else 1.0
@@ -127,7 +133,7 @@ class SparseDecoding(WeightPrior):
     def after_step(self, step: int, max_steps: int, lr: float) -> None:
         rates = self.rates(step, max_steps)
         if rates is None:
-            if step >= self._last(max_steps) and self.refit:
+            if self.is_done or (step >= self._last(max_steps) and self.refit):
                 self._hold()
             return
         unit = lr * self.coefficient * math.sqrt(self.clt.d_out)
@@ -145,6 +151,9 @@ class SparseDecoding(WeightPrior):
         self._update_theta()
         if not self.lazy:
             self.catch_up()
+        if self.until is not None and step % _LOOK == 0:
+            self.catch_up()
+            self.is_done = float(self.measures()["groups_share"]) <= self.until
 
     @torch.no_grad()
     def catch_up(self) -> None:
@@ -166,10 +175,8 @@ class SparseDecoding(WeightPrior):
             layer.hold(W.data, getattr(W, "updated_rows", None))
 
     def _update_theta(self) -> None:
-        n = self.clt.n_features
-        b = n if self.b is None else self.b
         sums = self.clt.sum_over_shards(torch.cat([layer.p.sum(0) for layer in self.layers]))
-        theta = ((sums + self.a - 1) / (self.a + b + n - 2)).clamp(1e-10, 1 - 1e-6)
+        theta = beta_mean(sums, sums.new_tensor(self.clt.n_features), self.a, self.b)
         for layer, part in zip(self.layers, theta.split([layer.theta.numel() for layer in self.layers])):
             layer.theta = part
 
@@ -182,6 +189,7 @@ class SparseDecoding(WeightPrior):
     def state_dict(self) -> dict[str, Any]:
         self.catch_up()
         return {
+            "is_done": self.is_done,
             "theta": [layer.theta.cpu() for layer in self.layers],
             "p": [whole_features(self.clt, layer.p).cpu() for layer in self.layers],
             "alive": [whole_features(self.clt, layer.alive).cpu() for layer in self.layers],
@@ -194,7 +202,8 @@ class SparseDecoding(WeightPrior):
             self._loaded = state
 
     def _take(self, state: dict[str, Any]) -> None:
+        self.is_done = bool(state["is_done"])
         for i, layer in enumerate(self.layers):
             layer.theta = state["theta"][i].to(layer.theta)
             for name in ("p", "alive"):
-                setattr(layer, name, own_features(self, i, self.clt, state[name][i], getattr(layer, name)))
+                setattr(layer, name, own_features(self, self.clt, state[name][i], getattr(layer, name)))
