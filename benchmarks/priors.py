@@ -40,8 +40,8 @@ class Measured:
         l0: codes per token and layer.
         right: by image, whether the class is right with all MLPs replaced.
         kl: by image, of the class probabilities from the original's, in nats.
-        edges: decoder rows that an image's codes read, mean over images: pairs of an active code and a layer that its
-            feature writes to.
+        reads: rows of the decoder that an image's codes read: an active code and a layer that its feature writes to;
+            mean over images.
     """
 
     groups: float
@@ -50,7 +50,7 @@ class Measured:
     l0: float
     right: list[bool]
     kl: list[float]
-    edges: float
+    reads: float
 
 
 @torch.no_grad()
@@ -74,9 +74,9 @@ def measure(clt: CrossLayerTranscoder, world: World, batch: int = 250) -> Measur
         for layer in range(clt.n_layers):
             pairs, _ = out.codes.layer(layer)
             reads += float(written[layer][pairs.features].sum())
-        before = (clip.encode_image(part) @ head * clip.logit_scale).log_softmax(1)
+        before = clip.logits(clip.encode_image(part), head).log_softmax(1)
         with replaced(clip, clt):
-            after = (clip.encode_image(part) @ head * clip.logit_scale).log_softmax(1)
+            after = clip.logits(clip.encode_image(part), head).log_softmax(1)
         right += (after.argmax(1) == labels[start : start + batch]).tolist()
         kl += (before.exp() * (before - after)).sum(1).tolist()
     spread = square - total.double().square().sum(1) / tokens

@@ -51,9 +51,9 @@ class Capturing(lightning.LightningModule):
         return forward() if self.forwards is None else self.forwards(kind, tensors, forward)
 
     def _marks(self, batch: dict[str, Any], positions: Tensor | None, n_tokens: int) -> Tensor:
-        """`(tokens, 3)` int64: the label of each token's image, the token's place in it, and the image's data set.
+        """`(tokens, 2 or 3)` int64: the label of each token's image, and the token's place in it; for terms of the loss.
 
-        For terms of the loss; -1 where there is none.
+        Where a term asks for it, also the image's data set.
 
         Raises:
             UserError: the batch has no labels, or no `study`, and a term needs them.
@@ -78,12 +78,12 @@ class Capturing(lightning.LightningModule):
                 f"the loss's term {term.name} needs to know the data set of each image, and these data are one set: "
                 "train on several (data.class_path Studies, docs/data.md), or take the term out of model.loss.extra"
             )
-        columns = [
-            torch.full((n_images,), -1, device=self.device) if given is None else given.to(self.device).long()
-            for given in (labels, studies)
-        ]
-        of_image = [column[:, None].expand(-1, each) for column in columns]
-        return torch.stack([of_image[0], positions.to(self.device).long(), of_image[1]], 2).flatten(0, 1)
+        if labels is None:
+            labels = torch.full((n_images,), -1, device=self.device)
+        columns = [labels[:, None].expand(-1, each), positions]
+        if studies is not None and self.loss_config.needs("studies"):
+            columns.append(studies[:, None].expand(-1, each))
+        return torch.stack([column.to(self.device).long() for column in columns], 2).flatten(0, 1)
 
     def _check_prototype(self) -> None:
         """Whether a step has the [CLS] tokens that the prototype term reads.

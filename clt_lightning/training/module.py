@@ -240,7 +240,8 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
             own = None if cls is None else cls[(cls >= start) & (cls < stop)] - start
             out = self.transcoder(x[:, start:stop], want_pre=want_pre, auxiliary=part, standardised=True, cls=own)
             tokens = None if part is None else part.tokens
-            labels, places, studies = (None, None, None) if marks is None else marks[start:stop].unbind(1)
+            known = () if marks is None else marks[start:stop].unbind(1)
+            labels, places, studies = (*known, None, None, None)[:3]
             parts = loss_parts(
                 *(self.loss_config, self.transcoder, y[:, start:stop], out, self.global_step),
                 *(tokens, self._max_steps, labels, places, studies),

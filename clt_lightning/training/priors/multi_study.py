@@ -193,13 +193,13 @@ class MultiStudy(Prior):
     def state_dict(self) -> dict[str, Any]:
         """`p` `(L, F, sets)`: the inclusion probabilities; `theta`; the sums that use is made of; the sets' names."""
         by_feature = {
-            name: whole_features(self.clt, getattr(self, name).transpose(0, 1)).transpose(0, 1).contiguous().cpu()
+            name: whole_features(self.clt, getattr(self, name).transpose(0, 1)).transpose(0, 1).cpu().clone()
             for name in ("p", "squares")
         }
         return {
             **by_feature,
-            "theta": self.theta.cpu(),
-            "tokens": self.tokens.cpu(),
+            "theta": self.theta.cpu().clone(),
+            "tokens": self.tokens.cpu().clone(),
             "studies": list(self.studies),
             "steps": self.steps,
         }
@@ -219,6 +219,6 @@ class MultiStudy(Prior):
         for name in ("p", "squares"):
             own = getattr(self, name).transpose(0, 1)
             given = own_features(self, self.clt, state[name].transpose(0, 1), own, "features (F, layers, sets)")
-            setattr(self, name, given.transpose(0, 1).contiguous())
+            setattr(self, name, given.transpose(0, 1).clone(memory_format=torch.contiguous_format))
         self.steps = int(state["steps"])
-        self.theta, self.tokens = state["theta"].to(self.theta), state["tokens"].to(self.tokens)
+        self.theta, self.tokens = (state[name].to(self.theta, copy=True) for name in ("theta", "tokens"))

@@ -110,6 +110,8 @@ class SparseDecoding(WeightPrior):
     def detach(self) -> None:
         if hasattr(self, "_hook"):
             self.catch_up()
+            for W in self.clt.W_dec:
+                W.data.add_(0.0)  # no -0: what a file leaves out comes back to the bit
             self._hook.remove()
             self.clt.before_read = None
             del self._hook
