@@ -109,16 +109,17 @@ def test_chunks_of_a_batch_are_the_batch() -> None:
 
 
 def test_planted_studies_come_apart() -> None:
-    """A leak of a feature into the other study is pushed to zero; what both share stays in both."""
-    data = Studies.of(5, leak=0.1, n_layers=1, d_model=16, n_features=15)
-    plain = train(data, None, 250, 5, n_features=15, k=2, tokens=128, lr=1e-2)
-    prior = MultiStudy(0.1, warmup_fraction=0.2)
-    sparse = train(data, prior, 250, 5, n_features=15, k=2, tokens=128, lr=1e-2)
-    before, after = held_against(data, plain), held_against(data, sparse, prior)
-    assert after.matched >= before.matched - 0.1
-    assert after.kinds > before.kinds + 0.15
+    """Codes that stray into the study that a feature is not of are pushed to zero; what both share stays in both."""
+    data = Studies.of(6, leak=0.0, n_layers=1, d_model=16, n_features=15)
+    options: dict[str, Any] = {"n_features": 15, "k": 2, "tokens": 128, "lr": 1e-2}
+    prior = MultiStudy(warmup_fraction=0.2)
+    before = held_against(data, train(data, None, 200, 6, **options))
+    after = held_against(data, train(data, prior, 200, 6, **options), prior)
+    assert after.kinds > before.kinds + 0.2
+    assert after.auc >= before.auc
     assert after.inclusion > 0.95
-    assert max(after.fvu) < 2 * max(before.fvu)
+    assert after.matched > 0.8
+    assert max(after.fvu) < 1.2 * max(before.fvu)
 
 
 def test_a_state_goes_on_in_another_process() -> None:

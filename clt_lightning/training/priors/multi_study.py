@@ -53,7 +53,7 @@ class MultiStudy(Prior):
 
     name: ClassVar[str] = "multi_study"
     needs: ClassVar[Collection[str]] = ("codes", "studies")
-    coefficient: float = 1e-3
+    coefficient: float = 0.03
     lambda0: float = 10.0
     lambda1: float = 0.5
     a: float = 1.0
