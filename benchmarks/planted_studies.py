@@ -17,14 +17,13 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from benchmarks.planted_training import fit, normalise
 from benchmarks.studies import auc
 from clt_lightning.analysis.studies import StudyCounter
 from clt_lightning.core.table import Column, lay_out
 from clt_lightning.data import Planted
-from clt_lightning.training.losses import LossConfig, loss_parts
-from clt_lightning.training.optim import AdamW
 from clt_lightning.training.priors import MultiStudy, Prior
-from clt_lightning.transcoder import CrossLayerTranscoder, StatisticsAccumulator, TopK
+from clt_lightning.transcoder import CrossLayerTranscoder, TopK
 
 MATCHED = 0.7  # cosine of the decoders from which a true feature counts as found
 NAMES = ("first", "second")
@@ -77,25 +76,11 @@ def train(
 ) -> CrossLayerTranscoder:
     """A transcoder of some of the studies; the rate falls to 0 over the last fifth."""
     clt = CrossLayerTranscoder(data.world.n_layers, data.world.d_model, n_features, TopK(k), backend="dense", seed=seed)
-    sums = StatisticsAccumulator(clt.n_layers, clt.d_model)
-    sums.update(*data.batch(4096, 10**6 + seed, studies)[:2])
-    clt.normalize(sums.result())
-    optimizer = AdamW(clt.parameters(), lr=lr)
-    config = LossConfig(extra=[] if prior is None else [prior])
+    normalise(clt, *data.batch(4096, 10**6 + seed, studies)[:2])
     if prior is not None:
         prior.studies = NAMES
-        prior.attach(clt)
-        prior.check_length(steps)
-    for step in range(steps):
-        x, y, place = data.batch(tokens, 1000 * seed + step, studies)
-        optimizer.param_groups[0]["lr"] = rate = lr * min(1.0, 5 * (1 - step / steps))
-        optimizer.zero_grad(set_to_none=True)
-        parts = loss_parts(config, clt, y, clt(x), step, max_steps=steps, studies=place)
-        torch.stack(list(parts.values())).sum().backward()
-        optimizer.step()
-        if prior is not None:
-            prior.after_step(step, steps, rate)
-    return clt.eval()
+    batches = (data.batch(tokens, 1000 * seed + step, studies) for step in range(steps))
+    return fit(clt, batches, steps, prior, lr)
 
 
 @dataclass(frozen=True)

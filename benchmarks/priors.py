@@ -9,24 +9,19 @@ run's of the same seed; intervals are 95 %, bootstrap over images and seeds.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
-import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import lightning
 import numpy as np
 import torch
 
-from benchmarks.common import machine, write
 from benchmarks.recipes import CASCADE, World, build
 from clt_lightning.interventions.replacement import replaced
 from clt_lightning.training.losses.base import LossTerm
-from clt_lightning.training.priors import GroupL1, GroupPruning, SparseDecoding
 from clt_lightning.transcoder import CrossLayerTranscoder
-from clt_lightning.transcoder.support import depth_support, prune_groups
+from clt_lightning.transcoder.support import depth_support
 
 
 @dataclass

@@ -67,8 +67,8 @@ def encoder_ceiling(clt: CrossLayerTranscoder, x: Tensor, y: Tensor, progress: b
         say(f"encoder's ceiling: the decoders of all features and the codes take {needed / 1e9:.2f} GB of main memory")
     if free is not None and needed > free:
         raise UserError(
-            f"encoder_ceiling needs {needed / 1e9:.1f} GB of main memory for {clt.n_layers} x {clt.n_features} features "
-            f"and {x.shape[1]:,} tokens, and {free / 1e9:.1f} GB are free: take fewer tokens"
+            f"encoder_ceiling needs {needed / 1e9:.1f} GB of main memory for {clt.n_layers} x {clt.n_features} "
+            f"features and {x.shape[1]:,} tokens, and {free / 1e9:.1f} GB are free: take fewer tokens"
             + ("" if ceiling_bytes(clt, 0) < free else ", or a smaller transcoder: the decoders alone are too large")
         )
     codes = clt.encode(x).dense()

@@ -51,7 +51,7 @@ class Capturing(lightning.LightningModule):
         return forward() if self.forwards is None else self.forwards(kind, tensors, forward)
 
     def _marks(self, batch: dict[str, Any], positions: Tensor | None, n_tokens: int) -> Tensor:
-        """`(tokens, 2 or 3)` int64: the label of each token's image, and the token's place in it; for terms of the loss.
+        """`(tokens, 2 or 3)` int64, for terms of the loss: the label of each token's image, the token's place in it.
 
         Where a term asks for it, also the image's data set.
 
