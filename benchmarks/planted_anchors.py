@@ -2,9 +2,9 @@
 
 A planted world in which a third of the true features write to exactly one layer. Two seeds are trained on it with the
 sparse-decoding prior, and two without. Features of the first that write to one layer (of those that could write to
-several) are held against the others: the share that has a partner in the second seed (each other's nearest, both cosines
-above .7), and the same against the true directions. Without the prior no group is zero: a feature's layers are those of
-norm above a tenth of its largest.
+several) are held against the others: the share that has a partner in the second seed (each other's nearest, both
+cosines above .7), and the same against the true directions. Without the prior no group is zero: a feature's layers are
+those of norm above a tenth of its largest.
 """
 
 from __future__ import annotations
