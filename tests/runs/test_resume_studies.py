@@ -35,7 +35,10 @@ def _config(folder: Path) -> Path:
     above = {
         "model": {
             "loss": {
-                "extra": [{"class_path": "clt_lightning.training.priors.SparseDecoding", "init_args": dict(PRIOR)}]
+                "extra": [
+                    {"class_path": "clt_lightning.training.priors.SparseDecoding", "init_args": dict(PRIOR)},
+                    {"class_path": "MultiStudy", "init_args": {"start": 0.2, "warmup_fraction": 0.5}},
+                ]
             },
             "optimizer": {"class_path": "clt_lightning.training.optim.RowSparseAdam"},  # which the prior follows lazily
         },
