@@ -150,7 +150,8 @@ def paired(values: list[np.ndarray], draws: int = 1000) -> str:
 def table(rows: dict[str, list[Measured]]) -> list[str]:
     """The lines of the table: means over seeds; the cascade and FVU against the plain run of the same seed."""
     out = [
-        "| how | groups per feature | FVU | against plain | points lost more | KL | KL more | L0 | groups read by an image |",
+        "| how | groups per feature | FVU | against plain | points lost more | KL | KL more | L0 "
+        "| groups read by an image |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     plain = rows["plain"]
