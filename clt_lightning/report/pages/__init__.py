@@ -28,6 +28,7 @@ from clt_lightning.report.pages import (
     retrieval,
     search,
     stability,
+    steering,
     studies,
     summary,
 )
@@ -51,6 +52,7 @@ PAGES: tuple[Page, ...] = (
     faithfulness.PAGE,
     population.PAGE,
     studies.PAGE,
+    steering.PAGE,
     live.PAGE,
     search.PAGE,
     own.PAGE,
