@@ -22,6 +22,7 @@ from clt_lightning.report.circuit import pack_circuit
 from clt_lightning.report.evolution import PLACE
 from clt_lightning.report.studies import pack_study, picture_address
 from tests.report.made_circuits import make_graph
+from tests.report.made_steering import save_made_edits
 from tests.report.made_studies import make_study
 
 CLASSES = [f"{color} {shape}" for color in ("red", "green", "blue") for shape in ("circle", "square", "star", "cross")]
@@ -517,4 +518,7 @@ def make_run(
     about = {"run": "runs/made", "split": "test", "step": None}
     (run / PLACE).write_text(json.dumps(about | make_evolution(features).to_json(), allow_nan=False))
     (run / "config.yaml").write_text("name: made\nmodel:\n  transcoder: {n_features: 160}\n")
-    return run, MadePictures(features)
+    pictures = MadePictures(features)
+    labels = torch.from_numpy(np.array(features.labels, np.int64))
+    save_made_edits(run, list(features.keys), labels, CLASSES, pictures.image)
+    return run, pictures
