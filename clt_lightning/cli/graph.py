@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from clt_lightning.cli.arguments import add_run_options, run_options
 from clt_lightning.cli.faithful import add_curve_options, baseline, write_curves, write_evolution
+from clt_lightning.cli.options import check_least, file_option
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.paths import expand
 from clt_lightning.core.terminal import line_width
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from clt_lightning.analysis import Run
     from clt_lightning.analysis.circuits import Graph
     from clt_lightning.analysis.target import Target
+    from clt_lightning.transcoder import CrossLayerTranscoder
+    from clt_lightning.transcoder.attention import SparseAttention
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,10 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--attention",
-        type=Path,
+        nargs="?",
+        const="",
         metavar="RUN",
-        help="run folder of autoencoders of what attention adds (configs/site/attention.yaml, on the same backbone), "
-        "or folder of sparse attention (`attention --units`): their features are nodes as well",
+        help="what attention adds is nodes as well: units of the sparse attention that was trained with the run "
+        "(configs/attention.yaml); with RUN those of another run, or of a folder of `attention --units`, or features "
+        "of a run of autoencoders of what attention adds (configs/site/attention.yaml, on the same backbone)",
     )
     parser.add_argument(
         "--skip",
@@ -126,17 +132,8 @@ def run(args: argparse.Namespace) -> None:
 
     check_share("--node-threshold", args.node_threshold)
     check_share("--edge-threshold", args.edge_threshold)
-    for name, value, least in (
-        ("--max-nodes", args.max_nodes, 1),
-        ("--show", args.show, 0),
-        ("--validate", args.validate, 2),
-        ("--validate-images", args.validate_images, 1),
-        ("--curves", args.curves, 1),
-        ("--baseline-images", args.baseline_images, 1),
-        ("--evolution", args.evolution, 2),
-    ):
-        if value is not None and value < least:
-            raise UserError(f"{name} must be at least {least}, got {value}")
+    check_least(args, max_nodes=1, show=0, validate=2, validate_images=1, curves=1, baseline_images=1, evolution=2)
+    args.output = file_option(args.output)
     if args.image is None and args.curves is None and args.evolution is None:
         raise UserError("graph needs --image KEY (or --curves N, --evolution N)")
     if args.image is None and args.attention is not None:
@@ -166,12 +163,9 @@ def _graph(args: argparse.Namespace, opened: Run, place: _Place | None) -> None:
     """One image's graph, and whether it predicts."""
     import torch
 
-    from clt_lightning.analysis import open_run
     from clt_lightning.analysis.circuits import attribute, attribute_with_attention
     from clt_lightning.analysis.circuits.faithful import Features
     from clt_lightning.analysis.circuits.residual import explains_stream, residual_graph
-    from clt_lightning.transcoder import CrossLayerTranscoder
-    from clt_lightning.transcoder.attention import SparseAttention
 
     image = opened.images([args.image], args.split)[args.image]
     dtype = torch.float64 if args.precision == "64" else torch.float32
@@ -185,11 +179,7 @@ def _graph(args: argparse.Namespace, opened: Run, place: _Place | None) -> None:
     elif args.attention is not None:
         if args.summed:
             raise UserError("--attention has a node for each position: leave --summed out")
-        attention: CrossLayerTranscoder | SparseAttention
-        if (args.attention / "config.json").is_file():
-            attention = SparseAttention.from_pretrained(args.attention, trust=args.trust_config)
-        else:
-            attention = open_run(args.attention, **run_options(args)).transcoder
+        attention = _attention(args, opened)
         graph = attribute_with_attention(
             opened.clip,
             opened.transcoder,
@@ -200,7 +190,7 @@ def _graph(args: argparse.Namespace, opened: Run, place: _Place | None) -> None:
             skip=args.skip,
             dtype=dtype,
             progress=True,
-            about=about | {"attention": str(args.attention)},
+            about=about | {"attention": args.attention or str(args.run)},
         )
     else:
         graph = attribute(
@@ -224,6 +214,29 @@ def _graph(args: argparse.Namespace, opened: Run, place: _Place | None) -> None:
         _add(place, args, opened, graph, image)
     if args.validate is not None:
         _validate(args, opened, image, dtype)
+
+
+def _attention(args: argparse.Namespace, opened: Run) -> CrossLayerTranscoder | SparseAttention:
+    """What explains what attention adds.
+
+    Raises:
+        UserError: there is none where `--attention` says.
+    """
+    from clt_lightning.analysis import open_run
+    from clt_lightning.transcoder.attention import SparseAttention
+
+    if not args.attention:
+        if opened.attention is None:
+            raise UserError(
+                f"--attention: {opened.folder} was trained without sparse attention (configs/attention.yaml): name "
+                "another run, or a folder of `attention --units`"
+            )
+        return opened.attention
+    folder = Path(expand(args.attention, "--attention"))
+    if (folder / "config.json").is_file():
+        return SparseAttention.from_pretrained(folder, trust=args.trust_config)
+    other = open_run(folder, **run_options(args))
+    return other.transcoder if other.attention is None else other.attention
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,9 @@ SCRIPTS = (
     "live/opened.js",
     "live/sliders.js",
     "live/answers.js",
+    "steering/images.js",
+    "steering/classes.js",
+    "steering/live.js",
     "circuit/live.js",
 )
 #: ... and after them
@@ -82,6 +85,7 @@ STYLES = (
     "notes.css",
     "runs.css",
     "live.css",
+    "steering.css",
 )
 MARK = "clt-report.json"
 

@@ -22,6 +22,7 @@ from clt_lightning.report.circuit import pack_circuit
 from clt_lightning.report.evolution import PLACE
 from clt_lightning.report.studies import pack_study, picture_address
 from tests.report.made_circuits import make_graph
+from tests.report.made_steering import save_made_edits
 from tests.report.made_studies import make_study
 
 CLASSES = [f"{color} {shape}" for color in ("red", "green", "blue") for shape in ("circle", "square", "star", "cross")]
@@ -332,6 +333,10 @@ def make_evaluation(layers: int, n: int, seed: int = 2) -> dict[str, Any]:
                 "resampled": resampled.tolist(),
             }
         )
+    for kind, top1 in (("attention", 0.9), ("with_attention", 0.87), ("attention_mean", 0.02)):
+        arms.append(arm(kind, 0, layers - 1, "all", top1))
+    units = {"units": 40.0, "median": 1.5, "several": 0.25, "own": 0.75}
+    one = {"layers": [0.04] * layers, "mean": 0.04}
     return {
         "schema": 1,
         "split": "test",
@@ -353,6 +358,7 @@ def make_evaluation(layers: int, n: int, seed: int = 2) -> dict[str, Any]:
             "dead": table(0, 0.1),
         },
         "zero_shot": {"arms": arms},
+        "attention": {"fvu": {"all": one}, "l0": {"all": one}, "dead": {"all": one}, "heads": [units] * layers},
         "multilabel": None,
         "retrieval": None,
         "contributions": contributions,
@@ -512,4 +518,7 @@ def make_run(
     about = {"run": "runs/made", "split": "test", "step": None}
     (run / PLACE).write_text(json.dumps(about | make_evolution(features).to_json(), allow_nan=False))
     (run / "config.yaml").write_text("name: made\nmodel:\n  transcoder: {n_features: 160}\n")
-    return run, MadePictures(features)
+    pictures = MadePictures(features)
+    labels = torch.from_numpy(np.array(features.labels, np.int64))
+    save_made_edits(run, list(features.keys), labels, CLASSES, pictures.image)
+    return run, pictures

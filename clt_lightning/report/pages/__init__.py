@@ -29,6 +29,7 @@ from clt_lightning.report.pages import (
     retrieval,
     search,
     stability,
+    steering,
     studies,
     summary,
 )
@@ -53,6 +54,7 @@ PAGES: tuple[Page, ...] = (
     faithfulness.PAGE,
     population.PAGE,
     studies.PAGE,
+    steering.PAGE,
     live.PAGE,
     search.PAGE,
     own.PAGE,
