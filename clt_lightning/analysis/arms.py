@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from clt_lightning.analysis.collector import key_seeds
-from clt_lightning.analysis.tower import Needs, Observation, finish, reads_cls_only
+from clt_lightning.analysis.tower import Needs, Observation, reads_cls_only
 from clt_lightning.backbone import Backbone
 from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
+from clt_lightning.interventions.lanes import Cascaded, Fixed, Lane, run_lanes
 from clt_lightning.interventions.replacement import check_fit, replaced, tokens_of
-from clt_lightning.interventions.resume import (
-    PAST_ATTENTION,
-    embed_replaced,
-    ends_at_cls,
-    last_mlp_at_cls,
-    own_at_cls,
-    resume,
-    starts,
-)
+from clt_lightning.interventions.resume import PAST_ATTENTION, starts
 from clt_lightning.metrics import TOKEN_SETS, TokenLayout, check_token_sets, present
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 from clt_lightning.transcoder.attention import SparseAttention
@@ -223,11 +216,11 @@ class ArmRunner:
         self,
         clip: Backbone,
         clt: CrossLayerTranscoder,
-        means: Tensor | None = None,
-        feature_means: Tensor | None = None,
-        skip_means: Tensor | None = None,
+        means: Float[Tensor, "layers kinds d"] | None = None,
+        feature_means: Float[Tensor, "layers kinds d"] | None = None,
+        skip_means: Float[Tensor, "layers kinds d"] | None = None,
         attention: SparseAttention | None = None,
-        attention_means: Tensor | None = None,
+        attention_means: Float[Tensor, "blocks positions d_model"] | None = None,
     ) -> None:
         self.clip, self.clt, self.means = clip, clt, means
         self.blocks, self.tokens = check_fit(clip, clt), tokens_of(clip, clt)
@@ -242,8 +235,9 @@ class ArmRunner:
         firsts = [self.blocks[arm.first] for arm in others if arm.first is not None]
         return entry | starts(self.clt, firsts, self.clip.n_layers) if firsts else entry
 
-    @torch.no_grad()
-    def embeddings(self, arm: Arm, seen: Observation, codes: Codes, y_hat: Tensor) -> Tensor:
+    def embeddings(
+        self, arm: Arm, seen: Observation, codes: Codes, y_hat: Float[Tensor, "layers tokens d"]
+    ) -> Float[Tensor, "images embed_dim"]:
         """Unit-norm embeddings `(images, embed_dim)` of an arm.
 
         Args:
@@ -255,11 +249,14 @@ class ArmRunner:
         Raises:
             UserError: mean ablation without means.
         """
-        return self._run([self.model_of(arm)], Known(seen, codes, y_hat))[0]
+        everyone = torch.ones(seen.n_images, dtype=torch.bool, device=seen.embeddings.device)
+        return self.all_embeddings([arm], Known(seen, codes, y_hat), everyone)[0]
 
     @torch.no_grad()
-    def all_embeddings(self, arms: Sequence[Arm], known: Known, some: Tensor) -> list[Tensor]:
-        """The embeddings of every arm, each model run once; of sampled arms those of some of the images.
+    def all_embeddings(
+        self, arms: Sequence[Arm], known: Known, some: Bool[Tensor, " images"]
+    ) -> list[Float[Tensor, "_ embed_dim"]]:
+        """The embeddings of every arm, each model run once, many side by side; of sampled arms those of some images.
 
         Args:
             arms: which variants.
@@ -268,21 +265,30 @@ class ArmRunner:
 
         Returns:
             `(images, embed_dim)` or `(some of them, embed_dim)` for each arm.
+
+        Raises:
+            UserError: mean ablation without means.
         """
         if any(arm.kind == "random" for arm in arms):
             known.random = self._random_y(known)
         models = [self.model_of(arm) for arm in arms]
-        found = {
-            model: self._run([model], known)[0]
-            for model in dict.fromkeys(model for arm, model in zip(arms, models) if not arm.sampled)
+        on_all = {model for arm, model in zip(arms, models) if not arm.sampled}
+        part = known.select(some)
+        lanes: dict[Arm, Lane] = {}
+        found = {ORIGINAL: known.seen.embeddings}
+        for model in dict.fromkeys(models):
+            given = known if model in on_all else part
+            if model == ORIGINAL or not given.seen.n_images:
+                continue
+            if model.kind in OF_ATTENTION:
+                found[model] = self._change_attention(model.kind, given.seen.streams[0])
+            else:
+                lanes[model] = self._lane(model, given)
+        found |= dict(zip(lanes, run_lanes(list(lanes.values()))))
+        few = dict.fromkeys(models, part.seen.embeddings) | {
+            model: embeddings[some] if model in on_all or model == ORIGINAL else embeddings
+            for model, embeddings in found.items()
         }
-        few = {model: embeddings[some] for model, embeddings in found.items()}
-        left = [model for model in dict.fromkeys(models) if model not in found]
-        if left:
-            part, n = known.select(some), int(some.sum())
-            few |= dict.fromkeys(left, part.seen.embeddings)
-            for group in self._groups(left, max(1, len(some) // max(1, n))) if n else ():
-                few |= dict(zip(group, self._run(group, part)))
         return [(few if arm.sampled else found)[model] for arm, model in zip(arms, models)]
 
     def model_of(self, arm: Arm) -> Arm:
@@ -302,31 +308,18 @@ class ArmRunner:
             kind = "replaced"  # what the first layer of a window reads is untouched
         return Arm(kind, arm.first, last, arm.tokens)
 
-    def _groups(self, models: Sequence[Arm], size: int) -> Iterator[list[Arm]]:
-        """Models that begin at the same block and whose outputs are known, to be run side by side."""
-        groups: dict[Any, list[Arm]] = {}
-        for model in models:
-            groups.setdefault(model.first if model.kind in FIXED else model, []).append(model)
-        for group in groups.values():
-            for start in range(0, len(group), size):
-                yield group[start : start + size]
-
-    def _run(self, models: Sequence[Arm], known: Known) -> list[Tensor]:
-        """The embeddings of several models that begin at the same block; of more than one all must be of `FIXED`."""
-        (model, *others) = models
-        if model == ORIGINAL:
-            return [known.seen.embeddings]
-        if model.kind in OF_ATTENTION:
-            return [self._change_attention(model.kind, known.seen.streams[0])]
-        if others or model.kind in FIXED:
-            return self._run_fixed(models, known)
+    def _lane(self, model: Arm, known: Known) -> Lane:
+        """A model on the images that are known."""
         first, last, tokens = _place(model)
-        window = self.blocks[first : last + 1]
+        place = self.clip, self.clt, self.blocks[first : last + 1], tokens, known.seen
+        if model.kind in FIXED:
+            outputs = self._outputs(model, known)
+            return Fixed(*place, outputs=lambda block: outputs(self.blocks.index(block)))
         y: Tensor = known.y_hat[first]
         parts: dict[str, Any] = {}
         if model.kind in OF_SKIP:
             y, parts = self._part_alone(model.kind, first, tokens, known)
-        return [embed_replaced(self.clip, self.clt, window, tokens, known.seen, known.codes, y, **parts)]
+        return Cascaded(*place, codes=known.codes, new=y.unflatten(0, (known.seen.n_images, -1)), parts=parts)
 
     def _change_attention(self, kind: str, entry: Tensor) -> Tensor:
         """The embeddings with the attention of all blocks changed, from the stream at the entry of the first."""
@@ -340,47 +333,6 @@ class ArmRunner:
             raise UserError(f"the arm {kind} needs sparse attention: give ArmRunner(attention=...)")
         with replaced(self.clip, self.clt if kind == "with_attention" else None, attention=self.attention):
             return self.clip.run_from(0, entry)
-
-    def _run_fixed(self, models: Sequence[Arm], known: Known) -> list[Tensor]:
-        n, places = known.seen.n_images, [_place(model) for model in models]
-        first = places[0][0]
-        outputs = [self._outputs(model, known) for model in models]
-        begun = [
-            resume(self.clip, self.clt, known.seen, self.blocks[first], output(first), tokens)
-            for output, (_, _, tokens) in zip(outputs, places)
-        ]
-        start = begun[0][0]
-
-        def branch(block: int, x: Tensor, compute_y: Callable[[], Tensor]) -> Tensor:
-            layer = self.blocks.index(block)
-            here = [first <= layer <= last for first, last, _ in places]
-            whole = all(inside and tokens == "all" for inside, (_, _, tokens) in zip(here, places))
-            y = torch.empty_like(x) if whole else self._own(block, x, compute_y)
-            for index, (_, _, tokens) in enumerate(places):
-                if here[index]:
-                    rows = y[index * n : (index + 1) * n]
-                    at = slice(None) if tokens == "all" else self.tokens.span(tokens)
-                    if rows.ndim == 2:  # one vector an image
-                        rows.copy_(outputs[index](layer).expand(n, 1, -1)[:, 0])
-                    else:
-                        rows[:, at] = outputs[index](layer).to(rows.dtype).expand_as(rows)[:, at]
-            return y
-
-        end = max(last for _, last, _ in places)
-        later = [b for b in self.blocks[first : end + 1] if self.clt.sites.once or b >= start]
-        stream = torch.cat([stream for _, stream in begun])
-        with ExitStack() as stack:
-            if later:
-                stack.enter_context(self.clip.override(str(self.clt.sites.write), branch, later))
-            if self.clt.sites.write == "mlp_out" and self.clip.n_layers - 1 not in later:
-                stack.enter_context(last_mlp_at_cls(self.clip))
-            return list(finish(self.clip, stream, start).split(n))
-
-    def _own(self, block: int, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
-        """The site's own tensor, where it is read."""
-        if self.clt.sites.write == "mlp_out" and ends_at_cls(self.clip, block):
-            return own_at_cls(self.clip, block, x)
-        return compute().clone()
 
     def _outputs(self, model: Arm, known: Known) -> Callable[[int], Tensor]:
         """What a model of `FIXED` puts in the place of each layer: `(images, positions, d)`, or broadcast to it."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from clt_lightning.analysis.collector import LayerCollector, key_seeds
@@ -182,7 +183,13 @@ class FeatureCollector:
         self.keys: list[str] = []
         self.labels: list[int] = []
 
-    def update(self, codes: Codes, embeddings: Tensor, keys: Sequence[str], labels: Tensor) -> None:
+    def update(
+        self,
+        codes: Codes,
+        embeddings: Float[Tensor, "images embed_dim"],
+        keys: Sequence[str],
+        labels: Int[Tensor, " images"],
+    ) -> None:
         """Take in one batch of whole images: their codes, unit embeddings, keys and labels (-1 for none)."""
         seeds = key_seeds(keys)
         for index, layer in enumerate(self.layers):
@@ -191,7 +198,9 @@ class FeatureCollector:
         self.keys.extend(keys)
         self.labels.extend(labels.tolist())
 
-    def result(self, split: str, head: Tensor | None = None, effects: Effects | None = None) -> Features | None:
+    def result(
+        self, split: str, head: Float[Tensor, "embed_dim classes"] | None = None, effects: Effects | None = None
+    ) -> Features | None:
         """The features of the whole split, on process 0; None on the others, all of which must call this.
 
         Args:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from clt_lightning.analysis.table import ImageTable
@@ -149,7 +150,7 @@ class RetrievalCollector:
         self.n_features, self.m = n_features, m
         self.table = ImageTable()
 
-    def update(self, codes: Codes, keys: Sequence[str], labels: Tensor) -> None:
+    def update(self, codes: Codes, keys: Sequence[str], labels: Int[Tensor, " images"]) -> None:
         """Take in one batch of whole images."""
         indices, values = image_codes(codes, len(keys), self.m)
         self.table.add(keys, {"indices": indices, "values": values, "labels": labels})

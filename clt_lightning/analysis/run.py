@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from jaxtyping import Float, UInt8
 from lightning import LightningDataModule
 from torch import Tensor
 
@@ -49,7 +50,7 @@ class Run:
     attention: SparseAttention | None = None
 
     @cached_property
-    def head(self) -> Tensor | None:
+    def head(self) -> Float[Tensor, "embed_dim classes"] | None:
         """`(embed_dim, classes)`: what makes logits of the data's classes; None where nothing does.
 
         The zero-shot head, where the backbone has a text tower and the data name their classes; without a text tower
@@ -59,7 +60,7 @@ class Run:
         names, templates = self.datamodule.classnames, self.datamodule.templates
         return self.clip.head_for(names, templates) if self.clip.names_classes(names, templates) else None
 
-    def require_head(self, what: str) -> Tensor:
+    def require_head(self, what: str) -> Float[Tensor, "embed_dim classes"]:
         """`head`, which there must be.
 
         Args:
@@ -94,7 +95,7 @@ class Run:
         plan = getattr(self.datamodule.eval_dataloader(split, limit=limit), "plan", None)
         return None if plan is None else int(plan.used)
 
-    def samples(self, keys: Sequence[str], split: str = "test") -> dict[str, tuple[Tensor, int]]:
+    def samples(self, keys: Sequence[str], split: str = "test") -> dict[str, tuple[Float[Tensor, "3 size size"], int]]:
         """Some images of a split by key, preprocessed `(3, size, size)`, with labels (-1 for none); reads it once.
 
         Raises:
@@ -115,11 +116,11 @@ class Run:
             )
         return {key: found[key] for key in keys}
 
-    def images(self, keys: Sequence[str], split: str = "test") -> dict[str, Tensor]:
+    def images(self, keys: Sequence[str], split: str = "test") -> dict[str, Float[Tensor, "3 size size"]]:
         """As `samples`, the images alone."""
         return {key: image for key, (image, _) in self.samples(keys, split).items()}
 
-    def pixels(self, image: Tensor) -> Tensor:
+    def pixels(self, image: Float[Tensor, "3 size size"]) -> UInt8[Tensor, "3 size size"]:
         """A preprocessed image back as `(3, size, size)` uint8, for showing."""
         return torch.from_numpy(to_pixels(image, self.clip.mean, self.clip.std)).permute(2, 0, 1)
 

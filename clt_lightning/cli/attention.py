@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clt_lightning.cli.arguments import add_run_options, run_options
+from clt_lightning.cli.options import add_output, check_least, file_option
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import write_json
 from clt_lightning.core.paths import expand
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="test", help="split that it is measured on (default: test)")
     parser.add_argument("--images", type=int, metavar="N", help="images of it, evenly spaced (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the training and of the intervals (default: 0)")
-    parser.add_argument("--output", type=Path, help="write all numbers there as JSON")
+    add_output(parser)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
 
 
@@ -53,12 +53,8 @@ def run(args: argparse.Namespace) -> None:
         UserError: no such run or units, or settings that do not go together.
     """
     units = Path(expand(args.units, "--units"))
-    output = None if args.output is None else Path(expand(args.output, "--output"))
-    if output is not None and os.path.isdir(output):
-        raise UserError(f"--output {output} is a folder: name a file")
-    for name in ("train", "images"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    output = file_option(args.output)
+    check_least(args, train=1, images=1)
     if args.train is None and (args.n_features is not None or args.d_qk is not None):
         raise UserError("--n_features and --d_qk make new units: give --train STEPS too")
     if args.train is not None and units.exists() and (not units.is_dir() or any(units.iterdir())):

@@ -75,10 +75,12 @@ class Capturing(lightning.LightningModule):
         return forward() if self.forwards is None else self.forwards(kind, tensors, forward)
 
     def _marks(self, batch: dict[str, Any], positions: Tensor | None, n_tokens: int) -> Tensor:
-        """`(tokens, 2)` int64: the label of each token's image, and the token's place in it; for terms of the loss.
+        """`(tokens, 2 or 3)` int64, for terms of the loss: the label of each token's image, the token's place in it.
+
+        Where a term asks for it, also the image's data set.
 
         Raises:
-            UserError: the batch has no labels, and a term needs them.
+            UserError: the batch has no labels, or no `study`, and a term needs them.
         """
         n_images = len(batch["image"])
         each = n_tokens // max(n_images, 1)
@@ -93,10 +95,19 @@ class Capturing(lightning.LightningModule):
                 f"the loss's term {term.name} needs the class of each image, and these data have no labels: train on "
                 f"data with labels (a batch's 'label': whole numbers), or {off}"
             )
+        studies = batch.get("study")
+        if studies is None and self.loss_config.needs("studies"):
+            term = next(term for term in self.loss_config.terms() if "studies" in term.needs)
+            raise UserError(
+                f"the loss's term {term.name} needs to know the data set of each image, and these data are one set: "
+                "train on several (data.class_path Studies, docs/data.md), or take the term out of model.loss.extra"
+            )
         if labels is None:
             labels = torch.full((n_images,), -1, device=self.device)
-        repeated = labels.to(self.device).long()[:, None].expand(-1, each)
-        return torch.stack([repeated, positions.to(self.device).long()], 2).flatten(0, 1)
+        columns = [labels[:, None].expand(-1, each), positions]
+        if studies is not None and self.loss_config.needs("studies"):
+            columns.append(studies[:, None].expand(-1, each))
+        return torch.stack([column.to(self.device).long() for column in columns], 2).flatten(0, 1)
 
     def _check_prototype(self) -> None:
         """Whether a step has the [CLS] tokens that the prototype term reads.

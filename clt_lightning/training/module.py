@@ -29,7 +29,7 @@ from clt_lightning.training.attention.config import AttentionConfig
 from clt_lightning.training.attention.learner import AttentionLearner, active_codes, refuse_part_images
 from clt_lightning.training.buffer import ActivationBuffer
 from clt_lightning.training.checkpointing import Checkpointing
-from clt_lightning.training.evaluation import Evaluation
+from clt_lightning.training.evaluating import Evaluating
 from clt_lightning.training.losses import loss_parts
 from clt_lightning.training.losses.auxk import auxiliary_request, split_request
 from clt_lightning.training.losses.cascade import Clean, cascade_parts
@@ -84,7 +84,7 @@ class StepPart:
     repeated: Tensor | None = None
 
 
-class CLTModule(Preparation, Evaluation, Checkpointing):
+class CLTModule(Preparation, Evaluating, Checkpointing):
     """Trains a cross-layer transcoder on the activations of a frozen backbone.
 
     Batches are dicts with `image` (docs/design.md), tuples `(image, label)`, or images alone, from any loader.
@@ -184,7 +184,7 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         self._check_prototype()
         # a buffer mixes images: each token then brings along what it is
         mixed = bool(self.tokens_config.buffer) and self.transcoder.cls_weight != 1
-        self._marked = self.loss_config.needs("labels") or self.loss_config.needs("positions") or mixed
+        self._marked = any(map(self.loss_config.needs, ("labels", "positions", "studies"))) or mixed
         self.buffer = ActivationBuffer(self.tokens_config.buffer) if self.tokens_config.buffer else None
         self.finite = FiniteWatch()
         self.clock = StepClock()
@@ -265,10 +265,11 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
             own = None if cls is None else cls[(cls >= start) & (cls < stop)] - start
             out = self.transcoder(x[:, start:stop], want_pre=want_pre, auxiliary=part, standardised=True, cls=own)
             tokens = None if part is None else part.tokens
-            labels, places = (None, None) if marks is None else marks[start:stop].unbind(1)
+            known = () if marks is None else marks[start:stop].unbind(1)
+            labels, places, studies = (*known, None, None, None)[:3]
             parts = loss_parts(
                 *(self.loss_config, self.transcoder, y[:, start:stop], out, self.global_step),
-                *(tokens, self._max_steps, labels, places),
+                *(tokens, self._max_steps, labels, places, studies),
             )
             for name in parts:
                 share = (stop - start) / n_tokens
@@ -330,7 +331,7 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         self.log("train/l0", l0, prog_bar=True)
         if repeated is not None:
             self.log("train/repeated_rows", repeated)
-        for prior in self.weight_priors():
+        for prior in self.priors():
             self.log_dict({f"train/{name}": value for name, value in prior.measures().items()})
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
 

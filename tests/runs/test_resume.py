@@ -33,14 +33,6 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def moments(folder: Path, config: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Runs to the end, and keeps the run's folder as it is after each `last.ckpt`: what a kill then leaves."""
     kept: list[Path] = []
