@@ -27,6 +27,7 @@ from clt_lightning.runs.timing import StepClock
 from clt_lightning.training.assembly import describe_transcoder, transcoder_form
 from clt_lightning.training.buffer import ActivationBuffer
 from clt_lightning.training.checkpointing import Checkpointing
+from clt_lightning.training.clipping import clip_by_norm
 from clt_lightning.training.evaluating import Evaluating
 from clt_lightning.training.losses import loss_parts
 from clt_lightning.training.losses.auxk import auxiliary_request, split_request
@@ -317,7 +318,5 @@ class CLTModule(Preparation, Evaluating, Checkpointing):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None or gradient_clip_algorithm not in (None, "norm"):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_val and isinstance(self.transcoder, ShardedTranscoder):
-            self.transcoder.clip_grad_norm_(float(gradient_clip_val))
         elif gradient_clip_val:
-            torch.nn.utils.clip_grad_norm_(self.transcoder.parameters(), float(gradient_clip_val))
+            clip_by_norm(self.transcoder, optimizer, float(gradient_clip_val))

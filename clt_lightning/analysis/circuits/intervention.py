@@ -9,6 +9,7 @@ from typing import Any
 import PIL.Image
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from clt_lightning.analysis.circuits.derivative import tower_predictions
@@ -83,7 +84,7 @@ class Effects:
 def intervene(
     clip: Any,
     clt: CrossLayerTranscoder,
-    image: Tensor | PIL.Image.Image,
+    image: Float[Tensor, "*images 3 size size"] | PIL.Image.Image,
     nodes: NodeSet | Sequence[NodeSet] | Sequence[Node],
     mode: Mode = "live",
     *,
