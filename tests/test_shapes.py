@@ -15,11 +15,13 @@ from jaxtyping import TypeCheckError, jaxtyped
 
 import clt_lightning as cl
 from clt_lightning import analysis
+from clt_lightning.analysis import circuits
 from clt_lightning.analysis.evaluate import EffectOptions, EvaluateOptions
 from clt_lightning.analysis.faithfulness import FaithfulnessOptions
 from clt_lightning.analysis.features import FeatureOptions
 from clt_lightning.metrics import zero_shot
 from clt_lightning.transcoder import AuxiliaryRequest, BatchTopK, JumpReLU, TopK
+from tests.analysis.circuits.circuit_world import a_target, an_image, clip_of, clt_of
 from tests.test_public_shapes import members
 
 NAMES, TEMPLATES = ["red circle", "blue square", "green star"], ["a picture of a {c}"]
@@ -125,6 +127,22 @@ def test_analyses(clip: cl.FrozenCLIP) -> None:
     cl.Target.difference(head, NAMES, 0, 1).value(clip.encode_image(image))
     cosines = torch.randn(4, 3)
     zero_shot.ranks_of(cosines, torch.tensor([0, 1, -1, 2])), zero_shot.divergences(cosines, cosines)
+
+
+def test_circuits() -> None:
+    tiny, clt, image = clip_of("plain"), clt_of(), an_image().float()
+    graph = circuits.attribute(tiny, clt, image, a_target())
+    graph.cumulated(), graph.nodes.of("feature")
+    model = circuits.model_of_image(tiny, clt, image)
+    circuits.head_table(model, graph, graph.top(2))
+    model.tower.constants(1)
+    circuits.intervene(tiny, clt, image, [graph.nodes[graph.top(1)[0]]]).prediction  # noqa: B018
+    images = torch.stack([an_image(n).float() for n in range(3)])
+    means = circuits.mean_codes(tiny, clt, images)
+    circuits.ablate_concepts(tiny, clt, images, torch.eye(16)[:, :3], 1, {"a": [(0, 3)]}, means, draws=5)
+    found = circuits.expected_graph(tiny, clt, [{"image": images}], lambda embedding: a_target())
+    circuits.by_coactivation(model.parts, clt, found)
+    circuits.random_features(found.active, 2, 0)
 
 
 def test_what_is_wrong_is_noticed(clip: cl.FrozenCLIP) -> None:

@@ -122,9 +122,9 @@ def attribute(
 
 
 def top_targets(
-    head: Tensor,
+    head: Float[Tensor, "embed_dim classes"],
     classnames: Sequence[str],
-    embedding: Tensor,
+    embedding: Float[Tensor, "*one embed_dim"],
     share: float = 0.95,
     most: int = 10,
     scale: float = 100.0,

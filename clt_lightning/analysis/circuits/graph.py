@@ -210,8 +210,8 @@ class Prediction:
         activations: `(nodes,)` change of each node's activation; for nodes without one, the relative change.
     """
 
-    targets: Tensor
-    activations: Tensor
+    targets: Float[Tensor, " targets"]
+    activations: Float[Tensor, " nodes"]
 
 
 def with_influence(graph: Graph) -> Graph:
