@@ -25,8 +25,6 @@ SURFACE = (
 SHAPED = {"Float", "Int", "Bool", "Shaped", "Num", "UInt8"}
 #: Tensors of any shape whatever
 ANY_SHAPE = {"CrossLayerTranscoder.sum_over_shards", "AttentionModule.training_step"}
-#: Whose shapes are in words alone so far
-LEFT = ("SparseAttention.",)
 
 
 def bare(annotation: str) -> bool:
@@ -75,9 +73,7 @@ def test_public_tensors_have_shapes() -> None:
     lacking = [
         name
         for name, found in functions().items()
-        if name not in ANY_SHAPE
-        and not name.startswith(LEFT)
-        and any(isinstance(t, str) and bare(t) for t in get_annotations(found).values())
+        if name not in ANY_SHAPE and any(isinstance(t, str) and bare(t) for t in get_annotations(found).values())
     ]
     assert not lacking, f"without shapes (Float[Tensor, 'layers tokens d']): {', '.join(sorted(lacking))}"
 

@@ -107,6 +107,23 @@ def test_transcoders(topology: Any, backend: Any) -> None:
         clt.layer_sum(layers, 2), clt.in_units(terms, x[2]), clt.rest_term(x[2], 2), clt.standardised(x)
 
 
+@pytest.mark.parametrize("d_qk", [None, 3])
+def test_sparse_attention(d_qk: int | None) -> None:
+    units = cl.SparseAttention(2, 8, 12, 2, TopK(3), d_qk=d_qk, seed=0)
+    x, model = torch.randn(2, 3, 5, 8), torch.softmax(torch.randn(3, 2, 5, 5), -1)
+    patterns = None if d_qk else [model, model]
+    pattern = None if patterns is None else model
+    units(x, patterns).y_hat.sum().backward()
+    codes = units.replace(1, x[1], pattern)[1]
+    units.decode(1, codes), units.encode(0, x[0], pattern)
+    some = torch.tensor([0, 2])
+    units.key_terms(0, x[0], some, torch.tensor([1, 4]), torch.tensor([3, 7]), pattern)
+    units.readers(0, some), units.writes(0, some), units.fit_size(0, x[0], torch.randn(15, 8), pattern)
+    units.start_from(0, torch.randn(12, 8), torch.randn(12, 8), torch.randn(12))
+    if d_qk:
+        units.pattern(0, x[0]), units.start_queries(0, torch.randn(2, 4, 9), torch.randn(2, 4, 9), 0.5)
+
+
 def test_analyses(clip: cl.FrozenCLIP) -> None:
     head = clip.zero_shot_head(NAMES, TEMPLATES)
     options = EvaluateOptions(
