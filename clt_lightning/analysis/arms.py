@@ -16,10 +16,11 @@ from clt_lightning.backbone import Backbone
 from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
 from clt_lightning.interventions.lanes import Cascaded, Fixed, Lane, run_lanes
-from clt_lightning.interventions.replacement import check_fit, tokens_of
+from clt_lightning.interventions.replacement import check_fit, replaced, tokens_of
 from clt_lightning.interventions.resume import PAST_ATTENTION, starts
 from clt_lightning.metrics import TOKEN_SETS, TokenLayout, check_token_sets, present
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
+from clt_lightning.transcoder.attention import SparseAttention
 from clt_lightning.transcoder.codes import Pairs
 
 #: Controls that tell the linear skip's part from the features'
@@ -27,6 +28,8 @@ OF_SKIP = ("skip_alone", "features_alone")
 #: Kinds whose outputs are known before anything is run
 FIXED = ("true_x", "mean_ablated", "zero_ablated", "random")
 CONTROLS = (*FIXED, *OF_SKIP)
+#: Kinds that change the attention of all blocks: replaced by units, alone and beside the transcoder; at its mean
+OF_ATTENTION = ("attention", "with_attention", "attention_mean")
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,9 @@ class Arm:
             fed with the x of the untouched model); `random` (as `true_x`, but every code writes what another feature of
             its layer would, one drawn at random); `mean_ablated`, `zero_ablated` (MLP outputs set to their training
             mean, to 0); of a transcoder with a linear skip also `skip_alone` (cascaded, with what the features add set
-            to its training mean) and `features_alone` (with the skip's part set to its mean).
+            to its training mean) and `features_alone` (with the skip's part set to its mean); of sparse attention
+            `attention` (units in the place of all attention layers, the MLPs as they are), `with_attention` (of all
+            MLPs as well) and `attention_mean` (every attention's output set to its training mean at each position).
         first: first layer of the window; None for the original.
         last: last layer of the window.
         tokens: at which positions MLP outputs are replaced.
@@ -105,7 +110,11 @@ def default_firsts(n_layers: int) -> list[int]:
 
 
 def plan_arms(
-    options: CascadeOptions, n_layers: int, skip: bool = False, layout: TokenLayout | None = None
+    options: CascadeOptions,
+    n_layers: int,
+    skip: bool = False,
+    layout: TokenLayout | None = None,
+    attention: int | None = None,
 ) -> list[Arm]:
     """All arms of an evaluation, the original first.
 
@@ -114,6 +123,7 @@ def plan_arms(
         n_layers: of the model.
         skip: whether the transcoder has a linear skip, whose part is measured alone then.
         layout: the tokens of the model; None: [CLS] and patches.
+        attention: blocks of the backbone, where there is sparse attention for them; None: there is none.
 
     Raises:
         UserError: a first layer, or a token set, that the model has not.
@@ -128,7 +138,7 @@ def plan_arms(
     if wrong:
         raise UserError(f"cascade.firsts={firsts}: {wrong} do not exist in a model with layers 0..{n_layers - 1}")
     last = n_layers - 1
-    arms = [Arm("original")]
+    arms = [Arm("original"), *attention_arms(attention)]
     arms += [Arm("replaced", first, last, tokens) for first in firsts for tokens in at]
     if options.singles:
         arms += [Arm("replaced", i, i, tokens) for i in range(n_layers) for tokens in at_singles]
@@ -142,6 +152,11 @@ def plan_arms(
             sampled = options.control_share < 1
             arms += [Arm(kind, *place, sampled=sampled) for place in elsewhere if place not in everywhere]
     return list(dict.fromkeys(arms))
+
+
+def attention_arms(blocks: int | None, kinds: Sequence[str] = OF_ATTENTION) -> list[Arm]:
+    """The arms of a backbone of so many blocks with sparse attention; none for None."""
+    return [] if blocks is None else [Arm(kind, 0, blocks - 1, "all") for kind in kinds]
 
 
 def sampled(keys: Sequence[str], share: float) -> Tensor:
@@ -193,6 +208,8 @@ class ArmRunner:
             where they are not known, which the arm `mean_ablated` does not survive.
         feature_means: `(layers, kinds, d_model)` the same of what the features add, for `skip_alone`.
         skip_means: `(layers, kinds, d_model)` the same of the linear skip's part, for `features_alone`.
+        attention: sparse attention, for `attention` and `with_attention`.
+        attention_means: `(blocks, positions, d_model)` mean outputs of attention layers, for `attention_mean`.
     """
 
     def __init__(
@@ -202,15 +219,21 @@ class ArmRunner:
         means: Float[Tensor, "layers kinds d"] | None = None,
         feature_means: Float[Tensor, "layers kinds d"] | None = None,
         skip_means: Float[Tensor, "layers kinds d"] | None = None,
+        attention: SparseAttention | None = None,
+        attention_means: Float[Tensor, "blocks positions d_model"] | None = None,
     ) -> None:
         self.clip, self.clt, self.means = clip, clt, means
         self.blocks, self.tokens = check_fit(clip, clt), tokens_of(clip, clt)
         self.feature_means, self.skip_means = feature_means, skip_means
+        self.attention, self.attention_means = attention, attention_means
 
     def needs(self, arms: Iterable[Arm]) -> Needs:
         """What a forward of the untouched model must keep for these arms."""
-        firsts = [self.blocks[arm.first] for arm in arms if arm.first is not None]
-        return starts(self.clt, firsts, self.clip.n_layers) if firsts else Needs()
+        arms = list(arms)
+        entry = Needs(streams=frozenset([0])) if any(arm.kind in OF_ATTENTION for arm in arms) else Needs()
+        others = [arm for arm in arms if arm.kind not in OF_ATTENTION]
+        firsts = [self.blocks[arm.first] for arm in others if arm.first is not None]
+        return entry | starts(self.clt, firsts, self.clip.n_layers) if firsts else entry
 
     def embeddings(
         self, arm: Arm, seen: Observation, codes: Codes, y_hat: Float[Tensor, "layers tokens d"]
@@ -251,12 +274,17 @@ class ArmRunner:
         models = [self.model_of(arm) for arm in arms]
         on_all = {model for arm, model in zip(arms, models) if not arm.sampled}
         part = known.select(some)
-        lanes = {
-            model: self._lane(model, known if model in on_all else part)
-            for model in dict.fromkeys(models)
-            if model != ORIGINAL and (model in on_all or part.seen.n_images)
-        }
-        found = dict(zip(lanes, run_lanes(list(lanes.values())))) | {ORIGINAL: known.seen.embeddings}
+        lanes: dict[Arm, Lane] = {}
+        found = {ORIGINAL: known.seen.embeddings}
+        for model in dict.fromkeys(models):
+            given = known if model in on_all else part
+            if model == ORIGINAL or not given.seen.n_images:
+                continue
+            if model.kind in OF_ATTENTION:
+                found[model] = self._change_attention(model.kind, given.seen.streams[0])
+            else:
+                lanes[model] = self._lane(model, given)
+        found |= dict(zip(lanes, run_lanes(list(lanes.values()))))
         few = dict.fromkeys(models, part.seen.embeddings) | {
             model: embeddings[some] if model in on_all or model == ORIGINAL else embeddings
             for model, embeddings in found.items()
@@ -267,6 +295,8 @@ class ArmRunner:
         """The arm that stands for all arms of the same model."""
         if arm.first is None or arm.last is None or arm.tokens is None:
             return ORIGINAL
+        if arm.kind in OF_ATTENTION:
+            return Arm(arm.kind, arm.first, arm.last, arm.tokens)
         kind, last = arm.kind, arm.last
         # what is written after the last attention is read at [CLS] alone
         unread = arm.tokens not in ("all", "cls") and str(self.clt.sites.write) in PAST_ATTENTION
@@ -290,6 +320,19 @@ class ArmRunner:
         if model.kind in OF_SKIP:
             y, parts = self._part_alone(model.kind, first, tokens, known)
         return Cascaded(*place, codes=known.codes, new=y.unflatten(0, (known.seen.n_images, -1)), parts=parts)
+
+    def _change_attention(self, kind: str, entry: Tensor) -> Tensor:
+        """The embeddings with the attention of all blocks changed, from the stream at the entry of the first."""
+        if kind == "attention_mean":
+            means = self.attention_means
+            if means is None:
+                raise UserError("attention_mean needs the training data's means: give ArmRunner(attention_means=...)")
+            with self.clip.override("attn_out", lambda block, x, compute: means[block].to(x).expand_as(x)):
+                return self.clip.run_from(0, entry)
+        if self.attention is None:
+            raise UserError(f"the arm {kind} needs sparse attention: give ArmRunner(attention=...)")
+        with replaced(self.clip, self.clt if kind == "with_attention" else None, attention=self.attention):
+            return self.clip.run_from(0, entry)
 
     def _outputs(self, model: Arm, known: Known) -> Callable[[int], Tensor]:
         """What a model of `FIXED` puts in the place of each layer: `(images, positions, d)`, or broadcast to it."""

@@ -22,9 +22,11 @@ from clt_lightning.core.config_file import ConfigFile, read_config
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.paths import expand
 from clt_lightning.data.sets.modules import WebImages
+from clt_lightning.interventions.attention import check_attention_fit
 from clt_lightning.interventions.replacement import check_fit
 from clt_lightning.runs.folder import find_run
 from clt_lightning.transcoder import CrossLayerTranscoder
+from clt_lightning.transcoder.attention import SparseAttention
 
 
 @dataclass
@@ -37,6 +39,7 @@ class Run:
         transcoder: the trained transcoder, in evaluation mode.
         datamodule: the data, with the backbone's transform; not set up.
         config: config.yaml as plain tables.
+        attention: the sparse attention that was trained beside it, in evaluation mode; None where there is none.
     """
 
     folder: Path
@@ -44,6 +47,7 @@ class Run:
     transcoder: CrossLayerTranscoder
     datamodule: Any
     config: dict[str, Any]
+    attention: SparseAttention | None = None
 
     @cached_property
     def head(self) -> Float[Tensor, "embed_dim classes"] | None:
@@ -160,14 +164,20 @@ def open_run(
         raise UserError(f"{file.where(('model', 'backbone'))}: {error}") from error
     clip = cast(FrozenCLIP, made)  # other backbones have the same methods; those of texts refuse
     transcoder = CrossLayerTranscoder.from_pretrained(path / "transcoder", device=device, trust=trust_config)
+    units = path / "attention"
+    attention = None
+    if units.is_dir():
+        attention = SparseAttention.from_pretrained(units, device=device, trust=trust_config)
     try:
         check_fit(clip, transcoder)
+        if attention is not None:
+            check_attention_fit(clip, attention)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     datamodule.transform = clip.preprocess
     if not clip.has_text:
         clip.use_head(ClassHead.load(path))
-    return Run(path, clip, transcoder, datamodule, file.content)
+    return Run(path, clip, transcoder, datamodule, file.content, attention)
 
 
 def open_data(path: str | Path, *, allow_pipe: bool = False, trust_config: bool = False) -> Any:

@@ -254,8 +254,8 @@ class SteeringResult:
         title = f"{len(self.keys)} images, {self.changed} named otherwise"
         return notebook.table(["class", "before", "after", "points"], rows, title)
 
-    def to_json(self, edits: Sequence[Edit] = ()) -> dict[str, Any]:
-        """As in docs/results-schema.md."""
+    def summary(self, edits: Sequence[Edit] = ()) -> dict[str, Any]:
+        """`to_json` without the single images."""
         top1, difference, intervals = self.top1(), self.top1_difference(), self.change_intervals()
         plain = ("layer", "feature", "kind", "value")
         return {
@@ -269,8 +269,14 @@ class SteeringResult:
             if top1 is None or difference is None
             else {"before": top1[0], "after": top1[1], "difference": difference.to_json()},
             "classnames": self.classnames,
+            "mean_before": self.before.mean(0).tolist(),
             "mean_change": self.mean_change.tolist(),
             "mean_change_interval": [[interval.low, interval.high] for interval in intervals],
+        }
+
+    def to_json(self, edits: Sequence[Edit] = ()) -> dict[str, Any]:
+        """As in docs/results-schema.md."""
+        return self.summary(edits) | {
             "per_image": [
                 {
                     "key": key,
@@ -279,7 +285,7 @@ class SteeringResult:
                     "after": self.after[n].tolist(),
                 }
                 for n, key in enumerate(self.keys)
-            ],
+            ]
         }
 
 
@@ -293,18 +299,20 @@ def steer(
     classnames: Sequence[str],
     tokens: str = "all",
     base: str = "original",
+    see: Callable[[dict[str, Any], Tensor, Tensor], None] | None = None,
 ) -> SteeringResult:
     """Class probabilities of images with and without edits of features.
 
     Args:
         clip: the backbone.
         clt: the transcoder.
-        batches: `{"image": (B, 3, H, W), "label": (B,), "key": [str]}`.
+        batches: `{"image": (B, 3, H, W), "label": (B,), "key": [str]}`; without `label` nothing is said of accuracy.
         edits: what is changed.
         head: `(embed_dim, classes)` from `clip.zero_shot_head`.
         classnames: names of the head's columns.
         tokens: at which positions: all, cls, register, patch.
         base: `original` or `replaced`, see `steered`.
+        see: is given every batch, and its probabilities `(images, classes)` without and with the edits.
 
     Raises:
         UserError: no images, a head of another number of classes, and what `steered` raises.
@@ -329,7 +337,10 @@ def steer(
         with steered(clip, clt, edits, tokens, base):
             after.append(probabilities(images))
         keys += list(batch["key"])
-        labels.append(torch.as_tensor(batch["label"]).cpu())
+        label = batch.get("label")  # data need not have any
+        labels.append(torch.full((len(images),), -1) if label is None else torch.as_tensor(label).cpu())
+        if see is not None:
+            see(batch, before[-1], after[-1])
     if not keys:
         raise UserError("steering needs at least one image, got none")
     return SteeringResult(keys, torch.cat(labels), list(classnames), torch.cat(before), torch.cat(after))

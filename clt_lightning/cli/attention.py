@@ -80,18 +80,19 @@ def run(args: argparse.Namespace) -> None:
 def _train(opened: Run, args: argparse.Namespace, device: str) -> Any:
     import lightning
 
+    from clt_lightning.analysis.tower import at_all_mlps
     from clt_lightning.callbacks import ProgressLine
-    from clt_lightning.training.attention import AttentionModule
+    from clt_lightning.training.attention import AttentionConfig, AttentionModule
     from clt_lightning.training.optim import AdamW
     from clt_lightning.transcoder import TopK
 
+    n_features = 8 * opened.clip.d_model if args.n_features is None else args.n_features
     lightning.seed_everything(args.seed, verbose=False)
     module = AttentionModule(
         opened.clip,
-        n_features=args.n_features,
-        activation=TopK(args.k),
-        d_qk=args.d_qk,
+        AttentionConfig(n_features, TopK(args.k), args.d_qk),
         optimizer=lambda params: AdamW(params, lr=args.lr),
+        transcoder=opened.transcoder if at_all_mlps(opened.clip, opened.transcoder) else None,
         seed=args.seed,
     )
     trainer = lightning.Trainer(
@@ -111,21 +112,11 @@ def _train(opened: Run, args: argparse.Namespace, device: str) -> Any:
 
 def lines(found: AttentionReport, width: int | None = None) -> list[str]:
     """What the terminal says."""
-    layers = [str(layer) for layer in range(len(found.fvu))]
-    columns = [
-        Column("FVU", [f"{float(v):.4f}" for v in found.fvu], 8),
-        Column("L0", [f"{float(v):.1f}" for v in found.l0], 7),
-    ]
-    if found.spans is not None:
-        spans, group = found.spans.numbers(), "units that explain anything"
-        columns += [
-            Column("units", [f"{row['units']:.0f}" for row in spans], 7, group=group),
-            Column("heads", [_number(row["median"]) for row in spans], 7, group=group),
-            Column("two or more", [_percent(row["several"]) for row in spans], 12, group=group),
-            Column("own head", [_percent(row["own"]) for row in spans], 9, group=group),
-        ]
+    from clt_lightning.analysis.attention_units import UnitsResult
+    from clt_lightning.callbacks.evaluate import unit_lines
+
     out = [f"{found.images:,} images of {found.split}: attn_out from the untouched model", ""]
-    out += lay_out(Column("layer", layers), columns, width)
+    out += unit_lines(UnitsResult({"fvu": {"all": found.fvu}, "l0": {"all": found.l0}}, found.spans), width)
     names = list(found.top1)
     out += ["", "replaced in cascade", ""]
     cells = [_points(found.top1[name], 1) for name in names]
@@ -141,11 +132,3 @@ def lines(found: AttentionReport, width: int | None = None) -> list[str]:
 def _points(value: Interval, digits: int) -> str:
     low, high = 100 * value.low, 100 * value.high
     return f"{100 * value.value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.0f} %"

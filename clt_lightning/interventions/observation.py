@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from clt_lightning.backbone import Backbone
+from clt_lightning.interventions.attention import AttentionSites, AttentionWatch
 from clt_lightning.interventions.replacement import check_fit
 from clt_lightning.transcoder import CrossLayerTranscoder
 
@@ -22,15 +23,20 @@ class Needs:
         streams: blocks whose entry is kept; the number of blocks stands for what follows the last.
         before_mlp: blocks whose stream before the MLP is kept.
         attention: whether to keep what each block's attention adds at [CLS].
+        attention_sites: whether to keep what every attention layer reads and adds, at all positions.
     """
 
     streams: frozenset[int] = frozenset()
     before_mlp: frozenset[int] = frozenset()
     attention: bool = False
+    attention_sites: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(
-            self.streams | other.streams, self.before_mlp | other.before_mlp, self.attention or other.attention
+            self.streams | other.streams,
+            self.before_mlp | other.before_mlp,
+            self.attention or other.attention,
+            self.attention_sites or other.attention_sites,
         )
 
     @classmethod
@@ -51,6 +57,7 @@ class Observation:
         x: what the transcoder reads, `(layers, tokens, d_in)`: MLP inputs, where it names no other site.
         y: what it rebuilds (or what was put in its place), `(layers, tokens, d_out)`: MLP outputs.
         embeddings: unit-norm `(images, embed_dim)` fp32.
+        attention_sites: what every attention layer reads and adds; None where it was not asked for.
     """
 
     streams: dict[int, Float[Tensor, "images positions d_model"]]
@@ -59,6 +66,7 @@ class Observation:
     x: Float[Tensor, "layers tokens d_in"]
     y: Float[Tensor, "layers tokens d_out"]
     embeddings: Float[Tensor, "images embed_dim"]
+    attention_sites: AttentionSites | None = None
 
     @property
     def n_images(self) -> int:
@@ -78,6 +86,7 @@ class Observation:
             self.x[:, tokens],
             self.y[:, tokens],
             self.embeddings[chosen],
+            None if self.attention_sites is None else self.attention_sites.select(chosen),
         )
 
 
@@ -102,7 +111,10 @@ def observe(
     streams: dict[int, Tensor] = {}
     attention: list[Tensor] = []
     kept: dict[int, Tensor] = {}
+    heads = AttentionWatch(clip) if wanted.attention_sites else None
     with ExitStack() as stack:
+        if heads is not None:
+            stack.enter_context(heads.active())
         entries = wanted.streams - {clip.n_layers}
         for blocks, site, into in ((entries, "resid_pre", streams), (wanted.before_mlp, "resid_mid", kept)):
             if blocks:
@@ -123,4 +135,5 @@ def observe(
         room = acts.x.new_zeros(0, clip.n_positions, clip.d_model)
         streams, kept = dict.fromkeys(wanted.streams, room), dict.fromkeys(wanted.before_mlp, room)
         attention = [room[:, 0]] * (clip.n_layers if wanted.attention and clip.has_cls else 0)
-    return Observation(streams, attention, kept, acts.x, acts.y, acts.embeddings)
+    found = None if heads is None else heads.sites()
+    return Observation(streams, attention, kept, acts.x, acts.y, acts.embeddings, found)

@@ -23,7 +23,7 @@ from clt_lightning.transcoder.favoured import Favoured, cls_rows
 from clt_lightning.transcoder.normalization import standardise
 from clt_lightning.transcoder.precision import full_precision
 from clt_lightning.transcoder.requests import AuxiliaryRequest, CLTOutput
-from clt_lightning.transcoder.saving import Saving
+from clt_lightning.transcoder.saving import TranscoderSaving
 from clt_lightning.transcoder.scaled import Normalize, ScaledDecoders
 
 
@@ -40,7 +40,7 @@ def _share(counts: Sequence[Tensor | None], n_tokens: int) -> Tensor | None:
     return torch.stack(known).sum() / max(len(known) * n_tokens, 1) if known else None
 
 
-class CrossLayerTranscoder(ScaledDecoders, Saving):
+class CrossLayerTranscoder(ScaledDecoders, TranscoderSaving):
     """Sparse encoders a layer and triangular decoders: `y_hat[j] = b_dec[j] + sum over i <= j of W_dec[i -> j] z[i]`.
 
     Encoder l reads the MLP input of layer l: `z[l] = activation(W_enc[l] x[l] + b_enc[l])` (Ameisen et al. 2025,

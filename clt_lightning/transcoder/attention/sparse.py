@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +13,11 @@ from torch import Tensor, nn
 
 from clt_lightning.core.arguments import whole
 from clt_lightning.core.errors import UserError
-from clt_lightning.transcoder import pretrained
 from clt_lightning.transcoder.activations import Activation, TopK
 from clt_lightning.transcoder.codes import Codes, Pairs
 from clt_lightning.transcoder.normalization import ActivationStatistics, input_scales, output_scales
-from clt_lightning.transcoder.precision import float_type, full_precision
+from clt_lightning.transcoder.precision import full_precision
+from clt_lightning.transcoder.saving import Saving
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class AttentionOutput:
     pre: list[Tensor]
 
 
-class SparseAttention(nn.Module):
+class SparseAttention(Saving):
     """F units a layer in the place of its attention, over all positions of an image in both directions.
 
     A unit reads one direction of the normed stream at the key positions, moves it by the pattern of one head, and
@@ -66,6 +65,7 @@ class SparseAttention(nn.Module):
         UserError: sizes that cannot be.
     """
 
+    units = "units"
     x_scale: Tensor
     y_scale: Tensor
     normalized: Tensor
@@ -365,46 +365,18 @@ class SparseAttention(nn.Module):
         state["normalized"] = torch.ones_like(self.normalized)
         return state
 
-    def save_pretrained(self, folder: str | Path, metadata: dict[str, Any] | None = None) -> Path:
-        """Writes `config.json` and `model.safetensors` into a folder, scales folded in.
+    def card(
+        self,
+        place: str,
+        metadata: Mapping[str, Any] | None,
+        results: Mapping[str, Any] | None,
+        licence: str | None,
+        revision: str | None,
+    ) -> str:
+        from clt_lightning.transcoder import card
 
-        Args:
-            folder: made if it is not there.
-            metadata: further plain entries for config.json, under `metadata`.
-
-        Raises:
-            UserError: the disk is full or the place cannot be written, or the metadata are not plain values.
-        """
-        return pretrained.save(self.config(), self.folded_state(), folder, metadata or {})
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder_or_hub_id: str | Path,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype | str | None = None,
-        *,
-        trust: bool = False,
-        **hub: Any,
-    ) -> SparseAttention:
-        """Loads what `save_pretrained` wrote, and compares it with the sums in its config.json.
-
-        Args:
-            folder_or_hub_id: a folder, or a Hugging Face repository `user/name[/sub]`.
-            device: where to put it.
-            dtype: floating-point type of its weights; None: float32.
-            trust: whether an activation of another package may be imported.
-            hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`, `subfolder`.
-
-        Raises:
-            UserError: a file is missing, damaged, changed, or of something else.
-        """
-        folder = pretrained.find(folder_or_hub_id, **hub)
-        found = pretrained.load(cls, folder, float_type(dtype), trusted=trust)
-        try:
-            return found.to(device).eval()
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(f"device={str(device)!r}: {error}") from error
+        parameters = sum(p.numel() for p in self.parameters())
+        return card.units_card(self.config(), parameters, place, metadata, results, licence, revision)
 
     def extra_repr(self) -> str:
         qk = "the model's patterns" if self.d_qk is None else f"d_qk={self.d_qk}"

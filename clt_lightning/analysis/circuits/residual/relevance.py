@@ -104,6 +104,11 @@ class ResidualModel:
         return rows - rows.mean(1, keepdim=True) if self.sae.normalization == "token" else rows
 
 
+def explains_stream(clt: CrossLayerTranscoder) -> bool:
+    """Whether a transcoder is autoencoders of the residual stream after blocks, and so has this model."""
+    return clt.topology == "sae" and clt.sites.write == "resid_post"
+
+
 @torch.no_grad()
 def residual_model(
     clip: Any,
@@ -123,7 +128,7 @@ def residual_model(
         UserError: another kind of transcoder, or an image of another size.
     """
     blocks = check_fit(clip, sae)
-    if sae.topology != "sae" or sae.sites.write != "resid_post":
+    if not explains_stream(sae):
         raise UserError(
             f"the residual replacement model is made of autoencoders at resid_post; this transcoder is of topology "
             f"'{sae.topology}' at {sae.sites.write}: see configs/site/residual.yaml"
