@@ -13,6 +13,8 @@ from clt_lightning import compat
 from clt_lightning.backbone import Activations, random_positions
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
+from clt_lightning.interventions.attention import AttentionSites, AttentionWatch
+from clt_lightning.training.attention.learner import AttentionLearner
 from clt_lightning.training.losses.cascade import Clean, capture_clean
 from clt_lightning.training.settings import LossConfig, TokensConfig
 from clt_lightning.training.shared_forward import SharedForward
@@ -26,6 +28,7 @@ class Capturing(lightning.LightningModule):
 
     clip: FrozenCLIP  # other backbones have the same methods; those of texts refuse
     transcoder: CrossLayerTranscoder
+    units: AttentionLearner | None
     loss_config: LossConfig
     tokens_config: TokensConfig
     seed: int
@@ -46,6 +49,27 @@ class Capturing(lightning.LightningModule):
         return self._forward(
             ("clean", names), (images, positions), lambda: capture_clean(self.clip, images, positions, names)
         )
+
+    def _capture_with_attention(
+        self, batch: dict[str, Any], clean: bool
+    ) -> tuple[Activations, Clean | None, AttentionSites]:
+        """The same of whole images, and from the same forward what the attention layers read and add.
+
+        Args:
+            batch: of images.
+            clean: whether the cascade wants to know the untouched model.
+        """
+        images, blocks, names = batch["image"], self._blocks, self._names
+
+        def forward() -> tuple[Activations, Clean | None, AttentionSites]:
+            with AttentionWatch(self.clip).active() as heads:
+                if clean:
+                    acts, found = capture_clean(self.clip, images, None, names)
+                    return acts, found, heads.sites()
+                acts = self.clip.capture(images, blocks, sites=names, stop=False)
+                return acts, None, heads.sites()
+
+        return self._forward(("with attention", clean, blocks, names), (images,), forward)
 
     def _forward(self, kind: Hashable, tensors: tuple[Tensor | None, ...], forward: Callable[[], T]) -> T:
         return forward() if self.forwards is None else self.forwards(kind, tensors, forward)

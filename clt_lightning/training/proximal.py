@@ -40,6 +40,8 @@ class Proximal(Capturing):
         lr = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         for prior in self.priors():
             prior.after_step(step, self.total_steps, lr)
+        if self.units is not None:
+            self.units.attention.unit_decoders()
 
     def on_validation_start(self) -> None:
         if not self.trainer.sanity_checking and self.trainer.training:
