@@ -233,7 +233,7 @@ def _outside(opened: Run, split: str, folder: Path | None, seed: int) -> dict[st
     import torch
 
     from clt_lightning.core.paths import expand
-    from clt_lightning.data.sharding.pictures import find_pictures
+    from clt_lightning.data.sets.pictures import find_pictures
 
     generator = torch.Generator().manual_seed(seed)
     size = opened.clip.image_size

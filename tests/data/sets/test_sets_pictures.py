@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from clt_lightning.core.errors import UserError
-from clt_lightning.data.sharding.pictures import find_pictures
+from clt_lightning.data.sets.pictures import find_pictures
 
 
 def pixels(image: Image.Image) -> Tensor:
