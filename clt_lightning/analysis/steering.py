@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from clt_lightning.analysis import notebook
@@ -19,6 +20,7 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.core.say import doubt
 from clt_lightning.interventions.replacement import check_fit, replaced
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
+from clt_lightning.transcoder.columns import columns
 
 Kind = Literal["set", "scale", "add"]
 BASES = ("original", "replaced")
@@ -74,7 +76,7 @@ class Edit:
             raise UserError(f"steering moves features; {others[0]} is none (cl.intervene changes errors and biases)")
         return [cls(e.layer, int(e.feature or 0), e.action, e.value, e.position) for e in nodes]
 
-    def moved(self, code: Tensor) -> Tensor:
+    def moved(self, code: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The code after the edit, elementwise."""
         if self.kind == "set":
             return torch.full_like(code, self.value)
@@ -84,18 +86,6 @@ class Edit:
         sign = {"set": "= ", "scale": "x ", "add": "+ "}[self.kind]
         place = "" if self.position is None else f" @{self.position}"
         return f"{self.layer}/{self.feature}{place} {sign}{self.value:g}"
-
-
-def columns(codes: Codes, features: Sequence[int]) -> Tensor:
-    """`(tokens, len(features))`: some features' codes, from single-layer codes, without the dense matrix."""
-    if codes.is_dense(0):
-        return codes.layer_values[0][:, list(features)]
-    pairs, values = codes.layer(0)
-    found = values.new_zeros(codes.n_tokens, len(features))
-    for column, feature in enumerate(features):
-        chosen = pairs.features == feature
-        found[:, column].index_add_(0, pairs.tokens[chosen], values[chosen])
-    return found
 
 
 @contextmanager
@@ -220,13 +210,13 @@ class SteeringResult:
     """
 
     keys: list[str]
-    labels: Tensor
+    labels: Int[Tensor, " images"]
     classnames: list[str]
-    before: Tensor
-    after: Tensor
+    before: Float[Tensor, "images classes"]
+    after: Float[Tensor, "images classes"]
 
     @property
-    def mean_change(self) -> Tensor:
+    def mean_change(self) -> Float[Tensor, " classes"]:
         """`(classes,)`: mean change of each class's probability over the images."""
         return (self.after - self.before).mean(0)
 
@@ -305,7 +295,7 @@ def steer(
     clt: CrossLayerTranscoder,
     batches: Iterable[dict[str, Any]],
     edits: Sequence[Edit],
-    head: Tensor,
+    head: Float[Tensor, "embed_dim classes"],
     classnames: Sequence[str],
     tokens: str = "all",
     base: str = "original",

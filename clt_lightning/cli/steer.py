@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from clt_lightning.cli.amplify import add_amplify_options, refuse_amplify_options, run_amplify
 from clt_lightning.cli.arguments import add_run_options, run_options
+from clt_lightning.cli.options import add_output, check_least, file_option
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import read_json, write_json
 from clt_lightning.core.progress import Progress
@@ -75,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     which.add_argument("--image", action="append", default=[], metavar="KEY", help="these instead, by key; repeatable")
     parser.add_argument("--classes", type=int, default=5, help="classes shown that gain and lose most (default: 5)")
-    parser.add_argument("--output", type=Path, help="write everything there as JSON (docs/results-schema.md)")
+    add_output(parser, "write everything there as JSON (docs/results-schema.md)")
     parser.add_argument(
         "--picture",
         type=Path,
@@ -101,8 +102,8 @@ def run(args: argparse.Namespace) -> None:
     from clt_lightning.analysis.steering import SKIP_DOUBT
     from clt_lightning.report.saved_edits import Flips, check_name, save_edit, steering_record
 
-    if args.images is not None and args.images < 1:
-        raise UserError(f"--images must be at least 1, got {args.images}")
+    check_least(args, images=1)
+    args.output = file_option(args.output)
     edits = [Edit.parse(kind, text) for kind in ("set", "scale", "add") for text in getattr(args, kind)]
     if args.amplify is not None:
         if edits or args.nodes:

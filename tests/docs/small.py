@@ -58,7 +58,7 @@ SMALLER: dict[str, list[tuple[str, str]]] = {
     ],
     "docs/attention.md": [
         ("max_steps=600", "max_steps=2"),
-        ("cl.TopK(16))", "cl.TopK(16), n_features=48)"),
+        ("n_features=768", "n_features=48"),
         ("limit=24", "limit=1"),
     ],
     "docs/circuits.md": [

@@ -1,12 +1,12 @@
 """Taking a spurious cue out of a model: which features carry it, one edit for all images, and what that costs."""
 
-from clt_lightning.analysis.debias.ablation import mean_ablated
 from clt_lightning.analysis.debias.erase import Erasure, erase
 from clt_lightning.analysis.debias.groups import Groups, Scores
 from clt_lightning.analysis.debias.predictor import Head
 from clt_lightning.analysis.debias.relevance import Relevance, relevance_of
 from clt_lightning.analysis.debias.study import DebiasOptions, DebiasResult, debias
 from clt_lightning.analysis.debias.truth import cue_truth
+from clt_lightning.interventions.mean_ablation import mean_ablated
 
 __all__ = [
     "DebiasOptions",

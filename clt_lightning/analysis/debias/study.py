@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.debias.ablation import Feature, check_features, mean_ablated, mean_codes_of
+from clt_lightning.analysis.circuits.concepts import mean_codes
 from clt_lightning.analysis.debias.choose import by_circuits, by_coactivation, by_codes, by_target, in_circuit, ordered
 from clt_lightning.analysis.debias.controls import Heads, cue_directions, matched, projected
 from clt_lightning.analysis.debias.groups import Groups, Scores, scores
@@ -21,6 +21,7 @@ from clt_lightning.analysis.debias.truth import CARRIES, auroc, cue_truth
 from clt_lightning.analysis.intervals import Interval, weighted_interval
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.say import say
+from clt_lightning.interventions.mean_ablation import Feature, check_features, mean_ablated
 
 #: How an arm's features or heads are found, in words
 WAYS = {
@@ -359,7 +360,7 @@ class _Study:
         o, clip, clt = self.o, self.clip, run.transcoder
         if o.progress:
             say(f"{name}: mean codes and relevance")
-        means = mean_codes_of(clip, clt, self.sample.images)
+        means = mean_codes(clip, clt, self.sample.images)
         told = partial(relevance_of, clip, clt, head=self.head, means=means, progress=o.progress)
         anyone = told(self.sample)
         activity = anyone.activity.mean(0)
