@@ -108,10 +108,16 @@ def check_features(clip: Backbone, clt: CrossLayerTranscoder, features: Sequence
 
 
 @torch.no_grad()
-def mean_codes_of(clip: Backbone, clt: CrossLayerTranscoder, images: Tensor, batch: int = 16) -> Tensor:
+def mean_codes_of(clip: Backbone, clt: CrossLayerTranscoder, images: Tensor, batch: int = 32) -> Tensor:
     """`(layers, positions, F)`: the mean code of every feature at every position over images `(n, 3, size, size)`."""
-    from clt_lightning.analysis.circuits.faithful import Features, baseline_of
+    blocks, total = check_fit(clip, clt), torch.zeros(clt.n_layers, clip.n_positions, clt.n_features)
 
-    return baseline_of(
-        clip, Features(clip, clt), lambda: ({"image": part} for part in images.split(batch)), "mean"
-    ).codes
+    def see(block: int, x: Tensor) -> None:
+        layer = blocks.index(block)
+        codes = clt.encode_layer(x.flatten(0, 1), layer).dense_layer(0)
+        total[layer] += codes.unflatten(0, (len(x), -1)).sum(0).float().cpu()
+
+    with clip.watch(see, blocks, str(clt.sites.read)):
+        for part in images.split(batch):
+            clip.encode_image(part.to(clip.device))
+    return total / len(images)
