@@ -56,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--edit",
         action="append",
         choices=("regress", "ablate"),
-        help="what is done with these features; repeatable: regress (what the embedding shares with their codes is "
-        "taken out of it), ablate (codes at their mean in the running model); default: both, as arms of one table",
+        help="what is done with these features; repeatable: regress (what the embedding shares with a sum of their "
+        "codes is taken out of it), ablate (codes at their mean in the running model); default: both",
     )
     parser.add_argument(
         "--nodes", type=Path, metavar="FILE", help="a set of nodes (JSON) whose features are edited, at all positions"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -14,12 +14,13 @@ from clt_lightning.analysis.debias.choose import by_circuits, by_coactivation, b
 from clt_lightning.analysis.debias.controls import matched
 from clt_lightning.analysis.debias.measure import arm, choose
 from clt_lightning.analysis.debias.options import NEEDS_GROUPS
-from clt_lightning.analysis.debias.predictor import Edit, Sample
-from clt_lightning.analysis.debias.regression import Regression, codes_of, regressed_out
+from clt_lightning.analysis.debias.predictor import Edit, Sample, embed
+from clt_lightning.analysis.debias.regression import Regression, regressed_out
 from clt_lightning.analysis.debias.relevance import Relevance, relevance_of
 from clt_lightning.analysis.debias.result import ArmResult
 from clt_lightning.analysis.debias.setting import Setting
 from clt_lightning.analysis.debias.truth import CARRIES, auroc, cue_truth
+from clt_lightning.analysis.debias.weights import attribute_weights, common_weights, lost_weights, picked
 from clt_lightning.core.say import say
 
 
@@ -38,6 +39,7 @@ class FeatureArms:
             say(f"{name}: mean codes and relevance")
         self.means = mean_codes_of(self.clip, self.clt, of.sample.images)
         self.anyone = self._relevance(of.sample)
+        self._embedded: dict[int, Tensor] = {}
         self.activity = self.anyone.activity.mean(0)
 
     def measure(self, nodes: Sequence[Feature] = ()) -> list[ArmResult]:
@@ -69,32 +71,62 @@ class FeatureArms:
         o = self.of.o
         size, sizes = len(order), {}
         if choice:
-            order = order[: max(o.sizes)]
-            make = self._maker(edit, order)
-            size, sizes = choose(self.of, make, len(order), way in NEEDS_GROUPS)
-        else:
-            make = self._maker(edit, order)
+            size, sizes = choose(self.of, lambda n: self._edit(way, edit, order[:n]), len(order), way in NEEDS_GROUPS)
         chosen = order[:size]
         shared = {"run": self.name, "edit": edit}
-        arms = [arm(self.of, way, way, [make(size)], chosen=tuple(chosen), sizes=sizes, auc=auc, **shared)]
+        edits = [self._edit(way, edit, chosen)]
+        arms = [arm(self.of, way, way, edits, chosen=tuple(chosen), sizes=sizes, auc=auc, **shared)]
         if chosen and o.random:
             sets = [matched(chosen, self.activity, o.seed + i) for i in range(o.random)]
-            edits = [self._maker(edit, some)(len(some)) for some in sets]
+            edits = [self._edit(way, edit, some) for some in sets]
             arms.append(arm(self.of, f"random, as {way}", "random", edits, chosen=tuple(sets[0]), **shared))
         return arms
 
-    def _maker(self, edit: str, order: list[Feature]) -> Callable[[int], Edit]:
-        """The edit of the first so many features."""
-        if edit == "ablate":
-            return lambda n: partial(mean_ablated, self.clip, self.clt, order[:n], self.means)
-        train = self.of.train
-        codes = codes_of(self.clip, self.clt, order, self.of.data.eval_dataloader("train"))
-        fit = Regression.fit(order, codes, train.embeddings, train.labels)
-        return lambda n: partial(regressed_out, self.clip, self.clt, fit, n)
+    def _edit(self, way: str, edit: str, features: list[Feature]) -> Edit:
+        """The edit of some features; random ones are weighted as the way's own are."""
+        if edit == "ablate" or not features:
+            return partial(mean_ablated, self.clip, self.clt, features, self.means)
+        of = self.of
+        if way != "coactivation":
+            seen, sample, weights = (
+                self._of_groups,
+                of.balanced,
+                attribute_weights(self._of_groups, of.groups, features),
+            )
+        else:
+            assert of.unbiased_sample is not None
+            seen, sample = self._of_unbiased, of.unbiased_sample
+            known = of.unbiased_head is not None
+            weights = lost_weights(self.anyone, seen, features) if known else common_weights(seen, features)
+        fit = Regression.fit(
+            features,
+            weights,
+            picked(self.anyone.activity, features).mean(0),
+            picked(seen.activity, features),
+            self._embeddings(sample),
+            seen.labels,
+        )
+        return partial(regressed_out, self.clip, self.clt, fit)
+
+    def _embeddings(self, sample: Sample) -> Tensor:
+        """Of a sample, each once."""
+        found = self._embedded.get(id(sample))
+        if found is None:
+            found = self._embedded[id(sample)] = embed(self.clip, sample.batches()).embeddings
+        return found
 
     @cached_property
     def _of_groups(self) -> Relevance:
         return self._relevance(self.of.balanced)
+
+    @cached_property
+    def _of_unbiased(self) -> Relevance:
+        sample = self.of.unbiased_sample
+        assert sample is not None
+        if self.of.unbiased_head is None:  # labels of other classes: only codes are looked at
+            zeros = torch.zeros_like(sample.labels)
+            sample = Sample(sample.images, zeros, zeros)
+        return self._relevance(sample)
 
     def _relevance(self, sample: Sample) -> Relevance:
         return relevance_of(self.clip, self.clt, sample, self.of.head, self.means, progress=self.of.o.progress)
@@ -108,11 +140,7 @@ class FeatureArms:
         if of.unbiased_sample is None:
             of.note("coactivation is left out: it needs data in which the cue does not go with the class (--unbiased)")
             return None
-        if of.unbiased_head is not None:
-            return by_coactivation(self.anyone, self._relevance(of.unbiased_sample))
-        # labels of other classes: only codes are looked at
-        zeros = torch.zeros_like(of.unbiased_sample.labels)
-        return by_target(self.anyone, self._relevance(Sample(of.unbiased_sample.images, zeros, zeros)))
+        return (by_coactivation if of.unbiased_head is not None else by_target)(self.anyone, self._of_unbiased)
 
     def _truth(self) -> tuple[Tensor, Tensor] | None:
         data = self.of.data

@@ -36,11 +36,10 @@ def memory_of(
     pictures = 2 * min(samples, 3 * images or samples) * 3 * side * side  # stacked from single ones
     pictures += 2 * batch * 3 * side * side
     embedded = images * clip.embed_dim * (1 if unbiased is None else 2)
-    kept = 2 * images * max(o.sizes)  # codes of an edit's features over training images
     per_run = []
     for clt in clts:
         codes, tokens = clt.n_layers * clt.n_features, clip.n_positions
         relevance = 2 * (samples + o.images) * codes  # the largest once more while its batches are put together
         forward = _BATCH * tokens * (4 * clt.n_features + 24 * clip.d_model * clip.n_layers)
         per_run.append(relevance + 2 * tokens * codes + forward + batch * tokens * (clt.n_features + 8 * clip.d_model))
-    return 4 * (pictures + embedded + kept + max(per_run))
+    return 4 * (pictures + embedded + max(per_run))

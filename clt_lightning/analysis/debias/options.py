@@ -16,7 +16,7 @@ WAYS = {
 NEEDS_GROUPS = ("circuits", "codes")
 #: What is done with an arm's features, in words
 EDITS = {
-    "regress": "what the embedding shares with their codes is taken out of it",
+    "regress": "what the embedding shares with a weighted sum of their codes is taken out of it",
     "ablate": "their codes stand at their mean in the running model",
 }
 

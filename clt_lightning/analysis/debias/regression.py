@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,48 +17,48 @@ from clt_lightning.backbone import Backbone
 from clt_lightning.interventions.replacement import check_fit
 from clt_lightning.transcoder import CrossLayerTranscoder
 
-#: Of the codes' variance: what keeps the regression on codes that go together from running away
-RIDGE = 0.01
-
 
 @dataclass(frozen=True)
 class Regression:
-    """Unit embeddings' regression on features' codes over training images, the class being the same.
+    """What unit embeddings share with a few weighted sums of features' codes, from images of one class each time.
+
+    A sum of codes is to tell the cue: with it goes whatever the cue does to the embedding, on all of its ways.
 
     Attributes:
         features: in the columns' order.
-        mean: `(features,)` of the codes over training images.
-        scale: `(features,)` their standard deviation within a class.
-        codes: `(features, features)` mean products of the scaled codes within a class.
-        shared: `(features, embed_dim)` mean products of scaled codes and embeddings within a class.
+        mean: `(features,)` mean codes over training images.
+        weights: `(features, sums)` of the codes in each sum.
+        slopes: `(sums, embed_dim)` by how much embeddings move with one more of a sum.
     """
 
     features: tuple[Feature, ...]
     mean: Tensor
-    scale: Tensor
-    codes: Tensor
-    shared: Tensor
+    weights: Tensor
+    slopes: Tensor
 
     @classmethod
-    def fit(cls, features: Sequence[Feature], codes: Tensor, embeddings: Tensor, labels: Tensor) -> Regression:
-        """From training images.
+    def fit(
+        cls,
+        features: Sequence[Feature],
+        weights: Tensor,
+        mean: Tensor,
+        codes: Tensor,
+        embeddings: Tensor,
+        labels: Tensor,
+    ) -> Regression:
+        """From images in which the cue does not go with the class (or groups are balanced).
 
         Args:
             features: in the columns' order.
-            codes: `(n, features)` mean codes over an image's positions.
+            weights: `(features, sums)`.
+            mean: `(features,)` mean codes over training images.
+            codes: `(n, features)` of these images, means over positions.
             embeddings: `(n, embed_dim)` unit.
-            labels: `(n,)`.
+            labels: `(n,)` classes; all the same where none are known.
         """
-        z, e = within(codes, labels), within(embeddings, labels)
-        scale = z.square().mean(0).sqrt()
-        z = torch.where(scale > 1e-9, z / scale.clamp(min=1e-9), torch.zeros(()))
-        return cls(tuple(features), codes.mean(0), scale, z.T @ z / len(z), z.T @ e / len(z))
-
-    def coefficients(self, n: int) -> Tensor:
-        """`(n, embed_dim)`: by how much the embedding moves with the codes of the first n features, units of codes."""
-        slopes = torch.linalg.solve(self.codes[:n, :n] + RIDGE * torch.eye(n), self.shared[:n])
-        scale = self.scale[:n, None]
-        return torch.where(scale > 1e-9, slopes / scale.clamp(min=1e-9), torch.zeros(()))
+        sums, rows = within(codes, labels) @ weights, within(embeddings, labels)
+        slopes = torch.linalg.pinv(sums.T @ sums, hermitian=True) @ (sums.T @ rows)
+        return cls(tuple(features), mean, weights, slopes)
 
 
 @contextmanager
@@ -96,43 +95,27 @@ def watched_codes(
         yield read
 
 
-@torch.no_grad()
-def codes_of(
-    clip: Backbone, clt: CrossLayerTranscoder, features: Sequence[Feature], batches: Iterable[dict[str, Any]]
-) -> Tensor:
-    """`(n, features)`: mean codes over positions of the images of batches that have a label (others are left out)."""
-    rows = []
-    with watched_codes(clip, clt, features) as read:
-        for batch in batches:
-            images = batch["image"][batch["label"] >= 0]
-            if len(images):
-                clip.encode_image(images.to(clip.device))
-                rows.append(read().cpu())
-    return torch.cat(rows)
-
-
 @contextmanager
-def regressed_out(clip: Backbone, clt: CrossLayerTranscoder, fit: Regression, n: int) -> Iterator[None]:
-    """While active, unit embeddings are what they would be, to first order, with features' codes at their mean.
+def regressed_out(clip: Backbone, clt: CrossLayerTranscoder, fit: Regression) -> Iterator[None]:
+    """While active, what unit embeddings share with sums of codes is taken out of them, for every image.
 
-    From the embedding is taken `(codes - mean codes) @ coefficients`: what goes along with these codes in training
-    images of one class, whatever way it takes into the embedding. No other computation is changed.
+    `e - ((codes - mean codes) @ weights) @ slopes`: the embedding as it would be, to first order, with the sums
+    at their mean. Codes are read from the running model, whose other computation is not changed.
 
     Args:
         clip: the backbone.
         clt: the transcoder.
-        fit: of training images.
-        n: the first so many features; 0 changes nothing.
+        fit: without features nothing is changed.
     """
-    if n == 0:
+    if not fit.features:
         yield
         return
-    slopes, mean = fit.coefficients(n).to(clip.device), fit.mean[:n].to(clip.device)
-    with watched_codes(clip, clt, fit.features[:n]) as read:
+    mean, weights, slopes = (part.to(clip.device) for part in (fit.mean, fit.weights, fit.slopes))
+    with watched_codes(clip, clt, fit.features) as read:
 
         def put(block: int, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
             unit = F.normalize(compute().float(), dim=-1)
-            return (unit - (read() - mean) @ slopes).to(x.dtype)
+            return (unit - (read() - mean) @ weights @ slopes).to(x.dtype)
 
         with clip.override("final", put):
             yield

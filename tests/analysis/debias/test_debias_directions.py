@@ -9,7 +9,9 @@ from torch import Tensor
 from clt_lightning.analysis.debias.controls import attribute_differences, class_differences, least_squares_read
 from clt_lightning.analysis.debias.groups import Groups
 from clt_lightning.analysis.debias.predictor import Embedded, within
-from clt_lightning.analysis.debias.regression import Regression, codes_of, regressed_out
+from clt_lightning.analysis.debias.regression import Regression, regressed_out
+from clt_lightning.analysis.debias.relevance import Relevance
+from clt_lightning.analysis.debias.weights import attribute_weights, common_weights, lost_weights
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.transcoder import CrossLayerTranscoder
 from tests.analysis.debias.test_debias_parts import an_sae, pictures
@@ -28,54 +30,67 @@ def made(n: int = 2000, strength: float = 0.95, seed: int = 0) -> tuple[Embedded
     return Embedded(rows, labels, 2 * labels + cue), of_class, of_cue
 
 
-def test_a_regression_finds_what_goes_with_codes_and_not_with_the_class() -> None:
-    part, _, of_cue = made(8000)
+def told(part: Embedded, codes: Tensor) -> Relevance:
     assert part.groups is not None
-    cue = (part.groups % 2).float()
-    noise = torch.randn(len(part), 2, generator=torch.Generator().manual_seed(1))
-    codes = torch.stack([3 * cue, noise[:, 0], torch.zeros(len(part))], 1)
-    fit = Regression.fit([(0, 5), (1, 2), (1, 3)], codes, part.embeddings, part.labels)
-    slopes = fit.coefficients(3)
-    # of the class, which goes with the cue in 95 % of the images, nothing is in it
-    assert torch.allclose(slopes[0], of_cue / 3, atol=0.1)
-    assert float(slopes[1].abs().max()) < 0.1
-    assert torch.equal(slopes[2], torch.zeros(8))  # never on: nothing, and no division by 0
-    left = part.embeddings - (codes - fit.mean) @ slopes
-    means = [left[part.groups == i].mean(0) for i in range(4)]
-    before = [part.embeddings[part.groups == i].mean(0) for i in range(4)]
-    assert float((means[1] - means[0]).norm()) < 0.1 * float((before[1] - before[0]).norm())
-    assert fit.coefficients(1).shape == (1, 8)
+    return Relevance(codes[:, None], codes[:, None], part.labels, part.groups)
 
 
-def test_features_that_go_together_do_not_run_away() -> None:
-    part, _, of_cue = made()
+def made_codes(part: Embedded) -> Tensor:
+    """Three features: 3 with the cue, noise, never on."""
     assert part.groups is not None
-    cue = (part.groups % 2).float()
-    codes = torch.stack([cue, cue], 1)
-    slopes = Regression.fit([(0, 1), (0, 2)], codes, part.embeddings, part.labels).coefficients(2)
-    assert torch.allclose(slopes[0], slopes[1], atol=1e-3)
-    assert torch.allclose(slopes.sum(0), of_cue, atol=0.1)
+    noise = torch.randn(len(part), generator=torch.Generator().manual_seed(1))
+    return torch.stack([3.0 * (part.groups % 2) + noise.roll(7) / 2, noise, torch.zeros(len(part))], 1)
+
+
+FEATURES = [(0, 0), (0, 1), (0, 2)]
+
+
+@pytest.mark.parametrize("way", ["groups", "classes", "nothing"])
+def test_weights_and_a_regression_find_the_cue_and_not_the_class(way: str) -> None:
+    biased, _, of_cue = made(8000)
+    unbiased, _, _ = made(8000, strength=0.5)
+    codes = made_codes(unbiased)
+    if way == "groups":
+        weights = attribute_weights(told(unbiased, codes), GROUPS, FEATURES)
+    elif way == "classes":
+        weights = lost_weights(told(biased, made_codes(biased)), told(unbiased, codes), FEATURES)
+    else:
+        weights = common_weights(told(unbiased, codes), FEATURES[::2])
+    if way != "nothing":
+        assert abs(float(weights[1] / weights[0])) < 0.05
+        assert float(weights[2]) == 0  # never on: no division by 0
+    features = FEATURES[::2] if way == "nothing" else FEATURES
+    codes = codes[:, [f for _, f in features]]
+    fit = Regression.fit(features, weights, codes.mean(0), codes, unbiased.embeddings, unbiased.labels)
+    assert unbiased.groups is not None
+    left = unbiased.embeddings - (codes - fit.mean) @ fit.weights @ fit.slopes
+    before, after = (
+        sum(rows[unbiased.groups == i].mean(0) * sign for i, sign in enumerate((-0.5, 0.5, -0.5, 0.5)))
+        for rows in (unbiased.embeddings, left)
+    )
+    assert isinstance(before, Tensor)
+    assert isinstance(after, Tensor)
+    assert torch.allclose(before, of_cue, atol=0.05)
+    assert float(after.norm()) < 0.15 * float(
+        before.norm()
+    )  # codes tell the cue with an error, a tenth of its variance
+    of_class = left[unbiased.labels == 1].mean(0) - left[unbiased.labels == 0].mean(0)
+    plain = unbiased.embeddings[unbiased.labels == 1].mean(0) - unbiased.embeddings[unbiased.labels == 0].mean(0)
+    assert torch.allclose(of_class, plain, atol=0.1)
 
 
 @pytest.mark.parametrize("kind", ["clt", "sae"])
 def test_an_edit_of_the_running_model_is_the_formula(clip: FrozenCLIP, clt: CrossLayerTranscoder, kind: str) -> None:
-    units, images = (clt if kind == "clt" else an_sae()), pictures(6)
+    units, images = (clt if kind == "clt" else an_sae()), pictures(5)
     features = [(1, 3), (0, 2), (1, 7)]
-    batches = [
-        {"image": images[:4], "label": torch.tensor([0, 1, 0, 1])},
-        {"image": images[4:], "label": torch.tensor([1, -1])},
-    ]
-    codes = codes_of(clip, units, features, batches)
-    assert codes.shape == (5, 3)
     x = clip.read(images, str(units.sites.read), [0, 1])[str(units.sites.read)]
-    wanted = [units.encode_layer(x[i], i).dense_layer(0).unflatten(0, (6, -1)).mean(1)[:5, f] for i, f in features]
-    assert torch.allclose(codes, torch.stack(wanted, 1), atol=1e-5)
-    plain = clip.encode_image(images)
-    fit = Regression.fit(features, codes + torch.rand(5, 3), plain[:5], torch.tensor([0, 1, 0, 1, 1]))
-    with regressed_out(clip, units, fit, 2):
-        found = clip.encode_image(images[:5], normalize=False)
-    assert torch.allclose(found, plain[:5] - (codes - fit.mean)[:, :2] @ fit.coefficients(2), atol=1e-5)
-    with regressed_out(clip, units, fit, 0):
+    rows = [units.encode_layer(x[i], i).dense_layer(0).unflatten(0, (5, -1)).mean(1)[:, f] for i, f in features]
+    codes, plain = torch.stack(rows, 1).detach(), clip.encode_image(images)
+    fit = Regression(tuple(features), torch.rand(3), torch.randn(3, 2), torch.randn(2, 16))
+    with regressed_out(clip, units, fit):
+        found = clip.encode_image(images, normalize=False)
+    assert torch.allclose(found, plain - (codes - fit.mean) @ fit.weights @ fit.slopes, atol=1e-5)
+    with regressed_out(clip, units, Regression((), fit.mean[:0], fit.weights[:0], fit.slopes)):
         assert torch.equal(clip.encode_image(images), plain)
 
 

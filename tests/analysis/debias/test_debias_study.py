@@ -123,16 +123,23 @@ def test_results_are_plain_and_told(found: DebiasResult) -> None:
     assert "run 2: per layer" in narrow
 
 
-def test_without_labels_of_groups_or_unbiased_data(clip: FrozenCLIP, clt: CrossLayerTranscoder) -> None:
-    def of(data: Any, **options: Any) -> DebiasResult:
+def test_without_labels_of_groups_or_unbiased_data(
+    clip: FrozenCLIP, clt: CrossLayerTranscoder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def of(data: Any, unbiased: Any = None, **options: Any) -> DebiasResult:
         run = SimpleNamespace(clip=clip, transcoder=clt, datamodule=data)
-        return debias(
-            {"r": run}, options=DebiasOptions(sizes=(1,), group_images=4, images=8, random=0, draws=5, **options)
-        )
+        asked = DebiasOptions(sizes=(1,), group_images=4, images=8, random=0, draws=5, **options)
+        return debias({"r": run}, unbiased=unbiased, options=asked)
 
     empty = Corner()
     empty.groupnames = [*(empty.groupnames or ()), "bird plain", "bird corner"]
-    kept = of(Corner(), ways=("coactivation",))
+    others = Corner(0.5)
+    others.classnames = ["bird", "fish"]
+    unlabelled = of(Corner(), others, ways=("coactivation",), edits=("regress",), progress=True)
+    assert len(unlabelled.arm("coactivation").chosen) == 8
+    assert not {"unbiased", "difference"} & {arm.kind for arm in unlabelled.arms}
+    assert "memory: about" in "".join(capsys.readouterr())
+    kept = of(Corner(), ways=("coactivation",), edits=("regress",))
     assert any("--unbiased" in note for note in kept.notes)
     assert "coactivation" not in [arm.kind for arm in kept.arms]
     for data, said in (
