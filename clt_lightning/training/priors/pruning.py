@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -65,9 +66,17 @@ class GroupPruning(WeightPrior):
         """Takes the transcoder.
 
         Raises:
-            UserError: its features write to one layer only; or a checkpoint's state is of another shape.
+            UserError: its features write to one layer only, or fewer groups are to be kept than there are features; or
+                a checkpoint's state is of another shape.
         """
         need_targets(self, clt)
+        each = [clt.n_targets(layer) for layer in range(clt.n_layers)]
+        if round(self.keep * sum(each) * clt.n_features) < clt.n_layers * clt.n_features:
+            least = math.ceil(1000 * clt.n_layers / sum(each)) / 1000
+            raise UserError(
+                f"loss.extra: {type(self).__name__}.keep={self.keep:g} would leave less than one group per feature: of "
+                f"a transcoder of {clt.n_layers} layers take {least:g} or more"
+            )
         self.clt = clt
         self.kept: list[Tensor] | None = None
         loaded = self.__dict__.pop("_loaded", None)
@@ -82,7 +91,8 @@ class GroupPruning(WeightPrior):
 
     def share(self, step: int, max_steps: int) -> float | None:
         """What share of the groups a cut leaves at an optimizer step; None where there is no cut."""
-        first, last = round(self.start * max_steps), min(round((1 - self.refit) * max_steps), max_steps - 1)
+        last = min(round((1 - self.refit) * max_steps), max_steps - 1)
+        first = min(round(self.start * max_steps), last)
         if not first <= step <= last or (step != last and (step - first) % self.every):
             return None
         done = (step - first) / (last - first) if last > first else 1.0
