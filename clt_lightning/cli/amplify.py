@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clt_lightning.cli.arguments import run_options
-from clt_lightning.cli.options import check_least
+from clt_lightning.cli.options import add_seed, check_least
 from clt_lightning.cli.second_backbone import FORMS, second_backbone
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import write_json
@@ -126,9 +126,7 @@ def add_amplify_options(parser: argparse.ArgumentParser) -> None:
         help="pictures from elsewhere (a folder, a zip or a tar): the share of them that the gate would steer is "
         "printed, beside that of made noise",
     )
-    more.add_argument(
-        "--seed", type=int, default=_DEFAULTS["seed"], help="of random directions and resamples (default: 0)"
-    )
+    add_seed(more, "of random directions and resamples")
 
 
 def run_amplify(args: argparse.Namespace) -> None:

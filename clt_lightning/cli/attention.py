@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clt_lightning.cli.arguments import add_run_options, run_options
-from clt_lightning.cli.options import add_output, check_least, file_option
+from clt_lightning.cli.options import add_output, add_seed, check_least, file_option
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import write_json
 from clt_lightning.core.paths import expand
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lr", type=float, default=1e-3, help="with --train: learning rate (default: 0.001)")
     parser.add_argument("--split", default="test", help="split that it is measured on (default: test)")
     parser.add_argument("--images", type=int, metavar="N", help="images of it, evenly spaced (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of the training and of the intervals (default: 0)")
+    add_seed(parser, "of the training and of the intervals")
     add_output(parser)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
 

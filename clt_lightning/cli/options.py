@@ -60,6 +60,22 @@ def check_least(args: argparse.Namespace, **least: int) -> None:
             raise UserError(f"--{option} must be at least {smallest}, got {value}")
 
 
+def add_seed(parser: argparse.ArgumentParser | argparse._ArgumentGroup, text: str) -> None:
+    """`--seed`, `text` saying of what."""
+    parser.add_argument("--seed", type=_seed, default=0, help=f"{text} (default: 0)")
+
+
+def _seed(text: str) -> int:
+    """What every generator takes: numpy's and Lightning's refuse others.
+
+    Raises:
+        argparse.ArgumentTypeError: another number, or none.
+    """
+    if not text.isdecimal() or int(text) >= 1 << 32:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to {(1 << 32) - 1}, got {text!r}")
+    return int(text)
+
+
 def add_pool(parser: argparse.ArgumentParser, what: str) -> None:
     """`--pool`: how an image's tokens become one vector, `what` in words."""
     parser.add_argument(

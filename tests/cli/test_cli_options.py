@@ -41,8 +41,38 @@ def test_a_folder_as_output_is_refused_at_once(command: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("command", "option", "least"),
-    [("bench", "--top", 2), ("debias", "--group-images", 1), ("graph", "--validate", 2), ("studies", "--images", 1)],
+    [
+        ("bench", "--top", 2),
+        ("debias", "--group-images", 1),
+        ("graph", "--validate", 2),
+        ("steer", "--classes", 1),
+        ("studies", "--images", 1),
+    ],
 )
 def test_numbers_that_are_too_small(command: str, option: str, least: int) -> None:
     with pytest.raises(UserError, match=f"{option} must be at least {least}, got {least - 1}"):
         run(command, option, str(least - 1))
+
+
+@pytest.mark.parametrize(
+    "words", [["--way", "codes"], ["--sizes", "1,2"], ["--head", "zero_shot"], ["--collateral", "x.yaml"]]
+)
+def test_what_erasing_does_not_read_is_refused(words: list[str]) -> None:
+    with pytest.raises(UserError, match=f"{words[0]} is of no use with --erase"):
+        run("debias", "--erase", "dog", *words)
+    with pytest.raises(UserError, match="--erase is of one run, and --run names 2"):
+        run("debias", "--erase", "dog", "--run", "other")
+
+
+def test_a_folder_as_picture_is_refused_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / "all.png"
+    folder.mkdir()
+    with pytest.raises(UserError, match=r"--picture .* is a folder: name a file"):
+        run("steer", "--picture", str(folder))
+
+
+@pytest.mark.parametrize("command", ["attention", "bench", "compare", "debias", "graph", "steer"])
+@pytest.mark.parametrize("seed", ["-1", "4294967296", "x"])
+def test_a_seed_that_no_generator_takes_is_refused(command: str, seed: str) -> None:
+    with pytest.raises(UserError, match=f"--seed: expected a whole number from 0 to 4294967295, got '{seed}'"):
+        run(command, "--seed", seed)
