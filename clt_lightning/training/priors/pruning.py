@@ -13,6 +13,7 @@ from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
 from clt_lightning.training.priors.base import (
     WeightPrior,
+    check_ranges,
     group_measures,
     need_length,
     need_targets,
@@ -50,16 +51,14 @@ class GroupPruning(WeightPrior):
     warmup_fraction: float = 0.0
 
     def __post_init__(self) -> None:
-        where = f"loss.extra: {type(self).__name__}"
-        check_fields(self, where)
-        for key, value, sound, wanted in (
+        check_fields(self, self.place)
+        check_ranges(
+            self.place,
             ("keep", self.keep, 0 < self.keep <= 1, "above 0 and at most 1"),
             ("start", self.start, 0 <= self.start < 1, "from 0 to below 1"),
             ("refit", self.refit, 0 <= self.refit <= 1 - self.start, "from 0 to 1 - start"),
             ("every", self.every, self.every >= 1, "1 or more"),
-        ):
-            if not sound:
-                raise UserError(f"{where}.{key} must be {wanted}, got {value}")
+        )
 
     # -- the run -----------------------------------------------------------------------------------------------------
     def attach(self, clt: CrossLayerTranscoder) -> None:
@@ -74,7 +73,7 @@ class GroupPruning(WeightPrior):
         if round(self.keep * sum(each) * clt.n_features) < clt.n_layers * clt.n_features:
             least = math.ceil(1000 * clt.n_layers / sum(each)) / 1000
             raise UserError(
-                f"loss.extra: {type(self).__name__}.keep={self.keep:g} would leave less than one group per feature: of "
+                f"{self.place}.keep={self.keep:g} would leave less than one group per feature: of "
                 f"a transcoder of {clt.n_layers} layers take {least:g} or more"
             )
         self.clt = clt
