@@ -82,10 +82,12 @@ def test_clipping_goes_by_the_kernel_that_a_checkpoint_brings(fused: bool) -> No
     ours, torchs = parameters(torch.float32), parameters(torch.float32)
     plain = torch.optim.AdamW(torchs, lr=0.1, weight_decay=0.0, fused=not fused)
     folded = AdamW(ours, lr=0.1, fused=fused)
-    set_gradients(torchs, 0, 1), set_gradients(ours, 0, 1)
+    for params in (ours, torchs):
+        set_gradients(params, 0, 1)
     plain.step(), folded.step()
     folded.load_state_dict(copy.deepcopy(plain.state_dict()))
-    set_gradients(torchs, 1, 1), set_gradients(ours, 1, 1)
+    for params in (ours, torchs):
+        set_gradients(params, 1, 1)
     folded.clip(torch.nn.utils.clip_grad_norm_(torchs, 0.5), 0.5)
     plain.step(), folded.step()
     assert distance(ours, torchs) < 1e-5

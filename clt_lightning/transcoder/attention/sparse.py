@@ -264,9 +264,9 @@ class SparseAttention(Saving):
         self.x_scale.copy_(input_scales(statistics))
         self.y_scale.copy_(output_scales(statistics))
         if bool(self.normalized):
-            self.W_enc *= (x_before / self.x_scale)[:, None, None]
-            self.W_dec *= (y_before / self.y_scale)[:, None, None]
-            self.b_dec *= (y_before / self.y_scale)[:, None]
+            self.W_enc.mul_((x_before / self.x_scale)[:, None, None])
+            self.W_dec.mul_((y_before / self.y_scale)[:, None, None])
+            self.b_dec.mul_((y_before / self.y_scale)[:, None])
         else:
             self.b_dec.copy_(statistics.y_mean.to(self.b_dec) / self.y_scale[:, None])
         self.normalized.fill_(True)
