@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clt_lightning.cli.arguments import add_run_options, run_options
-from clt_lightning.cli.options import add_output, add_seed, check_least, file_option
+from clt_lightning.cli.options import add_output, add_seed, check_least, file_option, refuse_given
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import write_json
 from clt_lightning.core.paths import expand
@@ -134,11 +134,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _refuse_beside_erase(args: argparse.Namespace) -> None:
     """`--erase` is of one run, its own data and its own head."""
-    for name, default in _OF_STUDY.items():
-        if getattr(args, name) != default:
-            raise UserError(
-                f"--{name} is of no use with --erase, which takes the run's own data and head: leave it out"
-            )
+    refuse_given(args, _OF_STUDY, "is of no use with --erase, which takes the run's own data and head: leave it out")
     if len(args.run) > 1:
         raise UserError(f"--erase is of one run, and --run names {len(args.run)}")
 

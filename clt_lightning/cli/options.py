@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import disk_errors, whole_file
@@ -58,6 +58,22 @@ def check_least(args: argparse.Namespace, **least: int) -> None:
         if value is not None and value < smallest:
             option = name.replace("_", "-")
             raise UserError(f"--{option} must be at least {smallest}, got {value}")
+
+
+def refuse_given(args: argparse.Namespace, defaults: Mapping[str, Any], why: str) -> None:
+    """Refuses options that would do nothing.
+
+    Args:
+        args: what was given.
+        defaults: by name, as it is written without its dashes, what stands where the option is not given.
+        why: follows the option's name.
+
+    Raises:
+        UserError: one was given.
+    """
+    for name, default in defaults.items():
+        if getattr(args, name.replace("-", "_")) != default:
+            raise UserError(f"--{name} {why}")
 
 
 def add_seed(parser: argparse.ArgumentParser | argparse._ArgumentGroup, text: str) -> None:

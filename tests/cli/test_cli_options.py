@@ -19,6 +19,7 @@ COMMANDS = {
     "debias": ["--run", "none"],
     "graph": ["--run", "none", "--image", "0"],
     "paper_table": ["none"],
+    "probe": ["--run", "none"],
     "steer": ["--run", "none", "--set", "0/0=1"],
     "studies": ["--run", "none"],
 }
@@ -31,7 +32,7 @@ def run(command: str, *words: str) -> None:
     module.run(parser.parse_args([*COMMANDS[command], *words]))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"probe"}))
 def test_a_folder_as_output_is_refused_at_once(command: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--output .* is a folder: name a file"):
         run(command, "--output", str(tmp_path))
@@ -76,3 +77,17 @@ def test_a_folder_as_picture_is_refused_at_once(tmp_path: Path) -> None:
 def test_a_seed_that_no_generator_takes_is_refused(command: str, seed: str) -> None:
     with pytest.raises(UserError, match=f"--seed: expected a whole number from 0 to 4294967295, got '{seed}'"):
         run(command, "--seed", seed)
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "said"),
+    [
+        ("attention", ["--k", "8"], "--k makes new units: give --train STEPS too"),
+        ("attention", ["--d_qk", "8"], "--d_qk makes new units"),
+        ("probe", ["--dense", "depth", "--pool", "max"], "--pool is of the probe of classes"),
+        ("steer", ["--train-images", "8"], "--train-images is an option of --amplify"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(command: str, words: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        run(command, *words)
