@@ -185,7 +185,8 @@ class CLTModule(Preparation, Evaluating, Checkpointing):
         self._check_prototype()
         # a buffer mixes images: each token then brings along what it is
         mixed = bool(self.tokens_config.buffer) and self.transcoder.cls_weight != 1
-        self._marked = any(map(self.loss_config.needs, ("labels", "positions", "studies"))) or mixed
+        needs = self.loss_config.needs
+        self._marked = needs("labels") or needs("positions") or needs("studies") or mixed
         self.buffer = ActivationBuffer(self.tokens_config.buffer) if self.tokens_config.buffer else None
         self.finite = FiniteWatch()
         self.clock = StepClock()
@@ -381,8 +382,10 @@ class CLTModule(Preparation, Evaluating, Checkpointing):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None or gradient_clip_algorithm not in (None, "norm"):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_val and self.units is None:
+        elif not gradient_clip_val:
+            return
+        elif self.units is None:
             clip_by_norm(self.transcoder, optimizer, float(gradient_clip_val))
-        elif gradient_clip_val:
+        else:
             for part in (self.transcoder, self.units):  # each by itself: neither shortens the other's steps
                 torch.nn.utils.clip_grad_norm_(part.parameters(), float(gradient_clip_val))

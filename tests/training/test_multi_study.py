@@ -164,7 +164,7 @@ def test_one_set_and_bad_settings_are_named() -> None:
         ({"b": 0.5}, "b must be 1 or more"),
     ):
         with pytest.raises(UserError, match=said):
-            MultiStudy(**arguments)
+            MultiStudy(**arguments)  # type: ignore[arg-type]
 
 
 def test_it_is_made_from_a_config_and_stands_beside_one_on_the_weights() -> None:
