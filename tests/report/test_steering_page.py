@@ -119,6 +119,12 @@ def test_the_page_in_a_browser(made: Made, browser: Browser) -> None:
     assert browser.js("document.querySelector('li.moved a.thumb').getAttribute('href')").startswith("#/image/")
     command = browser.js("CLT.load('steering/crosses').then((d) => CLT.steering.command(d.edits, d, d.name))")
     assert command.endswith("made/version_0 --set 1/3=2 --scale 3/120@0=0 --save crosses")
+    edit, place = (
+        "{kind: 'add', layer: 1, feature: 3, value: -0.123456}",
+        "{tokens: 'cls', base: 'replaced', split: 'val'}",
+    )
+    command = browser.js(f"CLT.steering.command([{edit}], {place})")
+    assert command.endswith("--add 1/3=-0.123456 --tokens cls --base replaced --split val --save NAME")
     # by keyboard to the other edit
     browser.js("[...document.querySelectorAll('main th a')].find(a => a.textContent === 'many').focus()")
     browser.press("Enter")

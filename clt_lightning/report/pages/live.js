@@ -89,7 +89,7 @@
           h(
             "span",
             { class: "row" },
-            CLT.copyButton("Copy as command", () => CLT.steering.command(edits, kept)),
+            CLT.copyButton("Copy as command", () => CLT.steering.command(edits, { ...kept, split: about.split })),
             h("button", { type: "button", class: "plain", onclick: sliders.none }, "As it was"),
           ),
         ),

@@ -13,13 +13,14 @@
         `L${edit.layer} · ${edit.feature}`,
         edit.position === undefined ? "" : ` @${edit.position}`,
       ),
-    // edits: what is changed; where: `tokens` and `base`
-    command: (edits, { tokens, base }, name = "NAME") =>
+    // edits: what is changed; where: `tokens` and `base`, and of which split
+    command: (edits, { tokens, base, split = "test" }, name = "NAME") =>
       [
         CLT.page("steering").needs.split(" --scale")[0],
-        ...edits.map((e) => `--${e.kind} ${e.layer}/${e.feature}${at(e)}=${CLT.short(e.value)}`),
+        ...edits.map((e) => `--${e.kind} ${e.layer}/${e.feature}${at(e)}=${e.value}`),
         tokens === "all" ? null : `--tokens ${tokens}`,
         base === "original" ? null : `--base ${base}`,
+        split === "test" ? null : `--split ${split}`,
         `--save ${name}`,
       ]
         .filter(Boolean)
