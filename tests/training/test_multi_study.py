@@ -154,6 +154,8 @@ def test_one_set_and_bad_settings_are_named() -> None:
     prior = attached(small())
     with pytest.raises(UserError, match="study is 2, and there are 2"):
         prior.value(given(small(), torch.ones(2, 3, 6), torch.tensor([0, 1, 2])))
+    with pytest.raises(UserError, match="study is -1, and there are 2"):
+        prior.value(given(small(), torch.ones(2, 3, 6), torch.tensor([0, 1, -1])))
     with pytest.raises(UserError, match="needs the length of the run"):
         prior.check_length(-1)
     for arguments, said in (

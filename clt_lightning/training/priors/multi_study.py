@@ -119,8 +119,12 @@ class MultiStudy(Prior):
     def value(self, given: LossInputs) -> Tensor:
         """Without the coefficient, of this process's features; notes how the tokens' sets use them."""
         codes, studies, norms = given.codes, given.studies, given.decoder_norms
-        if studies.device.type == "cpu" and studies.numel() and int(studies.max()) >= len(self.studies):
-            raise UserError(f"a batch's study is {int(studies.max())}, and there are {len(self.studies)} data sets")
+        if studies.device.type == "cpu" and studies.numel():  # elsewhere a look would wait for the device
+            for found in (int(studies.max()), int(studies.min())):
+                if not 0 <= found < len(self.studies):
+                    raise UserError(
+                        f"a batch's study is {found}, and there are {len(self.studies)} data sets, numbered from 0"
+                    )
         learns = torch.is_grad_enabled()
         if learns:
             self._new_tokens.index_add_(0, studies, torch.ones_like(studies, dtype=self._new_tokens.dtype))
