@@ -2,7 +2,7 @@
 # make test         the tests (8 to 12 minutes on 2 cores)
 # make coverage     the same, and which lines they do not reach
 # make test-all     also the slow ones and those on a real Slurm
-# make test-interop exports read by the real circuit-tracer and SAELens, in an environment of their own
+# make test-interop the real circuit-tracer, SAELens and ViSAEBench, in an environment of their own
 # make docs         this project's pages as a site in site/; warnings are errors
 # make lint         ruff and mypy; Biome for the scripts of the pages
 PYTHON ?= python3
@@ -29,11 +29,12 @@ test-all: setup
 	-@$(MAKE) --no-print-directory docs-tools
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m ""
 
-# these two pin other versions than this package takes; where they cannot be installed, the tests say so and are skipped
+# these pin other versions than this package takes; where they cannot be installed, the tests say so and are skipped
 test-interop: setup
 	test -x .venv-interop/bin/python || $(PYTHON) -m venv .venv-interop
 	.venv-interop/bin/python -m pip install --quiet 'circuit-tracer==0.5.0' 'sae-lens==6.54.12' || true
-	$(BIN)/python -m pytest tests/interop tests/analysis/test_visaebench.py -m interop -rs
+	.venv-interop/bin/python -m pip install --quiet 'visaebench==0.1.0' --editable . || true
+	$(BIN)/python -m pytest tests/interop -m interop -rs
 
 docs: docs-tools
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

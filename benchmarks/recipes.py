@@ -143,7 +143,7 @@ class World(lightning.LightningDataModule):
 
 def build(recipe: dict[str, Any], k: int, seed: int, options: argparse.Namespace, world: World) -> CLTModule:
     """The module that a recipe trains."""
-    loss = LossConfig(cascade=CascadeConfig(**recipe.get("cascade", CASCADE)))
+    loss = LossConfig(cascade=CascadeConfig(**recipe.get("cascade", CASCADE)), extra=recipe.get("extra", []))
     if "tanh" in recipe:
         nearest = min(recipe["tanh"], key=lambda other: abs(other - k))
         loss.tanh = TanhConfig(coefficient=recipe["tanh"][nearest], warmup_steps=options.steps // 4)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from clt_lightning.core.sites import Sites
     from clt_lightning.core.tokens import TokenLayout
     from clt_lightning.interventions.replacement import replaced
-    from clt_lightning.training.attention import AttentionModule
+    from clt_lightning.training.attention import AttentionConfig, AttentionModule
     from clt_lightning.training.module import CLTModule
     from clt_lightning.training.settings import (
         LossConfig,
@@ -47,6 +47,7 @@ _HOME = {
     "JumpReLU": "transcoder",
     "SparseAttention": "transcoder.attention",
     "CLTModule": "training.module",
+    "AttentionConfig": "training.attention",
     "AttentionModule": "training.attention",
     "replaced": "interventions.replacement",
     "LossConfig": "training.settings",
@@ -73,6 +74,7 @@ _MODULES["optim"] = "training.optim"
 
 __all__ = [
     "AbsTopK",
+    "AttentionConfig",
     "AttentionModule",
     "BatchTopK",
     "CLTModule",

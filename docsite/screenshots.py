@@ -1,4 +1,7 @@
-"""`python -m docsite.screenshots`: the pictures of the pages, taken from a run's report with Chromium."""
+"""`python -m docsite.screenshots`: the pictures of the pages, taken from a run's report with Chromium.
+
+Those of docs/circuits.md are made by `python -m docsite.circuit_screenshots`.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ def take(run: Path, output: Path, data_root: str | None = None) -> list[Path]:
             browser.open(index, route, page)
             time.sleep(1)  # pictures that are read when they are shown
             browser.screenshot(Path(scratch) / "shot.png")
-            written.append(_webp(Path(scratch) / "shot.png", output / f"{name}.webp"))
+            written.append(save_webp(Image.open(Path(scratch) / "shot.png"), output / f"{name}.webp"))
 
         browser.screen(WIDTH, HEIGHT)
         shoot("replacement", "cascade", "cascade")
@@ -54,20 +57,13 @@ def take(run: Path, output: Path, data_root: str | None = None) -> list[Path]:
         )  # the clearest, which the list begins with
         browser.open(index, "images", "images")
         shoot("image", browser.js(_FIRST.format(page="image")), "image")
-        browser.open(index, "circuit", "circuit")
-        route = browser.js(_FIRST.format(page="circuit"))
-        browser.open(index, route, "circuit")
-        pinned = browser.js(
-            "[...document.querySelectorAll('.circuit .cnode.feature')].slice(0, 3).map(n => n.dataset.id)"
-        )
-        browser.screen(WIDTH, 1500)
-        shoot("circuit", f"{route}?pinnedIds={','.join(pinned)}&clickedId={pinned[0]}", "circuit")
     return written
 
 
-def _webp(source: Path, target: Path) -> Path:
+def save_webp(picture: Image.Image, target: Path) -> Path:
+    """Writes a picture as the docs keep them."""
     data = io.BytesIO()
-    Image.open(source).convert("RGB").save(data, "WEBP", quality=82, method=6)
+    picture.convert("RGB").save(data, "WEBP", quality=82, method=6)
     with whole_file(target) as path:
         path.write_bytes(data.getvalue())
     return target

@@ -5,7 +5,7 @@
 
 Trains a transcoder on each planted world without a prior, with plain L1 on the decoder's groups, and with the
 sparse-decoding prior, and cuts the plain one's smallest groups, to the number of groups that the prior left:
-afterwards, and while there are 40 % of the steps left to make up for it.
+afterwards; at once while there are 40 % of the steps left to make up for it; and bit by bit until then.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from clt_lightning.core.table import Column, lay_out
 from clt_lightning.data import Planted
 from clt_lightning.training.losses import reconstruction_loss
 from clt_lightning.training.optim import AdamW
-from clt_lightning.training.priors import GroupL1, SparseDecoding, WeightPrior
+from clt_lightning.training.priors import GroupL1, GroupPruning, SparseDecoding, WeightPrior
 from clt_lightning.transcoder import CrossLayerTranscoder, StatisticsAccumulator, TopK
-from clt_lightning.transcoder.support import depth_support, hold, prune_groups
+from clt_lightning.transcoder.support import depth_support, prune_groups
 
 MATCHED = 0.7  # cosine of the decoders from which a true feature counts as found
 
@@ -38,27 +38,6 @@ class Found:
     matched: float
     mcc: float
     groups: float
-
-
-class CutAndRefit(WeightPrior):
-    """Cuts the smallest groups once and goes on without them: what the prior's refit has, without the prior."""
-
-    def __init__(self, keep: float, refit: float = 0.4) -> None:
-        self.keep, self.refit, self.kept = keep, refit, None
-
-    def attach(self, clt: CrossLayerTranscoder) -> None:
-        """Takes the transcoder."""
-        self.clt = clt
-
-    def after_step(self, step: int, max_steps: int, lr: float) -> None:
-        """The cut, when its time has come; from then on what was cut stays away."""
-        if self.kept is None and step >= (1 - self.refit) * max_steps:
-            self.kept = list(prune_groups(self.clt, keep=self.keep).written)
-        if self.kept is not None:
-            hold(self.clt, self.kept)
-
-    def detach(self) -> None:
-        """Nothing is left to do."""
 
 
 def train(
@@ -109,23 +88,23 @@ def held_against(world: Planted, clt: CrossLayerTranscoder) -> Found:
     )
 
 
-def compare(seed: int, steps: int, n_features: int, k: int) -> dict[str, Found]:
-    """All four ways in one world."""
+def compare(seed: int, steps: int, n_features: int, k: int, baselines: bool = True) -> dict[str, Found]:
+    """All ways in one world; without `baselines` the prior, the plain one and its cut alone."""
     world = Planted(seed=seed)
-    plain = train(world, None, steps, n_features, k, seed)
-    sparse = train(world, SparseDecoding(), steps, n_features, k, seed)
-    l1 = train(world, GroupL1(), steps, n_features, k, seed)
+
+    def trained(prior: WeightPrior | None) -> CrossLayerTranscoder:
+        return train(world, prior, steps, n_features, k, seed)
+
+    made = {"plain": trained(None)}
+    sparse = trained(SparseDecoding())
     share = depth_support(sparse).share
-    pruned = copy.deepcopy(plain)
-    prune_groups(pruned, keep=share)
-    refitted = train(world, CutAndRefit(share), steps, n_features, k, seed)
-    made = {
-        "plain": plain,
-        "plain, cut afterwards": pruned,
-        "plain, cut and refitted": refitted,
-        "group L1": l1,
-        "sparse decoding": sparse,
-    }
+    made["plain, cut afterwards"] = copy.deepcopy(made["plain"])
+    prune_groups(made["plain, cut afterwards"], keep=share)
+    if baselines:
+        made["cut at 60 %, refitted"] = trained(GroupPruning(keep=share, start=0.6, refit=0.4))
+        made["cut from 30 to 60 %, refitted"] = trained(GroupPruning(keep=share))
+        made["group L1"] = trained(GroupL1())
+    made["sparse decoding"] = sparse
     return {name: held_against(world, clt) for name, clt in made.items()}
 
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import socket
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+# before Lightning sets it to all cores for one process, and for every process that is started afterwards
+os.environ["OMP_NUM_THREADS"] = "1"
+# Processes that tests start come from a server that has imported everything once: an import of Lightning takes seconds.
+# Nothing may start it before this is said.
+multiprocessing.set_forkserver_preload(["clt_lightning.cli.trainer", "tests.parallel.scenes"])
 
 IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
 HARDWARE = ("gpu", "slurm")
@@ -25,10 +32,18 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _two_cores() -> None:
-    """Tests run side by side: one thread each, and no spinning threads."""
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Tests run side by side on two cores: one thread each, whatever the one before has set."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """Files need not outlive a power cut here; what is asked of the disk is tested where it is the subject."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 # Two launches that meet on one port would join each other and hang: each process of tests, an xdist worker or another

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from clt_lightning.analysis.collector import key_seeds
-from clt_lightning.analysis.tower import Needs, Observation, finish, reads_cls_only
+from clt_lightning.analysis.tower import Needs, Observation, reads_cls_only
 from clt_lightning.backbone import Backbone
 from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
-from clt_lightning.interventions.replacement import check_fit, tokens_of
-from clt_lightning.interventions.resume import (
-    PAST_ATTENTION,
-    embed_replaced,
-    ends_at_cls,
-    last_mlp_at_cls,
-    own_at_cls,
-    resume,
-    starts,
-)
+from clt_lightning.interventions.lanes import Cascaded, Fixed, Lane, run_lanes
+from clt_lightning.interventions.replacement import check_fit, replaced, tokens_of
+from clt_lightning.interventions.resume import PAST_ATTENTION, starts
 from clt_lightning.metrics import TOKEN_SETS, TokenLayout, check_token_sets, present
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
+from clt_lightning.transcoder.attention import SparseAttention
 from clt_lightning.transcoder.codes import Pairs
 
 #: Controls that tell the linear skip's part from the features'
@@ -34,6 +28,8 @@ OF_SKIP = ("skip_alone", "features_alone")
 #: Kinds whose outputs are known before anything is run
 FIXED = ("true_x", "mean_ablated", "zero_ablated", "random")
 CONTROLS = (*FIXED, *OF_SKIP)
+#: Kinds that change the attention of all blocks: replaced by units, alone and beside the transcoder; at its mean
+OF_ATTENTION = ("attention", "with_attention", "attention_mean")
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,9 @@ class Arm:
             fed with the x of the untouched model); `random` (as `true_x`, but every code writes what another feature of
             its layer would, one drawn at random); `mean_ablated`, `zero_ablated` (MLP outputs set to their training
             mean, to 0); of a transcoder with a linear skip also `skip_alone` (cascaded, with what the features add set
-            to its training mean) and `features_alone` (with the skip's part set to its mean).
+            to its training mean) and `features_alone` (with the skip's part set to its mean); of sparse attention
+            `attention` (units in the place of all attention layers, the MLPs as they are), `with_attention` (of all
+            MLPs as well) and `attention_mean` (every attention's output set to its training mean at each position).
         first: first layer of the window; None for the original.
         last: last layer of the window.
         tokens: at which positions MLP outputs are replaced.
@@ -112,7 +110,11 @@ def default_firsts(n_layers: int) -> list[int]:
 
 
 def plan_arms(
-    options: CascadeOptions, n_layers: int, skip: bool = False, layout: TokenLayout | None = None
+    options: CascadeOptions,
+    n_layers: int,
+    skip: bool = False,
+    layout: TokenLayout | None = None,
+    attention: int | None = None,
 ) -> list[Arm]:
     """All arms of an evaluation, the original first.
 
@@ -121,6 +123,7 @@ def plan_arms(
         n_layers: of the model.
         skip: whether the transcoder has a linear skip, whose part is measured alone then.
         layout: the tokens of the model; None: [CLS] and patches.
+        attention: blocks of the backbone, where there is sparse attention for them; None: there is none.
 
     Raises:
         UserError: a first layer, or a token set, that the model has not.
@@ -135,7 +138,7 @@ def plan_arms(
     if wrong:
         raise UserError(f"cascade.firsts={firsts}: {wrong} do not exist in a model with layers 0..{n_layers - 1}")
     last = n_layers - 1
-    arms = [Arm("original")]
+    arms = [Arm("original"), *attention_arms(attention)]
     arms += [Arm("replaced", first, last, tokens) for first in firsts for tokens in at]
     if options.singles:
         arms += [Arm("replaced", i, i, tokens) for i in range(n_layers) for tokens in at_singles]
@@ -149,6 +152,11 @@ def plan_arms(
             sampled = options.control_share < 1
             arms += [Arm(kind, *place, sampled=sampled) for place in elsewhere if place not in everywhere]
     return list(dict.fromkeys(arms))
+
+
+def attention_arms(blocks: int | None, kinds: Sequence[str] = OF_ATTENTION) -> list[Arm]:
+    """The arms of a backbone of so many blocks with sparse attention; none for None."""
+    return [] if blocks is None else [Arm(kind, 0, blocks - 1, "all") for kind in kinds]
 
 
 def sampled(keys: Sequence[str], share: float) -> Tensor:
@@ -200,27 +208,36 @@ class ArmRunner:
             where they are not known, which the arm `mean_ablated` does not survive.
         feature_means: `(layers, kinds, d_model)` the same of what the features add, for `skip_alone`.
         skip_means: `(layers, kinds, d_model)` the same of the linear skip's part, for `features_alone`.
+        attention: sparse attention, for `attention` and `with_attention`.
+        attention_means: `(blocks, positions, d_model)` mean outputs of attention layers, for `attention_mean`.
     """
 
     def __init__(
         self,
         clip: Backbone,
         clt: CrossLayerTranscoder,
-        means: Tensor | None = None,
-        feature_means: Tensor | None = None,
-        skip_means: Tensor | None = None,
+        means: Float[Tensor, "layers kinds d"] | None = None,
+        feature_means: Float[Tensor, "layers kinds d"] | None = None,
+        skip_means: Float[Tensor, "layers kinds d"] | None = None,
+        attention: SparseAttention | None = None,
+        attention_means: Float[Tensor, "blocks positions d_model"] | None = None,
     ) -> None:
         self.clip, self.clt, self.means = clip, clt, means
         self.blocks, self.tokens = check_fit(clip, clt), tokens_of(clip, clt)
         self.feature_means, self.skip_means = feature_means, skip_means
+        self.attention, self.attention_means = attention, attention_means
 
     def needs(self, arms: Iterable[Arm]) -> Needs:
         """What a forward of the untouched model must keep for these arms."""
-        firsts = [self.blocks[arm.first] for arm in arms if arm.first is not None]
-        return starts(self.clt, firsts, self.clip.n_layers) if firsts else Needs()
+        arms = list(arms)
+        entry = Needs(streams=frozenset([0])) if any(arm.kind in OF_ATTENTION for arm in arms) else Needs()
+        others = [arm for arm in arms if arm.kind not in OF_ATTENTION]
+        firsts = [self.blocks[arm.first] for arm in others if arm.first is not None]
+        return entry | starts(self.clt, firsts, self.clip.n_layers) if firsts else entry
 
-    @torch.no_grad()
-    def embeddings(self, arm: Arm, seen: Observation, codes: Codes, y_hat: Tensor) -> Tensor:
+    def embeddings(
+        self, arm: Arm, seen: Observation, codes: Codes, y_hat: Float[Tensor, "layers tokens d"]
+    ) -> Float[Tensor, "images embed_dim"]:
         """Unit-norm embeddings `(images, embed_dim)` of an arm.
 
         Args:
@@ -232,11 +249,14 @@ class ArmRunner:
         Raises:
             UserError: mean ablation without means.
         """
-        return self._run([self.model_of(arm)], Known(seen, codes, y_hat))[0]
+        everyone = torch.ones(seen.n_images, dtype=torch.bool, device=seen.embeddings.device)
+        return self.all_embeddings([arm], Known(seen, codes, y_hat), everyone)[0]
 
     @torch.no_grad()
-    def all_embeddings(self, arms: Sequence[Arm], known: Known, some: Tensor) -> list[Tensor]:
-        """The embeddings of every arm, each model run once; of sampled arms those of some of the images.
+    def all_embeddings(
+        self, arms: Sequence[Arm], known: Known, some: Bool[Tensor, " images"]
+    ) -> list[Float[Tensor, "_ embed_dim"]]:
+        """The embeddings of every arm, each model run once, many side by side; of sampled arms those of some images.
 
         Args:
             arms: which variants.
@@ -245,27 +265,38 @@ class ArmRunner:
 
         Returns:
             `(images, embed_dim)` or `(some of them, embed_dim)` for each arm.
+
+        Raises:
+            UserError: mean ablation without means.
         """
         if any(arm.kind == "random" for arm in arms):
             known.random = self._random_y(known)
         models = [self.model_of(arm) for arm in arms]
-        found = {
-            model: self._run([model], known)[0]
-            for model in dict.fromkeys(model for arm, model in zip(arms, models) if not arm.sampled)
+        on_all = {model for arm, model in zip(arms, models) if not arm.sampled}
+        part = known.select(some)
+        lanes: dict[Arm, Lane] = {}
+        found = {ORIGINAL: known.seen.embeddings}
+        for model in dict.fromkeys(models):
+            given = known if model in on_all else part
+            if model == ORIGINAL or not given.seen.n_images:
+                continue
+            if model.kind in OF_ATTENTION:
+                found[model] = self._change_attention(model.kind, given.seen.streams[0])
+            else:
+                lanes[model] = self._lane(model, given)
+        found |= dict(zip(lanes, run_lanes(list(lanes.values()))))
+        few = dict.fromkeys(models, part.seen.embeddings) | {
+            model: embeddings[some] if model in on_all or model == ORIGINAL else embeddings
+            for model, embeddings in found.items()
         }
-        few = {model: embeddings[some] for model, embeddings in found.items()}
-        left = [model for model in dict.fromkeys(models) if model not in found]
-        if left:
-            part, n = known.select(some), int(some.sum())
-            few |= dict.fromkeys(left, part.seen.embeddings)
-            for group in self._groups(left, max(1, len(some) // max(1, n))) if n else ():
-                few |= dict(zip(group, self._run(group, part)))
         return [(few if arm.sampled else found)[model] for arm, model in zip(arms, models)]
 
     def model_of(self, arm: Arm) -> Arm:
         """The arm that stands for all arms of the same model."""
         if arm.first is None or arm.last is None or arm.tokens is None:
             return ORIGINAL
+        if arm.kind in OF_ATTENTION:
+            return Arm(arm.kind, arm.first, arm.last, arm.tokens)
         kind, last = arm.kind, arm.last
         # what is written after the last attention is read at [CLS] alone
         unread = arm.tokens not in ("all", "cls") and str(self.clt.sites.write) in PAST_ATTENTION
@@ -277,70 +308,31 @@ class ArmRunner:
             kind = "replaced"  # what the first layer of a window reads is untouched
         return Arm(kind, arm.first, last, arm.tokens)
 
-    def _groups(self, models: Sequence[Arm], size: int) -> Iterator[list[Arm]]:
-        """Models that begin at the same block and whose outputs are known, to be run side by side."""
-        groups: dict[Any, list[Arm]] = {}
-        for model in models:
-            groups.setdefault(model.first if model.kind in FIXED else model, []).append(model)
-        for group in groups.values():
-            for start in range(0, len(group), size):
-                yield group[start : start + size]
-
-    def _run(self, models: Sequence[Arm], known: Known) -> list[Tensor]:
-        """The embeddings of several models that begin at the same block; of more than one all must be of `FIXED`."""
-        (model, *others) = models
-        if model == ORIGINAL:
-            return [known.seen.embeddings]
-        if others or model.kind in FIXED:
-            return self._run_fixed(models, known)
+    def _lane(self, model: Arm, known: Known) -> Lane:
+        """A model on the images that are known."""
         first, last, tokens = _place(model)
-        window = self.blocks[first : last + 1]
+        place = self.clip, self.clt, self.blocks[first : last + 1], tokens, known.seen
+        if model.kind in FIXED:
+            outputs = self._outputs(model, known)
+            return Fixed(*place, outputs=lambda block: outputs(self.blocks.index(block)))
         y: Tensor = known.y_hat[first]
         parts: dict[str, Any] = {}
         if model.kind in OF_SKIP:
             y, parts = self._part_alone(model.kind, first, tokens, known)
-        return [embed_replaced(self.clip, self.clt, window, tokens, known.seen, known.codes, y, **parts)]
+        return Cascaded(*place, codes=known.codes, new=y.unflatten(0, (known.seen.n_images, -1)), parts=parts)
 
-    def _run_fixed(self, models: Sequence[Arm], known: Known) -> list[Tensor]:
-        n, places = known.seen.n_images, [_place(model) for model in models]
-        first = places[0][0]
-        outputs = [self._outputs(model, known) for model in models]
-        begun = [
-            resume(self.clip, self.clt, known.seen, self.blocks[first], output(first), tokens)
-            for output, (_, _, tokens) in zip(outputs, places)
-        ]
-        start = begun[0][0]
-
-        def branch(block: int, x: Tensor, compute_y: Callable[[], Tensor]) -> Tensor:
-            layer = self.blocks.index(block)
-            here = [first <= layer <= last for first, last, _ in places]
-            whole = all(inside and tokens == "all" for inside, (_, _, tokens) in zip(here, places))
-            y = torch.empty_like(x) if whole else self._own(block, x, compute_y)
-            for index, (_, _, tokens) in enumerate(places):
-                if here[index]:
-                    rows = y[index * n : (index + 1) * n]
-                    at = slice(None) if tokens == "all" else self.tokens.span(tokens)
-                    if rows.ndim == 2:  # one vector an image
-                        rows.copy_(outputs[index](layer).expand(n, 1, -1)[:, 0])
-                    else:
-                        rows[:, at] = outputs[index](layer).to(rows.dtype).expand_as(rows)[:, at]
-            return y
-
-        end = max(last for _, last, _ in places)
-        later = [b for b in self.blocks[first : end + 1] if self.clt.sites.once or b >= start]
-        stream = torch.cat([stream for _, stream in begun])
-        with ExitStack() as stack:
-            if later:
-                stack.enter_context(self.clip.override(str(self.clt.sites.write), branch, later))
-            if self.clt.sites.write == "mlp_out" and self.clip.n_layers - 1 not in later:
-                stack.enter_context(last_mlp_at_cls(self.clip))
-            return list(finish(self.clip, stream, start).split(n))
-
-    def _own(self, block: int, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
-        """The site's own tensor, where it is read."""
-        if self.clt.sites.write == "mlp_out" and ends_at_cls(self.clip, block):
-            return own_at_cls(self.clip, block, x)
-        return compute().clone()
+    def _change_attention(self, kind: str, entry: Tensor) -> Tensor:
+        """The embeddings with the attention of all blocks changed, from the stream at the entry of the first."""
+        if kind == "attention_mean":
+            means = self.attention_means
+            if means is None:
+                raise UserError("attention_mean needs the training data's means: give ArmRunner(attention_means=...)")
+            with self.clip.override("attn_out", lambda block, x, compute: means[block].to(x).expand_as(x)):
+                return self.clip.run_from(0, entry)
+        if self.attention is None:
+            raise UserError(f"the arm {kind} needs sparse attention: give ArmRunner(attention=...)")
+        with replaced(self.clip, self.clt if kind == "with_attention" else None, attention=self.attention):
+            return self.clip.run_from(0, entry)
 
     def _outputs(self, model: Arm, known: Known) -> Callable[[int], Tensor]:
         """What a model of `FIXED` puts in the place of each layer: `(images, positions, d)`, or broadcast to it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from clt_lightning.core.errors import UserError
@@ -35,25 +36,25 @@ class ContributionScores:
     """
 
     tokens: int
-    uncentred: Tensor
-    centred: Tensor
-    by_class: Tensor | None
-    means: Tensor
-    rest_means: Tensor
-    whole_uncentred: Tensor
-    whole_centred: Tensor
-    whole_by_class: Tensor | None
+    uncentred: Float[Tensor, "layers targets"]
+    centred: Float[Tensor, "layers targets"]
+    by_class: Float[Tensor, "classes layers layers"] | None
+    means: Float[Tensor, "layers layers d"]
+    rest_means: Float[Tensor, "2 layers d"]
+    whole_uncentred: Float[Tensor, "parts layers"]
+    whole_centred: Float[Tensor, "parts layers"]
+    whole_by_class: Float[Tensor, "classes parts layers"] | None
 
     @property
-    def features_share(self) -> Tensor:
+    def features_share(self) -> Float[Tensor, " layers"]:
         """`(L,)` the part of the centred reconstruction's variance that features carry; the rest is the skip's."""
         return self.whole_centred[:-2].sum(0)
 
-    def std_over_classes(self) -> Tensor | None:
+    def std_over_classes(self) -> Float[Tensor, "layers targets"] | None:
         """`(L, L)` standard deviation of the scores over the classes that occur; None without labels."""
         return _std(self.by_class)
 
-    def whole_std_over_classes(self) -> Tensor | None:
+    def whole_std_over_classes(self) -> Float[Tensor, "parts layers"] | None:
         """`(L + 2, L)` the same of the scores of the whole reconstruction."""
         return _std(self.whole_by_class)
 
@@ -114,7 +115,13 @@ class Contributions(ExactMetric):
         for name, shape in shapes.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, codes: Codes, layout: TokenLayout, labels: Tensor | None = None, x: Tensor | None = None) -> None:
+    def update(
+        self,
+        codes: Codes,
+        layout: TokenLayout,
+        labels: Int[Tensor, " images"] | None = None,
+        x: Float[Tensor, "layers tokens d_in"] | None = None,
+    ) -> None:
         """Take in one batch of whole images.
 
         Args:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from clt_lightning.analysis.last_residual import LastResidual, terms_at_cls
@@ -36,11 +37,11 @@ class Decomposition:
 
     logit: float
     embedding: float
-    attention: Tensor
-    features: Tensor
-    bias: Tensor
-    skip: Tensor
-    error: Tensor
+    attention: Float[Tensor, " layers"]
+    features: Float[Tensor, "layers targets"]
+    bias: Float[Tensor, " layers"]
+    skip: Float[Tensor, " layers"]
+    error: Float[Tensor, " layers"]
     norm_bias: float
 
     @property
@@ -70,8 +71,8 @@ def decompose(
     clt: CrossLayerTranscoder,
     seen: Observation,
     codes: Codes,
-    added: Tensor,
-    text: Tensor,
+    added: Float[Tensor, "layers d_model"],
+    text: Float[Tensor, " embed_dim"],
     replaced: bool,
 ) -> Decomposition:
     """Decompose one class logit of one image.

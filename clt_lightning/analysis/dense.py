@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -29,6 +30,8 @@ Batch = Mapping[str, Any]
 TargetFn = Callable[[Batch], Tensor]
 """A batch to `(images, rows, columns)` over the backbone's grid: int64 classes (-1: not counted) or float numbers."""
 
+#: What the demo's renders know of every patch (`demo_target`)
+DEMO_TARGETS = ("shape", "depth", "position")
 #: What is read, and what is given in its place when it is measured
 READ_OUTS = {
     "features": ("features", "features"),
@@ -37,6 +40,7 @@ READ_OUTS = {
     "codes": ("codes", "codes"),
 }
 _DRAWS = 1000
+_OF_CLASS = 5
 
 
 @dataclass(frozen=True)
@@ -82,19 +86,31 @@ class DenseResult:
         correlations: `(n_features,)` Spearman's rank correlation of each feature's map with the target, over the test
             patches; of a target of classes with being of any class but the first.
         n: patches of each split.
+        by_class: `(classes, n_features)` the same with being of each class; None for a number.
     """
 
     target: str
     classes: list[str] | None
     layer: int
     read_outs: list[ReadOut]
-    correlations: Tensor
+    correlations: Float[Tensor, " features"]
     n: dict[str, int] = field(default_factory=dict)
+    by_class: Float[Tensor, "classes features"] | None = None
 
-    def strongest(self, n: int) -> list[tuple[int, float]]:
-        """The features that go with the target most, by the size of their correlation."""
-        order = self.correlations.abs().argsort(descending=True, stable=True)[:n].tolist()
-        return [(feature, float(self.correlations[feature])) for feature in order]
+    def strongest(self, n: int, of: str | None = None) -> list[tuple[int, float]]:
+        """The features that go with the target most, by the size of their correlation.
+
+        Args:
+            n: how many.
+            of: a class: those that go with being of it; None: with the target, or with any class but the first.
+        """
+        values = self.correlations
+        if of is not None:
+            assert self.by_class is not None
+            assert self.classes is not None
+            values = self.by_class[self.classes.index(of)]
+        order = values.abs().argsort(descending=True, stable=True)[:n].tolist()
+        return [(feature, float(values[feature])) for feature in order]
 
     def to_json(self, features: int = 50) -> dict[str, Any]:
         """Plain values, with the strongest features."""
@@ -104,8 +120,15 @@ class DenseResult:
             "layer": self.layer,
             "patches": self.n,
             "read_outs": [read_out.to_json() for read_out in self.read_outs],
-            "features": [{"feature": i, "rank_correlation": value} for i, value in self.strongest(features)],
+            "features": _features(self.strongest(features)),
+            "features_by_class": None
+            if self.classes is None
+            else {name: _features(self.strongest(_OF_CLASS, name)) for name in self.classes},
         }
+
+
+def _features(found: list[tuple[int, float]]) -> list[dict[str, Any]]:
+    return [{"feature": feature, "rank_correlation": value} for feature, value in found]
 
 
 def read_out(
@@ -153,15 +176,22 @@ def read_out(
         probe = probes[learned, k]
         base = ReadOut(kind, k, test.x[learned].shape[1], probe.penalty)
         found.append(_measure(base, probe(test.x[given]), test, n_classes, seed))
-    level = test.y if classes is None else (test.y > 0).float()
+    level = test.y[:, None] if classes is None else _one_hot(test.y, n_classes)
+    correlations = spearman(test.x["codes"], level)
     return DenseResult(
         name,
         None if classes is None else list(classes),
         layer % clt.n_layers,
         found,
-        spearman(test.x["codes"], level),
+        correlations[-1],
         {split: len(patches.y) for split, patches in seen.items()},
+        None if classes is None else correlations[:-1],
     )
+
+
+def _one_hot(y: Tensor, n_classes: int) -> Tensor:
+    """`(n, classes + 1)`: being of each class, and of any but the first."""
+    return torch.cat([torch.nn.functional.one_hot(y, n_classes), (y > 0)[:, None]], 1).float()
 
 
 def demo_target(backbone: Backbone, seed: int, size: int, what: str) -> tuple[TargetFn, list[str] | None]:
@@ -171,19 +201,20 @@ def demo_target(backbone: Backbone, seed: int, size: int, what: str) -> tuple[Ta
         backbone: the frozen backbone, whose preprocessing the maps follow.
         seed: of the renders of a split (`Demo.parameters["render_seeds"][split]`).
         size: of the renders, in pixels.
-        what: `shape`: the shape that covers half the patch or more, or the background; `depth`: the mean place, from
-            back to front, of what is in front in it (`renders.DEPTHS`).
+        what: of `DEMO_TARGETS`. `shape`: the shape that covers half the patch or more, or the background; `depth`: the
+            mean place, from back to front, of what is in front in it (`renders.DEPTHS`); `position`: how far the
+            patch's middle is from that of what is seen of the object, in sides of the picture (NaN where nothing is).
 
     Returns:
-        the target; and the names of its classes, None for `depth`.
+        the target; and the names of its classes, None for numbers.
 
     Raises:
         UserError: another target.
     """
     from clt_lightning.data.worlds import renders
 
-    if what not in ("shape", "depth"):
-        raise UserError(f"the demo's renders know shape and depth, not {what!r}")
+    if what not in DEMO_TARGETS:
+        raise UserError(f"the demo's renders know {', '.join(DEMO_TARGETS)}, not {what!r}")
     rows, columns = backbone.grid
     where = pixel_sources(backbone, size)
 
@@ -192,14 +223,17 @@ def demo_target(backbone: Backbone, seed: int, size: int, what: str) -> tuple[Ta
         for key, label in zip(batch["key"], batch["label"].tolist()):
             depth = renders.depth_map(seed, _index_of(str(key)), size=size)
             pixels = torch.from_numpy(depth[where[0], where[1]].astype(np.float32))
+            inside = pixels == renders.DEPTHS.index("object")
             if what == "depth":
                 found.append(_patches(pixels, rows, columns))
+            elif what == "position":
+                found.append(_distances(inside, rows, columns))
             else:
-                covered = _patches((pixels == renders.DEPTHS.index("object")).float(), rows, columns)
+                covered = _patches(inside.float(), rows, columns)
                 found.append(torch.where(covered >= 0.5, label // len(renders.COLOURS) + 1, 0))
         return torch.stack(found)
 
-    return target, None if what == "depth" else ["background", *renders.SHAPES]
+    return target, ["background", *renders.SHAPES] if what == "shape" else None
 
 
 def pixel_sources(backbone: Backbone, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -295,6 +329,14 @@ def _index_of(key: str) -> int:
     if found is None:
         raise UserError(f"sample {key!r} is no render of the demo's tars, whose keys end in s0000000, s0000001, ...")
     return int(found[1])
+
+
+def _distances(inside: Tensor, rows: int, columns: int) -> Tensor:
+    """`(rows, columns)` from each patch's middle to the middle of what is true of `(side, side)`, in sides."""
+    middle = (inside.nonzero().float() + 0.5).mean(0) / inside.shape[0]
+    down = (torch.arange(rows) + 0.5) / rows - middle[0]
+    across = (torch.arange(columns) + 0.5) / columns - middle[1]
+    return torch.hypot(down[:, None], across[None])
 
 
 def _patches(pixels: Tensor, rows: int, columns: int) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from clt_lightning.analysis import statistics
 from clt_lightning.analysis.arm_table import Arms
 from clt_lightning.analysis.arms import OF_SKIP, Arm, ArmRunner, CascadeOptions, plan_arms
+from clt_lightning.analysis.attention_units import AttentionMeans, AttentionUnits
 from clt_lightning.analysis.effects import EffectCheck, check_effects
 from clt_lightning.analysis.faithfulness import Faithfulness, FaithfulnessOptions
 from clt_lightning.analysis.features import FeatureOptions, Features
@@ -43,6 +44,7 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.core.progress import track
 from clt_lightning.metrics import TOKEN_SETS, check_token_sets, present
 from clt_lightning.transcoder import CrossLayerTranscoder
+from clt_lightning.transcoder.attention import SparseAttention
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +123,7 @@ class Evaluator:
         extra: analyses of one's own, run on the same forwards.
         arms: arms that are run beside those of `options.cascade`.
         split: the split's name.
+        attention: sparse attention, measured beside the transcoder.
 
     Attributes:
         suite: what runs over the split; after `start()`.
@@ -138,17 +141,19 @@ class Evaluator:
         extra: Sequence[Analysis] = (),
         arms: Sequence[Arm] = (),
         split: str = "test",
+        attention: SparseAttention | None = None,
     ) -> None:
         self.clip, self.clt, self.split, self.extra = clip, clt, split, list(extra)
         self.options = options or EvaluateOptions()
         named = clip.names_classes(classnames, templates)
         names = list(classnames or []) if named else []
         head = clip.head_for(names, list(templates or [])) if named else None
-        self.subject = Subject(clip, clt, head, names, self.options.bootstrap, self.options.seed)
+        self.subject = Subject(clip, clt, head, names, self.options.bootstrap, self.options.seed, attention)
         self._at_mlps = at_all_mlps(clip, clt)
         if not self._at_mlps:
             log.info("no faithfulness, shares and effects of logits: they take a transcoder of all MLPs for granted")
-        planned = plan_arms(self.options.cascade, clt.n_layers, clt.skip, self.subject.tokens)
+        blocks = None if attention is None else clip.n_layers
+        planned = plan_arms(self.options.cascade, clt.n_layers, clt.skip, self.subject.tokens, blocks)
         on_all = [arm for arm in planned if not arm.sampled]
         asked = [arm for arm in dict.fromkeys(arms) if arm not in on_all]
         self.arms = [*(arm for arm in planned if arm not in asked), *asked]
@@ -159,7 +164,8 @@ class Evaluator:
         self._population_arm = next((arm for arm in self.arms if arm.kind == "replaced" and arm.tokens == "all"), None)
         self._reference: Reference | None = None
         self._training = TrainingImages(self.subject, self._population_arm)
-        self._reading = Suite(self.subject, [self._training])
+        self._means = None if attention is None else AttentionMeans()
+        self._reading = Suite(self.subject, [self._training] if self._means is None else [self._training, self._means])
 
     def reference(self, data: Mapping[str, Any]) -> None:
         """Take in a batch of training images; before `start`."""
@@ -176,6 +182,8 @@ class Evaluator:
     def _analyses(self) -> Iterator[Analysis]:
         options, head = self.options, self.subject.head
         yield ReconstructionErrors(self._token_sets)
+        if self.subject.attention is not None:
+            yield AttentionUnits(spans=True)
         if self._at_mlps and measurable(self.clip, head):
             yield LogitParts()
         yield BySource()
@@ -197,12 +205,18 @@ class Evaluator:
             log.info("mean ablation is not measured: the training data's means are not known")
             self.arms = [arm for arm in self.arms if arm.kind != "mean_ablated"]
         parts: dict[str, Tensor] = {}
+        of_attention = None if self._means is None else self._means.result()
+        if of_attention is None:
+            self.arms = [arm for arm in self.arms if arm.kind != "attention_mean"]
+        else:
+            parts["attention_means"] = of_attention.to(device)
         if known is None:
             self.arms = [arm for arm in self.arms if arm.kind not in OF_SKIP]
         elif self.clt.skip:
-            parts = {"feature_means": known.feature_means.to(device), "skip_means": known.skip_means.to(device)}
+            parts |= {"feature_means": known.feature_means.to(device), "skip_means": known.skip_means.to(device)}
         means = None if means is None else means.to(device)
-        return Arms(ArmRunner(self.clip, self.clt, means, **parts), self.arms, self.options.cascade.control_share)
+        runner = ArmRunner(self.clip, self.clt, means, attention=self.subject.attention, **parts)
+        return Arms(runner, self.arms, self.options.cascade.control_share)
 
     def _faithfulness(self) -> list[Faithfulness]:
         options, known = self.options.faithfulness, self._reference
@@ -286,6 +300,7 @@ class Evaluator:
             kl=measured.column("kl"),
             predicted=measured.column("predicted"),
             skip=self.clt.skip,
+            attention=found.get("attention"),
             extra=extra,
             info={
                 "seconds": round(time.perf_counter() - self._started, 2),
@@ -324,6 +339,7 @@ def evaluate(
     split: str = "test",
     progress: bool = True,
     extra: Sequence[Analysis] = (),
+    attention: SparseAttention | None = None,
 ) -> tuple[Evaluation, Features | None, Retrieval | None]:
     """Measure a transcoder on batches of images (`docs/design.md`: what a batch holds), in one process.
 
@@ -338,11 +354,12 @@ def evaluate(
         split: the split's name.
         progress: say on standard error how far it is.
         extra: analyses of one's own; their results are in `Evaluation.extra`.
+        attention: sparse attention, measured beside the transcoder.
 
     Returns:
         the evaluation, the features and the images' sparse codes (None where not asked for).
     """
-    evaluator = Evaluator(clip, clt, classnames, templates, options, extra, split=split)
+    evaluator = Evaluator(clip, clt, classnames, templates, options, extra, split=split, attention=attention)
     for batch in track(train_batches or (), "training images", unit="batches", show=progress):
         evaluator.reference(batch)
     evaluator.start()

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from clt_lightning.analysis.intervals import NOTHING, Interval, interval, share_interval
@@ -131,7 +132,7 @@ class FaithfulnessResult:
         }
 
 
-def image_scores(terms: Tensor) -> Tensor:
+def image_scores(terms: Float[Tensor, "terms images positions d"]) -> Float[Tensor, "images terms"]:
     """Contribution scores within each image: `(images, sources)` from terms `(sources, images, positions, d_model)`.
 
     `(1/T) sum_t <c_i^t, yhat^t> / ||yhat^t||^2`; tokens with yhat = 0 count as 0.
@@ -148,7 +149,7 @@ def image_scores(terms: Tensor) -> Tensor:
     return torch.cat(rows)
 
 
-def random_orders(terms: int, draws: int, seed: int = 0) -> Tensor:
+def random_orders(terms: int, draws: int, seed: int = 0) -> Int[Tensor, "draws terms"]:
     """`(draws, terms)` random orders.
 
     A draw takes the same terms away from every image: the spread over draws tells how much it matters which ones.
@@ -157,7 +158,7 @@ def random_orders(terms: int, draws: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).permuted(base, axis=1))
 
 
-def keep_masks(orders: Tensor) -> Tensor:
+def keep_masks(orders: Int[Tensor, "... terms"]) -> Bool[Tensor, "points ... terms"]:
     """Which terms are kept while terms are taken away in some order.
 
     Args:
@@ -203,8 +204,8 @@ class Faithfulness(ExactMetric):
         layer: int,
         tokens: str = "cls",
         draws: int = 20,
-        dataset_scores: Tensor | None = None,
-        means: Tensor | None = None,
+        dataset_scores: Float[Tensor, " terms"] | None = None,
+        means: Float[Tensor, "kinds terms d"] | None = None,
         image_ranking: bool = True,
         seed: int = 0,
     ) -> None:
@@ -228,7 +229,14 @@ class Faithfulness(ExactMetric):
         ):
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, seen: Observation, codes: Codes, head: Tensor, scale: float, labels: Tensor) -> None:
+    def update(
+        self,
+        seen: Observation,
+        codes: Codes,
+        head: Float[Tensor, "embed_dim classes"],
+        scale: float,
+        labels: Int[Tensor, " images"],
+    ) -> None:
         """Take in one batch.
 
         Args:
@@ -302,7 +310,7 @@ class Faithfulness(ExactMetric):
         index = clip.tokens.kind_of_positions()[:n_positions]
         return kinds[:, :, :, index]
 
-    def compute(self) -> tuple[Tensor, Tensor, Tensor]:
+    def compute(self) -> tuple[Float[Tensor, "rows points"], Float[Tensor, "rows points"], Float[Tensor, " numbers"]]:
         """Right answers `(rows, terms + 1)`, mean KL of the same shape, and four numbers.
 
         These are the labelled images, and of them those that the untouched model and the one with skip and bias alone
@@ -311,7 +319,12 @@ class Faithfulness(ExactMetric):
         numbers = [self.labelled, self.original_right, self.rest_right, self.rest_kl / self.images]
         return self.right, self.kl / self.images, torch.stack([number.reshape(()) for number in numbers])
 
-    def results(self, sums: tuple[Tensor, Tensor, Tensor], bootstrap: int, seed: int = 0) -> list[FaithfulnessResult]:
+    def results(
+        self,
+        sums: tuple[Float[Tensor, "rows points"], Float[Tensor, "rows points"], Float[Tensor, " numbers"]],
+        bootstrap: int,
+        seed: int = 0,
+    ) -> list[FaithfulnessResult]:
         """Typed results, one a ranking, from what `compute` returned.
 
         Args:

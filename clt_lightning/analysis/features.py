@@ -12,17 +12,19 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from clt_lightning.analysis.collector import LayerCollector, key_seeds
 from clt_lightning.analysis.effects import Effects, load_effects
 from clt_lightning.analysis.names import N_NAMES, embed_words, known_words, label_features, nearest_texts, read_words
 from clt_lightning.analysis.neighbours import Neighbours, load_neighbours
+from clt_lightning.analysis.run_part import RunPart
 from clt_lightning.analysis.table import gather_rows
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
-from clt_lightning.core.files import read_json, whole_folder, write_json
+from clt_lightning.core.files import read_json, write_json
 from clt_lightning.core.tokens import TokenLayout
 from clt_lightning.interventions.replacement import tokens_of
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
@@ -60,7 +62,7 @@ class FeatureOptions:
 
 
 @dataclass(frozen=True)
-class Features:
+class Features(RunPart):
     """Everything known of the features; arrays as documented in docs/results-schema.md.
 
     Attributes:
@@ -73,6 +75,8 @@ class Features:
         neighbours: which features are near to which; None where it was not measured.
     """
 
+    folder_name = "features"
+
     info: dict[str, Any]
     keys: list[str] = field(repr=False)
     labels: np.ndarray = field(repr=False)
@@ -84,18 +88,6 @@ class Features:
     def at(self, step: int | None) -> Features:
         """The same, of the weights at this step."""
         return dataclasses.replace(self, info=self.info | {"step": step})
-
-    def save(self, run: str | Path) -> Path:
-        """Write `<run>/features/`, whole or not at all."""
-        folder = Path(run) / "features"
-        with whole_folder(folder) as temporary:
-            self._write(temporary)
-        return folder
-
-    def write(self, folder: Path) -> None:
-        """Write the files into a folder that is not there yet."""
-        folder.mkdir()
-        self._write(folder)
 
     def _write(self, folder: Path) -> None:
         np.savez_compressed(folder / "stats.npz", **self.stats)  # type: ignore[arg-type]
@@ -182,7 +174,13 @@ class FeatureCollector:
         self.keys: list[str] = []
         self.labels: list[int] = []
 
-    def update(self, codes: Codes, embeddings: Tensor, keys: Sequence[str], labels: Tensor) -> None:
+    def update(
+        self,
+        codes: Codes,
+        embeddings: Float[Tensor, "images embed_dim"],
+        keys: Sequence[str],
+        labels: Int[Tensor, " images"],
+    ) -> None:
         """Take in one batch of whole images: their codes, unit embeddings, keys and labels (-1 for none)."""
         seeds = key_seeds(keys)
         for index, layer in enumerate(self.layers):
@@ -191,7 +189,9 @@ class FeatureCollector:
         self.keys.extend(keys)
         self.labels.extend(labels.tolist())
 
-    def result(self, split: str, head: Tensor | None = None, effects: Effects | None = None) -> Features | None:
+    def result(
+        self, split: str, head: Float[Tensor, "embed_dim classes"] | None = None, effects: Effects | None = None
+    ) -> Features | None:
         """The features of the whole split, on process 0; None on the others, all of which must call this.
 
         Args:

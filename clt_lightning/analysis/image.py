@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from clt_lightning.analysis import notebook
@@ -39,7 +40,7 @@ class ActiveFeature:
     value: float
     position: int
     mean: float
-    map: Tensor = field(repr=False)
+    map: Float[Tensor, " positions"] = field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """As in docs/results-schema.md."""
@@ -148,8 +149,8 @@ class ImageExplanation:
 def explain_image(
     clip: FrozenCLIP,
     clt: CrossLayerTranscoder,
-    image: Tensor,
-    head: Tensor,
+    image: Float[Tensor, "3 size size"],
+    head: Float[Tensor, "embed_dim classes"],
     classnames: Sequence[str],
     class_index: int | None = None,
     n_features: int = 8,

@@ -118,7 +118,7 @@ class FeatureEffects(Analysis):
     """
 
     name = "effects"
-    needs = Needs(streams=frozenset([0]), attention=True)
+    needs = Needs(streams=frozenset([0, 1]), attention=True)
 
     def __init__(self, images: int) -> None:
         self._sample = ImageSample(images)

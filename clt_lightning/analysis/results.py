@@ -14,6 +14,7 @@ from torch import Tensor
 
 from clt_lightning.analysis import notebook
 from clt_lightning.analysis.arms import Arm
+from clt_lightning.analysis.attention_units import UnitsResult
 from clt_lightning.analysis.contributions import ContributionScores
 from clt_lightning.analysis.crossmodal import RetrievalResult
 from clt_lightning.analysis.effects import EffectCheck
@@ -78,6 +79,7 @@ class Evaluation:
         population: checks against training resamples.
         shares: what the parts of the model add to the logit and to the margin; None where it cannot be told.
         skip: whether the transcoder has a linear skip beside its features.
+        attention: of sparse attention beside the transcoder; None where there is none.
         extra: results of the user's own analyses, by name.
         effect_check: predicted effects of features beside real ablation; None where it was not measured.
         train_images: training images behind the checks.
@@ -110,6 +112,7 @@ class Evaluation:
     kl: np.ndarray = field(repr=False)
     predicted: np.ndarray = field(repr=False)
     skip: bool = False
+    attention: UnitsResult | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
 
@@ -150,6 +153,7 @@ class Evaluation:
             **self.info,
             "reconstruction": {kind: by_layer(values) for kind, values in self.reconstruction.items()},
             "zero_shot": {"arms": [arm.to_json() for arm in self.arms]} if self.arms else None,
+            "attention": None if self.attention is None else units_json(self.attention),
             "multilabel": {"arms": [arm.to_json() for arm in self.multilabel]} if self.multilabel else None,
             "retrieval": {"arms": [arm.to_json() for arm in self.retrieval]} if self.retrieval else None,
             "contributions": {name: _contribution_json(scores) for name, scores in self.contributions.items()},
@@ -265,6 +269,12 @@ def load_step(run: str | Path, split: str = "test") -> int | None:
     """The step of the weights behind `evaluation/<split>.npz`; None where that is not known."""
     with np.load(Path(run) / "evaluation" / f"{split}.npz", allow_pickle=False) as file:
         return int(file["step"]) if "step" in file.files else None
+
+
+def units_json(found: UnitsResult) -> dict[str, Any]:
+    """Sparse attention's tables, by layer; and `heads`, one entry a layer, or null."""
+    tables: dict[str, Any] = {kind: by_layer(sets) for kind, sets in found.tables.items()}
+    return tables | {"heads": None if found.spans is None else found.spans.numbers()}
 
 
 def by_layer(tables: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from jaxtyping import Float, UInt8
 from lightning import LightningDataModule
 from torch import Tensor
 
@@ -21,9 +22,11 @@ from clt_lightning.core.config_file import ConfigFile, read_config
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.paths import expand
 from clt_lightning.data.sets.modules import WebImages
+from clt_lightning.interventions.attention import check_attention_fit
 from clt_lightning.interventions.replacement import check_fit
 from clt_lightning.runs.folder import find_run
 from clt_lightning.transcoder import CrossLayerTranscoder
+from clt_lightning.transcoder.attention import SparseAttention
 
 
 @dataclass
@@ -36,6 +39,7 @@ class Run:
         transcoder: the trained transcoder, in evaluation mode.
         datamodule: the data, with the backbone's transform; not set up.
         config: config.yaml as plain tables.
+        attention: the sparse attention that was trained beside it, in evaluation mode; None where there is none.
     """
 
     folder: Path
@@ -43,9 +47,10 @@ class Run:
     transcoder: CrossLayerTranscoder
     datamodule: Any
     config: dict[str, Any]
+    attention: SparseAttention | None = None
 
     @cached_property
-    def head(self) -> Tensor | None:
+    def head(self) -> Float[Tensor, "embed_dim classes"] | None:
         """`(embed_dim, classes)`: what makes logits of the data's classes; None where nothing does.
 
         The zero-shot head, where the backbone has a text tower and the data name their classes; without a text tower
@@ -55,7 +60,7 @@ class Run:
         names, templates = self.datamodule.classnames, self.datamodule.templates
         return self.clip.head_for(names, templates) if self.clip.names_classes(names, templates) else None
 
-    def require_head(self, what: str) -> Tensor:
+    def require_head(self, what: str) -> Float[Tensor, "embed_dim classes"]:
         """`head`, which there must be.
 
         Args:
@@ -90,7 +95,7 @@ class Run:
         plan = getattr(self.datamodule.eval_dataloader(split, limit=limit), "plan", None)
         return None if plan is None else int(plan.used)
 
-    def samples(self, keys: Sequence[str], split: str = "test") -> dict[str, tuple[Tensor, int]]:
+    def samples(self, keys: Sequence[str], split: str = "test") -> dict[str, tuple[Float[Tensor, "3 size size"], int]]:
         """Some images of a split by key, preprocessed `(3, size, size)`, with labels (-1 for none); reads it once.
 
         Raises:
@@ -111,11 +116,11 @@ class Run:
             )
         return {key: found[key] for key in keys}
 
-    def images(self, keys: Sequence[str], split: str = "test") -> dict[str, Tensor]:
+    def images(self, keys: Sequence[str], split: str = "test") -> dict[str, Float[Tensor, "3 size size"]]:
         """As `samples`, the images alone."""
         return {key: image for key, (image, _) in self.samples(keys, split).items()}
 
-    def pixels(self, image: Tensor) -> Tensor:
+    def pixels(self, image: Float[Tensor, "3 size size"]) -> UInt8[Tensor, "3 size size"]:
         """A preprocessed image back as `(3, size, size)` uint8, for showing."""
         return torch.from_numpy(to_pixels(image, self.clip.mean, self.clip.std)).permute(2, 0, 1)
 
@@ -159,14 +164,20 @@ def open_run(
         raise UserError(f"{file.where(('model', 'backbone'))}: {error}") from error
     clip = cast(FrozenCLIP, made)  # other backbones have the same methods; those of texts refuse
     transcoder = CrossLayerTranscoder.from_pretrained(path / "transcoder", device=device, trust=trust_config)
+    units = path / "attention"
+    attention = None
+    if units.is_dir():
+        attention = SparseAttention.from_pretrained(units, device=device, trust=trust_config)
     try:
         check_fit(clip, transcoder)
+        if attention is not None:
+            check_attention_fit(clip, attention)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     datamodule.transform = clip.preprocess
     if not clip.has_text:
         clip.use_head(ClassHead.load(path))
-    return Run(path, clip, transcoder, datamodule, file.content)
+    return Run(path, clip, transcoder, datamodule, file.content, attention)
 
 
 def open_data(path: str | Path, *, allow_pipe: bool = False, trust_config: bool = False) -> Any:

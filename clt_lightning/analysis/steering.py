@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from clt_lightning.analysis import notebook
@@ -19,6 +20,7 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.core.say import doubt
 from clt_lightning.interventions.replacement import check_fit, replaced
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
+from clt_lightning.transcoder.columns import columns
 
 Kind = Literal["set", "scale", "add"]
 BASES = ("original", "replaced")
@@ -74,7 +76,7 @@ class Edit:
             raise UserError(f"steering moves features; {others[0]} is none (cl.intervene changes errors and biases)")
         return [cls(e.layer, int(e.feature or 0), e.action, e.value, e.position) for e in nodes]
 
-    def moved(self, code: Tensor) -> Tensor:
+    def moved(self, code: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The code after the edit, elementwise."""
         if self.kind == "set":
             return torch.full_like(code, self.value)
@@ -84,18 +86,6 @@ class Edit:
         sign = {"set": "= ", "scale": "x ", "add": "+ "}[self.kind]
         place = "" if self.position is None else f" @{self.position}"
         return f"{self.layer}/{self.feature}{place} {sign}{self.value:g}"
-
-
-def columns(codes: Codes, features: Sequence[int]) -> Tensor:
-    """`(tokens, len(features))`: some features' codes, from single-layer codes, without the dense matrix."""
-    if codes.is_dense(0):
-        return codes.layer_values[0][:, list(features)]
-    pairs, values = codes.layer(0)
-    found = values.new_zeros(codes.n_tokens, len(features))
-    for column, feature in enumerate(features):
-        chosen = pairs.features == feature
-        found[:, column].index_add_(0, pairs.tokens[chosen], values[chosen])
-    return found
 
 
 @contextmanager
@@ -220,13 +210,13 @@ class SteeringResult:
     """
 
     keys: list[str]
-    labels: Tensor
+    labels: Int[Tensor, " images"]
     classnames: list[str]
-    before: Tensor
-    after: Tensor
+    before: Float[Tensor, "images classes"]
+    after: Float[Tensor, "images classes"]
 
     @property
-    def mean_change(self) -> Tensor:
+    def mean_change(self) -> Float[Tensor, " classes"]:
         """`(classes,)`: mean change of each class's probability over the images."""
         return (self.after - self.before).mean(0)
 
@@ -264,8 +254,8 @@ class SteeringResult:
         title = f"{len(self.keys)} images, {self.changed} named otherwise"
         return notebook.table(["class", "before", "after", "points"], rows, title)
 
-    def to_json(self, edits: Sequence[Edit] = ()) -> dict[str, Any]:
-        """As in docs/results-schema.md."""
+    def summary(self, edits: Sequence[Edit] = ()) -> dict[str, Any]:
+        """`to_json` without the single images."""
         top1, difference, intervals = self.top1(), self.top1_difference(), self.change_intervals()
         plain = ("layer", "feature", "kind", "value")
         return {
@@ -279,8 +269,14 @@ class SteeringResult:
             if top1 is None or difference is None
             else {"before": top1[0], "after": top1[1], "difference": difference.to_json()},
             "classnames": self.classnames,
+            "mean_before": self.before.mean(0).tolist(),
             "mean_change": self.mean_change.tolist(),
             "mean_change_interval": [[interval.low, interval.high] for interval in intervals],
+        }
+
+    def to_json(self, edits: Sequence[Edit] = ()) -> dict[str, Any]:
+        """As in docs/results-schema.md."""
+        return self.summary(edits) | {
             "per_image": [
                 {
                     "key": key,
@@ -289,7 +285,7 @@ class SteeringResult:
                     "after": self.after[n].tolist(),
                 }
                 for n, key in enumerate(self.keys)
-            ],
+            ]
         }
 
 
@@ -299,22 +295,24 @@ def steer(
     clt: CrossLayerTranscoder,
     batches: Iterable[dict[str, Any]],
     edits: Sequence[Edit],
-    head: Tensor,
+    head: Float[Tensor, "embed_dim classes"],
     classnames: Sequence[str],
     tokens: str = "all",
     base: str = "original",
+    see: Callable[[dict[str, Any], Float[Tensor, "n classes"], Float[Tensor, "n classes"]], None] | None = None,
 ) -> SteeringResult:
     """Class probabilities of images with and without edits of features.
 
     Args:
         clip: the backbone.
         clt: the transcoder.
-        batches: `{"image": (B, 3, H, W), "label": (B,), "key": [str]}`.
+        batches: `{"image": (B, 3, H, W), "label": (B,), "key": [str]}`; without `label` nothing is said of accuracy.
         edits: what is changed.
         head: `(embed_dim, classes)` from `clip.zero_shot_head`.
         classnames: names of the head's columns.
         tokens: at which positions: all, cls, register, patch.
         base: `original` or `replaced`, see `steered`.
+        see: is given every batch, and its probabilities `(images, classes)` without and with the edits.
 
     Raises:
         UserError: no images, a head of another number of classes, and what `steered` raises.
@@ -339,7 +337,10 @@ def steer(
         with steered(clip, clt, edits, tokens, base):
             after.append(probabilities(images))
         keys += list(batch["key"])
-        labels.append(torch.as_tensor(batch["label"]).cpu())
+        label = batch.get("label")  # data need not have any
+        labels.append(torch.full((len(images),), -1) if label is None else torch.as_tensor(label).cpu())
+        if see is not None:
+            see(batch, before[-1], after[-1])
     if not keys:
         raise UserError("steering needs at least one image, got none")
     return SteeringResult(keys, torch.cat(labels), list(classnames), torch.cat(before), torch.cat(after))

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from clt_lightning.analysis.tower import Needs, Observation, observe
@@ -21,6 +22,7 @@ from clt_lightning.core.tokens import TokenLayout
 from clt_lightning.interventions.replacement import tokens_of
 from clt_lightning.metrics import metric_device
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
+from clt_lightning.transcoder.attention import SparseAttention
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,16 @@ class Subject:
         classnames: their names, in the order of the labels; empty without.
         draws: resamples behind intervals; 0 makes none.
         seed: of resamples and random orders.
+        attention: sparse attention beside the transcoder; None without.
     """
 
     clip: FrozenCLIP
     clt: CrossLayerTranscoder
-    head: Tensor | None = field(default=None, repr=False)
+    head: Float[Tensor, "embed_dim classes"] | None = field(default=None, repr=False)
     classnames: Sequence[str] = ()
     draws: int = 0
     seed: int = 0
+    attention: SparseAttention | None = None
 
     @property
     def tokens(self) -> TokenLayout:
@@ -53,13 +57,13 @@ class Subject:
         """Where sums in float64 live."""
         return metric_device(self.clip.device)
 
-    def cosines(self, embeddings: Tensor) -> Tensor:
+    def cosines(self, embeddings: Float[Tensor, "images embed_dim"]) -> Float[Tensor, "images classes"]:
         """`(images, classes)` float32: cosine similarities of unit embeddings with the classes'."""
         assert self.head is not None
         with torch.autocast(embeddings.device.type, enabled=False):  # bf16 logits would tie
             return embeddings.float() @ self.head.float().to(embeddings.device)
 
-    def labels(self, data: Mapping[str, Any]) -> Tensor:
+    def labels(self, data: Mapping[str, Any]) -> Int[Tensor, " images"]:
         """`(images,)` int64 labels of a batch, -1 for none.
 
         Raises:
@@ -93,10 +97,10 @@ class Batch:
 
     data: Mapping[str, Any]
     keys: list[str]
-    labels: Tensor
+    labels: Int[Tensor, " images"]
     seen: Observation
     codes: Codes
-    y_hat: Tensor
+    y_hat: Float[Tensor, "layers tokens d_out"]
     layout: TokenLayout
 
     @property
@@ -170,14 +174,18 @@ class Suite:
         return self.update(data, seen, clt.gather_codes(out.codes), out.y_hat)
 
     @torch.no_grad()
-    def update(self, data: Mapping[str, Any], seen: Observation, codes: Codes, y_hat: Tensor) -> Batch:
+    def update(
+        self, data: Mapping[str, Any], seen: Observation, codes: Codes, y_hat: Float[Tensor, "layers tokens d_out"]
+    ) -> Batch:
         """Let every analysis take in a batch that was run elsewhere, with what `needs` names."""
         batch = self.batch(data, seen, codes, y_hat)
         for analysis in self._all:
             analysis.update(batch)
         return batch
 
-    def batch(self, data: Mapping[str, Any], seen: Observation, codes: Codes, y_hat: Tensor) -> Batch:
+    def batch(
+        self, data: Mapping[str, Any], seen: Observation, codes: Codes, y_hat: Float[Tensor, "layers tokens d_out"]
+    ) -> Batch:
         """A batch as analyses take it."""
         keys = data.get("key")
         if keys is None:

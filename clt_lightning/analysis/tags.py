@@ -25,11 +25,15 @@ def tags(entry: Mapping[str, Any], arms: Collection[str] | None = None) -> dict[
         `fvu/<token set>` and `.../layer_<ll>`, the same for `cosine`, `l0` and `dead`; `share/features` and
         `share/skip`, with a linear skip by token set and layer as well; `zero_shot/original`,
         `zero_shot/replaced/<first>-<last>/<token set>`, `zero_shot/kl/...`, `zero_shot/mean_ablated` (all layers, all
-        tokens), and `share/margin/<part>`. NaN for null.
+        tokens), and `share/margin/<part>`; of sparse attention `attention/fvu/<token set>` and `.../layer_<ll>`, the
+        same for `l0` and `dead`, and `zero_shot/attention`, `zero_shot/with_attention`. NaN for null.
     """
     out: dict[str, float] = {}
     for kind in LOGGED:
         out |= _by_layer(kind, (entry.get("reconstruction") or {}).get(kind) or {})
+    for kind, tables in (entry.get("attention") or {}).items():
+        if kind != "heads":
+            out |= _by_layer(f"attention/{kind}", tables)
     shares = entry.get("shares") or {}
     if "features" in shares:
         whole, features = 1.0, shares["features"]
@@ -49,7 +53,7 @@ def tags(entry: Mapping[str, Any], arms: Collection[str] | None = None) -> dict[
 def _zero_shot(arms: list[Mapping[str, Any]], wanted: Collection[str] | None) -> dict[str, float]:
     labelled = any(arm["n"] for arm in arms if arm["kind"] == "original")
     accuracies, divergences = {}, {}
-    last = max((arm["last"] for arm in arms if arm["last"] is not None), default=None)
+    last = max((arm["last"] for arm in arms if arm["kind"] == "mean_ablated"), default=None)
     for arm in arms:
         place = f"{arm['first']}-{arm['last']}/{arm['tokens']}"
         name = "original" if arm["kind"] == "original" else f"{arm['kind']}/{place}"
@@ -60,6 +64,9 @@ def _zero_shot(arms: list[Mapping[str, Any]], wanted: Collection[str] | None) ->
         elif arm["kind"] == "replaced":
             accuracies[f"zero_shot/replaced/{place}"] = _number(arm["top1"]["value"])
             divergences[f"zero_shot/kl/{place}"] = _number(arm["kl"]["value"])
+        elif arm["kind"] in ("attention", "with_attention"):
+            accuracies[f"zero_shot/{arm['kind']}"] = _number(arm["top1"]["value"])
+            divergences[f"zero_shot/kl/{arm['kind']}"] = _number(arm["kl"]["value"])
         elif (arm["kind"], arm["first"], arm["last"], arm["tokens"]) == ("mean_ablated", 0, last, "all"):
             accuracies["zero_shot/mean_ablated"] = _number(arm["top1"]["value"])
     return (accuracies if labelled else {}) | divergences

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from clt_lightning.core.errors import UserError
@@ -26,11 +27,13 @@ class Target:
     """
 
     name: str
-    direction: Tensor
+    direction: Float[Tensor, " embed_dim"]
     scale: float = 100.0
 
     @classmethod
-    def of_class(cls, head: Tensor, classnames: Sequence[str], which: str | int, scale: float = 100.0) -> Self:
+    def of_class(
+        cls, head: Float[Tensor, "embed_dim classes"], classnames: Sequence[str], which: str | int, scale: float = 100.0
+    ) -> Self:
         """The logit of one class.
 
         Args:
@@ -47,21 +50,30 @@ class Target:
 
     @classmethod
     def difference(
-        cls, head: Tensor, classnames: Sequence[str], more: str | int, less: str | int, scale: float = 100.0
+        cls,
+        head: Float[Tensor, "embed_dim classes"],
+        classnames: Sequence[str],
+        more: str | int,
+        less: str | int,
+        scale: float = 100.0,
     ) -> Self:
         """The logit of one class minus that of another; arguments as for `of_class`."""
         a, b = (class_index(head, classnames, which) for which in (more, less))
         return cls(f"{classnames[a]} - {classnames[b]}", (head[:, a] - head[:, b]).detach().float().cpu(), scale)
 
     @classmethod
-    def centred(cls, head: Tensor, classnames: Sequence[str], which: str | int, scale: float = 100.0) -> Self:
+    def centred(
+        cls, head: Float[Tensor, "embed_dim classes"], classnames: Sequence[str], which: str | int, scale: float = 100.0
+    ) -> Self:
         """The logit of one class minus the mean of all classes'; arguments as for `of_class`."""
         index = class_index(head, classnames, which)
         direction = (head[:, index] - head.mean(1)).detach().float().cpu()
         return cls(f"{classnames[index]} - {_MEAN}", direction, scale)
 
     @classmethod
-    def of_words(cls, head: Tensor, classnames: Sequence[str], words: str, scale: float = 100.0) -> Self:
+    def of_words(
+        cls, head: Float[Tensor, "embed_dim classes"], classnames: Sequence[str], words: str, scale: float = 100.0
+    ) -> Self:
         """The logit of a class; or, of words in several classes' names (`square`), the mean of their logits.
 
         Args:
@@ -81,7 +93,9 @@ class Target:
         return cls.of_class(head, classnames, words, scale)
 
     @classmethod
-    def parse(cls, head: Tensor, classnames: Sequence[str], text: str, scale: float = 100.0) -> Self:
+    def parse(
+        cls, head: Float[Tensor, "embed_dim classes"], classnames: Sequence[str], text: str, scale: float = 100.0
+    ) -> Self:
         """From `cat`, `cat - dog` or `cat - mean of classes`: the inverse of a target's name.
 
         Each side is a class, or words that several classes' names have (`of_words`). Where names hold ` - ` themselves,
@@ -101,7 +115,7 @@ class Target:
         b = cls.of_words(head, classnames, less, scale)
         return cls(f"{a.name} - {b.name}", a.direction - b.direction, scale)
 
-    def value(self, embeddings: Tensor) -> Tensor:
+    def value(self, embeddings: Float[Tensor, "images embed_dim"]) -> Float[Tensor, " images"]:
         """`(images,)` from unit embeddings `(images, embed_dim)`."""
         return self.scale * (embeddings.float() @ self.direction.to(embeddings.device))
 

@@ -6,25 +6,23 @@ once (`observe`).
 
 from __future__ import annotations
 
+from jaxtyping import Float
 from torch import Tensor
 
 from clt_lightning.backbone import Backbone
 from clt_lightning.interventions.observation import Needs, Observation, observe
 from clt_lightning.interventions.replacement import check_fit
+from clt_lightning.interventions.resume import advance
 from clt_lightning.transcoder import CrossLayerTranscoder
 
 __all__ = ["Needs", "Observation", "advance", "at_all_mlps", "finish", "observe", "reads_cls_only"]
 
 
-def finish(clip: Backbone, stream: Tensor, first: int, grad: bool = False) -> Tensor:
+def finish(
+    clip: Backbone, stream: Float[Tensor, "images positions d_model"], first: int, grad: bool = False
+) -> Float[Tensor, "images embed_dim"]:
     """The rest of a forward from block `first` on: `clip.run_from`, whose words hold."""
     return clip.run_from(first, stream, grad=grad)
-
-
-def advance(clip: Backbone, stream: Tensor, first: int, last: int) -> Tensor:
-    """`(images, positions, d_model)` at the entry of block `last`, from that at the entry of block `first`."""
-    with clip.running(grad=False):
-        return clip.family.run_blocks(first, stream.to(clip.dtype), last)
 
 
 def reads_cls_only(clip: Backbone) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from clt_lightning.core.errors import UserError
@@ -13,7 +14,7 @@ from clt_lightning.core.tokens import TokenLayout
 
 def random_positions(
     n_images: int, n_positions: int, n_per_image: int, generator: torch.Generator | None = None
-) -> Tensor:
+) -> Int[Tensor, "images positions"]:
     """Draw distinct token positions for every image, uniformly.
 
     Args:
@@ -53,14 +54,14 @@ class Activations:
         layout: where each token set stands among the tokens of a whole image; left out: [CLS], then patches.
     """
 
-    x: Tensor
-    y: Tensor
+    x: Float[Tensor, "layers tokens d_in"]
+    y: Float[Tensor, "layers tokens d_out"]
     n_images: int
     n_positions: int
     layers: tuple[int, ...]
     token_set: str = "all"
-    embeddings: Tensor | None = None
-    positions: Tensor | None = None
+    embeddings: Float[Tensor, "images embed_dim"] | None = None
+    positions: Int[Tensor, "images positions"] | None = None
     layout: TokenLayout = field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:

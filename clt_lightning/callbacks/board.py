@@ -145,7 +145,7 @@ def hyper_parameters(trainer: pl.Trainer, pl_module: Any) -> dict[str, bool | in
     _flatten(pl_module.transcoder.config(), "transcoder", found)
     found["loss"] = loss_line(pl_module.loss_config)
     _flatten(_on(settings.pop("loss")), "loss", found)
-    for section in ("backbone", "transcoder"):
+    for section in ("backbone", "transcoder", *(() if pl_module.attention is not None else ("attention",))):
         settings.pop(section)
     _flatten(settings, "", found)
     _flatten({"data": _data(getattr(trainer, "datamodule", None))}, "", found)

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from clt_lightning.analysis import Analysis, Evaluation, Evaluator
 from clt_lightning.analysis.arms import Arm, CascadeOptions, plan_arms
+from clt_lightning.analysis.attention_units import UnitsResult
 from clt_lightning.analysis.effects import EffectCheck
 from clt_lightning.analysis.evaluate import EffectOptions, EvaluateOptions
 from clt_lightning.analysis.faithfulness import FaithfulnessOptions
@@ -105,7 +106,8 @@ class Evaluate(Measuring):
         names = self.classnames or getattr(data, "classnames", None)
         templates = self.templates or getattr(data, "templates", None)
         self._evaluator = evaluator = Evaluator(
-            pl_module.clip, pl_module.transcoder, names, templates, self.options, self.extra, _windows(trainer)
+            *(pl_module.clip, pl_module.transcoder, names, templates, self.options, self.extra, _windows(trainer)),
+            attention=pl_module.attention,
         )
         batches = training_batches(trainer, self.options.population.images)
         if batches is None and self.options.population.images:
@@ -167,6 +169,8 @@ def summary(evaluation: Evaluation, width: int | None = None) -> list[str]:
     lines = [f"FVU, mean over layers: {', '.join(f'{name} {value:.4f}' for name, value in fvu.items())}"]
     if evaluation.arms:
         lines += ["", *_arms(evaluation, width), ""]
+    if evaluation.attention is not None:
+        lines += [*unit_lines(evaluation.attention, width), ""]
     if evaluation.shares is not None:
         lines += [*logit_lines(evaluation.shares, width), ""]
     if evaluation.effect_check is not None:
@@ -177,6 +181,25 @@ def summary(evaluation: Evaluation, width: int | None = None) -> list[str]:
             f"p = {check.p_value:.3f}, two-sided {check.p_two_sided:.3f}"
         )
     return lines
+
+
+def unit_lines(found: UnitsResult, width: int | None = None) -> list[str]:
+    """Sparse attention by layer, for the terminal."""
+    fvu, l0 = found.tables["fvu"]["all"], found.tables["l0"]["all"]
+    columns = [Column("FVU", [f"{v:.4f}" for v in fvu.tolist()], 8), Column("L0", [f"{v:.1f}" for v in l0.tolist()], 7)]
+    if found.spans is not None:
+        rows, group = found.spans.numbers(), "units that explain anything"
+        columns += [
+            Column("units", [f"{row['units']:.0f}" for row in rows], 7, group=group),
+            Column("heads", ["-" if row["median"] is None else f"{row['median']:.2f}" for row in rows], 7, group=group),
+            Column("two or more", [_percent(row["several"]) for row in rows], 12, group=group),
+            Column("own head", [_percent(row["own"]) for row in rows], 9, group=group),
+        ]
+    return lay_out(Column("attention", [str(layer) for layer in range(len(fvu))]), columns, width)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f} %"
 
 
 def _arms(evaluation: Evaluation, width: int | None) -> list[str]:

@@ -14,7 +14,8 @@ from clt_lightning.transcoder.files import what_maps
 
 class ExportTranscoder(pl.Callback):
     """Writes `<run>/transcoder/` at the end of training: the final weights, scales folded in, with the CLIP that they
-    belong to and the step in the config's `metadata`. At the start it says for which other tools such a transcoder can
+    belong to and the step in the config's `metadata`; and `<run>/attention/`, where sparse attention was trained beside
+    it. At the start it says for which other tools such a transcoder can
     be exported, and why not for the others.
     """
 
@@ -30,6 +31,9 @@ class ExportTranscoder(pl.Callback):
         clt = pl_module.transcoder.whole()  # by all processes: its features may lie on several
         if trainer.is_global_zero:
             metadata = {"clip": pl_module.clip.describe(), "step": trainer.global_step}
+            if pl_module.attention is not None:  # before the transcoder, whose step says that all is there
+                written = pl_module.attention.save_pretrained(folder / "attention", metadata=metadata)
+                rank_zero_info(f"sparse attention written to {written}")
             written = clt.save_pretrained(folder / "transcoder", metadata=metadata)
             rank_zero_info(f"transcoder written to {written}")
         trainer.strategy.barrier("transcoder written")

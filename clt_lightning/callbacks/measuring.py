@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clt_lightning.analysis.reconstruction import ReconstructionErrors
-from clt_lightning.analysis.results import by_layer, shares_json
+from clt_lightning.analysis.results import by_layer, shares_json, units_json
 from clt_lightning.analysis.statistics import Measured, zero_shot
 from clt_lightning.analysis.suite import Analysis, Subject, Suite
 from clt_lightning.analysis.tags import tags
@@ -115,7 +115,8 @@ class SplitPass:
         found = [analysis for callback in self._callbacks for analysis in callback.analyses(trainer, pl_module)]
         head = next((c.head for c in self._callbacks if c.head is not None), None)
         names = [str(n) for n in range(0 if head is None else head.shape[1])]
-        self._suite = Suite(Subject(pl_module.clip, pl_module.transcoder, head, names), found)
+        subject = Subject(pl_module.clip, pl_module.transcoder, head, names, attention=pl_module.attention)
+        self._suite = Suite(subject, found)
         pl_module.needs = self._suite.needs
 
     def take(self, trainer: pl.Trainer, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
@@ -135,6 +136,8 @@ class SplitPass:
         if (tables := found.get(ReconstructionErrors.name)) is not None:
             entry["reconstruction"] = {kind: by_layer(values) for kind, values in tables.items()}
             entry["shares"] = {"skip": clt.skip, "features": by_layer(tables.get("share", {}))}
+        if (units := found.get("attention")) is not None:
+            entry["attention"] = units_json(units)
         measured: Measured | None = found.get("arms")
         if measured is not None:
             entry["zero_shot"] = {"arms": [arm.to_json() for arm in zero_shot(measured, 0, 0)]}

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from clt_lightning.analysis.attention_units import AttentionUnits
 from clt_lightning.analysis.reconstruction import ReconstructionErrors
 from clt_lightning.analysis.suite import Analysis
 from clt_lightning.callbacks.measuring import Measuring
@@ -20,7 +21,8 @@ class Reconstruction(Measuring):
     Logs `<stage>/fvu/<token set>` (mean over layers) and `<stage>/fvu/<token set>/layer_<ll>`, and the same for
     `cosine`, `l0` and `dead`; `<stage>` is `val` or `test`. `<stage>/share/features` and `<stage>/share/skip` say how
     much of the centred reconstruction the sparse features carry and how much the linear skip, mean over layers, all
-    tokens; with a skip also by token set and layer.
+    tokens; with a skip also by token set and layer. Of sparse attention beside the transcoder:
+    `<stage>/attention/fvu/<token set>` (of what attention adds), `.../l0/...` and `.../dead/...`, and by layer.
 
     Args:
         token_sets: which tokens are reported: `cls` ([CLS] alone; nearly constant in early layers, so it looks perfect
@@ -35,4 +37,7 @@ class Reconstruction(Measuring):
 
     def analyses(self, trainer: pl.Trainer, pl_module: Any) -> list[Analysis]:
         layout = tokens_of(pl_module.clip, pl_module.transcoder)
-        return [ReconstructionErrors(present(self.token_sets, layout, "reconstruction.token_sets"), share=True)]
+        found: list[Analysis] = [
+            ReconstructionErrors(present(self.token_sets, layout, "reconstruction.token_sets"), share=True)
+        ]
+        return found if pl_module.attention is None else [*found, AttentionUnits()]

@@ -201,6 +201,7 @@ def describe_run(trainer: pl.Trainer, pl_module: Any) -> dict[str, Any]:
         "precision": str(trainer.precision),
         "clip": pl_module.clip.describe(),
         "transcoder": transcoder.config() if hasattr(transcoder, "config") else None,
+        "attention": None if getattr(pl_module, "attention", None) is None else pl_module.attention.config(),
         "data": describe_data(getattr(trainer, "datamodule", None)),
     }
 

@@ -65,6 +65,7 @@ class Summary(ModelSummary):
         lines = {
             "backbone": backbone_line(pl_module.clip),
             "transcoder": transcoder_line(pl_module.transcoder),
+            **({} if pl_module.attention is None else {"attention": attention_line(pl_module.attention)}),
             _WORK.get(trainer.state.fn or TrainerFn.FITTING, "run"): f"{work}, {device_line(trainer)}",
         }
         trainer.print("\n".join(f"{name + ':':<12}{text}" for name, text in lines.items()), flush=True)
@@ -87,6 +88,19 @@ def transcoder_line(transcoder: Any) -> str:
         type(activation).__name__ + (f" {k:g}" if isinstance(k, int | float) else ""),
         *(["skip"] if transcoder.skip else []),
         _parameters(transcoder),
+    ]
+    return ", ".join(words)
+
+
+def attention_line(attention: Any) -> str:
+    """Sparse attention: units, activation, whose patterns, parameters."""
+    k = getattr(attention.activation, "k", None)
+    whose = "of their own" if attention.d_qk is not None else "of the model"
+    words = [
+        f"{attention.n_layers} x {attention.n_features:,} units",
+        type(attention.activation).__name__ + (f" {k:g}" if isinstance(k, int | float) else ""),
+        f"{attention.n_heads} patterns {whose}",
+        _parameters(attention),
     ]
     return ", ".join(words)
 

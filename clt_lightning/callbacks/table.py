@@ -18,6 +18,9 @@ from clt_lightning.metrics import TOKEN_SETS
 #: title, characters with the space in front
 _COLUMNS = {"fvu": ("FVU", 8), "cosine": ("cosine", 8), "l0": ("L0", 8), "dead": ("dead", 7)}
 
+#: Rows of sparse attention in the second table, by tag
+_ATTENTION = {"attention": "every attention replaced", "with_attention": "every attention and all layers replaced"}
+
 #: Under the first table
 LEGEND = (
     "FVU: share of the variance that is not explained, 0 is perfect. L0: active",
@@ -38,29 +41,37 @@ def _cell(kind: str, value: float | None) -> str:
     return f"{value:.4f}" if abs(value) < 100 else f"{value:.1e}"
 
 
-def reconstruction_lines(metrics: Mapping[str, float], width: int | None = None) -> list[str]:
+def reconstruction_lines(metrics: Mapping[str, float], width: int | None = None, heading: str = "layer") -> list[str]:
     """Lines of the reconstruction table.
 
     Args:
         metrics: numbers by tag without the stage: `fvu/all`, `fvu/all/layer_00`, ...
         width: characters that a line may have; None: any number.
+        heading: of the first column.
 
     Returns:
         One line a layer and one for the mean; empty if there is nothing to show.
     """
     sets = [name for name in TOKEN_SETS if f"fvu/{name}" in metrics]
-    layers = sorted({int(m[1]) for tag in metrics if (m := re.search(r"/layer_(\d+)$", tag))})
+    layers = sorted({int(m[1]) for tag in metrics if (m := re.match(r"fvu/.*/layer_(\d+)$", tag))})
     if not sets or not layers:
         return []
     rows = {**{f"{layer:02d}": f"/layer_{layer:02d}" for layer in layers}, "mean": ""}
+    shown = {kind: column for kind, column in _COLUMNS.items() if f"{kind}/{sets[0]}" in metrics}
     columns = [
         Column(
             title, [_cell(kind, metrics.get(f"{kind}/{name}{row}")) for row in rows.values()], least, f"{name} tokens"
         )
         for name in sets
-        for kind, (title, least) in _COLUMNS.items()
+        for kind, (title, least) in shown.items()
     ]
-    return lay_out(Column("layer", list(rows)), columns, width)
+    return lay_out(Column(heading, list(rows)), columns, width)
+
+
+def attention_lines(metrics: Mapping[str, float], width: int | None = None) -> list[str]:
+    """The same of sparse attention, whose tags begin with `attention/`; empty without."""
+    own = {tag.removeprefix("attention/"): v for tag, v in metrics.items() if tag.startswith("attention/")}
+    return reconstruction_lines(own, width, "attention")
 
 
 def zero_shot_lines(metrics: Mapping[str, float], width: int | None = None) -> list[str]:
@@ -80,6 +91,9 @@ def zero_shot_lines(metrics: Mapping[str, float], width: int | None = None) -> l
     for tag, value in metrics.items():
         if m := re.fullmatch(r"zero_shot/replaced/(\d+-\d+)/(\w+)", tag):
             rows.append((f"layers {m[1]} replaced at {m[2]} tokens", value, metrics.get(f"zero_shot/kl/{m[1]}/{m[2]}")))
+    for tag, label in _ATTENTION.items():
+        if f"zero_shot/{tag}" in metrics:
+            rows.append((label, metrics[f"zero_shot/{tag}"], metrics.get(f"zero_shot/kl/{tag}")))
     if "zero_shot/mean_ablated" in metrics:
         rows.append(("all MLPs at their mean output", metrics["zero_shot/mean_ablated"], None))
     gaps = ["", *(f"{100 * (value - original):+.2f} points" for _, value, _ in rows[1:])]
@@ -161,7 +175,7 @@ class Table(pl.Callback):
             if tag.startswith(prefix)
         }
         width = line_width()
-        tables = (reconstruction_lines, share_lines, zero_shot_lines)
+        tables = (reconstruction_lines, attention_lines, share_lines, zero_shot_lines)
         parts = [lines for table in tables if (lines := table(metrics, width))]
         if not parts:
             return

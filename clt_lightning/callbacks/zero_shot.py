@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from clt_lightning.analysis.arm_table import Arms
-from clt_lightning.analysis.arms import ORIGINAL, Arm, ArmRunner
+from clt_lightning.analysis.arms import ORIGINAL, Arm, ArmRunner, attention_arms
 from clt_lightning.analysis.reference import read_means, training_means
 from clt_lightning.analysis.suite import Analysis
 from clt_lightning.callbacks.measuring import Measuring, training_batches
@@ -57,9 +57,10 @@ class ZeroShot(Measuring):
 
     Logs `<stage>/zero_shot/original`, `<stage>/zero_shot/replaced/<first>-<last>/<token set>`,
     `<stage>/zero_shot/kl/<first>-<last>/<token set>` (KL of the class probabilities from the original's, in nats) and
-    on request `<stage>/zero_shot/mean_ablated`; accuracies in 0..1. Every window and token set costs the forward of the
-    CLIP from the window's first layer on. Images without a label do not count; sets without class names are passed over
-    with a line in the log.
+    on request `<stage>/zero_shot/mean_ablated`; of sparse attention `<stage>/zero_shot/attention` (all attention
+    replaced) and `<stage>/zero_shot/with_attention` (all MLPs as well); accuracies in 0..1. Every window and token set
+    costs the forward of the CLIP from the window's first layer on. Images without a label do not count; sets without
+    class names are passed over with a line in the log.
 
     Attributes:
         doubts: why the accuracies say little, in sentences (`FrozenCLIP.zero_shot_doubts`); the table shows them.
@@ -100,6 +101,7 @@ class ZeroShot(Measuring):
         self._said: set[str] = set()
         self._plan: list[tuple[int, int, str]] = []
         self._last = 0
+        self._of_attention: list[Arm] = []
         self._means: Tensor | None = None
 
     @property
@@ -119,6 +121,8 @@ class ZeroShot(Measuring):
     def _plan_for(self, pl_module: Any) -> None:
         n_layers = pl_module.transcoder.n_layers
         self._last = n_layers - 1
+        blocks = None if pl_module.attention is None else pl_module.clip.n_layers
+        self._of_attention = attention_arms(blocks, ("attention", "with_attention"))
         windows = ["0-"] if self.windows is None else self.windows
         parsed = dict.fromkeys(parse_window(window, n_layers) for window in windows)
         self._plan = [(first, last, tokens) for first, last in parsed for tokens in self.token_sets]
@@ -127,6 +131,7 @@ class ZeroShot(Measuring):
     def arms(self) -> list[Arm]:
         """The variants of the model that are compared, the original first."""
         arms = [ORIGINAL, *(Arm("replaced", first, last, tokens) for first, last, tokens in self._plan)]
+        arms += self._of_attention
         return [*arms, Arm("mean_ablated", 0, self._last, "all")] if self.include_mean_ablation else arms
 
     def analyses(self, trainer: pl.Trainer, pl_module: Any) -> list[Analysis]:
@@ -153,7 +158,8 @@ class ZeroShot(Measuring):
         self._head = self._head.to(pl_module.device)
         means = self._training_means(trainer, pl_module) if self.include_mean_ablation else None
         arms = [arm for arm in self.arms if arm.kind != "mean_ablated" or means is not None]
-        return [Arms(ArmRunner(pl_module.clip, pl_module.transcoder, means), arms)]
+        runner = ArmRunner(pl_module.clip, pl_module.transcoder, means, attention=pl_module.attention)
+        return [Arms(runner, arms)]
 
     def _training_means(self, trainer: pl.Trainer, pl_module: Any) -> Tensor | None:
         """`(L, kinds, d)` as `test` has them, of fewer training images; None where the transcoder has seen none."""

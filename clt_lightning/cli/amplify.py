@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clt_lightning.cli.arguments import run_options
+from clt_lightning.cli.options import check_least
 from clt_lightning.cli.second_backbone import FORMS, second_backbone
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import write_json
@@ -181,9 +182,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(
             f"--split {args.split}: `train` and `val` set thresholds and strengths; measure on another split"
         )
-    for option in ("train_images", "val_images"):
-        if getattr(args, option) < 2:  # of one image there is no variance, and no gate
-            raise UserError(f"--{option.replace('_', '-')} must be at least 2, got {getattr(args, option)}")
+    check_least(args, train_images=2, val_images=2)  # of one image there is no variance, and no gate
 
 
 def _blocks(text: str) -> list[int]:

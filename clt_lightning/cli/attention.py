@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clt_lightning.cli.arguments import add_run_options, run_options
+from clt_lightning.cli.options import add_output, check_least, file_option
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import write_json
 from clt_lightning.core.paths import expand
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="test", help="split that it is measured on (default: test)")
     parser.add_argument("--images", type=int, metavar="N", help="images of it, evenly spaced (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the training and of the intervals (default: 0)")
-    parser.add_argument("--output", type=Path, help="write all numbers there as JSON")
+    add_output(parser)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
 
 
@@ -53,12 +53,8 @@ def run(args: argparse.Namespace) -> None:
         UserError: no such run or units, or settings that do not go together.
     """
     units = Path(expand(args.units, "--units"))
-    output = None if args.output is None else Path(expand(args.output, "--output"))
-    if output is not None and os.path.isdir(output):
-        raise UserError(f"--output {output} is a folder: name a file")
-    for name in ("train", "images"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    output = file_option(args.output)
+    check_least(args, train=1, images=1)
     if args.train is None and (args.n_features is not None or args.d_qk is not None):
         raise UserError("--n_features and --d_qk make new units: give --train STEPS too")
     if args.train is not None and units.exists() and (not units.is_dir() or any(units.iterdir())):
@@ -84,18 +80,19 @@ def run(args: argparse.Namespace) -> None:
 def _train(opened: Run, args: argparse.Namespace, device: str) -> Any:
     import lightning
 
+    from clt_lightning.analysis.tower import at_all_mlps
     from clt_lightning.callbacks import ProgressLine
-    from clt_lightning.training.attention import AttentionModule
+    from clt_lightning.training.attention import AttentionConfig, AttentionModule
     from clt_lightning.training.optim import AdamW
     from clt_lightning.transcoder import TopK
 
+    n_features = 8 * opened.clip.d_model if args.n_features is None else args.n_features
     lightning.seed_everything(args.seed, verbose=False)
     module = AttentionModule(
         opened.clip,
-        n_features=args.n_features,
-        activation=TopK(args.k),
-        d_qk=args.d_qk,
+        AttentionConfig(n_features, TopK(args.k), args.d_qk),
         optimizer=lambda params: AdamW(params, lr=args.lr),
+        transcoder=opened.transcoder if at_all_mlps(opened.clip, opened.transcoder) else None,
         seed=args.seed,
     )
     trainer = lightning.Trainer(
@@ -115,21 +112,11 @@ def _train(opened: Run, args: argparse.Namespace, device: str) -> Any:
 
 def lines(found: AttentionReport, width: int | None = None) -> list[str]:
     """What the terminal says."""
-    layers = [str(layer) for layer in range(len(found.fvu))]
-    columns = [
-        Column("FVU", [f"{float(v):.4f}" for v in found.fvu], 8),
-        Column("L0", [f"{float(v):.1f}" for v in found.l0], 7),
-    ]
-    if found.spans is not None:
-        spans, group = found.spans.numbers(), "units that explain anything"
-        columns += [
-            Column("units", [f"{row['units']:.0f}" for row in spans], 7, group=group),
-            Column("heads", [_number(row["median"]) for row in spans], 7, group=group),
-            Column("two or more", [_percent(row["several"]) for row in spans], 12, group=group),
-            Column("own head", [_percent(row["own"]) for row in spans], 9, group=group),
-        ]
+    from clt_lightning.analysis.attention_units import UnitsResult
+    from clt_lightning.callbacks.evaluate import unit_lines
+
     out = [f"{found.images:,} images of {found.split}: attn_out from the untouched model", ""]
-    out += lay_out(Column("layer", layers), columns, width)
+    out += unit_lines(UnitsResult({"fvu": {"all": found.fvu}, "l0": {"all": found.l0}}, found.spans), width)
     names = list(found.top1)
     out += ["", "replaced in cascade", ""]
     cells = [_points(found.top1[name], 1) for name in names]
@@ -145,11 +132,3 @@ def lines(found: AttentionReport, width: int | None = None) -> list[str]:
 def _points(value: Interval, digits: int) -> str:
     low, high = 100 * value.low, 100 * value.high
     return f"{100 * value.value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.0f} %"

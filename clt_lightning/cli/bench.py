@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clt_lightning.cli.arguments import add_run_options, run_options
-from clt_lightning.cli.probe import numbers
+from clt_lightning.cli.options import add_output, add_pool, add_sparse, check_least, file_option
 from clt_lightning.cli.second_backbone import FORMS, second_backbone
-from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import write_json
-from clt_lightning.core.paths import expand
 from clt_lightning.core.table import Column, lay_out
 from clt_lightning.core.terminal import line_width
 
@@ -33,20 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"measure monosemanticity in the embedding of a second backbone: {FORMS} (default: the run's own "
         "embedding, which the features are made from)",
     )
-    parser.add_argument(
-        "--pool",
-        choices=("cls", "mean", "max"),
-        default="mean",
-        help="how an image's tokens become the vector that probes read: [CLS], or mean or max over the patches "
-        "(default: mean)",
-    )
-    parser.add_argument(
-        "--sparse",
-        type=numbers,
-        default=(1, 5, 20),
-        metavar="K,K,...",
-        help="features that k-sparse probes read (default: 1,5,20)",
-    )
+    add_pool(parser, "the vector that probes read")
+    add_sparse(parser, (1, 5, 20), "features that k-sparse probes read (default: 1,5,20)")
     parser.add_argument(
         "--top", type=int, default=16, metavar="N", help="images of each feature for monosemanticity (default: 16)"
     )
@@ -71,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="seed of the untrained transcoder, of the controls and of the intervals (default: 0)",
     )
-    parser.add_argument("--output", type=Path, help="write all numbers there as JSON (docs/results-schema.md)")
+    add_output(parser, "write all numbers there as JSON (docs/results-schema.md)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -84,14 +68,8 @@ def run(args: argparse.Namespace) -> None:
     from clt_lightning.analysis.bench import BenchOptions, bench
 
     totals = {"train": args.train_images, "val": args.val_images, "test": args.images}
-    for option, given in (("train-images", "train"), ("val-images", "val"), ("images", "test")):
-        if totals[given] < 1:
-            raise UserError(f"--{option} must be at least 1, got {totals[given]}")
-    if args.top < 2:
-        raise UserError(f"--top must be at least 2, got {args.top}")
-    output = None if args.output is None else Path(expand(args.output, "--output"))
-    if output is not None and os.path.isdir(output):
-        raise UserError(f"--output {output} is a folder: name a file")
+    check_least(args, train_images=1, val_images=1, images=1, top=2)
+    output = file_option(args.output)
     opened = open_run(args.run, **run_options(args))
     embed, index = second_backbone(opened, args.index)
     opened.datamodule.setup("test")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clt_lightning.core.errors import UserError
-from clt_lightning.core.files import disk_errors, whole_file, write_json
-from clt_lightning.core.paths import expand
+from clt_lightning.cli.options import add_output, file_option, write_arrays
+from clt_lightning.core.files import write_json
 from clt_lightning.core.table import Column, lay_out
 from clt_lightning.core.terminal import line_width
 
@@ -48,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "auto (default) is hungarian up to 8,192 features a layer",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the nulls and of the intervals (default: 0)")
-    parser.add_argument("--output", type=Path, help="write all numbers there as JSON (docs/results-schema.md)")
+    add_output(parser, "write all numbers there as JSON (docs/results-schema.md)")
     parser.add_argument(
         "--arrays", type=Path, help="write there, as npz, what every feature of each run has in each other run"
     )
@@ -67,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
     """
     from clt_lightning.analysis.stability import compare
 
-    output, arrays = (None if path is None else expand(path, name) for path, name in _places(args))
+    output, arrays = file_option(args.output), file_option(args.arrays, "--arrays")
     found = compare(
         args.runs,
         kept=args.kept,
@@ -82,19 +80,8 @@ def run(args: argparse.Namespace) -> None:
         write_json(output, found.to_json())
         print(f"wrote {output}")
     if arrays is not None:
-        import numpy as np
-
-        with disk_errors(arrays), whole_file(Path(arrays)) as path, open(path, "wb") as file:
-            np.savez_compressed(file, **found.arrays())  # type: ignore[arg-type]
+        write_arrays(arrays, found.arrays())
         print(f"wrote {arrays}")
-
-
-def _places(args: argparse.Namespace) -> list[tuple[Path | None, str]]:
-    found: list[tuple[Path | None, str]] = [(args.output, "--output"), (args.arrays, "--arrays")]
-    for path, name in found:
-        if path is not None and os.path.isdir(path):
-            raise UserError(f"{name} {path} is a folder: name a file")
-    return found
 
 
 def lines(found: Comparison, width: int | None = None) -> list[str]:

@@ -59,6 +59,7 @@ from clt_lightning.transcoder.precision import cpu_multiplies
 _DEFAULTS = {
     "model.backbone": {"class_path": DEFAULT_CLASS},
     "model.transcoder.activation": {"class_path": "clt_lightning.TopK", "init_args": {"k": 64}},
+    "model.attention.activation": {"class_path": "clt_lightning.TopK", "init_args": {"k": 32}},
     "model.optimizer": {"class_path": "clt_lightning.training.optim.AdamW", "init_args": {"lr": 4e-4}},
 }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clt_lightning.cli.arguments import add_run_options, run_options
+from clt_lightning.cli.options import add_output, check_least, file_option
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import write_json
 from clt_lightning.core.terminal import line_width
@@ -88,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead: put more and more of the features behind a class to their mean, by the run's own data and head",
     )
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: 0)")
-    parser.add_argument("--output", type=Path, help="write everything there as JSON (docs/results-schema.md)")
+    add_output(parser, "write everything there as JSON (docs/results-schema.md)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -99,13 +100,8 @@ def run(args: argparse.Namespace) -> None:
     """
     from clt_lightning.analysis import open_run
 
-    for name, value, least in (
-        ("--images", args.images, 1),
-        ("--group-images", args.group_images, 1),
-        ("--random", args.random, 0),
-    ):
-        if value < least:
-            raise UserError(f"{name} must be at least {least}, got {value}")
+    check_least(args, images=1, group_images=1, random=0)
+    args.output = file_option(args.output)
     opened = [open_run(folder, **run_options(args)) for folder in args.run]
     names = [run.folder.parent.name for run in opened]
     if len(set(names)) < len(names):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clt_lightning.core.errors import UserError
-from clt_lightning.core.say import say
 from clt_lightning.core.terminal import line_width
 
 if TYPE_CHECKING:
@@ -62,38 +61,16 @@ def add_curve_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="follow features over the layers on N images of the split: nearest features by weights and by activation, "
-        "position selectivity, Moran's I; at resid_post the strongest edges too; needs --output",
+        "position selectivity, Moran's I; at resid_post the strongest edges too; kept in the run's folder, for the "
+        "report",
     )
 
 
-def is_residual(opened: Run) -> bool:
-    """Whether a run's transcoder is autoencoders of the residual stream."""
-    return opened.transcoder.topology == "sae" and opened.transcoder.sites.write == "resid_post"
-
-
 def baseline(args: argparse.Namespace, opened: Run, units: Features | Dimensions, name: str = "features") -> Baseline:
-    """The baseline over training images: kept in the run's folder, and read from there the next time."""
-    from clt_lightning.analysis.circuits.faithful import Baseline, baseline_of
-    from clt_lightning.core.files import sha256
+    """The baseline that the options ask for."""
+    from clt_lightning.analysis.circuits.faithful.kept import kept_baseline
 
-    kind, n = args.baseline, args.baseline_images
-    if kind == "zero":
-        return Baseline.zeros(opened.clip, units)
-    path = opened.folder / "baseline" / f"{name}-{kind}-{n}.safetensors"
-    weights = sorted((opened.folder / "transcoder").glob("*.safetensors"))
-    about = {"transcoder": ",".join(sha256(file) for file in weights)}
-    if path.is_file():
-        found, facts = Baseline.load(path)
-        if facts.get("transcoder") == about["transcoder"]:
-            found.check(opened.clip, units)
-            return found
-    batches = partial(opened.batches, "train", limit=n)
-    found = baseline_of(opened.clip, units, batches, kind, images=n, progress=True)
-    if os.access(opened.folder, os.W_OK):
-        found.save(path, about)
-    else:
-        say(f"baseline: {opened.folder} cannot be written to, so it is not kept")
-    return found
+    return kept_baseline(opened, units, args.baseline, args.baseline_images, name=name)
 
 
 def write_curves(args: argparse.Namespace, opened: Run, path: Path | None) -> None:
@@ -104,12 +81,12 @@ def write_curves(args: argparse.Namespace, opened: Run, path: Path | None) -> No
     """
     from clt_lightning.analysis.circuits.faithful import Dimensions, Features, curves
     from clt_lightning.analysis.circuits.faithful.mlp_arms import MlpArms
-    from clt_lightning.analysis.circuits.residual import ResidualArms
+    from clt_lightning.analysis.circuits.residual import ResidualArms, explains_stream
     from clt_lightning.core.files import write_json
 
     clip, clt, head = opened.clip, opened.transcoder, opened.head
     assert head is not None
-    made: Any = ResidualArms if is_residual(opened) else MlpArms
+    made: Any = ResidualArms if explains_stream(clt) else MlpArms
     unknown = sorted(set(args.arms or ()) - set(made.words()))
     if unknown:
         raise UserError(f"--arms: there is no {unknown[0]!r}; of this run's transcoder: {', '.join(made.words())}")
@@ -178,37 +155,70 @@ def curve_lines(found: Curves, words: dict[str, str], width: int | None = None) 
     return lay_out(labels, columns, width)
 
 
-def write_evolution(args: argparse.Namespace, opened: Run, path: Path) -> None:
-    """Follows features over the layers, prints medians, and writes all of it."""
-    from dataclasses import replace
+def write_evolution(args: argparse.Namespace, opened: Run, path: Path | None) -> dict[str, Any]:
+    """Follows features over the layers, prints medians, and keeps all of it in the run's folder.
 
+    Args:
+        args: the command's.
+        opened: the run.
+        path: a file that it is written to as well.
+
+    Returns:
+        What was written (docs/results-schema.md).
+
+    Raises:
+        UserError: the run's folder cannot be written to, and there is no other file.
+    """
     from clt_lightning.analysis.circuits.faithful import Features
-    from clt_lightning.analysis.circuits.residual import evolution
-    from clt_lightning.analysis.circuits.residual.evolution import edge_matches, summed_edges
+    from clt_lightning.analysis.circuits.residual import evolution, explains_stream
+    from clt_lightning.analysis.circuits.residual.evolution import summed_edges
     from clt_lightning.core.files import write_json
-    from clt_lightning.core.table import Column, lay_out
+    from clt_lightning.report.evolution import PLACE
+    from clt_lightning.runs.folder import RunFolder
 
     clip, clt, n = opened.clip, opened.transcoder, args.evolution
+    kept = os.access(opened.folder, os.W_OK)
+    if not kept and path is None:
+        raise UserError(f"--evolution: {opened.folder} cannot be written to: name a file with --output FILE")
     batches = partial(opened.batches, args.split, limit=n)
     found = evolution(clip, clt, batches(), images=n, progress=True)
-    if is_residual(opened):
+    if explains_stream(clt):
         assert opened.head is not None
         usual = baseline(args, opened, Features(clip, clt))
         images = (
             (image, label) for batch in batches() for image, label in zip(batch["image"], batch["label"].tolist())
         )
         total = summed_edges(clip, clt, images, usual, opened.head, opened.datamodule.classnames, n, progress=True)
-        found = replace(found, edges=edge_matches(total, 3))
-    content = found.to_json()
-    write_json(path, content, indent=None)
-    layers = content["layers"]
+        found = found.with_edges(total)
+    about = {"run": str(args.run), "split": args.split, "step": RunFolder(opened.folder).exported_at}
+    content = about | found.to_json()
+    print("\n".join(evolution_lines(content, line_width())))
+    for place in (opened.folder / PLACE if kept else None, path):
+        if place is not None:
+            write_json(place, content, indent=None)
+            print(f"wrote {place}")
+    return content
 
-    def cells(name: str) -> list[str]:
-        values = [layer["median"][name] for layer in layers]
+
+def evolution_lines(content: dict[str, Any], width: int | None = None) -> list[str]:
+    """Medians over features of every layer, as text."""
+    from clt_lightning.core.table import Column, lay_out
+
+    layers, pairs = content["layers"], content["pairs"]
+    middle = content["quantiles"].index(0.5)
+
+    def cells(spreads: list[list[float | None] | None]) -> list[str]:
+        values = [None if spread is None else spread[middle] for spread in spreads]
         return ["-" if v is None else f"{v:.4f}" for v in values]
 
     columns = [Column("alive", [f"{layer['alive']:,}" for layer in layers], 8)]
     heads = {"frequency": "fires", "selectivity": "bits of place", "position_share": "share", "moran": "Moran's I"}
-    columns += [Column(said, cells(name), 14, "median over features") for name, said in heads.items()]
-    print("\n".join(lay_out(Column("block", [str(layer["block"]) for layer in layers], 8), columns, line_width())))
-    print(f"wrote {path}")
+    columns += [
+        Column(said, cells([layer["spread"][name] for layer in layers]), 14, "median over features")
+        for name, said in heads.items()
+    ]
+    for rule, said in (("weights", "cosine"), ("profiles", "Spearman"), ("edges", "edge")):
+        if all(pair[rule] is not None for pair in pairs):
+            spreads = [None, *(pair[rule]["spread"] for pair in pairs)]
+            columns.append(Column(said, cells(spreads), 10, "nearest in the block before"))
+    return lay_out(Column("block", [str(layer["block"]) for layer in layers], 8), columns, width)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clt_lightning.cli.arguments import add_run_options, run_options
-from clt_lightning.cli.faithful import add_curve_options, baseline, is_residual, write_curves, write_evolution
+from clt_lightning.cli.faithful import add_curve_options, baseline, write_curves, write_evolution
+from clt_lightning.cli.options import check_least, file_option
 from clt_lightning.core.errors import UserError
+from clt_lightning.core.paths import expand
 from clt_lightning.core.terminal import line_width
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from clt_lightning.analysis import Run
     from clt_lightning.analysis.circuits import Graph
     from clt_lightning.analysis.target import Target
+    from clt_lightning.transcoder import CrossLayerTranscoder
+    from clt_lightning.transcoder.attention import SparseAttention
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,10 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--attention",
-        type=Path,
+        nargs="?",
+        const="",
         metavar="RUN",
-        help="run folder of autoencoders of what attention adds (configs/site/attention.yaml, on the same backbone), "
-        "or folder of sparse attention (`attention --units`): their features are nodes as well",
+        help="what attention adds is nodes as well: units of the sparse attention that was trained with the run "
+        "(configs/attention.yaml); with RUN those of another run, or of a folder of `attention --units`, or features "
+        "of a run of autoencoders of what attention adds (configs/site/attention.yaml, on the same backbone)",
     )
     parser.add_argument(
         "--skip",
@@ -102,7 +108,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const="",
         metavar="FOLDER",
         help="add the circuit to the run's report as a page of this image (default: <run>/report, made where it is not "
-        "there): to look at, pin, group, and ask what happens without some of its nodes",
+        "there): to look at, pin, group, and ask what happens without some of its nodes; with --evolution, add its "
+        "page",
     )
     add_curve_options(parser)
     parser.add_argument("--seed", type=int, default=0, help="of what --validate and --curves draw (default: 0)")
@@ -125,54 +132,46 @@ def run(args: argparse.Namespace) -> None:
 
     check_share("--node-threshold", args.node_threshold)
     check_share("--edge-threshold", args.edge_threshold)
-    for name, value, least in (
-        ("--max-nodes", args.max_nodes, 1),
-        ("--show", args.show, 0),
-        ("--validate", args.validate, 2),
-        ("--validate-images", args.validate_images, 1),
-        ("--curves", args.curves, 1),
-        ("--baseline-images", args.baseline_images, 1),
-        ("--evolution", args.evolution, 2),
-    ):
-        if value is not None and value < least:
-            raise UserError(f"{name} must be at least {least}, got {value}")
+    check_least(args, max_nodes=1, show=0, validate=2, validate_images=1, curves=1, baseline_images=1, evolution=2)
+    args.output = file_option(args.output)
     if args.image is None and args.curves is None and args.evolution is None:
         raise UserError("graph needs --image KEY (or --curves N, --evolution N)")
     if args.image is None and args.attention is not None:
         raise UserError("--attention needs --image KEY")
-    if args.image is None and args.page is not None:
-        raise UserError("--page needs --image KEY")
+    if args.image is None and args.evolution is None and args.page is not None:
+        raise UserError("--page needs --image KEY, or --evolution N")
     if args.image is None and args.validate is not None:
         raise UserError("--validate needs --image KEY")
-    if args.evolution is not None and args.output is None:
-        raise UserError("--evolution needs --output FILE: it writes FILE.evolution.json")
     opened = open_run(args.run, **run_options(args))
     opened.require_head("no logit to explain")
+    place = _place(args, opened)
     if args.image is not None:
-        _graph(args, opened)
+        _graph(args, opened, place)
     if args.curves is not None:
         write_curves(args, opened, None if args.output is None else args.output.with_suffix(".curves.json"))
     if args.evolution is not None:
-        write_evolution(args, opened, args.output.with_suffix(".evolution.json"))
+        content = write_evolution(
+            args, opened, None if args.output is None else args.output.with_suffix(".evolution.json")
+        )
+        if place is not None:
+            from clt_lightning.report.existing import add_evolution
+
+            print(f"added {place.folder / 'index.html'}{add_evolution(place.folder, content)}")
 
 
-def _graph(args: argparse.Namespace, opened: Run) -> None:
+def _graph(args: argparse.Namespace, opened: Run, place: _Place | None) -> None:
     """One image's graph, and whether it predicts."""
     import torch
 
-    from clt_lightning.analysis import open_run
     from clt_lightning.analysis.circuits import attribute, attribute_with_attention
     from clt_lightning.analysis.circuits.faithful import Features
-    from clt_lightning.analysis.circuits.residual import residual_graph
-    from clt_lightning.transcoder import CrossLayerTranscoder
-    from clt_lightning.transcoder.attention import SparseAttention
+    from clt_lightning.analysis.circuits.residual import explains_stream, residual_graph
 
-    place = None if args.page is None else _place(args, opened)
     image = opened.images([args.image], args.split)[args.image]
     dtype = torch.float64 if args.precision == "64" else torch.float32
     targets, weights = _targets(opened, args.target, image)
     about = {"key": args.image, "split": args.split, "run": str(args.run), "scan": opened.folder.parent.name}
-    if is_residual(opened):
+    if explains_stream(opened.transcoder):
         if args.validate is not None:
             raise UserError("--validate is of transcoders in the place of MLPs; here --curves says what circuits do")
         usual = baseline(args, opened, Features(opened.clip, opened.transcoder))
@@ -180,11 +179,7 @@ def _graph(args: argparse.Namespace, opened: Run) -> None:
     elif args.attention is not None:
         if args.summed:
             raise UserError("--attention has a node for each position: leave --summed out")
-        attention: CrossLayerTranscoder | SparseAttention
-        if (args.attention / "config.json").is_file():
-            attention = SparseAttention.from_pretrained(args.attention, trust=args.trust_config)
-        else:
-            attention = open_run(args.attention, **run_options(args)).transcoder
+        attention = _attention(args, opened)
         graph = attribute_with_attention(
             opened.clip,
             opened.transcoder,
@@ -195,7 +190,7 @@ def _graph(args: argparse.Namespace, opened: Run) -> None:
             skip=args.skip,
             dtype=dtype,
             progress=True,
-            about=about | {"attention": str(args.attention)},
+            about=about | {"attention": args.attention or str(args.run)},
         )
     else:
         graph = attribute(
@@ -221,33 +216,59 @@ def _graph(args: argparse.Namespace, opened: Run) -> None:
         _validate(args, opened, image, dtype)
 
 
+def _attention(args: argparse.Namespace, opened: Run) -> CrossLayerTranscoder | SparseAttention:
+    """What explains what attention adds.
+
+    Raises:
+        UserError: there is none where `--attention` says.
+    """
+    from clt_lightning.analysis import open_run
+    from clt_lightning.transcoder.attention import SparseAttention
+
+    if not args.attention:
+        if opened.attention is None:
+            raise UserError(
+                f"--attention: {opened.folder} was trained without sparse attention (configs/attention.yaml): name "
+                "another run, or a folder of `attention --units`"
+            )
+        return opened.attention
+    folder = Path(expand(args.attention, "--attention"))
+    if (folder / "config.json").is_file():
+        return SparseAttention.from_pretrained(folder, trust=args.trust_config)
+    other = open_run(folder, **run_options(args))
+    return other.transcoder if other.attention is None else other.attention
+
+
 @dataclass(frozen=True)
 class _Place:
-    """Where in a report a circuit goes."""
+    """Where in a report a circuit goes; -1 where there is no image, or it has no class."""
 
     folder: Path
     number: int
     label: int
 
 
-def _place(args: argparse.Namespace, opened: Run) -> _Place:
-    """The report and the image's number in it, found before the graph is made.
+def _place(args: argparse.Namespace, opened: Run) -> _Place | None:
+    """The report that pages are added to, and the image's number in it, found before anything is computed.
 
     Raises:
         UserError: the report is of other images, weights or pages.
     """
+    if args.page is None:
+        return None
     from clt_lightning.report.existing import report_of
     from clt_lightning.report.source import read_source
 
     source = read_source(opened.folder, args.split, with_model=True)
     keys, labels = source.images
-    if args.image not in keys:
+    if args.image is not None and args.image not in keys:
         raise UserError(
             f"--page: the report is of {len(keys):,} images of the split {args.split!r}, and --image {args.image} is "
             "none of them"
         )
-    number = keys.index(args.image)
-    return _Place(report_of(source, args.page or None, run_options(args), "--page"), number, labels[number])
+    number = -1 if args.image is None else keys.index(args.image)
+    label = -1 if args.image is None else labels[number]
+    return _Place(report_of(source, args.page or None, run_options(args), "--page"), number, label)
 
 
 def _add(place: _Place, args: argparse.Namespace, opened: Run, graph: Graph, image: Tensor) -> None:

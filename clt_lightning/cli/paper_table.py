@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clt_lightning.cli.options import add_output, file_option
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import read_json, write_text
 from clt_lightning.core.paths import expand
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     parser.add_argument("--split", default="test", help="split whose evaluation is read (default: test)")
-    parser.add_argument("--output", type=Path, help="write the table there as Markdown, with 95 %% intervals")
+    add_output(parser, "write the table there as Markdown, with 95 %% intervals")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -36,6 +37,7 @@ def run(args: argparse.Namespace) -> None:
     from clt_lightning.analysis import published
     from clt_lightning.runs.folder import find_run, shown
 
+    output = file_option(args.output)
     root = Path(expand(args.runs_dir, "--runs_dir"))
     folders = [find_run(path).path for path in args.runs] or _all_runs(root)
     if not folders:
@@ -66,12 +68,12 @@ def run(args: argparse.Namespace) -> None:
     lacking = len(order) - len({cell for cell, _, _ in rows})
     told = [*published.CAVEATS, f"{lacking} of the {len(order)} settings have no run here yet."]
     print("\n" + "\n".join(told))
-    if args.output is not None:
+    if output is not None:
         exact = [published.measured(evaluation) for _, _, evaluation in rows]
         for (cell, name, _), numbers in zip(rows, exact):
             table[labels.index(f"{cell}: {name}")] = numbers
-        write_text(args.output, _markdown(labels, table, (*published.COLUMNS, *published.TERM_COLUMNS), told))
-        print(f"wrote {args.output}")
+        write_text(output, _markdown(labels, table, (*published.COLUMNS, *published.TERM_COLUMNS), told))
+        print(f"wrote {output}")
 
 
 def _all_runs(root: Path) -> list[Path]:

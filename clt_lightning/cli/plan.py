@@ -68,6 +68,9 @@ def run(args: argparse.Namespace) -> None:
         args.gpu_memory, args.flops, args.bandwidth, args.gather, args.link, args.far_link, args.node
     )
     plans = plan.all_plans(shape, machine, gpus, tokens)
+    units = int(_at(config, "model.attention.n_features", 0))
+    if units:  # they are not divided
+        plans = [found for found in plans if found.feature == 1]
     chosen = plan.best(plans, machine)
     print(
         f"{shape.n_layers} layers of width {shape.d_model}, F = {shape.n_features:,}, k = {shape.k}: "
@@ -76,6 +79,7 @@ def run(args: argparse.Namespace) -> None:
     print(plan.plan_table(plans, chosen, machine, line_width()))
     print("\nper GPU and step, on paper, nothing overlapped; 'groups x R': R GPUs share the features of each layer")
     cascade = _say_cascade(config, shape, machine, chosen or plans[0])
+    beside = _say_attention(units, shape, machine, chosen or plans[0])
     if chosen is None:
         smallest = min(plans, key=lambda p: p.memory)
         print(
@@ -88,18 +92,33 @@ def run(args: argparse.Namespace) -> None:
     else:
         print(f"take feature sharding: model.parallel: {{feature: {chosen.feature}}}, data.init_args.batch_size counts")
         print(f"for a group of {chosen.feature} GPUs: {chosen.tokens:,} tokens, for the tokens a step stated above")
-    _say_whole_run(config, chosen, cascade)
+    _say_whole_run(config, chosen, cascade, beside)
     print(f"a checkpoint takes {size(chosen.checkpoint_bytes)} of disk, and of main memory on the first machine")
 
 
-def _say_whole_run(config: dict[str, Any], step: Any, cascade: tuple[float, float]) -> None:
+def _say_attention(units: int, shape: Any, machine: Any, step: Any) -> float:
+    """What sparse attention, which the table leaves out, adds to a step; its seconds, 0 without."""
+    if not units:
+        return 0.0
+    from clt_lightning.parallel import plan
+
+    images = -(-step.tokens // (shape.used or shape.positions))
+    cost = plan.units_cost(shape, machine, units, images)
+    print(
+        f"model.attention comes on top: {people_count(cost.weights)} weights, {size(cost.memory)} on every GPU (units "
+        f"are not divided: model.parallel.feature = 1), {1e3 * cost.seconds:.1f} ms a step"
+    )
+    return cost.seconds
+
+
+def _say_whole_run(config: dict[str, Any], step: Any, cascade: tuple[float, float], beside: float = 0.0) -> None:
     """What all steps of a run take, with the cascade's terms from their start on."""
     steps = int(_at(config, "trainer.max_steps", -1))
     if steps <= 0:
         print("trainer.max_steps is not set: how long the run takes depends on it")
         return
     more, start = cascade
-    whole = steps * (step.seconds + (1 - start) * more)
+    whole = steps * (step.seconds + beside + (1 - start) * more)
     extra = f", {(1 - start) * more * steps / whole:.0%} of them the cascade's terms" if more else ""
     gpus = f" on {step.gpus} GPUs, {step.gpus * whole / 3600:,.3g} GPU hours" if step.gpus > 1 else ""
     tokens = people_count(steps * step.tokens * step.gpus // step.feature)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from clt_lightning.cli.arguments import add_run_options, run_options
+from clt_lightning.cli.options import add_pool, add_sparse, check_least
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import read_json, write_json
 from clt_lightning.core.table import Column, lay_out
@@ -31,28 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the probe of classes reads; repeatable: embedding (the pooled one; the default), or of one layer of "
         "the transcoder features (what it rebuilds), reconstruction or codes",
     )
-    parser.add_argument(
-        "--pool",
-        choices=("cls", "mean", "max"),
-        default="mean",
-        help="how an image's tokens become one vector: [CLS], or mean or max over the patches (default: mean)",
-    )
+    add_pool(parser, "one vector")
     parser.add_argument(
         "--layer", type=int, default=-1, help="layer of the transcoder; negative ones count from the end (default: -1)"
     )
-    parser.add_argument(
-        "--sparse",
-        type=numbers,
-        default=(),
-        metavar="K,K,...",
-        help="also k-sparse probes, which read so many columns alone: --sparse 1,5,20",
-    )
+    add_sparse(parser, (), "also k-sparse probes, which read so many columns alone: --sparse 1,5,20")
     parser.add_argument(
         "--dense",
         action="append",
         default=[],
-        choices=("shape", "depth"),
-        help="read every patch in the place of the image; repeatable: shape or depth, which the demo's renders know",
+        choices=("shape", "depth", "position"),
+        help="read every patch in the place of the image; repeatable: shape, depth or position (how far the object's "
+        "middle is), which the demo's renders know",
     )
     parser.add_argument(
         "--images",
@@ -77,8 +68,7 @@ def run(args: argparse.Namespace) -> None:
     from clt_lightning.analysis import open_run
     from clt_lightning.runs.folder import RunFolder
 
-    if args.images is not None and args.images < 1:
-        raise UserError(f"--images must be at least 1, got {args.images}")
+    check_least(args, images=1)
     opened = open_run(args.run, **run_options(args))
     found: dict[str, Any] = {}
     if args.dense:
@@ -159,7 +149,11 @@ def _dense(opened: Run, args: argparse.Namespace, what: str) -> DenseResult:
     print("\n".join(_dense_table(result, line_width())))
     print("\nswapped: the read-out of the features, given the reconstruction in their place")
     told = ", ".join(f"{feature} ({value:+.2f})" for feature, value in result.strongest(_SHOWN))
-    print(f"features whose maps go with {what} most (rank correlation over patches): {told}\n")
+    print(f"features whose maps go with {what} most (rank correlation over patches): {told}")
+    if result.classes is not None:
+        best = [f"{name} {f} ({value:+.2f})" for name in result.classes for f, value in result.strongest(1, name)]
+        print(f"and with each class of it: {', '.join(best)}")
+    print()
     return result
 
 
@@ -211,16 +205,3 @@ def _names(opened: Run) -> list[str]:
     if len(names) < 2:
         raise UserError("the run's data have one class: a probe needs two to tell apart")
     return list(names)
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    """How many columns k-sparse probes read, as `1,5,20`."""
-    try:
-        found = tuple(int(word) for word in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"expected whole numbers with commas between, such as 1,5,20, got {text!r}"
-        ) from None
-    if min(found) < 1:
-        raise argparse.ArgumentTypeError(f"a k-sparse probe reads at least one column, got {min(found)}")
-    return found

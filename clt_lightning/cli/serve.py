@@ -6,7 +6,7 @@ import argparse
 import json
 import signal
 import webbrowser
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +76,8 @@ def run(args: argparse.Namespace) -> None:
         if notes:
             given = _with_notes(server.root, notes, source)
             server.made["data/notes.js"] = lambda: given
+        server.made["data/steering.js"] = lambda: _steering(server.made, source)
+        server.made["data/steering.js"]()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         opened = open_run(source.run, device, **run_options(args))
         opened.datamodule.prepare_data()
@@ -88,6 +90,20 @@ def run(args: argparse.Namespace) -> None:
             server.serve_forever()
         session.close()
     print("stopped")
+
+
+def _steering(made: dict[str, Callable[[], bytes]], source: Source) -> bytes:
+    """`data/steering.js` with what is saved now, and of each edit its own file: `steer --save` may come later."""
+    from clt_lightning.report.folder import data_text
+    from clt_lightning.report.pages.steering import fresh
+
+    for name, value in fresh(source).items():
+        text = data_text(name, value).encode()
+        if name == "steering":
+            listed = text
+        else:
+            made[f"data/{name}.js"] = lambda text=text: text  # type: ignore[misc]
+    return listed
 
 
 @contextmanager

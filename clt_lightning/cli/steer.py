@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from clt_lightning.cli.amplify import add_amplify_options, refuse_amplify_options, run_amplify
 from clt_lightning.cli.arguments import add_run_options, run_options
+from clt_lightning.cli.options import add_output, check_least, file_option
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import read_json, write_json
 from clt_lightning.core.progress import Progress
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 _BATCH = 32
 #: Edits that are named in the first line
 _NAMED = 8
+#: Endings of --picture
+_PICTURES = (".png", ".svg", ".pdf")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +76,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     which.add_argument("--image", action="append", default=[], metavar="KEY", help="these instead, by key; repeatable")
     parser.add_argument("--classes", type=int, default=5, help="classes shown that gain and lose most (default: 5)")
-    parser.add_argument("--output", type=Path, help="write everything there as JSON (docs/results-schema.md)")
+    add_output(parser, "write everything there as JSON (docs/results-schema.md)")
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        metavar="FILE",
+        help="draw what changed: classes that gain and lose, and the images named otherwise, before and after (.png, "
+        ".svg, .pdf)",
+    )
+    parser.add_argument(
+        "--save",
+        metavar="NAME",
+        help="keep the edits in the run's folder with what came of them, for the report's page Steering",
+    )
     add_amplify_options(parser)
 
 
@@ -85,15 +100,21 @@ def run(args: argparse.Namespace) -> None:
     """
     from clt_lightning.analysis import Edit, open_run, steer
     from clt_lightning.analysis.steering import SKIP_DOUBT
+    from clt_lightning.report.saved_edits import Flips, check_name, save_edit, steering_record
 
-    if args.images is not None and args.images < 1:
-        raise UserError(f"--images must be at least 1, got {args.images}")
+    check_least(args, images=1)
+    args.output = file_option(args.output)
     edits = [Edit.parse(kind, text) for kind in ("set", "scale", "add") for text in getattr(args, kind)]
     if args.amplify is not None:
         if edits or args.nodes:
             raise UserError("--amplify moves all features together: give it, or edits of single features, not both")
+        if args.save or args.picture:
+            raise UserError("--save and --picture show edits of features; --amplify writes with --output alone")
         run_amplify(args)
         return
+    picture = None if args.picture is None else _picture_file(args.picture)
+    if args.save is not None:
+        check_name(args.save)
     refuse_amplify_options(args)
     sets = _sets(args)
     if not edits and not sets:
@@ -106,6 +127,7 @@ def run(args: argparse.Namespace) -> None:
         nodes.check(opened.transcoder.n_layers, opened.transcoder.n_features, opened.clip.n_positions)
         edits += Edit.of_nodes(nodes)
     head = opened.require_head("nothing to compare")
+    flips = Flips(opened.pixels)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", re.escape(SKIP_DOUBT))  # said below, beside the numbers
         found = steer(
@@ -117,6 +139,7 @@ def run(args: argparse.Namespace) -> None:
             opened.datamodule.classnames,
             args.tokens,
             args.base,
+            flips,
         )
     said = "; ".join(str(edit) for edit in edits[:_NAMED])
     more = f" and {len(edits) - _NAMED} more" if len(edits) > _NAMED else ""
@@ -134,6 +157,46 @@ def run(args: argparse.Namespace) -> None:
         }
         write_json(args.output, record, indent=None)
         print(f"wrote {args.output}")
+    if picture is None and args.save is None:
+        return
+    record = steering_record(
+        opened.folder,
+        found,
+        edits,
+        flips,
+        name=args.save or "",
+        split=args.split,
+        tokens=args.tokens,
+        base=args.base,
+        nodes=[nodes.name for nodes in sets],
+    )
+    if picture is not None:
+        _draw(picture, record)
+        print(f"wrote {args.picture}")
+    if args.save is not None:
+        print(f"saved {save_edit(opened.folder, record)}; `{_shown_by(opened.folder)}` shows it")
+
+
+def _picture_file(path: Path) -> Path:
+    from clt_lightning.core.paths import expand
+
+    if path.suffix.lower() not in _PICTURES:
+        raise UserError(f"--picture {path}: name a file that ends in {', '.join(_PICTURES)}")
+    return Path(expand(str(path), "--picture"))
+
+
+def _draw(path: Path, record: dict[str, Any]) -> None:
+    from clt_lightning.core.files import whole_file
+    from clt_lightning.report.figures.steering import steering_figure
+    from clt_lightning.report.figures.style import house_style
+
+    figure = steering_figure(record)
+    with whole_file(path) as file, house_style():
+        figure.savefig(file, format=path.suffix[1:].lower())
+
+
+def _shown_by(run: Path) -> str:
+    return f"python -m clt_lightning report --run {run}"
 
 
 def _sets(args: argparse.Namespace) -> list[NodeSet]:

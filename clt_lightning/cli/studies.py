@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clt_lightning.cli.arguments import add_run_options, run_options
+from clt_lightning.cli.options import check_least, file_option, write_arrays
 from clt_lightning.core.errors import UserError
-from clt_lightning.core.files import disk_errors, whole_file, write_json
+from clt_lightning.core.files import write_json
 from clt_lightning.core.paths import expand
 from clt_lightning.core.table import Column, lay_out
 from clt_lightning.core.terminal import line_width
@@ -55,17 +55,14 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: data that are no several sets, or an option out of its range.
     """
-    import numpy as np
-
     from clt_lightning.analysis.run import open_run
     from clt_lightning.analysis.studies import study_use
     from clt_lightning.runs.folder import RunFolder
 
-    if args.images is not None and args.images < 1:
-        raise UserError(f"--images must be at least 1, got {args.images}")
+    check_least(args, images=1)
     if not 0 < args.fdr < 1:
         raise UserError(f"--fdr must be between 0 and 1, got {args.fdr:g}")
-    output, arrays = (_file(path, name) for path, name in ((args.output, "--output"), (args.arrays, "--arrays")))
+    output, arrays = (file_option(path, name) for path, name in ((args.output, "--output"), (args.arrays, "--arrays")))
     opened = open_run(args.run, **run_options(args))
     data = _sets(opened, args)
     data.setup("test")
@@ -80,18 +77,8 @@ def run(args: argparse.Namespace) -> None:
     write_json(output, {"run": str(args.run), "split": args.split, **use.to_json(args.fdr)})
     print(f"\nwrote {output}")
     if arrays is not None:
-        with disk_errors(arrays), whole_file(arrays) as path, open(path, "wb") as file:
-            np.savez_compressed(file, **use.arrays(args.fdr))  # type: ignore[arg-type]
+        write_arrays(arrays, use.arrays(args.fdr))
         print(f"wrote {arrays}")
-
-
-def _file(path: Path | None, name: str) -> Path | None:
-    if path is None:
-        return None
-    found = Path(expand(path, name))
-    if os.path.isdir(found):
-        raise UserError(f"{name} {found} is a folder: name a file")
-    return found
 
 
 def _sets(opened: Run, args: argparse.Namespace) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,9 +14,85 @@ from clt_lightning.backbone.attention_parts import attention_pattern
 from clt_lightning.backbone.taps import ENTRY
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import Codes
-from clt_lightning.transcoder.attention import SparseAttention
+from clt_lightning.transcoder.attention import AttentionOutput, SparseAttention
 
 PatternFn = Callable[[int, Tensor], Tensor | None]
+
+
+@dataclass(frozen=True)
+class AttentionSites:
+    """What every attention layer of a backbone reads and adds, in the model's type.
+
+    Attributes:
+        x: `(layers, images, positions, d_model)`, `attn_in`: the normed stream.
+        y: the same shape, `attn_out`.
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def select(self, chosen: Tensor) -> AttentionSites:
+        """Of some images, `(images,)` bool."""
+        return AttentionSites(self.x[:, chosen], self.y[:, chosen])
+
+
+class AttentionWatch:
+    """Keeps `AttentionSites` of a forward that runs anyway.
+
+    Args:
+        clip: the backbone.
+    """
+
+    def __init__(self, clip: Backbone) -> None:
+        self.clip = clip
+        self._x: dict[int, Tensor] = {}
+        self._y: dict[int, Tensor] = {}
+
+    @contextmanager
+    def active(self) -> Iterator[AttentionWatch]:
+        """While active, forwards are kept."""
+        with (
+            self.clip.watch(self._x.__setitem__, site="attn_in"),
+            self.clip.watch(self._y.__setitem__, site="attn_out"),
+        ):
+            yield self
+
+    def sites(self) -> AttentionSites:
+        """Of the last forward, which must have run through all blocks; without images where none was run."""
+        if not self._x:
+            nothing = torch.zeros(self.clip.n_layers, 0, self.clip.n_positions, self.clip.d_model)
+            return AttentionSites(nothing.to(self.clip.device), nothing.to(self.clip.device))
+        x, y = (torch.stack([kept[layer] for layer in range(self.clip.n_layers)]) for kept in (self._x, self._y))
+        self._x.clear()
+        self._y.clear()
+        return AttentionSites(x, y)
+
+
+@torch.no_grad()
+def read_attention(clip: Backbone, images: Tensor) -> AttentionSites:
+    """What attention layers read and add for `images (images, 3, size, size)`."""
+    found = clip.read(images, ("attn_in", "attn_out"))
+    x, y = (found[site].unflatten(1, (len(images), clip.n_positions)) for site in ("attn_in", "attn_out"))
+    return AttentionSites(x, y)
+
+
+@torch.no_grad()
+def patterns_at(clip: Backbone, attention: SparseAttention, x: Tensor) -> list[Tensor] | None:
+    """The model's patterns of every layer, as the units take them; None where they have their own.
+
+    Args:
+        clip: the backbone.
+        attention: the units.
+        x: `(layers, images, positions, d_model)`, `attn_in`.
+    """
+    if attention.d_qk is not None:
+        return None
+    return [attention_pattern(clip.attention_parts(layer), rows) for layer, rows in enumerate(x)]
+
+
+def rebuild_attention(clip: Backbone, attention: SparseAttention, sites: AttentionSites) -> AttentionOutput:
+    """What the units make of what the untouched model's attention layers read."""
+    return attention(sites.x.to(attention.W_enc.dtype), patterns_at(clip, attention, sites.x))  # type: ignore[no-any-return]
 
 
 def check_attention_fit(clip: Backbone, attention: SparseAttention) -> None:

@@ -148,7 +148,7 @@ def replaced(
             trace.attention, trace.attention_hat = heads.codes, heads.y_hat
             stack.enter_context(heads.active())
         if clt is not None:
-            stack.enter_context(_Replacement(clip, clt, chosen, tokens, edit, skip, grad, error, trace).active())
+            stack.enter_context(Replacement(clip, clt, chosen, tokens, edit, skip, grad, error, trace).active())
         yield trace
 
 
@@ -171,7 +171,7 @@ class _Clean:
     codes: dict[int, Codes] = field(default_factory=dict)
 
 
-class _Replacement:
+class Replacement:
     """One `replaced`, with what it keeps of a forward under way."""
 
     def __init__(
@@ -180,11 +180,11 @@ class _Replacement:
         clt: CrossLayerTranscoder,
         layers: Iterable[int] | None,
         tokens: str,
-        edit: TermEditor | None,
-        skip: SkipFn | None,
-        grad: bool,
-        error: Error,
-        trace: ReplacementTrace,
+        edit: TermEditor | None = None,
+        skip: SkipFn | None = None,
+        grad: bool = False,
+        error: Error = "none",
+        trace: ReplacementTrace | None = None,
     ) -> None:
         self.clip, self.clt = clip, clt
         self.edit, self.skip, self.grad = edit, skip, grad
@@ -201,7 +201,7 @@ class _Replacement:
         check_error(error)
         self.error = error
         self.cls_of_image = cls_among(clip, clt, tokens)
-        self.trace = trace
+        self.trace = ReplacementTrace() if trace is None else trace
         self.inputs: dict[int, Tensor] = {}
         self.clean = _Clean()
         # features of layers before the window write into it, so these layers are read as well
@@ -225,7 +225,7 @@ class _Replacement:
                 stack.enter_context(self.clt.one_gradient())
             stack.enter_context(self.clip.taps.read(self._begin, [(ENTRY, entry)]))
             if self.read != self.write:
-                stack.enter_context(self.clip.watch(self._see, self.to_read, self.read))
+                stack.enter_context(self.clip.watch(self.see, self.to_read, self.read))
             stack.enter_context(self.clip.override(self.write, self._put, self.window))
             yield
 
@@ -251,26 +251,32 @@ class _Replacement:
                 found.codes = {row: self._encoded(x, row) for row, x in found.x.items()}
         return found
 
-    def _see(self, block: int, x: Tensor) -> None:
+    def see(self, block: int, x: Tensor) -> None:
+        """Takes in what is read in a block, `(images, positions, d_in)`."""
         with self._grad():
             row = self.rows[block]
             self.inputs[row] = self._flat(x)
             self.trace.codes[row] = self._encoded(self.inputs[row], row)
 
-    def _put(self, block: int, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+    def reads_own(self, block: int) -> bool:
+        """Whether what is read in a block is there only once the site's own tensor is: it, or a part of it."""
+        return self.read == self.write or self.rows[block] not in self.inputs
+
+    def made(self, block: int) -> Tensor:
+        """What stands at the replaced tokens of a block that was seen, `(tokens, d_out)`."""
         with self._grad():
             row = self.rows[block]
-            # what is read may be a part of what is rebuilt (resid_mid of resid_post): it is there once this has run
-            inside = self.read != self.write and row not in self.inputs
-            own = compute() if inside or not self.whole or self.read == self.write else None
-            if self.read == self.write:
-                assert own is not None
-                self.inputs[row] = self._flat(own)
-                self.trace.codes[row] = self._encoded(self.inputs[row], row)
             y_hat = self._rebuilt(row, self.trace.codes, self.inputs.pop(row), self.edit)
             self.trace.y_hat[row] = y_hat
-            if self.error == "clean":
-                y_hat = y_hat + self._left_out(row)
+            return y_hat + self._left_out(row) if self.error == "clean" else y_hat
+
+    def _put(self, block: int, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+        with self._grad():
+            own = compute() if self.reads_own(block) or not self.whole else None
+            if self.read == self.write:
+                assert own is not None
+                self.see(block, own)
+            y_hat = self.made(block)
             shape = x.shape if own is None else own.shape
             y_hat = y_hat.view(shape[0], *([-1] if len(shape) == 3 else []), self.clt.d_out).to(x.dtype)
             if own is None or self.whole:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Int, Num, Shaped
 from torch import Tensor
 
 from clt_lightning.core.errors import UserError
@@ -28,7 +29,7 @@ class L0(ExactMetric):
         self.add_state("total", torch.zeros(n_layers, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, active: Tensor) -> None:
+    def update(self, active: Num[Tensor, "layers ..."]) -> None:
         """Take in one batch.
 
         Args:
@@ -43,7 +44,7 @@ class L0(ExactMetric):
         self.total += active.reshape(self.n_layers, -1).sum(1, dtype=torch.int64).to(self.total.device)
         self.count += active[0].numel()
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Float[Tensor, " layers"]:
         """The mean L0 of each layer, `(L,)` float64; NaN without tokens."""
         return self.total.double() / self.count
 
@@ -70,7 +71,7 @@ class DeadFeatures(ExactMetric):
         self.add_state("fired", torch.zeros(n_layers, n_features, dtype=torch.uint8), dist_reduce_fx="max")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, fired: Tensor, n_tokens: int) -> None:
+    def update(self, fired: Shaped[Tensor, "layers features"], n_tokens: int) -> None:
         """Take in one batch.
 
         Args:
@@ -85,7 +86,7 @@ class DeadFeatures(ExactMetric):
         self.fired |= (fired != 0).to(self.fired)
         self.count += n_tokens
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Float[Tensor, " layers"]:
         """The dead share of each layer, `(L,)` float64; NaN without tokens."""
         share = 1 - self.fired.sum(1, dtype=torch.int64).double() / self.n_features
         return torch.where(self.count > 0, share, torch.nan)
@@ -117,7 +118,7 @@ class CodeHistograms(ExactMetric):
         """The bins' `BINS + 1` edges, as log2 of the magnitude."""
         return [b / cls.BINS_PER_OCTAVE - cls.OFFSET for b in range(cls.BINS + 1)]
 
-    def update(self, layers: Sequence[tuple[Tensor, Tensor]], n_tokens: int) -> None:
+    def update(self, layers: Sequence[tuple[Int[Tensor, " pairs"], Float[Tensor, " pairs"]]], n_tokens: int) -> None:
         """Take in one batch.
 
         Args:
@@ -137,6 +138,6 @@ class CodeHistograms(ExactMetric):
                 counts[layer] += torch.bincount(found.to(counts.device), minlength=counts.shape[1])
         self.tokens += n_tokens
 
-    def compute(self) -> tuple[Tensor, Tensor]:
+    def compute(self) -> tuple[Float[Tensor, "layers features"], Int[Tensor, "layers bins"]]:
         """`(L, F)` float64 share of the tokens on which each feature fired, and `(L, BINS)` int64 counts of codes."""
         return self.fired.double() / self.tokens.clamp(min=1), self.magnitudes

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from clt_lightning.metrics.base import ExactMetric, blocks, check_same, check_shape
 
 
-def merge_moments(stacked: Tensor) -> Tensor:
+def merge_moments(stacked: Tensor) -> Float[Tensor, "... moments"]:
     """Merge the moments of disjoint sets of tokens (Chan, Golub and LeVeque 1983).
 
     Subtracting two huge sums (sum of squares minus square of the sum) loses all digits when the mean is large against
@@ -32,7 +33,7 @@ def merge_moments(stacked: Tensor) -> Tensor:
     return merged
 
 
-def token_moments(tokens: Tensor) -> Tensor:
+def token_moments(tokens: Float[Tensor, "n d"]) -> Float[Tensor, " moments"]:
     """Count, summed squared deviations and mean of `(n, d)` float64 tokens, n > 0, as one vector `(2 + d,)`."""
     # Measured from the first token: a constant dimension then has exactly no variance, whatever its value.
     origin = tokens[0]
@@ -42,7 +43,7 @@ def token_moments(tokens: Tensor) -> Tensor:
     return torch.cat([squares.new_tensor([tokens.shape[0]]), squares[None], origin + mean])
 
 
-def unexplained(error: Tensor, variance: Tensor) -> Tensor:
+def unexplained(error: Float[Tensor, "*shape"], variance: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """The fraction of variance unexplained, from summed squares of the same shape.
 
     No variance and no error is a perfect reconstruction (0); an error without variance is infinitely bad.
@@ -70,7 +71,7 @@ class ReconstructionSums(ExactMetric):
         self.add_state("moments", start, dist_reduce_fx=merge_moments)
         self.add_state("error", torch.zeros(n_layers, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, y: Tensor, y_hat: Tensor) -> None:
+    def update(self, y: Float[Tensor, "layers ... d"], y_hat: Float[Tensor, "layers ... d"]) -> None:
         """Take in one batch.
 
         Args:
@@ -88,7 +89,7 @@ class ReconstructionSums(ExactMetric):
                 self.moments[layer] = merge_moments(torch.stack([self.moments[layer], token_moments(true)]))
 
     @property
-    def n_tokens(self) -> Tensor:
+    def n_tokens(self) -> Float[Tensor, " layers"]:
         """`(L,)` tokens seen on this process since the last reset."""
         return self.moments[:, 0]
 
@@ -111,7 +112,7 @@ class FVU(ReconstructionSums):
 
     higher_is_better = False
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Float[Tensor, " layers"]:
         """The FVU of each layer, `(L,)` float64."""
         return self._fvu()
 
@@ -121,7 +122,7 @@ class R2(ReconstructionSums):
 
     higher_is_better = True
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Float[Tensor, " layers"]:
         """The R2 of each layer, `(L,)` float64."""
         return 1 - self._fvu()
 
@@ -131,7 +132,7 @@ class MSE(ReconstructionSums):
 
     higher_is_better = False
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Float[Tensor, " layers"]:
         """The mean squared error of each layer, `(L,)` float64."""
         return self._mse()
 
@@ -141,7 +142,7 @@ class FVUAndMSE(ReconstructionSums):
 
     per_layer = False
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Float[Tensor, "2 layers"]:
         """`(2, L)` float64: what `FVU` and `MSE` give."""
         return torch.stack([self._fvu(), self._mse()])
 
@@ -166,7 +167,7 @@ class Cosine(ExactMetric):
         self.add_state("total", torch.zeros(n_layers, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, y: Tensor, y_hat: Tensor) -> None:
+    def update(self, y: Float[Tensor, "layers ... d"], y_hat: Float[Tensor, "layers ... d"]) -> None:
         """Take in one batch of `(L, tokens..., d)` true and rebuilt MLP outputs.
 
         Raises:
@@ -182,6 +183,6 @@ class Cosine(ExactMetric):
                 self.total[layer] += torch.where((norms[0] == 0) & (norms[1] == 0), 1.0, cosines).sum()
         self.count += y[0].numel() // max(1, y.shape[-1])
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Float[Tensor, " layers"]:
         """The mean cosine of each layer, `(L,)` float64; NaN without tokens."""
         return self.total / self.count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from clt_lightning.metrics.base import ExactMetric, blocks, check_same, check_shape
@@ -29,7 +30,7 @@ class FeaturesShare(ExactMetric):
         start = torch.zeros(3, n_layers, 2 + d_model, dtype=torch.float64)
         self.add_state("moments", start, dist_reduce_fx=merge_moments)
 
-    def update(self, features: Tensor, y_hat: Tensor) -> None:
+    def update(self, features: Float[Tensor, "layers ... d"], y_hat: Float[Tensor, "layers ... d"]) -> None:
         """Take in a batch.
 
         Args:
@@ -46,7 +47,7 @@ class FeaturesShare(ExactMetric):
                 new = torch.stack([token_moments(part) for part in (f, y, y - f)])
                 self.moments[:, layer] = merge_moments(torch.stack([self.moments[:, layer], new]))
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Float[Tensor, " layers"]:
         """`(L,)` float64; NaN where the reconstruction never varies."""
         features, whole, rest = self.moments[..., 1].unbind()
         return (features + whole - rest) / (2 * whole)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from clt_lightning.core.errors import UserError
@@ -11,7 +12,9 @@ from clt_lightning.core.tokens import TOKEN_SETS, TokenLayout, check_token_sets,
 __all__ = ["TOKEN_SETS", "TokenLayout", "check_token_sets", "present", "select", "token_mask"]
 
 
-def select(tensor: Tensor, token_set: str, layout: TokenLayout) -> Tensor:
+def select(
+    tensor: Shaped[Tensor, "layers tokens ..."], token_set: str, layout: TokenLayout
+) -> Shaped[Tensor, "layers images positions ..."]:
     """One token set of a tensor whose second dimension runs over image-major tokens.
 
     Early [CLS] activations are nearly constant and look perfect for that reason: report the sets separately.
@@ -37,7 +40,9 @@ def select(tensor: Tensor, token_set: str, layout: TokenLayout) -> Tensor:
     return found
 
 
-def token_mask(token_set: str, layout: TokenLayout, n_tokens: int, device: torch.device | str = "cpu") -> Tensor:
+def token_mask(
+    token_set: str, layout: TokenLayout, n_tokens: int, device: torch.device | str = "cpu"
+) -> Bool[Tensor, " tokens"]:
     """`(n_tokens,)` bool: which of the image-major tokens of whole images belong to a set.
 
     Raises:

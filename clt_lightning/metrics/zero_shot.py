@@ -55,7 +55,7 @@ class ZeroShotAccuracy(ExactMetric):
         for name in ("top1", "top5", "count"):
             self.add_state(name, torch.zeros(n_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, logits: Tensor, labels: Tensor) -> None:
+    def update(self, logits: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]) -> None:
         """Take in one batch.
 
         Args:
@@ -113,7 +113,7 @@ class LogitKL(ExactMetric):
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, original: Tensor, replaced: Tensor) -> None:
+    def update(self, original: Float[Tensor, "images classes"], replaced: Float[Tensor, "images classes"]) -> None:
         """Take in one batch.
 
         Args:
@@ -134,6 +134,6 @@ class LogitKL(ExactMetric):
         self.total += divergences(original, replaced, self.scale).sum().to(self.total.device)
         self.count += len(original)
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Float[Tensor, ""]:
         """The mean divergence, a float64 scalar; NaN without images."""
         return self.total / self.count

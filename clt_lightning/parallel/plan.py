@@ -214,6 +214,39 @@ def cascade_seconds(shape: Shape, machine: Machine, feature: int, images: int) -
     )
 
 
+@dataclass(frozen=True)
+class UnitsCost:
+    """What sparse attention adds to a step, on every GPU.
+
+    Attributes:
+        weights: of the units.
+        memory: bytes: weights, gradients and moments, and what a step keeps.
+        seconds: of a step.
+    """
+
+    weights: int
+    memory: float
+    seconds: float
+
+
+def units_cost(shape: Shape, machine: Machine, units: int, images: int) -> UnitsCost:
+    """Sparse attention that moves by the model's own patterns, beside the transcoder.
+
+    Args:
+        shape: transcoder and backbone.
+        machine: rates.
+        units: of each attention layer.
+        images: of a GPU's batch.
+    """
+    depth, d, P = shape.tower or shape.n_layers, shape.d_model, shape.positions
+    n, weights = images * P, depth * units * (2 * d + 1) + depth * d
+    codes = depth * n * units * FP32
+    # reading and moving, forward and twice backward; the model's patterns once more
+    flop = depth * n * (3 * (2 * d * units + 2 * P * units) + 4 * d * d + 4 * P * d)
+    seconds = flop / machine.flops + (6 * codes + 28 * weights) / machine.bandwidth
+    return UnitsCost(weights, 16 * weights + 3 * codes, seconds)
+
+
 def all_plans(shape: Shape, machine: Machine, gpus: int, tokens: int) -> list[Plan]:
     """Every division of so many GPUs, from DDP to one feature group."""
     sizes = [r for r in range(1, gpus + 1) if gpus % r == 0 and shape.n_features % r == 0]

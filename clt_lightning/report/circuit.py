@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +11,12 @@ from torch import Tensor
 
 from clt_lightning.analysis.circuits import attribute, model_of_image, split_by_heads
 from clt_lightning.analysis.circuits.derivative import tower_responses
+from clt_lightning.analysis.circuits.faithful import Baseline, Features, observe_units
 from clt_lightning.analysis.circuits.graph import COUNTED, Graph
 from clt_lightning.analysis.circuits.image_model import ImageModel
 from clt_lightning.analysis.circuits.nodes import BIASES
 from clt_lightning.analysis.circuits.nodeset import NodeSet
+from clt_lightning.analysis.circuits.residual import residual_graph
 from clt_lightning.analysis.run import Run
 from clt_lightning.analysis.target import Target
 from clt_lightning.analysis.tower import at_all_mlps
@@ -36,20 +37,21 @@ _OPEN_NODES, _OPEN_SHARE = 60, 0.8
 _HEADS, _HEAD_ROWS = 3, 1000
 
 
-def circuit_of(run: Run, image: Tensor, targets: Sequence[Target], weights: Sequence[float] | None = None) -> Any:
+def circuit_of(run: Run, image: Tensor, target: Target, baseline: Baseline | None = None) -> Any:
     """The circuit of an image, as its page reads it: a graph of at most `MAX_NODES` features, packed.
 
     Args:
         run: an opened run.
         image: `(3, size, size)`, preprocessed.
-        targets: what is explained.
-        weights: how much each target counts.
+        target: what is explained.
+        baseline: of autoencoders of the residual stream, which need one.
 
     Raises:
-        UserError: as `attribute`.
+        UserError: as `attribute` and `residual_graph`.
     """
-    graph = attribute(run.clip, run.transcoder, image, targets, weights=weights, max_nodes=MAX_NODES)
-    return pack_circuit(graph, run, image)
+    if baseline is not None:
+        return pack_circuit(residual_graph(run.clip, run.transcoder, image, target, baseline), run, image)
+    return pack_circuit(attribute(run.clip, run.transcoder, image, target, max_nodes=MAX_NODES), run, image)
 
 
 def picture_of(run: Run, image: Tensor, key: str, label: int) -> dict[str, Any]:
@@ -139,7 +141,7 @@ def pack_circuit(graph: Graph, run: Run | None = None, image: Tensor | None = No
         },
         # a node's edges are a sum: of what is not drawn the page shows one number
         "inputs": pack_column(graph.edges.inputs()[shown].numpy().astype(np.float32)),
-        "maps": _maps(graph, shown),
+        "maps": _maps(graph, shown, run, image),
         "heads": None if model is None else _heads(graph, model, shown, edges),
         "responses": None if through is None else _responses(graph, through, shown),
     }
@@ -204,8 +206,11 @@ def _open_share(graph: Graph, shown: Tensor, cumulated: Tensor) -> float:
     return min(_OPEN_SHARE, -(-share * 100 // 1) / 100)
 
 
-def _maps(graph: Graph, shown: Tensor) -> dict[str, Any]:
-    """Codes over the image of every feature that is shown, as far as they are nodes of the graph."""
+def _maps(graph: Graph, shown: Tensor, run: Run | None, image: Tensor | None) -> dict[str, Any]:
+    """Codes over the image of every feature that is shown.
+
+    A graph knows those that are nodes of it; of a summed one, whose nodes have no place, the image is run once more.
+    """
     table = graph.nodes
     positions = len(table.position_names)
     found: dict[tuple[int, int], int] = {}
@@ -216,6 +221,10 @@ def _maps(graph: Graph, shown: Tensor) -> dict[str, Any]:
         row = found.get((int(table.layer[node]), int(table.feature[node])))
         if row is not None and table.position[node] >= 0:
             maps[row, int(table.position[node])] = float(table.activation[node])
+    if graph.summed and found and run is not None and image is not None:
+        seen = observe_units(run.clip, Features(run.clip, run.transcoder), image[None].to(run.clip.device))
+        for (layer, feature), row in found.items():
+            maps[row] = seen.codes[layer][:, feature].float().cpu().numpy()
     peaks = np.abs(maps).max(1) if len(maps) else np.zeros(0, np.float32)
     return {
         "layer": pack_column(np.array([layer for layer, _ in found], np.int16)),

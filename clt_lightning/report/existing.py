@@ -11,6 +11,7 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import read_json, write_text
 from clt_lightning.core.paths import expand
 from clt_lightning.report.build import build_report
+from clt_lightning.report.evolution import evolution_files
 from clt_lightning.report.folder import MARK, data_text, pages_version
 from clt_lightning.report.options import ReportOptions
 from clt_lightning.report.pages.circuit import address
@@ -85,6 +86,21 @@ def add_circuit(folder: Path, number: int, found: dict[str, Any]) -> str:
     listed[number] = ["; ".join(one["targets"]) for one in circuits]
     _put(folder, "circuits", {"images": [{"image": n, "targets": names} for n, names in sorted(listed.items())]})
     return f"#/circuit/{number}" + (f"?target={at}" if at else "")
+
+
+def add_evolution(folder: Path, content: dict[str, Any]) -> str:
+    """Puts features over the layers into a report, in the place of those before.
+
+    Args:
+        folder: of the report.
+        content: of `evolution/results.json`.
+
+    Returns:
+        The page's address in the report.
+    """
+    for name, value in evolution_files(content):
+        _put(folder, name, value)
+    return "#/evolution"
 
 
 def _put(folder: Path, name: str, value: Any) -> None:

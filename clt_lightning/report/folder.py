@@ -59,6 +59,7 @@ SCRIPTS = (
     "circuit/draw.js",
     "circuit/node.js",
     "circuit/pins.js",
+    "evolution/strip.js",
     "notes.js",
     "runs.js",
     "compare/features.js",
@@ -66,6 +67,9 @@ SCRIPTS = (
     "live/opened.js",
     "live/sliders.js",
     "live/answers.js",
+    "steering/images.js",
+    "steering/classes.js",
+    "steering/live.js",
     "circuit/live.js",
 )
 #: ... and after them
@@ -77,9 +81,11 @@ STYLES = (
     "charts.css",
     "image.css",
     "circuit.css",
+    "evolution.css",
     "notes.css",
     "runs.css",
     "live.css",
+    "steering.css",
 )
 MARK = "clt-report.json"
 

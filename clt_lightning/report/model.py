@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clt_lightning.analysis.circuits.faithful import Baseline, Features
+from clt_lightning.analysis.circuits.faithful.kept import kept_baseline
+from clt_lightning.analysis.circuits.residual import explains_stream
 from clt_lightning.analysis.run import Run, open_run
 from clt_lightning.analysis.study import StudyOptions, study_images
 from clt_lightning.backbone.clip.images import to_pixels
@@ -67,4 +70,10 @@ class RunPictures:
         """Circuits of the predicted class minus the runner-up, and on a mistake minus the image's own."""
         found = picture_of(self.run, image, key, label)
         targets = asked_targets(self.run, image, label)
-        return found | {"circuits": [circuit_of(self.run, image, [target]) for target in targets]}
+        return found | {"circuits": [circuit_of(self.run, image, target, self._baseline) for target in targets]}
+
+    @cached_property
+    def _baseline(self) -> Baseline | None:
+        """What features of the residual stream are compared with; None for other transcoders."""
+        clt = self.run.transcoder
+        return kept_baseline(self.run, Features(self.run.clip, clt)) if explains_stream(clt) else None

@@ -81,8 +81,15 @@ def _edits(content: dict[str, Any]) -> list[Edit]:
         kind: Kind = entry.get("kind")  # type: ignore[assignment]
         if kind not in ("set", "scale", "add"):
             raise UserError("kind: expected set, scale or add")
+        position = entry.get("position")
         edits.append(
-            Edit(_number(entry.get("layer"), "layer"), _number(entry.get("feature"), "feature"), kind, float(value))
+            Edit(
+                _number(entry.get("layer"), "layer"),
+                _number(entry.get("feature"), "feature"),
+                kind,
+                float(value),
+                None if position is None else _number(position, "position"),
+            )
         )
     return edits
 

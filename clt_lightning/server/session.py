@@ -33,8 +33,8 @@ from clt_lightning.server.search import PhraseSearch
 from clt_lightning.server.turns import Turns
 from clt_lightning.transcoder import Codes
 
-#: Features that are moved at once
-MOST_EDITS = 8
+#: Features with a slider each, and those that are moved at once
+SLIDERS, MOST_EDITS = 8, 256
 #: Sets of nodes in one question, nodes of a set, and numbers that are read
 MOST_SETS, MOST_NODES, MOST_TARGETS = 64, 512, 10
 #: Images that were dropped or picked and are still known
@@ -118,7 +118,8 @@ class Session:
             for batch in self.run.batches(self.options.split, limit=self.options.images):
                 images = batch["image"]
                 self.keys += list(batch["key"])
-                self.labels += [int(label) for label in batch["label"]]
+                labels = batch.get("label")  # data need not have any
+                self.labels += [-1] * len(images) if labels is None else [int(label) for label in labels]
                 self._pixels += [self.run.pixels(image) for image in images]
                 bar.update(len(images))
                 yield from images.split(_BATCH)
@@ -139,7 +140,8 @@ class Session:
             "grid": list(self.run.clip.grid),
             "size": self.run.clip.image_size,
             "steers": clt.topology != "sae",
-            "edits": MOST_EDITS,
+            "edits": SLIDERS,
+            "most": MOST_EDITS,
             "split": self.options.split,
             "stored": [[key, label] for key, label in zip(self.keys, self.labels)],
         }

@@ -13,6 +13,8 @@ from clt_lightning import compat
 from clt_lightning.backbone import Activations, random_positions
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
+from clt_lightning.interventions.attention import AttentionSites, AttentionWatch
+from clt_lightning.training.attention.learner import AttentionLearner
 from clt_lightning.training.losses.cascade import Clean, capture_clean
 from clt_lightning.training.settings import LossConfig, TokensConfig
 from clt_lightning.training.shared_forward import SharedForward
@@ -26,6 +28,7 @@ class Capturing(lightning.LightningModule):
 
     clip: FrozenCLIP  # other backbones have the same methods; those of texts refuse
     transcoder: CrossLayerTranscoder
+    units: AttentionLearner | None
     loss_config: LossConfig
     tokens_config: TokensConfig
     seed: int
@@ -47,14 +50,37 @@ class Capturing(lightning.LightningModule):
             ("clean", names), (images, positions), lambda: capture_clean(self.clip, images, positions, names)
         )
 
+    def _capture_with_attention(
+        self, batch: dict[str, Any], clean: bool
+    ) -> tuple[Activations, Clean | None, AttentionSites]:
+        """The same of whole images, and from the same forward what the attention layers read and add.
+
+        Args:
+            batch: of images.
+            clean: whether the cascade wants to know the untouched model.
+        """
+        images, blocks, names = batch["image"], self._blocks, self._names
+
+        def forward() -> tuple[Activations, Clean | None, AttentionSites]:
+            with AttentionWatch(self.clip).active() as heads:
+                if clean:
+                    acts, found = capture_clean(self.clip, images, None, names)
+                    return acts, found, heads.sites()
+                acts = self.clip.capture(images, blocks, sites=names, stop=False)
+                return acts, None, heads.sites()
+
+        return self._forward(("with attention", clean, blocks, names), (images,), forward)
+
     def _forward(self, kind: Hashable, tensors: tuple[Tensor | None, ...], forward: Callable[[], T]) -> T:
         return forward() if self.forwards is None else self.forwards(kind, tensors, forward)
 
     def _marks(self, batch: dict[str, Any], positions: Tensor | None, n_tokens: int) -> Tensor:
-        """`(tokens, 2)` int64: the label of each token's image, and the token's place in it; for terms of the loss.
+        """`(tokens, 2 or 3)` int64, for terms of the loss: the label of each token's image, the token's place in it.
+
+        Where a term asks for it, also the image's data set.
 
         Raises:
-            UserError: the batch has no labels, and a term needs them.
+            UserError: the batch has no labels, or no `study`, and a term needs them.
         """
         n_images = len(batch["image"])
         each = n_tokens // max(n_images, 1)
@@ -69,10 +95,19 @@ class Capturing(lightning.LightningModule):
                 f"the loss's term {term.name} needs the class of each image, and these data have no labels: train on "
                 f"data with labels (a batch's 'label': whole numbers), or {off}"
             )
+        studies = batch.get("study")
+        if studies is None and self.loss_config.needs("studies"):
+            term = next(term for term in self.loss_config.terms() if "studies" in term.needs)
+            raise UserError(
+                f"the loss's term {term.name} needs to know the data set of each image, and these data are one set: "
+                "train on several (data.class_path Studies, docs/data.md), or take the term out of model.loss.extra"
+            )
         if labels is None:
             labels = torch.full((n_images,), -1, device=self.device)
-        repeated = labels.to(self.device).long()[:, None].expand(-1, each)
-        return torch.stack([repeated, positions.to(self.device).long()], 2).flatten(0, 1)
+        columns = [labels[:, None].expand(-1, each), positions]
+        if studies is not None and self.loss_config.needs("studies"):
+            columns.append(studies[:, None].expand(-1, each))
+        return torch.stack([column.to(self.device).long() for column in columns], 2).flatten(0, 1)
 
     def _check_prototype(self) -> None:
         """Whether a step has the [CLS] tokens that the prototype term reads.

@@ -12,9 +12,10 @@ import torch.distributed as dist
 from clt_lightning.backbone.make import differences, make_backbone
 from clt_lightning.core.errors import UserError
 from clt_lightning.runs.checkpoint_io import read_checkpoint
+from clt_lightning.training.attention.config import AttentionConfig
 from clt_lightning.training.buffer import ActivationBuffer
 from clt_lightning.training.proximal import Proximal
-from clt_lightning.training.settings import LossConfig, TranscoderConfig, from_plain
+from clt_lightning.training.settings import LossConfig, TranscoderConfig, from_plain, to_plain
 
 
 class Checkpointing(Proximal):
@@ -54,7 +55,7 @@ class Checkpointing(Proximal):
         known = inspect.signature(cls.__init__).parameters
         if trust and "backbone" not in arguments:
             stored = stored | {"backbone": make_backbone(stored.get("backbone"), trusted=True)}
-        for key, kind in (("transcoder", TranscoderConfig), ("loss", LossConfig)):
+        for key, kind in (("transcoder", TranscoderConfig), ("attention", AttentionConfig), ("loss", LossConfig)):
             if key in stored:
                 stored = stored | {key: from_plain(kind, stored[key], trusted=trust)}
         module = cls(**{key: value for key, value in (stored | arguments).items() if key in known})
@@ -108,6 +109,12 @@ def _form_keys(own: dict[str, Any], theirs: dict[str, Any]) -> Iterator[tuple[st
     for key in ("n_features", "topology", "skip", "sites", "normalize"):
         a, b = own["transcoder"][key], theirs.get("transcoder", {}).get(key, own["transcoder"][key])
         yield f"transcoder.{key}", a, b
+    none = to_plain(AttentionConfig())
+    mine, other = own["attention"], theirs.get("attention", none)
+    if mine["n_features"] or other["n_features"]:
+        for key in ("n_features", "d_qk", "n_heads"):
+            yield f"attention.{key}", mine[key], other[key]
+        yield "attention.activation.class_path", mine["activation"]["class_path"], other["activation"]["class_path"]
     a = own["transcoder"]["activation"]["class_path"]
     b = theirs.get("transcoder", {}).get("activation", {}).get("class_path", a)
     yield "transcoder.activation.class_path", a, b

@@ -25,9 +25,12 @@ from clt_lightning.parallel import ShardedTranscoder
 from clt_lightning.runs.finite import FiniteWatch
 from clt_lightning.runs.timing import StepClock
 from clt_lightning.training.assembly import describe_transcoder, transcoder_form
+from clt_lightning.training.attention.config import AttentionConfig
+from clt_lightning.training.attention.learner import AttentionLearner, active_codes, refuse_part_images
 from clt_lightning.training.buffer import ActivationBuffer
 from clt_lightning.training.checkpointing import Checkpointing
-from clt_lightning.training.evaluation import Evaluation
+from clt_lightning.training.clipping import clip_by_norm
+from clt_lightning.training.evaluating import Evaluating
 from clt_lightning.training.losses import loss_parts
 from clt_lightning.training.losses.auxk import auxiliary_request, split_request
 from clt_lightning.training.losses.cascade import Clean, cascade_parts
@@ -44,6 +47,7 @@ from clt_lightning.training.settings import (
     to_plain,
 )
 from clt_lightning.transcoder import AuxiliaryRequest, CrossLayerTranscoder
+from clt_lightning.transcoder.attention import AttentionOutput, SparseAttention
 from clt_lightning.transcoder.chunked import add_up
 
 # the module's own hook serves every loader, a data module's too
@@ -53,8 +57,9 @@ MYPY = False  # type checkers take it for true; jsonargparse would read a TYPE_C
 if MYPY:
     BackboneOption = AnyBackbone
     Transcoder = TranscoderConfig | CrossLayerTranscoder
+    Attention = AttentionConfig | SparseAttention
 else:  # what the command line reads: a class and its arguments, and settings
-    BackboneOption, Transcoder = Callable[[], Backbone], TranscoderConfig
+    BackboneOption, Transcoder, Attention = Callable[[], Backbone], TranscoderConfig, AttentionConfig
 
 
 def default_backbone() -> Backbone:
@@ -80,7 +85,7 @@ class StepPart:
     repeated: Tensor | None = None
 
 
-class CLTModule(Preparation, Evaluation, Checkpointing):
+class CLTModule(Preparation, Evaluating, Checkpointing):
     """Trains a cross-layer transcoder on the activations of a frozen backbone.
 
     Batches are dicts with `image` (docs/design.md), tuples `(image, label)`, or images alone, from any loader.
@@ -97,6 +102,8 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         tokens: which tokens a step learns from.
         revive: how features that have stopped firing come back.
         parallel: features over several processes; not in checkpoints, which fit any number of them.
+        attention: sparse attention, trained beside the transcoder: settings, or a `SparseAttention`, which is trained
+            in place. Off by default.
         seed: seed of the transcoder's initial weights and of the token draws; null takes that of `seed_everything`.
     """
 
@@ -113,9 +120,16 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         tokens: TokensConfig = TokensConfig(),  # noqa: B008
         revive: ReviveConfig = ReviveConfig(),  # noqa: B008
         parallel: ParallelConfig = ParallelConfig(),  # noqa: B008
+        attention: Attention = AttentionConfig(),  # noqa: B008
         seed: int | None = None,
     ) -> None:
         super().__init__()
+        self.tokens_config = from_plain(TokensConfig, tokens)
+        if not isinstance(attention, SparseAttention):
+            attention = from_plain(AttentionConfig, attention)
+        attends = isinstance(attention, SparseAttention) or attention.n_features > 0
+        if attends:
+            refuse_part_images(self.tokens_config)
         # other backbones have the same methods; those of texts refuse
         self.clip = cast(FrozenCLIP, make_backbone(backbone))
         if isinstance(transcoder, CrossLayerTranscoder):
@@ -124,16 +138,18 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
             self.transcoder_config = from_plain(TranscoderConfig, transcoder)
         self.loss_config = from_plain(LossConfig, loss)
         self.schedule_config = from_plain(ScheduleConfig, schedule)
-        self.tokens_config = from_plain(TokensConfig, tokens)
         self.revive_config = from_plain(ReviveConfig, revive)
         self.parallel_config = from_plain(ParallelConfig, parallel)
         self.optimizer_factory = optimizer
         self.seed = seed = seeds.resolve(seed)
+        self.units = AttentionLearner(self.clip, attention, seed) if attends else None
+        self.attention_config = attention if self.units is None else self.units.config
         # plain values only: a checkpoint must load with weights_only=True
         self.save_hyperparameters(
             {
                 "backbone": spec_of(self.clip),
                 "transcoder": to_plain(self.transcoder_config),
+                "attention": to_plain(self.attention_config),
                 "loss": to_plain(self.loss_config),
                 "schedule": to_plain(self.schedule_config),
                 "tokens": to_plain(self.tokens_config),
@@ -161,13 +177,15 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
             torch.zeros(self.transcoder.n_layers, t.n_features, dtype=torch.int64),
             persistent=True,
         )
+        if self.units is not None:
+            self._check_beside()
         self._at_all_mlps = self.transcoder.sites.is_mlp and self.transcoder.n_layers == self.clip.n_layers
         if self.loss_config.cascade.is_on and not self._at_all_mlps:
             say("the cascade's terms of the loss are off: they are for a transcoder in the place of all MLPs")
         self._check_prototype()
         # a buffer mixes images: each token then brings along what it is
         mixed = bool(self.tokens_config.buffer) and self.transcoder.cls_weight != 1
-        self._marked = self.loss_config.needs("labels") or self.loss_config.needs("positions") or mixed
+        self._marked = any(map(self.loss_config.needs, ("labels", "positions", "studies"))) or mixed
         self.buffer = ActivationBuffer(self.tokens_config.buffer) if self.tokens_config.buffer else None
         self.finite = FiniteWatch()
         self.clock = StepClock()
@@ -180,9 +198,12 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         generator = self._generator(self.batches_seen)
         config, strength = self.loss_config.cascade, self._cascade_strength()
         clean: Clean | None = None
+        heads = None
         with self.clock.part("clip"):
             positions = self._positions(len(batch["image"]), generator)
-            if strength:
+            if self.units is not None:
+                acts, clean, heads = self._capture_with_attention(batch, bool(strength))
+            elif strength:
                 acts, clean = self._capture_clean(batch, positions)
             else:
                 acts = self._capture(batch, positions)
@@ -206,12 +227,17 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
                 loss = add_up(losses, [p for p in self.transcoder.parameters() if p.requires_grad])
             cascade = {}
             if clean is not None:
-                found = cascade_parts(self.clip, self.transcoder, batch["image"][: config.images], config, clean)
+                images = batch["image"][: config.images]
+                found = cascade_parts(self.clip, self.transcoder, images, config, clean, self._attention_in_cascade())
                 cascade = {name: strength * value for name, value in found.items()}
-        loss = torch.stack([loss, *cascade.values()]).sum()
+            beside: dict[str, Tensor] = {}
+            if self.units is not None and heads is not None:
+                beside, attended = self.units.losses(self.clip, heads)
+                self._follow_units(self.units, attended, len(batch["image"]))
+        loss = torch.stack([loss, *cascade.values(), *beside.values()]).sum()
         names = dict.fromkeys(name for part in done for name in part.parts)
         parts = {name: torch.stack([p.parts[name] for p in done if name in p.parts]).sum() for name in names}
-        parts |= {name: value.detach() for name, value in cascade.items()}
+        parts |= {name: value.detach() for name, value in (cascade | beside).items()}
         self.finite.look(self.global_step, loss, parts, acts.x, acts.y, torch.cat([part.y_hat for part in done], 1))
         self._count_fired(torch.stack([part.fired for part in done]).any(0), x.shape[1])
         self._average_statistics()
@@ -240,10 +266,11 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
             own = None if cls is None else cls[(cls >= start) & (cls < stop)] - start
             out = self.transcoder(x[:, start:stop], want_pre=want_pre, auxiliary=part, standardised=True, cls=own)
             tokens = None if part is None else part.tokens
-            labels, places = (None, None) if marks is None else marks[start:stop].unbind(1)
+            known = () if marks is None else marks[start:stop].unbind(1)
+            labels, places, studies = (*known, None, None, None)[:3]
             parts = loss_parts(
                 *(self.loss_config, self.transcoder, y[:, start:stop], out, self.global_step),
-                *(tokens, self._max_steps, labels, places),
+                *(tokens, self._max_steps, labels, places, studies),
             )
             for name in parts:
                 share = (stop - start) / n_tokens
@@ -254,6 +281,43 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
             fired, active = self.transcoder.fired(out.codes), out.codes.l0().sum()
             done.append(StepPart(detached, out.y_hat.detach(), fired, active, out.repeated))
             yield torch.stack(list(parts.values())).sum()
+
+    @property
+    def attention(self) -> SparseAttention | None:
+        """The units that are trained beside the transcoder; None where there are none."""
+        return None if self.units is None else self.units.attention
+
+    def _check_beside(self) -> None:
+        """Whether units can be trained beside this transcoder.
+
+        Raises:
+            UserError: they cannot.
+        """
+        if self.parallel_config.feature > 1:
+            raise UserError(
+                f"model.attention: units are not divided over processes: with model.parallel.feature="
+                f"{self.parallel_config.feature} leave them out, and train them alone (docs/attention.md)"
+            )
+        site = str(self.transcoder.sites.write)
+        if {site, str(self.transcoder.sites.read)} & {"attn_z", "attn_out"}:
+            raise UserError(
+                f"model.attention: the transcoder stands at {site} itself, in the attention that units replace: leave "
+                "one of the two out"
+            )
+
+    def _attention_in_cascade(self) -> SparseAttention | None:
+        if self.units is None or not self.units.config.in_cascade(self.global_step):
+            return None
+        return self.units.attention
+
+    def _follow_units(self, units: AttentionLearner, out: AttentionOutput, images: int) -> None:
+        """Counts what fired, and logs it."""
+        trainer: Any = self.trainer
+        if trainer.log_every_n_steps and (self.global_step + 1) % trainer.log_every_n_steps == 0:
+            self.log("train/attention/l0", active_codes(out).mean())
+            self.log("train/attention/dead", units.dead.float().mean())
+        units.count_fired(out, images, trainer.world_size, self._data_place()[1])
+        units.average_statistics(trainer.world_size)
 
     def _cascade_strength(self) -> float:
         config = self.loss_config.cascade
@@ -268,7 +332,7 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         self.log("train/l0", l0, prog_bar=True)
         if repeated is not None:
             self.log("train/repeated_rows", repeated)
-        for prior in self.weight_priors():
+        for prior in self.priors():
             self.log_dict({f"train/{name}": value for name, value in prior.measures().items()})
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
 
@@ -317,7 +381,8 @@ class CLTModule(Preparation, Evaluation, Checkpointing):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None or gradient_clip_algorithm not in (None, "norm"):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_val and isinstance(self.transcoder, ShardedTranscoder):
-            self.transcoder.clip_grad_norm_(float(gradient_clip_val))
+        elif gradient_clip_val and self.units is None:
+            clip_by_norm(self.transcoder, optimizer, float(gradient_clip_val))
         elif gradient_clip_val:
-            torch.nn.utils.clip_grad_norm_(self.transcoder.parameters(), float(gradient_clip_val))
+            for part in (self.transcoder, self.units):  # each by itself: neither shortens the other's steps
+                torch.nn.utils.clip_grad_norm_(part.parameters(), float(gradient_clip_val))

@@ -71,6 +71,9 @@ class Preparation(Proximal):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         try:
             optimizer = self.optimizer_factory(self.transcoder.parameters())
+            if self.units is not None:
+                lr = float(optimizer.param_groups[0]["lr"]) * self.units.config.lr
+                optimizer.add_param_group({"params": list(self.units.parameters()), "lr": lr})
         except (ValueError, TypeError) as error:  # a rate below 0, an argument or a shape that it does not take
             raise UserError(f"model.optimizer: {error}") from error
         for unreached in self.loss_config.never_reached(self.trainer.max_steps):
@@ -105,6 +108,10 @@ class Preparation(Proximal):
             follow(trainer)
         if not bool(self.transcoder.normalized):
             self._estimate_normalization()
+        if self.units is not None and not bool(self.units.attention.normalized):
+            datamodule = getattr(trainer, "datamodule", None)
+            loader: Any = trainer.train_dataloader if datamodule is None else datamodule.train_dataloader()
+            self.units.prepare(self.clip, loader, self.tokens_config.statistics, self._data_place()[1])
         self.attach_priors()
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""When the priors on the weights have their turn in a run."""
+"""When the priors have their turn in a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.training.capturing import Capturing
-from clt_lightning.training.priors.base import WeightPrior
+from clt_lightning.training.priors.base import Prior
 
 
 class Proximal(Capturing):
@@ -14,21 +14,23 @@ class Proximal(Capturing):
 
     total_steps: int
 
-    def weight_priors(self) -> list[WeightPrior]:
+    def priors(self) -> list[Prior]:
         """Those of `model.loss.extra` that are on.
 
         Raises:
-            UserError: there are several: each would undo what the other holds at zero.
+            UserError: several act on the weights: each would undo what the other holds at zero.
         """
-        found = [term for term in self.loss_config.priors() if isinstance(term, WeightPrior)]
-        if len(found) > 1:
-            names = ", ".join(type(prior).__name__ for prior in found)
-            raise UserError(f"model.loss.extra: one prior on the weights at a time, got {names}")
+        found = [term for term in self.loss_config.priors() if isinstance(term, Prior)]
+        on_weights = [type(prior).__name__ for prior in found if prior.acts_on_weights]
+        if len(on_weights) > 1:
+            raise UserError(f"model.loss.extra: one prior on the weights at a time, got {', '.join(on_weights)}")
         return found
 
     def attach_priors(self) -> None:
         """Before the first step, when the transcoder is normalised and on its device."""
-        for prior in self.weight_priors():
+        names = getattr(getattr(self.trainer, "datamodule", None), "names", None)
+        for prior in self.priors():
+            prior.studies = tuple(names) if isinstance(names, list | tuple) else ()
             prior.attach(self.transcoder)
             prior.check_length(self.total_steps)
 
@@ -36,22 +38,24 @@ class Proximal(Capturing):
         step = self.global_step
         super().optimizer_step(*args, **kwargs)
         lr = float(self.trainer.optimizers[0].param_groups[0]["lr"])
-        for prior in self.weight_priors():
+        for prior in self.priors():
             prior.after_step(step, self.total_steps, lr)
+        if self.units is not None:
+            self.units.attention.unit_decoders()
 
     def on_validation_start(self) -> None:
         if not self.trainer.sanity_checking and self.trainer.training:
-            for prior in self.weight_priors():
+            for prior in self.priors():
                 prior.catch_up()
 
     def on_train_end(self) -> None:
-        for prior in self.weight_priors():
+        for prior in self.priors():
             prior.detach()
 
     def _priors_state(self) -> dict[str, Any]:
-        return {prior.name: prior.state_dict() for prior in self.weight_priors()}
+        return {prior.name: prior.state_dict() for prior in self.priors()}
 
     def _load_priors(self, states: dict[str, Any]) -> None:
-        for prior in self.weight_priors():
+        for prior in self.priors():
             if prior.name in states:
                 prior.load_state_dict(states[prior.name])

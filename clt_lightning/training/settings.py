@@ -14,9 +14,9 @@ from clt_lightning.training.losses import LossConfig, LossTerm
 from clt_lightning.training.losses.base import term_from_config
 from clt_lightning.transcoder import Activation, BatchTopK
 from clt_lightning.transcoder.activations import from_config
-from clt_lightning.transcoder.clt import Normalize
 from clt_lightning.transcoder.decoders import Topology
 from clt_lightning.transcoder.encoders import Backend
+from clt_lightning.transcoder.scaled import Normalize
 
 
 @dataclass

@@ -28,6 +28,16 @@ _CITE = """```bibtex
 ```"""
 
 
+_CITE_UNITS = """```bibtex
+@article{he2025lorsa,
+  title   = {Towards Understanding the Nature of Attention with Low-Rank Sparse Decomposition},
+  author  = {He and others},
+  journal = {arXiv:2504.20938},
+  year    = {2025}
+}
+```"""
+
+
 def read_results(results: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
     """A run's record: from its folder, its results.json, or as it is; empty for None.
 
@@ -66,34 +76,73 @@ def card(
     metadata, results = metadata or {}, results or {}
     run = results.get("run") or {}
     clip = metadata.get("clip") or run.get("clip") or {}
-    activation = config["activation"]
-    arguments = ", ".join(f"{key} {value}" for key, value in activation["init_args"].items())
-    kind = activation["class_path"] + (f" ({arguments})" if arguments else "")
-    front = ["---", "library_name: clt-lightning", *([f"license: {licence}"] if licence else []), "tags:"]
-    front += [f"- {tag}" for tag in (*_TAGS, config["topology"].replace("_", "-") + "-transcoder")]
     rows = {
         "form": _KINDS[config["topology"]],
         "size": f"{config['n_layers']} layers x {config['n_features']:,} features of width {config['d_model']}, "
         f"{count(parameters)} parameters",
-        "activation": kind,
+        "activation": _activation(config),
         **_sites(config),
         "linear skip": "yes: it carries a part of the output that no feature names" if config["skip"] else "no",
         "backbone": _backbone(clip),
         **_training(run, metadata),
         "licence": licence or "not stated by who uploaded it",
     }
+    tag = config["topology"].replace("_", "-") + "-transcoder"
+    return _page(place, tag, licence, rows, _measured(results), _snippet(place, clip, revision), _CITE)
+
+
+def units_card(
+    config: Mapping[str, Any],
+    parameters: int,
+    place: str,
+    metadata: Mapping[str, Any] | None = None,
+    results: Mapping[str, Any] | None = None,
+    licence: str | None = None,
+    revision: str | None = None,
+) -> str:
+    """The same of sparse attention; `config` is `SparseAttention.config()`."""
+    metadata, results = metadata or {}, results or {}
+    run = results.get("run") or {}
+    clip = metadata.get("clip") or run.get("clip") or {}
+    own = config["d_qk"] is not None
+    rows = {
+        "form": "sparse attention: units of rank one in the place of every attention layer",
+        "size": f"{config['n_layers']} layers x {config['n_features']:,} units of width {config['d_model']}, "
+        f"{count(parameters)} parameters",
+        "activation": _activation(config),
+        "patterns": f"{config['n_heads']} "
+        + (f"of their own, d_qk {config['d_qk']}" if own else "of the model's heads"),
+        "backbone": _backbone(clip),
+        **_training(run, metadata),
+        "licence": licence or "not stated by who uploaded it",
+    }
+    snippet = _units_snippet(place, clip, revision)
+    return _page(place, "sparse-attention", licence, rows, _measured_units(results), snippet, _CITE_UNITS)
+
+
+def _page(
+    place: str, tag: str, licence: str | None, rows: Mapping[str, str], measured: str, snippet: str, cite: str
+) -> str:
+    front = ["---", "library_name: clt-lightning", *([f"license: {licence}"] if licence else []), "tags:"]
+    front += [f"- {name}" for name in (*_TAGS, tag)]
     parts = [
         "\n".join([*front, "---"]),
         f"# {place}",
         "\n".join(["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items())]),
         "## Measured",
-        _measured(results),
+        measured,
         "## Load it",
-        _snippet(place, clip, revision),
+        snippet,
         "## Cite",
-        _CITE,
+        cite,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _activation(config: Mapping[str, Any]) -> str:
+    activation = config["activation"]
+    arguments = ", ".join(f"{key} {value}" for key, value in activation["init_args"].items())
+    return str(activation["class_path"]) + (f" ({arguments})" if arguments else "")
 
 
 def _sites(config: Mapping[str, Any]) -> dict[str, str]:
@@ -153,6 +202,25 @@ def _measured(results: Mapping[str, Any]) -> str:
     return _table("validation split, without intervals", rows)
 
 
+def _measured_units(results: Mapping[str, Any]) -> str:
+    """Of sparse attention, where it was evaluated with the run that trained it."""
+    for split, found in sorted((results.get("evaluation") or {}).items(), key=lambda item: item[0] != "test"):
+        if not found.get("attention"):
+            continue
+        tables = found["attention"]
+        rows = [
+            ("FVU of attn_out, mean over layers", _number(tables["fvu"]["all"]["mean"])),
+            ("L0", _number(tables["l0"]["all"]["mean"], 1)),
+            ("units that never fired", _percent(tables["dead"]["all"]["mean"])),
+        ]
+        names = {"attention": "every attention", "with_attention": "every MLP and every attention"}
+        for arm in (found.get("zero_shot") or {}).get("arms", []):
+            if arm["kind"] in names:
+                rows.append((f"points lost, {names[arm['kind']]} replaced", _interval(arm["drop"], unit="")))
+        return _table(f"{split} split, {found.get('images', 0):,} images; 95 % intervals over images", rows)
+    return "Nothing was recorded: `python -m clt_lightning test --run RUN` measures it, and the card then says it."
+
+
 def _evaluated(split: str, found: Mapping[str, Any]) -> str:
     rows: list[tuple[str, str]] = []
     reconstruction = found.get("reconstruction") or {}
@@ -175,6 +243,10 @@ def _evaluated(split: str, found: Mapping[str, Any]) -> str:
             window = f"MLPs {arm['first']}-{arm['last']} replaced at all tokens"
             rows.append((f"zero-shot top-1, {window}", _interval(arm["top1"])))
             rows.append((f"points lost, {window}", _interval(arm["drop"], unit="")))
+        elif arm["kind"] == "with_attention":
+            rows.append(
+                ("points lost, sparse attention in every attention's place too", _interval(arm["drop"], unit=""))
+            )
     images = f"{found.get('images', 0):,} images"
     return _table(f"{split} split, {images}; 95 % intervals over images", rows)
 
@@ -199,16 +271,33 @@ def _interval(interval: Mapping[str, Any], unit: str = " %") -> str:
     return text if low is None or high is None else f"{text} ({100 * low:.2f} to {100 * high:.2f})"
 
 
-def _snippet(place: str, clip: Mapping[str, Any], revision: str | None) -> str:
-    at = f', revision="{revision}"' if revision else ""
+def _made(clip: Mapping[str, Any]) -> str:
+    """What makes the backbone in Python."""
     pretrained = clip.get("pretrained")
     backbone = '"demo"' if pretrained == "demo" else repr(clip.get("name") or "ViT-B-32-quickgelu").replace("'", '"')
     weights = "" if pretrained == "demo" else f', pretrained="{pretrained}"' if pretrained else ""
-    made = f"cl.FrozenCLIP(pretrained={backbone})" if pretrained == "demo" else f"cl.FrozenCLIP({backbone}{weights})"
+    return f"cl.FrozenCLIP(pretrained={backbone})" if pretrained == "demo" else f"cl.FrozenCLIP({backbone}{weights})"
+
+
+def _units_snippet(place: str, clip: Mapping[str, Any], revision: str | None) -> str:
+    at = f', revision="{revision}"' if revision else ""
     return f"""```python
 import clt_lightning as cl          # pip install clt-lightning
 
-clip = {made}
+clip = {_made(clip)}
+units = cl.SparseAttention.from_pretrained("{place}"{at})
+with cl.replaced(clip, None, attention=units) as trace:     # units in the place of every attention
+    embeddings = clip.encode_image(images)                  # preprocessed (n, 3, size, size)
+trace.attention[0].dense()                                  # codes of block 0, (1, images x positions, units)
+```"""
+
+
+def _snippet(place: str, clip: Mapping[str, Any], revision: str | None) -> str:
+    at = f', revision="{revision}"' if revision else ""
+    return f"""```python
+import clt_lightning as cl          # pip install clt-lightning
+
+clip = {_made(clip)}
 clt = cl.CrossLayerTranscoder.from_pretrained("{place}"{at})
 acts = clip.capture(images)         # preprocessed (n, 3, size, size), a PIL image, or a list of them
 codes = clt.encode(acts.x)          # sparse; codes.dense() is (layers, tokens, features)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from clt_lightning.core.errors import UserError
@@ -34,8 +35,8 @@ class Pairs:
         is_rectangular: every token owns the same number of pairs.
     """
 
-    features: Tensor
-    offsets: Tensor
+    features: Int[Tensor, " pairs"]
+    offsets: Int[Tensor, " tokens_and_1"]
     n_features: int
     is_rectangular: bool = False
 
@@ -44,18 +45,18 @@ class Pairs:
         return self.offsets.numel() - 1
 
     @cached_property
-    def counts(self) -> Tensor:
+    def counts(self) -> Int[Tensor, " tokens"]:
         """`(tokens,)` int64: number of pairs of each token."""
         return self.offsets.diff()
 
     @cached_property
-    def tokens(self) -> Tensor:
+    def tokens(self) -> Int[Tensor, " pairs"]:
         """`(pairs,)` int64: the token of each pair."""
         positions = torch.arange(self.n_tokens, device=self.offsets.device)
         return torch.repeat_interleave(positions, self.counts, output_size=self.features.numel())
 
     @cached_property
-    def by_feature(self) -> tuple[Tensor, Tensor]:
+    def by_feature(self) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " features_and_1"]]:
         """The same pairs in feature-major order.
 
         Returns:
@@ -75,16 +76,16 @@ class Pairs:
         return order, offsets
 
     @cached_property
-    def features_i32(self) -> Tensor:
+    def features_i32(self) -> Int[Tensor, " pairs"]:
         """`features` as int32: half the index traffic, and the type of the fast CPU kernels."""
         return self.features.to(torch.int32)
 
     @cached_property
-    def offsets_i32(self) -> Tensor:
+    def offsets_i32(self) -> Int[Tensor, " tokens_and_1"]:
         return self.offsets.to(torch.int32)
 
     @cached_property
-    def feature_major(self) -> tuple[Tensor, Tensor]:
+    def feature_major(self) -> tuple[Int[Tensor, " features_and_1"], Int[Tensor, " pairs"]]:
         """Start of each feature `(F + 1,)` and token of each pair `(pairs,)` in feature-major order, int32."""
         order, offsets = self.by_feature
         return offsets.to(torch.int32), self.tokens[order].to(torch.int32)
@@ -94,20 +95,20 @@ class Pairs:
         """The features' pairs in pieces of bounded size, for the GPU's kernels."""
         return FeatureChunks.of(self.feature_major[0], self.features.numel())
 
-    def csr(self, by_feature: Tensor) -> Tensor:
+    def csr(self, by_feature: Float[Tensor, " pairs"]) -> Float[Tensor, "features tokens"]:
         """`(F, tokens)` CSR matrix of values given in feature-major order."""
         starts, tokens = self.feature_major
         size = (self.n_features, self.n_tokens)
         return torch.sparse_csr_tensor(starts, tokens, by_feature, size, check_invariants=False)
 
     @classmethod
-    def rectangular(cls, features: Tensor, n_features: int) -> Pairs:
+    def rectangular(cls, features: Int[Tensor, "tokens k"], n_features: int) -> Pairs:
         """Pairs of a `(tokens, k)` index table."""
         tokens, k = features.shape
         offsets = torch.arange(tokens + 1, device=features.device) * k
         return cls(features.reshape(-1), offsets, n_features, is_rectangular=True)
 
-    def columns(self, places: Tensor) -> Pairs:
+    def columns(self, places: Int[Tensor, "tokens n"]) -> Pairs:
         """Some of rectangular pairs, as many of each token; in feature-major order without a second sort.
 
         Args:
@@ -129,7 +130,7 @@ class Pairs:
             pairs.__dict__["by_feature"] = moved[:-1], starts
         return pairs
 
-    def keep(self, chosen: Tensor) -> Pairs:
+    def keep(self, chosen: Bool[Tensor, " pairs"]) -> Pairs:
         """Some of the pairs.
 
         Args:
@@ -137,7 +138,7 @@ class Pairs:
         """
         return self.at(true_places(chosen))
 
-    def at(self, kept: Tensor) -> Pairs:
+    def at(self, kept: Int[Tensor, " n"]) -> Pairs:
         """Some of the pairs.
 
         Args:
@@ -145,7 +146,7 @@ class Pairs:
         """
         return Pairs._of(self.tokens[kept], self.features[kept], self.n_tokens, self.n_features)
 
-    def entries(self, table: Tensor) -> Tensor:
+    def entries(self, table: Shaped[Tensor, "tokens features"]) -> Shaped[Tensor, " pairs"]:
         """`(pairs,)`: what a `(tokens, F)` tensor holds at the pairs."""
         if self.is_rectangular:
             if not self.n_tokens:
@@ -163,7 +164,7 @@ class Pairs:
         return cls(features, offsets, first.n_features)
 
     @classmethod
-    def from_mask(cls, mask: Tensor) -> Pairs:
+    def from_mask(cls, mask: Bool[Tensor, "tokens features"]) -> Pairs:
         """Pairs at the true positions of a `(tokens, F)` mask."""
         if mask.device.type != "cpu" or not mask.shape[1]:
             tokens, features = mask.nonzero(as_tuple=True)
@@ -173,7 +174,7 @@ class Pairs:
         return cls._of(tokens, places - tokens * mask.shape[1], mask.shape[0], mask.shape[1])
 
     @classmethod
-    def largest(cls, table: Tensor, n: int) -> Pairs:
+    def largest(cls, table: Float[Tensor, "tokens features"], n: int) -> Pairs:
         """Pairs at the n largest entries of a `(tokens, F)` tensor; a GPU's host need not wait, since n is known."""
         places = torch.topk(table.flatten(), n, sorted=False).indices.sort().values
         tokens = torch.div(places, table.shape[1], rounding_mode="floor")
@@ -206,7 +207,11 @@ class Codes:
     A value of exactly 0 counts as not active.
     """
 
-    def __init__(self, pairs: Sequence[Pairs | None], values: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        pairs: Sequence[Pairs | None],
+        values: Sequence[Float[Tensor, " pairs"] | Float[Tensor, "tokens features"]],
+    ) -> None:
         if len(pairs) != len(values) or not pairs:
             raise UserError(f"Codes needs one Pairs and one values tensor a layer, got {len(pairs)} and {len(values)}")
         for layer, (p, v) in enumerate(zip(pairs, values)):
@@ -216,7 +221,7 @@ class Codes:
         self._pairs = list(pairs)
 
     @classmethod
-    def from_dense(cls, dense: Tensor) -> Codes:
+    def from_dense(cls, dense: Float[Tensor, "layers tokens features"]) -> Codes:
         """Codes of a dense `(layers, tokens, n_features)` tensor; gradients flow to its non-zero entries."""
         if dense.dim() != 3:
             raise UserError(f"dense codes are (layers, tokens, n_features), got shape {tuple(dense.shape)}")
@@ -224,7 +229,9 @@ class Codes:
         return cls(pairs, [layer[p.tokens, p.features] for layer, p in zip(dense, pairs)])
 
     @classmethod
-    def from_topk(cls, values: Tensor, indices: Tensor, n_features: int) -> Codes:
+    def from_topk(
+        cls, values: Float[Tensor, "layers tokens k"], indices: Int[Tensor, "layers tokens k"], n_features: int
+    ) -> Codes:
         """Codes of the padded form: `values` and `indices`, both `(layers, tokens, k)`."""
         if values.shape != indices.shape or values.dim() != 3:
             raise UserError(
@@ -285,7 +292,7 @@ class Codes:
         """Whether a layer is held densely."""
         return self._pairs[layer] is None
 
-    def layer(self, layer: int) -> tuple[Pairs, Tensor]:
+    def layer(self, layer: int) -> tuple[Pairs, Float[Tensor, " pairs"]]:
         """Pairs and values `(pairs,)` of one layer; a dense layer is converted, gradients flow."""
         p, v = self._pairs[layer], self.layer_values[layer]
         if p is not None:
@@ -297,7 +304,7 @@ class Codes:
         """The codes of one layer alone."""
         return Codes([self._pairs[layer]], [self.layer_values[layer]])
 
-    def dense_layer(self, layer: int) -> Tensor:
+    def dense_layer(self, layer: int) -> Float[Tensor, "tokens features"]:
         """Dense codes of one layer, `(tokens, n_features)`; gradients flow."""
         p, v = self._pairs[layer], self.layer_values[layer]
         if p is None:
@@ -305,7 +312,7 @@ class Codes:
         # accumulate: a hand-made Codes may name a feature twice for one token
         return v.new_zeros(p.n_tokens, p.n_features).index_put((p.tokens, p.features), v, accumulate=True)
 
-    def dense(self) -> Tensor:
+    def dense(self) -> Float[Tensor, "layers tokens features"]:
         """Dense view, `(layers, tokens, n_features)`; costs that much memory; gradients flow."""
         return torch.stack([self.dense_layer(layer) for layer in range(self.n_layers)])
 
@@ -327,12 +334,12 @@ class Codes:
         return torch.stack(values), torch.stack(indices)
 
     @property
-    def values(self) -> Tensor:
+    def values(self) -> Float[Tensor, "layers tokens k"]:
         """`(layers, tokens, k)`, k = the largest number of pairs of any token; 0 where there is none."""
         return self._padded[0]
 
     @property
-    def indices(self) -> Tensor:
+    def indices(self) -> Int[Tensor, "layers tokens k"]:
         """`(layers, tokens, k)` int64, the features of `values`; 0 where there is none."""
         return self._padded[1]
 
@@ -340,7 +347,7 @@ class Codes:
         return Codes(self._pairs, [v.detach() for v in self.layer_values])
 
     # -- statistics --------------------------------------------------------------------------------------------------
-    def l0(self) -> Tensor:
+    def l0(self) -> Int[Tensor, "layers tokens"]:
         """`(layers, tokens)` int64: number of non-zero codes of each token."""
         rows = []
         for p, v in zip(self._pairs, self.layer_values):
@@ -353,7 +360,7 @@ class Codes:
                 rows.append(p.counts.new_zeros(p.n_tokens).index_add_(0, p.tokens, active.to(p.counts.dtype)))
         return torch.stack(rows)
 
-    def fired(self) -> Tensor:
+    def fired(self) -> Bool[Tensor, "layers features"]:
         """`(layers, n_features)` bool: the features with a non-zero code on any of the tokens."""
         out = torch.zeros(self.n_layers, self.n_features, dtype=torch.bool, device=self.device)
         for layer, (p, v) in enumerate(zip(self._pairs, self.layer_values)):
@@ -366,7 +373,7 @@ class Codes:
                 out[layer] = found[:-1]
         return out
 
-    def select_tokens(self, keep: Tensor) -> Codes:
+    def select_tokens(self, keep: Bool[Tensor, " tokens"]) -> Codes:
         """Codes of some tokens only.
 
         Args:

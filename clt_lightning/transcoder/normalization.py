@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from clt_lightning.core.errors import UserError
@@ -26,10 +27,10 @@ class ActivationStatistics:
         y_var: `(layers,)` total variance of y: mean over tokens of `||y - y_mean||^2`.
     """
 
-    x_mean: Tensor
-    x_norm: Tensor
-    y_mean: Tensor
-    y_var: Tensor
+    x_mean: Float[Tensor, "layers d_in"]
+    x_norm: Float[Tensor, " layers"]
+    y_mean: Float[Tensor, "layers d_out"]
+    y_var: Float[Tensor, " layers"]
 
 
 class StatisticsAccumulator:
@@ -52,7 +53,7 @@ class StatisticsAccumulator:
         self.x_sum, self.x_norm_sum = zeros(n_layers, d_model), zeros(n_layers)
         self.y_sum, self.y_square_sum = zeros(n_layers, d_model if d_out is None else d_out), zeros(n_layers)
 
-    def update(self, x: Tensor, y: Tensor) -> None:
+    def update(self, x: Float[Tensor, "layers tokens d_in"], y: Float[Tensor, "layers tokens d_out"]) -> None:
         """Adds tokens: `x` and `y` are `(layers, tokens, d_in)` and `(layers, tokens, d_out)`."""
         if x.dim() != 3 or y.dim() != 3 or x.shape[:2] != y.shape[:2]:
             raise UserError(f"x and y are (layers, tokens, width), got {tuple(x.shape)} and {tuple(y.shape)}")
@@ -64,7 +65,7 @@ class StatisticsAccumulator:
             self.y_sum[layer] += y64.sum(0)
             self.y_square_sum[layer] += y64.square().sum()
 
-    def sums(self) -> list[Tensor]:
+    def sums(self) -> list[Float[Tensor, "*shape"]]:
         """The sums, for an all-reduce in place over processes."""
         return [self.n, self.x_sum, self.x_norm_sum, self.y_sum, self.y_square_sum]
 
@@ -87,7 +88,9 @@ class StatisticsAccumulator:
         return ActivationStatistics(self.x_sum / self.n, self.x_norm_sum / self.n, y_mean, y_var.clamp_min(0))
 
 
-def standardise(x: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor, Tensor]:
+def standardise(
+    x: Float[Tensor, "... d"], eps: float = 1e-5
+) -> tuple[Float[Tensor, "... d"], Float[Tensor, "... 1"], Float[Tensor, "... 1"]]:
     """Each token less its mean over channels, divided by its standard deviation (plus eps); and these two.
 
     Args:
@@ -107,13 +110,13 @@ def power_of_two(value: float) -> float:
     return 2.0 ** round(math.log2(value)) if value > 0 else 1.0
 
 
-def input_scales(statistics: ActivationStatistics) -> Tensor:
+def input_scales(statistics: ActivationStatistics) -> Float[Tensor, " layers"]:
     """`(layers,)` factors that bring the mean norm of x to about sqrt(d_model)."""
     d = statistics.x_mean.shape[1]
     return torch.tensor([power_of_two(math.sqrt(d) / n if n > 0 else 0.0) for n in statistics.x_norm.tolist()])
 
 
-def output_scales(statistics: ActivationStatistics) -> Tensor:
+def output_scales(statistics: ActivationStatistics) -> Float[Tensor, " layers"]:
     """`(layers,)` factors s such that `(y - y_mean) / s` has about unit variance a dimension."""
     d = statistics.y_mean.shape[1]
     return torch.tensor([power_of_two(math.sqrt(v / d)) for v in statistics.y_var.tolist()])

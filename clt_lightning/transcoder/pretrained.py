@@ -21,7 +21,7 @@ from clt_lightning.core import kinds
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import finite, read_text, sha256, whole_file
 from clt_lightning.core.hub import Repository
-from clt_lightning.transcoder import activations
+from clt_lightning.transcoder import activations, packed
 
 FORMAT = "clt_lightning/1"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -36,7 +36,8 @@ def save(arguments: dict[str, Any], state: dict[str, Tensor], folder: str | Path
         UserError: the disk is full or the place cannot be written, or the metadata are not plain values.
     """
     folder = Path(folder)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    tensors = {name: tensor.detach().cpu() for name, tensor in state.items()}
+    tensors = {name: tensor.contiguous() for name, tensor in packed.pack(tensors).items()}
     config = plain({"format": FORMAT, **arguments, "metadata": metadata})
     with whole_file(folder / CONFIG) as config_file:
         with whole_file(folder / WEIGHTS) as weights_file:
@@ -82,7 +83,7 @@ def load(cls: type[M], folder: Path, dtype: torch.dtype = torch.float32, *, trus
     with ThreadPoolExecutor(1) as pool:  # the sum takes about as long as the rest
         weights_sum = pool.submit(sha256, folder / WEIGHTS)
         try:
-            clt = build(cls, config, _read_tensors(folder / WEIGHTS), dtype, trusted=trusted)
+            clt = build(cls, config, packed.unpack(_read_tensors(folder / WEIGHTS)), dtype, trusted=trusted)
         except UserError:
             _compare(folder, WEIGHTS, config, weights_sum.result())  # damage explains more than what it led to
             raise

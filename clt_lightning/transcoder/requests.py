@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from clt_lightning.transcoder.codes import Codes, Pairs
@@ -22,11 +23,11 @@ class CLTOutput:
             computed again in fp32; None where no product was in low precision.
     """
 
-    y_hat: Tensor
+    y_hat: Float[Tensor, "layers tokens d_out"]
     codes: Codes
-    pre: list[Tensor] | None = None
-    auxiliary: Tensor | None = None
-    repeated: Tensor | None = None
+    pre: list[Float[Tensor, "tokens features"]] | None = None
+    auxiliary: Float[Tensor, "layers auxiliary_tokens d_out"] | None = None
+    repeated: Num[Tensor, ""] | None = None
 
 
 @dataclass
@@ -40,9 +41,9 @@ class AuxiliaryRequest:
         counts: number of dead features a layer, where known: the device then need not be waited for.
     """
 
-    dead: Tensor
+    dead: Bool[Tensor, "layers features"]
     k: int
-    tokens: Tensor
+    tokens: Int[Tensor, " auxiliary_tokens"]
     counts: tuple[int, ...] | None = None
 
     def count(self, layer: int) -> int:

@@ -1,11 +1,11 @@
-"""How a transcoder is written, shared and loaded."""
+"""How a transcoder, and sparse attention, is written, shared and loaded."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,22 +14,37 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import pretrained
 from clt_lightning.transcoder.precision import float_type
 
-if TYPE_CHECKING:
-    from clt_lightning.transcoder.clt import CrossLayerTranscoder
-
 
 class Saving(nn.Module):
-    """The half of a transcoder that deals with files and the Hugging Face Hub."""
+    """The half of a module that deals with files and the Hugging Face Hub."""
+
+    units: ClassVar[str] = "features"
 
     n_layers: int
     n_features: int
 
     def config(self) -> dict[str, Any]:
-        """Plain arguments that build an untrained transcoder of the same form."""
+        """Plain arguments that build an untrained module of the same form."""
         raise NotImplementedError
 
     def folded_state(self) -> dict[str, Tensor]:
         """The tensors to write."""
+        raise NotImplementedError
+
+    @classmethod
+    def read_folder(cls, folder: Path, dtype: torch.dtype, trust: bool) -> Self:
+        """The module of a folder's files."""
+        return pretrained.load(cls, folder, dtype, trusted=trust)
+
+    def card(
+        self,
+        place: str,
+        metadata: Mapping[str, Any] | None,
+        results: Mapping[str, Any] | None,
+        licence: str | None,
+        revision: str | None,
+    ) -> str:
+        """README.md of a repository that holds it."""
         raise NotImplementedError
 
     def save_pretrained(self, folder: str | Path, metadata: dict[str, Any] | None = None) -> Path:
@@ -81,22 +96,21 @@ class Saving(nn.Module):
             UserError: a name that cannot be, no leave to write, no network, or no such results.
         """
         from clt_lightning.core import hub
-        from clt_lightning.transcoder import card
+        from clt_lightning.transcoder.card import read_results
 
         name, inside = pretrained.split_name(repo_id)
         if name is None:
             raise UserError(f"{repo_id!r} is no name of a repository: write user/name or user/name/subfolder")
         inside = "/".join(part for part in (inside, (subfolder or "").strip("/")) if part)
-        record = card.read_results(results)
+        record = read_results(results)
         if metadata is None:
             metadata = pretrained.metadata_of_run(results)
         place = f"{name}/{inside}" if inside else name
-        parameters = sum(p.numel() for p in self.parameters())
-        text = card.card(self.config(), parameters, place, metadata, record, licence, revision)
+        text = self.card(place, metadata, record, licence, revision)
         with tempfile.TemporaryDirectory() as made:
             folder = self.save_pretrained(made, metadata)
             (folder / "README.md").write_text(text, encoding="utf-8")
-            message = commit_message or f"{type(self).__name__}, {self.n_layers} x {self.n_features} features"
+            message = commit_message or f"{type(self).__name__}, {self.n_layers} x {self.n_features} {self.units}"
             return hub.upload(folder, name, inside or None, revision, token, private, message)
 
     @classmethod
@@ -113,9 +127,9 @@ class Saving(nn.Module):
         local_files_only: bool = False,
         force_download: bool = False,
         trust: bool = False,
-    ) -> CrossLayerTranscoder:
-        """Loads what `save_pretrained` wrote, and compares it with the sums in its config.json; or a folder of
-        circuit-tracer, SAELens or Prisma (docs/interchange.md says what maps).
+    ) -> Self:
+        """Loads what `save_pretrained` wrote, and compares it with the sums in its config.json; a transcoder also from
+        a folder of circuit-tracer, SAELens or Prisma (docs/interchange.md says what maps).
 
         Args:
             folder_or_hub_id: a folder, or a Hugging Face repository (the only case that needs a network), or a folder
@@ -135,8 +149,6 @@ class Saving(nn.Module):
         Raises:
             UserError: a file is missing, damaged, changed, or does not fit its config; or the device or type cannot be.
         """
-        from clt_lightning.transcoder import files  # which builds transcoders
-
         folder = pretrained.find(
             folder_or_hub_id,
             subfolder=subfolder,
@@ -146,11 +158,32 @@ class Saving(nn.Module):
             local_files_only=local_files_only,
             force_download=force_download,
         )
-        theirs = None if pretrained.is_ours(folder) else files.read(folder)
-        kind = float_type(dtype)
-        clt: Any = pretrained.load(cls, folder, kind, trusted=trust) if theirs is None else theirs.to(kind)
+        found = cls.read_folder(folder, float_type(dtype), trust)
         try:
-            placed: CrossLayerTranscoder = clt.to(device).eval()
-            return placed
+            return found.to(device).eval()
         except (RuntimeError, AssertionError) as error:  # a device that this machine or this torch lacks
             raise UserError(f"device={str(device)!r}: {error}") from error
+
+
+class TranscoderSaving(Saving):
+    """The same of a transcoder, which other tools write as well."""
+
+    @classmethod
+    def read_folder(cls, folder: Path, dtype: torch.dtype, trust: bool) -> Self:
+        from clt_lightning.transcoder import files  # which builds transcoders
+
+        theirs: Any = None if pretrained.is_ours(folder) else files.read(folder)
+        return super().read_folder(folder, dtype, trust) if theirs is None else theirs.to(dtype)
+
+    def card(
+        self,
+        place: str,
+        metadata: Mapping[str, Any] | None,
+        results: Mapping[str, Any] | None,
+        licence: str | None,
+        revision: str | None,
+    ) -> str:
+        from clt_lightning.transcoder import card
+
+        parameters = sum(p.numel() for p in self.parameters())
+        return card.card(self.config(), parameters, place, metadata, results, licence, revision)

@@ -41,7 +41,7 @@ class DepthSupport:
         written: one `(F, targets)` bool a source layer i, of the target layers `i .. i + targets - 1`.
     """
 
-    written: tuple[Tensor, ...]
+    written: tuple[Tensor, "*shape"]
 
     def targets(self, layer: int, feature: int) -> list[int]:
         """The layers that a feature of `layer` writes to; empty for one without a decoder."""
@@ -108,6 +108,8 @@ def depth_support(clt: CrossLayerTranscoder, below: float = 0.0) -> DepthSupport
 def prune_groups(clt: CrossLayerTranscoder, keep: float | None = None, below: float | None = None) -> DepthSupport:
     """Sets the smallest groups to zero, in place: the baseline that a prior on the groups must beat.
 
+    A feature keeps its largest group in any case.
+
     Args:
         clt: the transcoder.
         keep: share of the groups that stay, those of the largest relative norms, over all layers.
@@ -117,7 +119,7 @@ def prune_groups(clt: CrossLayerTranscoder, keep: float | None = None, below: fl
         what is left.
 
     Raises:
-        UserError: both are given or neither, or they are out of range.
+        UserError: both are given or neither, or they are out of range; or `keep` is less than a group per feature.
     """
     if (keep is None) == (below is None):
         raise UserError("prune_groups: give keep (a share) or below (a relative norm), one of the two")
@@ -125,17 +127,39 @@ def prune_groups(clt: CrossLayerTranscoder, keep: float | None = None, below: fl
         raise UserError(f"prune_groups: keep must be above 0 and at most 1, got {keep}")
     if below is not None and not below >= 0:
         raise UserError(f"prune_groups: below must not be negative, got {below}")
-    norms = [relative_norms(group_norms(clt, i)) for i in range(clt.n_layers)]
-    if below is not None:
-        kept = [n > below for n in norms]
-    else:
-        every = torch.cat([n.flatten() for n in norms])
-        wanted = min(round((keep or 0.0) * every.numel()), int((every > 0).sum()))
-        chosen = torch.zeros_like(every, dtype=torch.bool)
-        chosen[every.topk(wanted).indices] = True
-        kept = [part.view(n.shape) for part, n in zip(chosen.split([n.numel() for n in norms]), norms)]
+    ranks = group_ranks(clt)
+    if below is None:
+        below = cut_rank(torch.cat([rank.flatten() for rank in ranks]), keep or 0.0)
+    kept = [rank > below for rank in ranks]
     hold(clt, kept)
     return DepthSupport(tuple(k.cpu() for k in kept))
+
+
+def group_ranks(clt: CrossLayerTranscoder) -> list[Tensor]:
+    """One `(F, targets)` a layer: relative norms, and infinity for the largest group of each feature."""
+    ranks = []
+    for layer in range(clt.n_layers):
+        norms = relative_norms(group_norms(clt, layer))
+        largest = norms.amax(1, keepdim=True)
+        first = torch.zeros_like(norms, dtype=torch.bool).scatter_(1, norms.argmax(1, keepdim=True), True)
+        ranks.append(norms.masked_fill(first & (largest > 0), torch.inf))
+    return ranks
+
+
+def cut_rank(ranks: Tensor, keep: float) -> float:
+    """The rank that a group must exceed where a share `keep` of all is to stay.
+
+    Raises:
+        UserError: fewer than one a feature.
+    """
+    wanted, least = round(keep * ranks.numel()), int(ranks.isinf().sum())
+    if wanted < least:
+        raise UserError(
+            f"keep={keep:g} of the groups would leave less than one per feature: take {least / ranks.numel():.3f} or "
+            "more"
+        )
+    below = ranks.sort(descending=True).values[wanted:]
+    return float(below[0]) if len(below) else 0.0
 
 
 @torch.no_grad()

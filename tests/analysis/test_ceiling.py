@@ -1,17 +1,15 @@
-"""The encoder's ceiling and the anchors, where the answer is known."""
+"""The encoder's ceiling, where the answer is known."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from clt_lightning.analysis.anchors import anchor_agreement
-from clt_lightning.analysis.ceiling import encoder_ceiling
-from clt_lightning.analysis.matching import match_features
+from clt_lightning.analysis import ceiling
+from clt_lightning.analysis.ceiling import ceiling_bytes, encoder_ceiling
 from clt_lightning.core.errors import UserError
 from clt_lightning.data import Planted
 from clt_lightning.transcoder import AbsTopK, CrossLayerTranscoder, ReLU, TopK
-from clt_lightning.transcoder.support import depth_support
 
 
 def planted(seed: int = 0, anchors: float = 0.3) -> tuple[CrossLayerTranscoder, Planted]:
@@ -47,20 +45,18 @@ def test_what_it_is_not_for_is_refused() -> None:
         encoder_ceiling(CrossLayerTranscoder(3, 16, 12, ReLU(), seed=0), x, x[:, :2])
 
 
-def test_agreement_of_anchors_is_told_apart_from_the_others() -> None:
-    clt, _ = planted()
-    other, _ = planted()
-    support = depth_support(clt)
-    there = support.anchors()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for layer, W in enumerate(other.W_enc):
-            others = ~there[layer]
-            W[others] = torch.randn(int(others.sum()), 16, generator=generator)
-    found = anchor_agreement(support, match_features(clt, other))
-    assert found.share == pytest.approx(float(there[:2].float().mean()))
-    assert found.anchors == pytest.approx(1.0, abs=1e-5)
-    assert found.others < 0.8
-    assert 0 < found.low < found.anchors - found.others < found.high
-    with pytest.raises(UserError, match="layers"):
-        anchor_agreement(support, match_features(clt, other)[:2])
+def test_memory_is_said_before_and_too_little_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clt, world = planted()
+    batch = world.sample(3, seed=1)
+    needed = ceiling_bytes(clt, 3)
+    assert needed == 36 * 48 * 4 + 3 * 36 * 3 * 8
+    encoder_ceiling(clt, batch.x, batch.y, progress=True)
+    assert "the codes take 0.00 GB of main memory" in "".join(capsys.readouterr())
+    monkeypatch.setattr(ceiling, "available", lambda: needed - 1)
+    with pytest.raises(UserError, match=r"for 3 x 12 features and 3 tokens.*take fewer tokens$"):
+        encoder_ceiling(clt, batch.x, batch.y)
+    monkeypatch.setattr(ceiling, "available", lambda: 100)
+    with pytest.raises(UserError, match="the decoders alone are too large"):
+        encoder_ceiling(clt, batch.x, batch.y)

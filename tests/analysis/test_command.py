@@ -71,14 +71,20 @@ def test_fit_then_test_then_explain(
     assert "nearest by sparse code" in shown
 
     steering = tmp_path / "steer.json"
-    main(["steer", "--run", str(run), "--scale", "0/0=0", "--set", "3/5=4", "--image", key, "--output", str(steering)])
+    files = ["--output", str(steering), "--picture", str(tmp_path / "steer.png"), "--save", "two"]
+    main(["steer", "--run", str(run), "--scale", "0/0=0", "--set", "3/5=4", "--image", key, *files])
     shown = capsys.readouterr().out
+    assert (tmp_path / "steer.png").read_bytes().startswith(b"\x89PNG")
+    saved = json.loads((run / "steering" / "two.json").read_text())
+    assert saved["run"] == {"title": "quickstart/version_0", "started": saved["run"]["started"], "step": 6}
     assert "3/5 = 4; 0/0 x 0 at all tokens of the original model" in shown
     assert f"{key}: " in shown
     record = json.loads(steering.read_text())
     assert [edit["kind"] for edit in record["edits"]] == ["set", "scale"]
     assert [image["key"] for image in record["per_image"]] == [key]
     assert record["per_image"][0]["label"] == load_features(run).labels[7]
+    assert saved["edits"] == record["edits"]
+    assert saved["mean_change"] == record["mean_change"]
     with pytest.raises(SystemExit):
         main(["steer", "--run", str(run), "--image", key])
     assert "give at least one of --set, --scale, --add" in capsys.readouterr().err

@@ -103,7 +103,7 @@ def test_what_is_refused() -> None:
         dense.read_out(vit, sae, splits(), is_bright, "x", ["a"])
     with pytest.raises(UserError, match="split 'val' has no patch with a target"):
         dense.read_out(vit, sae, splits() | {"val": []}, is_bright, "x", ["a", "b"])
-    with pytest.raises(UserError, match="the demo's renders know shape and depth, not 'normals'"):
+    with pytest.raises(UserError, match="the demo's renders know shape, depth, position, not 'normals'"):
         dense.demo_target(vit, 0, 48, "normals")
 
 
@@ -147,6 +147,42 @@ def test_targets_of_the_demo_follow_the_preprocessing() -> None:
     values = depth(batch)
     assert 0 <= float(values.min()) <= float(values.max()) <= 3
     assert bool((values[found > 0] >= 1).all())  # half of it or more is at place 2
+    position, none = dense.demo_target(vit, seed, 96, "position")
+    assert none is None
+    for image, away in zip(found, position(batch)):
+        nearest, inside = away.flatten().argmin(), (image > 0).flatten()
+        assert bool(inside[nearest]) or float(away.min()) < 0.25
+        # of a grid's patches the farthest is at least half a side away from any point of the picture
+        assert 0 <= float(away.min()) < 0.5 < float(away.max()) < 2**0.5
+        assert float(away.flatten()[inside].mean()) < float(away.flatten()[~inside].mean())
+
+
+def test_a_class_of_its_own_has_its_own_features() -> None:
+    """By hand: a code's ranks against being of each class."""
+    vit, sae = world()
+
+    def thirds(batch: Any) -> Tensor:
+        rows = torch.tensor([0, 1, 1, 2])[:, None].expand(4, 4)
+        return rows.expand(len(batch["image"]), 4, 4).contiguous()
+
+    found = dense.read_out(vit, sae, splits(), thirds, "row", ["top", "middle", "bottom"])
+    assert found.by_class is not None
+    assert found.by_class.shape == (3, 96)
+    with torch.no_grad():
+        read = (vit.read(b["image"], "resid_post", [0])["resid_post"] for b in splits()["test"])
+        codes = torch.cat([sae.encode(x).dense()[0] for x in read])
+    patches = codes.unflatten(0, (24, -1))[:, 1:].flatten(0, 1)
+    target = torch.cat([thirds(b) for b in splits()["test"]]).flatten()
+    for number, name in enumerate(found.classes or ()):
+        feature, strength = found.strongest(1, name)[0]
+        ranks: list[Any] = [mean_ranks(v.numpy()) for v in (patches[:, feature], (target == number).float())]
+        assert strength == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=1e-4)
+    feature, strength = found.strongest(1)[0]
+    ranks = [mean_ranks(v.numpy()) for v in (patches[:, feature], (target > 0).float())]
+    assert strength == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=1e-4)
+    said = found.to_json()["features_by_class"]
+    assert list(said) == ["top", "middle", "bottom"]
+    assert len(said["top"]) == 5
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

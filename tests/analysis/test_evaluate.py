@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+import open_clip
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -30,6 +31,7 @@ from clt_lightning.callbacks import Evaluate, RunRecord
 from clt_lightning.core.errors import UserError
 from clt_lightning.interventions.replacement import replaced
 from clt_lightning.transcoder import CrossLayerTranscoder
+from tests.parallel import processes
 
 from .world import (
     CLASSES,
@@ -43,6 +45,7 @@ from .world import (
     make_module,
     numpy_codes,
     numpy_terms,
+    register,
     shake,
 )
 
@@ -353,15 +356,20 @@ def compare(one: Any, two: Any, path: str = "") -> None:
         assert one == two, path
 
 
+def evaluated(folder: Path, **options: Any) -> None:
+    made = trainer(folder, Evaluate(**OPTIONS), RunRecord(), **options)
+    made.test(make_module(), datamodule=Made(n=25, n_train=17), verbose=False)
+
+
+def evaluated_by_two(folder: Path, models: Path) -> None:
+    open_clip.add_model_config(models)
+    evaluated(folder, devices=2, strategy="ddp")
+
+
 def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
-    model, data = make_module(), Made(n=25, n_train=17)
-
-    def callbacks() -> tuple[pl.Callback, ...]:
-        return Evaluate(**OPTIONS), RunRecord()
-
-    trainer(tmp_path, *callbacks()).test(model, datamodule=data, verbose=False)
-    both = trainer(tmp_path, *callbacks(), devices=2, strategy="ddp_spawn")
-    both.test(model, datamodule=data, verbose=False)
+    evaluated(tmp_path)
+    register(tmp_path)
+    processes.run(evaluated_by_two, tmp_path / "ranks", 2, tmp_path, tmp_path)
     one, two = sorted((tmp_path / "run").iterdir())
     content = json.loads((two / "results.json").read_text())
     assert content["evaluation"]["test"]["run"]["hardware"]["processes"] == 2

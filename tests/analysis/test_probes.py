@@ -80,6 +80,54 @@ def test_the_f_statistic_by_hand() -> None:
     assert float(f_statistic(torch.ones(60, 1), rows.y, 3)) == 0
 
 
+def rare_and_telling(n: int, seed: int, classes: int = 8, rare: int = 400) -> Rows:
+    """Three columns hold the three bits of the class, with noise; the others fire on two images, whichever they are."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % classes
+    bits = ((y[:, None] >> torch.arange(3)) & 1).float() + 0.25 * torch.randn(n, 3, generator=generator)
+    x = torch.zeros(n, 3 + rare)
+    x[:, :3] = bits
+    for column in range(3, 3 + rare):
+        x[torch.randperm(n, generator=generator)[:2], column] = 1 + torch.rand(2, generator=generator)
+    return Rows(x, y)
+
+
+@pytest.mark.parametrize("each", [2, 3, 5])
+def test_with_few_images_a_class_rare_features_are_not_chosen(each: int) -> None:
+    """By chance some fire on two images of one class: their F statistic is the largest, and they tell nothing."""
+    train, val, test = (rare_and_telling(8 * n, seed) for n, seed in ((each, 0), (each, 1), (20, 2)))
+    by_f = f_statistic(train.x, train.y, 8).argsort(descending=True)[:3]
+    if each == 2:  # of two images, both of a class: nothing is left within the classes
+        assert not {0, 1, 2} & set(by_f.tolist())
+    probe = fit_classes(train, val, 8, k=3)
+    assert probe.chosen is not None
+    assert set(probe.chosen.tolist()) == {0, 1, 2}
+    assert float((probe.classes(test.x) == test.y).float().mean()) > 0.6
+
+
+def test_a_feature_of_one_class_alone_is_chosen_where_it_has_its_images() -> None:
+    """What fires on a class and on nothing else is no accident: rare features are not left out as such."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(200) % 10
+    x = 0.5 * torch.randn(200, 30, generator=generator)
+    x[:, 7] = (y == 3).float()
+    assert int(fit.class_score(x, y, 10).argmax()) == 7
+    constant = fit.class_score(torch.ones(200, 2), y, 10)
+    assert constant.tolist() == [0, 0]
+
+
+def test_of_numbers_rare_columns_are_not_chosen_either() -> None:
+    generator = torch.Generator().manual_seed(0)
+    y = torch.cat([torch.randn(39, generator=generator), torch.tensor([9.0])])
+    x = torch.stack([y + 1.5 * torch.randn(40, generator=generator), (y == 9).float()], 1)
+    rows = Rows(x, y)
+    old = torch.corrcoef(torch.cat([x.T, y[None]]))[2, :2].abs()
+    assert int(old.argmax()) == 1
+    chosen = fit_numbers(rows, rows, k=1).chosen
+    assert chosen is not None
+    assert chosen.tolist() == [0]
+
+
 def test_numbers() -> None:
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(400, 6, generator=generator)

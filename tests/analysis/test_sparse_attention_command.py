@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -9,25 +10,50 @@ import pytest
 import torch
 
 from clt_lightning.analysis import open_run
-from clt_lightning.analysis.sparse_attention import mean_outputs, spanned_heads
+from clt_lightning.analysis.attention_heads import spanned_heads
+from clt_lightning.analysis.attention_units import AttentionMeans
+from clt_lightning.analysis.results import load_evaluation
+from clt_lightning.analysis.sparse_attention import ARMS, measure
+from clt_lightning.analysis.suite import Subject, Suite
+from clt_lightning.analysis.tags import load_metrics
 from clt_lightning.backbone.attention_parts import attention_pattern
+from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.backbone.vit import FrozenViT
 from clt_lightning.cli.main import main
 from clt_lightning.core.errors import UserError
-from clt_lightning.transcoder import AbsTopK
+from clt_lightning.interventions.replacement import replaced
+from clt_lightning.transcoder import AbsTopK, CrossLayerTranscoder
 from clt_lightning.transcoder.attention import SparseAttention
 from tests.backbone.models import ROWS, make
-from tests.cli.small import write
+from tests.cli.small import CONFIG, write
 
 ROW = {row.what: row for row in ROWS}
 
 
+UNITS = {"n_features": 48, "activation": {"class_path": "TopK", "init_args": {"k": 6}}}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `runs/small` lies, trained with units beside the transcoder, and `told.txt`, what was said."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = write(folder, model=CONFIG["model"] | {"attention": UNITS})
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        (folder / "told.txt").open("w") as told,
+        contextlib.redirect_stdout(told),
+    ):
+        patch.chdir(folder)
+        patch.setenv("PL_GLOBAL_SEED", "0")  # Lightning sets it; put back afterwards
+        main(["fit", "--config", str(config), "--runs_dir=runs", "--data.init_args.num_workers=0"])
+    return folder
+
+
 def test_train_measure_and_graph(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # Lightning sets it; put back afterwards
-    main(["fit", "--config", str(write(tmp_path)), "--runs_dir=runs", "--data.init_args.num_workers=0"])
+    monkeypatch.chdir(trained)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     words = ["attention", "--run", "runs/small", "--units", "units", "--output", "found.json"]
     main([*words, "--train", "3", "--k", "6", "--n_features", "48"])
     text = capsys.readouterr().out
@@ -93,10 +119,46 @@ def test_a_norm_behind_the_heads_is_refused() -> None:
         spanned_heads(vit, SparseAttention(3, 32, 16, 2), [torch.randn(2, 3, 32, 32)])
 
 
+def test_a_run_with_units_is_evaluated_and_explained(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One config: fit, validate, test; its numbers are those of `measure` and of a forward by hand."""
+    monkeypatch.chdir(trained)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    told = (trained / "told.txt").read_text()
+    assert "every attention and all layers replaced" in told
+    evaluated = ["--evaluate.population.images=16", "--evaluate.effects.enabled=false", "--evaluate.bootstrap=1000"]
+    main(["test", "--run", "runs/small", "--data.init_args.num_workers=0", *evaluated])
+    run = open_run("runs/small")
+    assert run.attention is not None
+    entry = load_evaluation(run.folder)
+    found = entry["attention"]
+    again = measure(run, run.attention)
+    assert found["fvu"]["all"]["layers"] == pytest.approx(again.fvu.tolist(), rel=1e-5)
+    assert found["l0"]["all"]["layers"] == pytest.approx(again.l0.tolist(), rel=1e-5)
+    assert again.spans is not None
+    assert [row["units"] for row in found["heads"]] == [row["units"] for row in again.spans.numbers()]
+    arms = {arm["kind"]: arm for arm in entry["zero_shot"]["arms"] if arm["kind"] in ARMS and arm["tokens"] != "cls"}
+    for kind in ("attention", "with_attention", "attention_mean"):
+        assert arms[kind]["top1"]["value"] == again.top1[ARMS[kind]].value
+        assert arms[kind]["drop"] == pytest.approx(again.lost[ARMS[kind]].to_json())
+    batch = next(iter(run.batches("test")))
+    with torch.no_grad(), replaced(run.clip, run.transcoder, attention=run.attention):
+        both = run.clip.encode_image(batch["image"]) @ run.require_head("")
+    right = (both.argmax(1) == batch["label"]).double()
+    assert arms["with_attention"]["top1"]["value"] == pytest.approx(float(right.mean()))
+    logged = load_metrics(run.folder, "val")
+    assert {"attention/fvu/all/layer_03", "attention/dead/cls", "zero_shot/with_attention"} <= set(logged)
+    main(["graph", "--run", "runs/small", "--image", batch["key"][0], "--attention", "--output", "graph.json"])
+    kinds = {node["feature_type"] for node in json.loads(Path("graph.json").read_text())["nodes"]}
+    assert any("attention" in kind for kind in kinds), kinds
+
+
 def test_means_are_by_position() -> None:
-    vit = FrozenViT.from_model(make(ROW["ViT"]))
-    images = torch.randn(5, 3, 32, 32)
-    own = vit.read(images, "attn_out")["attn_out"].unflatten(1, (5, -1)).double().mean(1)
-    torch.testing.assert_close(mean_outputs(vit, images.split(2)), own, rtol=1e-5, atol=1e-6)
-    with pytest.raises(UserError, match="no training images"):
-        mean_outputs(vit, [])
+    clip = FrozenCLIP(pretrained="demo")
+    clt = CrossLayerTranscoder(4, 96, 16, AbsTopK(2))
+    means = AttentionMeans()
+    suite = Suite(Subject(clip, clt), [means])
+    images = torch.randn(5, 3, 48, 48)
+    for part in images.split(2):
+        suite.take({"image": part})
+    own = clip.read(images, "attn_out")["attn_out"].unflatten(1, (5, -1)).double().mean(1)
+    torch.testing.assert_close(means.result(), own, rtol=1e-5, atol=1e-6)

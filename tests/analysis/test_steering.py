@@ -13,12 +13,12 @@ from torch import Tensor
 
 from clt_lightning.analysis import Edit, steer, steered
 from clt_lightning.analysis.circuits import NodeEdit, NodeSet
-from clt_lightning.analysis.steering import columns
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.cli.steer import _say_skip
 from clt_lightning.core.errors import UserError
 from clt_lightning.interventions.replacement import replaced
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
+from clt_lightning.transcoder.columns import columns
 
 from .world import CLASSES, FEATURES, LAYERS, POSITIONS, TEMPLATES, Made, make_clt
 

@@ -29,11 +29,13 @@ from clt_lightning.analysis import (
     plan_arms,
 )
 from clt_lightning.analysis.arm_table import Arms
+from clt_lightning.analysis.arms import Known, sampled
 from clt_lightning.analysis.evaluate import EffectOptions
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.callbacks import Evaluate, Reconstruction, RunRecord, Shares, ZeroShot
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.sites import Sites
+from clt_lightning.interventions import lanes
 from clt_lightning.interventions.replacement import replaced
 from clt_lightning.transcoder import CrossLayerTranscoder, TopK
 
@@ -114,28 +116,50 @@ def test_every_image_is_run_once(tmp_path: Path) -> None:
     assert Arm("true_x", 1, 1, "all") not in models  # the same as replaced alone
     assert Arm("replaced", 1, 2, "patch") not in models  # what the last MLP writes at patches is read by nothing
     blocks = sum(LAYERS - 1 - m.first for m in models if m.first is not None)
-    assert sum(counter.calls) == batches * (LAYERS + blocks) + training * (LAYERS + LAYERS - 1)
+    assert sum(counter.images) == 26 * (LAYERS + blocks) + 16 * (LAYERS + LAYERS - 1)
+    # side by side: a block is called once for all models
+    assert sum(counter.calls) == (batches + training) * (LAYERS + LAYERS - 1)
 
 
 @pytest.mark.parametrize("batch_size", [4, 26])
-def test_controls_on_a_part_of_the_images_run_side_by_side(clip: FrozenCLIP, batch_size: int) -> None:
+@pytest.mark.parametrize("tokens", [16384, 12 * POSITIONS])
+def test_arms_run_side_by_side(clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch, batch_size: int, tokens: int) -> None:
+    """As many images at once as there is room for, or as one arm has; each goes through a block only as often."""
     clt, axis = make_clt(), 0 if clip.batch_first else 1
-    calls: list[int] = []
-    handles = [block.register_forward_pre_hook(lambda m, i: calls.append(i[0].shape[axis])) for block in clip.blocks]
+    images: list[int] = []
+    handles = [block.register_forward_pre_hook(lambda m, i: images.append(i[0].shape[axis])) for block in clip.blocks]
     chosen = options(cascade=CascadeOptions(control_share=0.2), effects=EffectOptions(enabled=False))
-    batches = Made(batch_size=batch_size).test_dataloader()
-    evaluate(clip, clt, batches, CLASSES, TEMPLATES, options=chosen, progress=False)
+    data = Made(batch_size=batch_size)
+    monkeypatch.setattr(lanes, "TOKENS", tokens)
+    evaluate(clip, clt, data.test_dataloader(), CLASSES, TEMPLATES, options=chosen, progress=False)
     for handle in handles:
         handle.remove()
+    assert max(images) <= max(batch_size, tokens // POSITIONS)
     n = len(range(0, 26, batch_size))
-    assert max(calls) <= batch_size  # and never more images at once than a batch has
     arms = plan_arms(CascadeOptions(control_share=0.2), LAYERS)
     runner = ArmRunner(clip, clt)
     models = {runner.model_of(arm) for arm in arms if not arm.sampled} - {Arm("original")}
     alone = sum(LAYERS - 1 - m.first for m in models if m.first is not None) + LAYERS
     few = {runner.model_of(arm) for arm in arms if arm.sampled} - models - {Arm("original")}
     one_by_one = sum(LAYERS - 1 - m.first for m in few if m.first is not None)
-    assert n * alone < len(calls) <= n * (alone + one_by_one / 2)
+    keys = [key for batch in data.test_dataloader() for key in batch["key"]]
+    assert sum(images) == 26 * alone + int(sampled(keys, 0.2).sum()) * one_by_one
+    assert len(images) == n * (2 * LAYERS - 1) if tokens == 16384 else len(images) < n * (alone + one_by_one / 2)
+
+
+@pytest.mark.parametrize("topology", ["cross_layer", "per_layer", "sae"])
+def test_side_by_side_every_arm_is_what_it_is_alone(clip: FrozenCLIP, topology: str) -> None:
+    clt, images = make_clt(topology), Made(n=5).everything()[0]
+    means = torch.randn(LAYERS, 2, clip.d_model, generator=torch.Generator().manual_seed(0))
+    runner = ArmRunner(clip, clt, means)
+    arms = plan_arms(CascadeOptions(), LAYERS)
+    seen = observe(clip, images, clt=clt, needs=runner.needs(arms))
+    out = clt(seen.x)
+    some = torch.tensor([True, False, True, False, False])
+    together = runner.all_embeddings(arms, Known(seen, out.codes, out.y_hat), some)
+    for arm, found in zip(arms, together):
+        alone = runner.embeddings(arm, seen, out.codes, out.y_hat)
+        torch.testing.assert_close(found, alone[some] if arm.sampled else alone, atol=2e-6, rtol=0)
 
 
 def test_validation_and_test_log_the_same_numbers(tmp_path: Path) -> None:

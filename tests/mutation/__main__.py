@@ -84,7 +84,7 @@ TESTS: dict[str, list[str]] = {
             "tests/training/test_training.py",
             "tests/parallel/test_fit.py",
         ]
-        for name in ("module", "assembly", "capturing", "checkpointing", "evaluation", "preparation")
+        for name in ("module", "assembly", "capturing", "checkpointing", "evaluating", "preparation")
     },
     "clt_lightning/training/losses/cascade.py": _STEP[1:],
     "clt_lightning/interventions/replacement.py": [*_STEP[1:], *_analysis("tower", "steering", "faithfulness")],
@@ -102,6 +102,7 @@ TESTS: dict[str, list[str]] = {
     "clt_lightning/analysis/arms.py": _analysis("tower", "suite", "controls"),
     "clt_lightning/analysis/suite.py": _analysis("suite"),
     "clt_lightning/interventions/resume.py": _analysis("suite", "tower"),
+    "clt_lightning/interventions/lanes.py": _analysis("suite", "tower", "effects"),
     "clt_lightning/analysis/intervals.py": _analysis("statistics"),
     "clt_lightning/analysis/statistics.py": _analysis("statistics"),
     "clt_lightning/analysis/population.py": _analysis("statistics"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +15,7 @@ from torch.multiprocessing.spawn import start_processes
 def run(function: Callable[..., Any], folder: Path, processes: int, *args: Any) -> list[Any]:
     """Calls `function(*args)` in so many processes of one group; gives what each returned, by rank."""
     folder.mkdir(parents=True, exist_ok=True)
-    # not forked from here, where autograd has run; from a server that has imported everything once for all of them
-    multiprocessing.set_forkserver_preload(
-        ["tests.parallel.scenes", "clt_lightning.training.module", function.__module__]
-    )
+    # not forked from here, where autograd has run
     everything = (processes, folder, function, args)
     start_processes(_enter, args=everything, nprocs=processes, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(processes)]

@@ -21,7 +21,7 @@ from clt_lightning.training.losses import (
     TanhConfig,
     loss_parts,
 )
-from clt_lightning.training.priors import SparseDecoding
+from clt_lightning.training.priors import GroupPruning, MultiStudy, SparseDecoding, WeightPrior
 from clt_lightning.transcoder import AuxiliaryRequest, Codes, CrossLayerTranscoder, precision
 from clt_lightning.transcoder.activations import from_config
 from clt_lightning.transcoder.normalization import StatisticsAccumulator
@@ -139,11 +139,20 @@ def train(
     return {"losses": losses, "norms": norms, "state": state, "optimizer": moments, "bytes": own_bytes}
 
 
-def with_prior(feature: int, steps: int = 12) -> dict[str, Any]:
+def priors() -> dict[str, WeightPrior]:
+    """Those on the groups, so that each has something to do in a few steps."""
+    return {
+        "sparse_decoding": SparseDecoding(0.4, start=0.0, warmup_fraction=0.3, refit=0.25),
+        "until": SparseDecoding(0.4, start=0.0, warmup_fraction=0.3, refit=0.0, until=0.9),
+        "pruning": GroupPruning(keep=0.6, start=0.2, refit=0.3, every=2),
+    }
+
+
+def with_prior(feature: int, name: str, steps: int = 12, folder: str | None = None) -> dict[str, Any]:
     """Trains with a prior on the groups. Decoders of all features, and the prior's state."""
     config = {"activation": {"class_path": "BatchTopK", "init_args": {"k": 4}}, "n_features": FEATURES}
     clt = build(config, Shards.of_group() if feature else None)
-    prior = SparseDecoding(0.4, start=0.0, warmup_fraction=0.3, refit=0.25)
+    prior = priors()[name]
     optimizer = torch.optim.Adam(clt.parameters(), lr=0.02)
     prior.attach(clt)
     for step in range(steps):
@@ -157,8 +166,30 @@ def with_prior(feature: int, steps: int = 12) -> dict[str, Any]:
     measures = {name: float(value) for name, value in prior.measures().items()}
     state = prior.state_dict()
     prior.detach()
+    if folder is not None:
+        clt.save_pretrained(folder)
     whole = clt.whole()
     return {"W_dec": None if whole is None else [W.detach() for W in whole.W_dec], "state": state, "logged": measures}
+
+
+def with_studies(layout: str, steps: int = 3) -> dict[str, Any]:
+    """What the prior on use learns of two batches a step: `one` process, `features` divided over two, or `data`."""
+    config = {"activation": {"class_path": "TopK", "init_args": {"k": 4}}, "n_features": FEATURES}
+    clt = build(config, Shards.of_group() if layout == "features" else None)
+    prior = MultiStudy(0.05, start=0.0, warmup_fraction=0.3, memory=0.8)
+    prior.studies = ("a", "b")
+    prior.attach(clt)
+    prior.check_length(steps)
+    losses = LossConfig(auxk=AuxKConfig(coefficient=0.0), extra=[prior])
+    values = []
+    for step in range(steps):
+        for part in [dist.get_rank()] if layout == "data" else [0, 1]:
+            x, y = batch(2 * step + part)
+            studies = (torch.arange(TOKENS) > (6, 11)[part]).long()
+            values.append(float(loss_parts(losses, clt, y, clt(x), step, studies=studies)["multi_study"].detach()))
+        prior.after_step(step, steps, 0.02)
+    logged = {name: float(value) for name, value in prior.measures().items()}
+    return {"values": values, "state": prior.state_dict(), "logged": logged}
 
 
 def selected(score: Tensor, k: int, floor: float) -> list[list[int]]:

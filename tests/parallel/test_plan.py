@@ -20,8 +20,10 @@ from clt_lightning.parallel.plan import (
     cascade_seconds,
     documented_tables,
     make_plan,
+    units_cost,
 )
 from clt_lightning.transcoder import CrossLayerTranscoder, TopK
+from clt_lightning.transcoder.attention import SparseAttention
 from clt_lightning.transcoder.decoders import Topology
 
 ROOT = Path(__file__).parents[2]
@@ -158,3 +160,18 @@ def test_the_whole_run_is_its_steps_with_the_cascade_from_its_start_on(
     assert told.startswith("the whole run: 1,800 steps, 108 k tokens, 2 h 30 min, 60% of them the cascade's terms;")
     _say_whole_run({}, step, (0.0, 0.0))
     assert "trainer.max_steps is not set" in capsys.readouterr().out
+
+
+def test_units_of_attention_are_counted_beside(capsys: pytest.CaptureFixture[str]) -> None:
+    """Their weights are those of the module; they rule out divided features."""
+    cost = units_cost(Shape(3, 32, 10, 64), Machine(), 48, 5)
+    made = SparseAttention(3, 32, 48, 2)
+    assert cost.weights == sum(p.numel() for p in made.parameters())
+    assert cost.memory == 16 * cost.weights + 3 * 3 * 50 * 48 * 4
+    configs = [
+        word for name in ("quickstart", "attention") for word in ("--config", str(ROOT / f"configs/{name}.yaml"))
+    ]
+    main(["plan", *configs, "--gpus", "4"])
+    told = capsys.readouterr().out
+    assert "model.attention comes on top: 593 k weights" in told
+    assert "2 x 2" not in told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.parallel import Shards
+from clt_lightning.transcoder import CrossLayerTranscoder
 
 from . import scenes
 from .processes import run
@@ -87,13 +89,15 @@ def silent() -> Tensor:
     return torch.arange(scenes.LAYERS * scenes.FEATURES).view(scenes.LAYERS, -1) % 3 == 1
 
 
-def on_two(states: dict[str, Any]) -> dict[str, Any]:
+def on_two(states: dict[str, Any], folder: str) -> dict[str, Any]:
     """Everything that is asked of two processes: starting them is what costs."""
     return {
+        "folder": folder,
         "trained": several(2),
         "evaluated": {name: scenes.evaluate(CONFIGS[name], state) for name, state in states.items()},
         "winners": scenes.winners(batch_cases()),
-        "with_prior": scenes.with_prior(2),
+        "with_prior": {name: scenes.with_prior(2, name, folder=f"{folder}/{name}") for name in scenes.priors()},
+        "with_studies": {layout: scenes.with_studies(layout) for layout in ("features", "data")},
         "raised": scenes.raised(CONFIGS["topk"], silent(), 0.25),
         "screened": {name: scenes.screened(CONFIGS[name]) for name in ("topk", "abs_topk-skip", "batch_topk")},
     }
@@ -115,7 +119,8 @@ def one() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def two(one: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     states = {name: one[name]["state"] for name in EVALUATED}
-    return run(on_two, tmp_path_factory.mktemp("two"), 2, states)
+    folder = tmp_path_factory.mktemp("two")
+    return run(on_two, folder, 2, states, str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +142,12 @@ def test_two_processes_train_as_one(name: str, one: dict[str, Any], two: list[di
     assert one[name]["losses"][-1]["reconstruction"] < one[name]["losses"][0]["reconstruction"]
 
 
-def test_a_prior_on_groups_is_the_same_where_features_are_divided(two: list[dict[str, Any]]) -> None:
-    plain, (first, second) = scenes.with_prior(0), (rank["with_prior"] for rank in two)
+@pytest.mark.parametrize("name", scenes.priors())
+def test_a_prior_on_groups_is_the_same_where_features_are_divided(
+    two: list[dict[str, Any]], tmp_path: Path, name: str
+) -> None:
+    plain = scenes.with_prior(0, name, folder=str(tmp_path))
+    first, second = (rank["with_prior"][name] for rank in two)
     assert second["W_dec"] is None
     zeros = sum(int((W.norm(dim=2) == 0).sum()) for W in plain["W_dec"])
     assert 0 < zeros < scenes.FEATURES * 5
@@ -146,6 +155,23 @@ def test_a_prior_on_groups_is_the_same_where_features_are_divided(two: list[dict
     for found in (first, second):
         close(found["state"], plain["state"], "state")
         assert found["logged"] == pytest.approx(plain["logged"])
+    there = Path(two[0]["folder"]) / name
+    files = [CrossLayerTranscoder.from_pretrained(folder) for folder in (there, tmp_path)]
+    for i in range(scenes.LAYERS):  # what one process wrote for both holds the same groups
+        close(files[0].W_dec[i].detach(), files[1].W_dec[i].detach(), f"files/{i}")
+        assert torch.equal(files[0].W_dec[i] == 0, files[1].W_dec[i] == 0)
+    assert (there / "model.safetensors").stat().st_size == (tmp_path / "model.safetensors").stat().st_size
+
+
+def test_a_prior_on_use_is_the_same_over_features_and_over_data(two: list[dict[str, Any]]) -> None:
+    plain = scenes.with_studies("one")
+    assert 0.05 < float((plain["state"]["p"] < 0.5).float().mean()) < 0.95
+    for rank, found in enumerate(two):
+        for layout in ("features", "data"):
+            close(found["with_studies"][layout]["state"], plain["state"], layout)
+            assert found["with_studies"][layout]["logged"] == pytest.approx(plain["logged"])
+        assert found["with_studies"]["features"]["values"] == pytest.approx(plain["values"], rel=1e-5)
+        assert found["with_studies"]["data"]["values"] == pytest.approx(plain["values"][rank::2], rel=1e-5)
 
 
 def test_memory_of_a_rank_is_its_share(one: dict[str, Any], two: list[dict[str, Any]]) -> None:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from clt_lightning.report import Built, ReportOptions, build_report
+from clt_lightning.report import Built, ReportOptions, build_report, draft
+from clt_lightning.report.folder import ReportFolder
 from tests.report.browser import NAMES, Browser, find
 from tests.report.made import MadePictures, make_run
 
@@ -34,6 +35,18 @@ def read_data(folder: Path, name: str) -> Any:
     assert text.startswith(head)
     assert text.endswith(");\n")
     return json.loads(text[len(head) : -3])
+
+
+def empty_figures(folder: ReportFolder, name: str, figure: object) -> None:
+    """In the place of `save`, which takes most of a report's time: files of these names, with nothing drawn."""
+    for kind in ("svg", "png"):
+        folder.file(f"figures/{name}.{kind}").touch()
+
+
+@pytest.fixture(autouse=True)
+def _figures_are_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But in the report of `made`, which is built before."""
+    monkeypatch.setattr(draft, "save", empty_figures)
 
 
 @pytest.fixture(scope="session")

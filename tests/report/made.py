@@ -11,14 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clt_lightning.analysis.circuits.residual import Evolution
+from clt_lightning.analysis.circuits.residual.matches import Matches
 from clt_lightning.analysis.effects import Effects
 from clt_lightning.analysis.features import Features
 from clt_lightning.analysis.neighbours import Neighbours
 from clt_lightning.analysis.retrieval import Retrieval
 from clt_lightning.backbone.clip.images import to_pixels
 from clt_lightning.report.circuit import pack_circuit
+from clt_lightning.report.evolution import PLACE
 from clt_lightning.report.studies import pack_study, picture_address
 from tests.report.made_circuits import make_graph
+from tests.report.made_steering import save_made_edits
 from tests.report.made_studies import make_study
 
 CLASSES = [f"{color} {shape}" for color in ("red", "green", "blue") for shape in ("circle", "square", "star", "cross")]
@@ -199,6 +203,43 @@ def make_neighbours(alive: np.ndarray, rng: np.random.Generator, n: int = 10) ->
     return Neighbours({k: a.astype(np.int32 if a.dtype.kind == "i" else np.float32) for k, a in arrays.items()})
 
 
+def make_evolution(features: Features, seed: int = 3) -> Evolution:
+    """Feature f follows f of the layer before, the less surely the larger f is; every 7th is dead, 10 to 19 are new."""
+    generator = torch.Generator().manual_seed(seed)
+    layers, n = features.info["layers"], features.info["features"]
+    number = torch.arange(n)
+    alive = number % 7 != 6
+    rates = torch.from_numpy(features.stats["frequency"])
+
+    def numbers(low: float, high: float) -> Tensor:
+        values = low + (high - low) * torch.rand(layers, n, generator=generator)
+        return torch.where(alive, values, float("nan"))
+
+    def matches(top: float, new: float) -> Matches:
+        value = (top - 0.4 * top * number / n)[:, None] * torch.tensor([1.0, 0.6, 0.5])
+        value[10:20] = new
+        feature = torch.stack([number, (number + 7) % n, (number + 14) % n], 1)
+        return Matches(torch.where(alive[:, None], feature, -1), torch.where(alive[:, None], value, float("nan")))
+
+    pairs = range(layers - 1)
+    low = torch.full((n,), 0.2)
+    return Evolution(
+        tuple(range(layers)),
+        200,
+        16,
+        rates,
+        numbers(0, 0.3),
+        numbers(0, 1),
+        numbers(-0.1, 0.8),
+        torch.where(alive, 40, 0).expand(layers, n),
+        [matches(0.9 - 0.1 * pair, 0.15) for pair in pairs],
+        [matches(0.95, 0.1) for _ in pairs],
+        {"weights": [low for _ in pairs], "profiles": [low + 0.05 for _ in pairs]},
+        [matches(0.3, 0.001) for _ in pairs],
+        [0.5 - 0.3 * number / n for _ in pairs],
+    )
+
+
 def make_retrieval(features: Features, m: int = 8, seed: int = 1) -> Retrieval:
     """Images of one class share their codes up to noise."""
     rng = np.random.default_rng(seed)
@@ -292,6 +333,10 @@ def make_evaluation(layers: int, n: int, seed: int = 2) -> dict[str, Any]:
                 "resampled": resampled.tolist(),
             }
         )
+    for kind, top1 in (("attention", 0.9), ("with_attention", 0.87), ("attention_mean", 0.02)):
+        arms.append(arm(kind, 0, layers - 1, "all", top1))
+    units = {"units": 40.0, "median": 1.5, "several": 0.25, "own": 0.75}
+    one = {"layers": [0.04] * layers, "mean": 0.04}
     return {
         "schema": 1,
         "split": "test",
@@ -313,6 +358,7 @@ def make_evaluation(layers: int, n: int, seed: int = 2) -> dict[str, Any]:
             "dead": table(0, 0.1),
         },
         "zero_shot": {"arms": arms},
+        "attention": {"fvu": {"all": one}, "l0": {"all": one}, "dead": {"all": one}, "heads": [units] * layers},
         "multilabel": None,
         "retrieval": None,
         "contributions": contributions,
@@ -468,5 +514,11 @@ def make_run(
     make_retrieval(features).save(run)
     results = {"schema": 1, "run": RECORD, "metrics": {}, "evaluation": {"test": make_evaluation(layers, n)}}
     (run / "results.json").write_text(json.dumps(results, allow_nan=False))
+    (run / PLACE).parent.mkdir()
+    about = {"run": "runs/made", "split": "test", "step": None}
+    (run / PLACE).write_text(json.dumps(about | make_evolution(features).to_json(), allow_nan=False))
     (run / "config.yaml").write_text("name: made\nmodel:\n  transcoder: {n_features: 160}\n")
-    return run, MadePictures(features)
+    pictures = MadePictures(features)
+    labels = torch.from_numpy(np.array(features.labels, np.int64))
+    save_made_edits(run, list(features.keys), labels, CLASSES, pictures.image)
+    return run, pictures

@@ -166,3 +166,19 @@ def test_a_damaged_folder_is_named_on_the_page(made: Made, tmp_path: Path, brows
     assert "data/cards/01_0000.js cannot be read" in browser.js("document.body.innerText")
     browser.open(index, "nonsense", "nonsense")
     assert "No such page" in browser.js("document.body.innerText")
+
+
+def test_attention_replaced_as_well_stands_on_the_page_of_the_cascade(made: Made, browser: Browser) -> None:
+    browser.open(made.built.index, "cascade", "cascade")
+    told = browser.js("document.getElementById('main').innerText")
+    for text in ("Attention replaced as well", "every MLP and every attention", "Units of attention by layer"):
+        assert text in told
+    figures = "[...document.querySelectorAll('figure, .card')]"
+    rows = browser.js(
+        f"[...{figures}.find(f => f.innerText.includes('Attention replaced as well')).querySelectorAll('tbody tr')]"
+        ".map(row => row.innerText.split('\\t').map(text => text.trim()))"
+    )
+    entry = load_evaluation(made.run)["zero_shot"]["arms"]
+    wanted = {arm["kind"]: arm["drop"]["value"] for arm in entry if arm["kind"] == "with_attention"}
+    (both,) = [row for row in rows if row[0] == "every MLP and every attention"]
+    assert both[2].startswith(f"{100 * wanted['with_attention']:.1f}")

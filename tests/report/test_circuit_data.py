@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from clt_lightning.analysis.circuits.interchange import node_id
+from clt_lightning.analysis.circuits.residual import residual_model
 from clt_lightning.core.errors import UserError
-from clt_lightning.report.circuit import EDGES, NODES, SHARE, pack_circuit, shown_edges, shown_nodes
+from clt_lightning.report.circuit import EDGES, NODES, SHARE, circuit_of, pack_circuit, shown_edges, shown_nodes
 from clt_lightning.report.existing import add_circuit, read_data
-from clt_lightning.report.packing import unpack_column
+from clt_lightning.report.packing import unpack_column, unpack_maps
+from tests.analysis.circuits.circuit_world import a_target, an_image, clip_of
+from tests.analysis.circuits.residual_world import made_baseline, sae_of
 from tests.report.made_circuits import make_graph
 
 
@@ -79,6 +85,21 @@ def test_a_circuit_is_added_to_a_report_and_replaces_its_like(tmp_path: Path) ->
         add_circuit(tmp_path, 7, found(f"x{n}", 1))
     with pytest.raises(UserError, match="12 circuits already"):
         add_circuit(tmp_path, 7, found("one more", 1))
+
+
+def test_a_circuit_of_the_residual_stream_has_its_codes_over_the_image() -> None:
+    clip, sae = clip_of("plain"), sae_of()
+    run: Any = SimpleNamespace(clip=clip, transcoder=sae)
+    packed = circuit_of(run, an_image(), a_target(), made_baseline(clip, sae))
+    assert (packed["units"], packed["summed"]) == ("target", True)
+    assert (packed["heads"], packed["responses"]) == (None, None)
+    assert set(unpack_column(packed["nodes"]["position"])[unpack_column(packed["nodes"]["kind"]) == 0]) == {-1}
+    codes = residual_model(clip, sae, an_image()).codes
+    layer, feature, peaks = (unpack_column(packed["maps"][name]) for name in ("layer", "feature", "peaks"))
+    assert len(layer) > 20
+    wanted = np.stack([codes[n][:, f].numpy() for n, f in zip(layer, feature)])
+    np.testing.assert_allclose(peaks, np.abs(wanted).max(1), rtol=1e-5)
+    np.testing.assert_allclose(unpack_maps(packed["maps"]["maps"], peaks, 10), wanted, atol=2e-5 * wanted.max())
 
 
 def _split(shown: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from clt_lightning.analysis.circuits import NodeSet
-from clt_lightning.report.packing import unpack_column
+from clt_lightning.report.circuit import circuit_of
+from clt_lightning.report.existing import add_circuit
+from clt_lightning.report.packing import unpack_column, unpack_maps
+from tests.analysis.circuits.circuit_world import a_target, an_image, clip_of
+from tests.analysis.circuits.residual_world import made_baseline, sae_of
 from tests.report.browser import PHONE, Browser
 from tests.report.conftest import Made
 
@@ -133,6 +143,41 @@ def test_pinned_nodes_are_downloaded_as_a_node_set(made: Made, browser: Browser)
     # without the model the page says how to ask it
     assert "serve --run" in browser.js("document.querySelector('.pinscard').innerText")
     assert browser.js(f"{button('Ask the model')} === undefined")
+    assert browser.errors() == []
+
+
+def test_a_circuit_of_the_residual_stream(made: Made, tmp_path: Path, browser: Browser) -> None:
+    """Nodes without a place stand where their code is largest, light their patches, and promise no prediction."""
+    clip, sae = clip_of("plain"), sae_of()
+    run: Any = SimpleNamespace(clip=clip, transcoder=sae)
+    circuit = circuit_of(run, an_image(), a_target(), made_baseline(clip, sae))
+    number, data = first(made)
+    folder = Path(shutil.copytree(made.folder, tmp_path / "report"))
+    add_circuit(folder, number, {**data, "grid": [3, 3], "circuits": [circuit]})
+    place = len(data["circuits"])
+    browser.open(folder / "index.html", f"circuit/{number}?target={place}&pruningThreshold=1&edges=3000", "circuit")
+    assert "Each edge is what one node adds to the answer by way of another" in browser.js("document.body.innerText")
+    layer, feature, peaks = (unpack_column(circuit["maps"][name]) for name in ("layer", "feature", "peaks"))
+    maps = unpack_maps(circuit["maps"]["maps"], peaks, 10)
+    row = int(np.argmax((maps > 0).sum(1) * (layer == 0)))
+    name = f"0_{feature[row]}_all"
+    left = "document.querySelector('.circuit [data-id=\"{}\"]').getBoundingClientRect().x"
+    ordered = sorted(
+        (int(maps[n].argmax()), browser.js(left.format(f"0_{feature[n]}_all"))) for n in np.flatnonzero(layer == 0)
+    )
+    assert len({place for place, _ in ordered}) > 2
+    for (one, x), (other, further) in itertools.pairwise(ordered):
+        assert one == other or x < further
+    drawn = "document.querySelector('.overlay').toDataURL()"
+    blank = browser.js(drawn)
+    browser.js(f"document.querySelector('.circuit [data-id=\"{name}\"]').focus()")
+    assert browser.js(drawn) != blank
+    click(browser, name)
+    browser.js(f"{button('pin')}.click()")
+    said = browser.js("document.querySelector('.pinscard').innerText")
+    assert "Nodes of a summed graph have no place" in said
+    assert "Predicted" not in said
+    assert browser.js("document.querySelector('.pinscard table.what')") is None
     assert browser.errors() == []
 
 

@@ -15,10 +15,10 @@ from clt_lightning.analysis import stability
 from clt_lightning.analysis.features import load_features
 from clt_lightning.cli.main import main
 from clt_lightning.core.errors import UserError
-from clt_lightning.report import Built, ReportOptions, build_comparison
+from clt_lightning.report import Built, ReportOptions, build_comparison, draft
 from clt_lightning.transcoder import CrossLayerTranscoder, TopK
 from tests.report.browser import LAPTOP, PHONE, Browser
-from tests.report.conftest import Made, read_data
+from tests.report.conftest import Made, empty_figures, read_data
 from tests.report.made import MadePictures
 
 FEATURES = 160
@@ -84,7 +84,9 @@ def runs(made: Made, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def compared(made: Made, runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Built:
     pictures: list[MadePictures] = [made.pictures] * 3
     options = ReportOptions(images=2, mistakes=0, pages=4, queries=1, features=20)
-    return build_comparison(runs, options, tmp_path_factory.mktemp("out") / "compared", pictures)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(draft, "save", empty_figures)
+        return build_comparison(runs, options, tmp_path_factory.mktemp("out") / "compared", pictures)
 
 
 NAMES = ("0-a-version_0", "1-bb-version_3", "2-c")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["clt_lightning.cli.trainer"])
 
 
 def _target(words: list[str], log: Path) -> None:

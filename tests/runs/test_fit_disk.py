@@ -10,21 +10,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
-import torch
 
 from clt_lightning.cli.main import main
 from clt_lightning.runs.folder import LAST
 from clt_lightning.runs.resume import find
 
 from .world import differences, state, write_config
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

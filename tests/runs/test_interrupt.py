@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from clt_lightning.callbacks import ExportTranscoder
 from clt_lightning.callbacks.measuring import SplitPass
@@ -29,14 +28,6 @@ from clt_lightning.training.module import CLTModule
 from .world import differences, environment, scalars, state, write_config
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def interrupt_in(

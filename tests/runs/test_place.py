@@ -25,14 +25,6 @@ from .world import scalars, write_config
 SHORT = ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1"]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     return write_config(tmp_path, data={"init_args": {"num_workers": 0}})

@@ -33,14 +33,6 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def moments(folder: Path, config: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Runs to the end, and keeps the run's folder as it is after each `last.ckpt`: what a kill then leaves."""
     kept: list[Path] = []
@@ -103,6 +95,21 @@ TAGS = ("train/loss", "train/lr", "val/fvu/all", "val/zero_shot/replaced/0-2/all
 def test_from_some_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # within an epoch, before and after a validation, at the end
     check_moments(tmp_path, "steps", slice(0, None, 5), monkeypatch, TAGS)
+
+
+def test_from_a_moment_with_sparse_attention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units beside the transcoder, some of them silent, in and out of the cascade."""
+    units = {"n_features": 16, "activation": {"class_path": "BatchTopK", "init_args": {"k": 3}}, "dead_after": 20}
+    model = {"attention": units, "tokens": {"per_image": None, "buffer": 0, "statistics": 64}}
+    more = {"model": model | {"loss": {"cascade": {"start": 0.0, "warmup": 0.0}}}}
+    tags = (
+        *TAGS,
+        "train/loss/attention",
+        "train/attention/dead",
+        "val/attention/fvu/all",
+        "val/zero_shot/with_attention",
+    )
+    check_moments(tmp_path, "steps", slice(6, 7), monkeypatch, tags, more)
 
 
 @pytest.mark.slow

@@ -23,14 +23,6 @@ PRIOR = {"coefficient": 0.5, "lambda0": 10, "lambda1": 0.5, "start": 0.0, "warmu
 APART = {"callbacks", "validation", "loops"}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def _config(folder: Path) -> Path:
     path = write_config(folder)
     sets = {
@@ -43,7 +35,10 @@ def _config(folder: Path) -> Path:
     above = {
         "model": {
             "loss": {
-                "extra": [{"class_path": "clt_lightning.training.priors.SparseDecoding", "init_args": dict(PRIOR)}]
+                "extra": [
+                    {"class_path": "clt_lightning.training.priors.SparseDecoding", "init_args": dict(PRIOR)},
+                    {"class_path": "MultiStudy", "init_args": {"start": 0.2, "warmup_fraction": 0.5}},
+                ]
             },
             "optimizer": {"class_path": "clt_lightning.training.optim.RowSparseAdam"},  # which the prior follows lazily
         },

@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
-import torch
 
 from clt_lightning.cli.main import main
 from clt_lightning.runs.folder import LAST, RunFolder
@@ -15,14 +14,6 @@ from clt_lightning.runs.resume import find
 
 from .test_whole_steps import dies_after
 from .world import differences, scalars, state, write_config
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def stopping(**settings: Any) -> list[dict[str, Any]]:

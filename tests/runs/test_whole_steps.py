@@ -16,14 +16,6 @@ from clt_lightning.runs.resume import find
 from .world import differences, scalars, state, write_config
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Death(BaseException):
     pass
 

@@ -118,8 +118,9 @@ def run(config: Path, *words: str, **options: Any) -> subprocess.CompletedProces
 def state(path: Path) -> dict[str, Any]:
     """What decides how a run goes on: weights, counters, optimizer, schedule, places in the data."""
     content = torch.load(path, weights_only=True)
-    names = ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "batches_seen", "activation_buffer")
-    return {name: content[name] for name in names} | {"data": content["loops"]["fit_loop"]["state_dict"]}
+    names = ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "batches_seen")
+    found = {name: content[name] for name in names} | {"data": content["loops"]["fit_loop"]["state_dict"]}
+    return found | {"activation_buffer": content.get("activation_buffer")}  # a run without one has none
 
 
 def differences(a: Any, b: Any, where: str = "") -> list[str]:

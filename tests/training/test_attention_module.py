@@ -13,7 +13,9 @@ from torch import Tensor
 import clt_lightning as cl
 from clt_lightning.backbone.vit import FrozenViT
 from clt_lightning.core.errors import UserError
-from clt_lightning.training.attention import AttentionModule, Sums, read_attention
+from clt_lightning.interventions.attention import read_attention, rebuild_attention
+from clt_lightning.training.attention import AttentionConfig, AttentionModule
+from clt_lightning.training.attention.sums import Sums
 from clt_lightning.training.optim import AdamW
 from clt_lightning.transcoder.attention import SparseAttention
 from tests.backbone.models import ROWS, make
@@ -32,14 +34,14 @@ def vit() -> FrozenViT:
 
 def trainer(**options: object) -> lightning.Trainer:
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
-    return lightning.Trainer(**quiet, enable_model_summary=False, log_every_n_steps=1, **options)  # type: ignore[arg-type]
+    return lightning.Trainer(**quiet, enable_model_summary=False, log_every_n_steps=10, **options)  # type: ignore[arg-type]
 
 
 def fvu(vit: FrozenViT, attention: SparseAttention, held_out: Tensor) -> Tensor:
     sums = Sums(attention)
-    x, y, patterns = read_attention(vit, attention, held_out)
+    sites = read_attention(vit, held_out.to(attention.W_enc.dtype))
     with torch.no_grad():
-        sums.update(y, attention(x, patterns))
+        sums.update(sites.y, rebuild_attention(vit, attention, sites))
     return sums.result()[0]
 
 
@@ -47,12 +49,9 @@ def fvu(vit: FrozenViT, attention: SparseAttention, held_out: Tensor) -> Tensor:
 def test_a_short_training_lowers_fvu(vit: FrozenViT, d_qk: int | None, tmp_path: Path) -> None:
     module = AttentionModule(
         vit,
-        n_features=64,
-        activation=cl.TopK(8),
-        d_qk=d_qk,
+        AttentionConfig(64, cl.TopK(8), d_qk, dead_after=100),
         optimizer=lambda p: AdamW(p, lr=5e-3),
         tokens=cl.TokensConfig(statistics=600),
-        dead_after=100,
     )
     before = module.attention.W_enc.detach().clone()
     loader: Any = torch.utils.data.DataLoader(images(96), batch_size=16)  # type: ignore[arg-type]
@@ -83,10 +82,10 @@ def test_sums_are_those_of_all_tokens() -> None:
     given = images(10)
     sums = Sums(attention)
     for part in given.split(4):
-        x, y, patterns = read_attention(vit, attention, part)
-        sums.update(y, attention(x, patterns))
-    x, y, patterns = read_attention(vit, attention, given)
-    out = attention(x, patterns)
+        sites = read_attention(vit, part)
+        sums.update(sites.y, rebuild_attention(vit, attention, sites))
+    sites = read_attention(vit, given)
+    y, out = sites.y, rebuild_attention(vit, attention, sites)
     error, tokens = (y - out.y_hat).double(), y.flatten(1, 2).double()
     spread = (tokens - tokens.mean(1, keepdim=True)).square().sum((1, 2))
     torch.testing.assert_close(sums.result()[0], error.square().sum((1, 2, 3)) / spread, rtol=1e-6, atol=0)
@@ -99,7 +98,7 @@ def test_sums_are_those_of_all_tokens() -> None:
 def test_parts_of_images_are_refused(vit: FrozenViT, setting: dict[str, object]) -> None:
     name = next(iter(setting))
     with pytest.raises(UserError, match=rf"tokens\.{name}=.*needs whole images: leave tokens\.{name} out"):
-        AttentionModule(vit, n_features=64, tokens=cl.TokensConfig(**setting))  # type: ignore[arg-type]
+        AttentionModule(vit, AttentionConfig(64), tokens=cl.TokensConfig(**setting))  # type: ignore[arg-type]
 
 
 def test_units_of_another_backbone_are_refused(vit: FrozenViT) -> None:
@@ -130,9 +129,7 @@ def test_enough_units_per_head_are_the_attention_itself() -> None:
 
 def test_a_checkpoint_loads(vit: FrozenViT, tmp_path: Path) -> None:
     given: Any = torch.utils.data.DataLoader(images(16), batch_size=8)  # type: ignore[arg-type]
-    module = AttentionModule(
-        vit, n_features=32, activation=cl.JumpReLU(0.1), d_qk=4, n_heads=4, tokens={"statistics": 100}
-    )
+    module = AttentionModule(vit, AttentionConfig(32, cl.JumpReLU(0.1), d_qk=4, n_heads=4), tokens={"statistics": 100})
     run = trainer(max_steps=2)
     run.fit(module, given)
     run.save_checkpoint(tmp_path / "x.ckpt")

@@ -183,3 +183,27 @@ def test_mistakes_are_named(make_clt: MakeCLT) -> None:
             LossConfig,
             {"extra": [{"class_path": "tests.training.test_loss_terms.Squares", "init_args": {"size": 1}}]},
         )
+
+
+@dataclass
+class OfStudy(LossTerm):
+    """The mean number of the tokens' data sets."""
+
+    needs = ("codes", "studies")
+    coefficient: float = 1.0
+
+    def value(self, given: LossInputs) -> Tensor:
+        return given.studies.float().mean() + 0 * given.codes.l0().sum()
+
+
+@pytest.mark.parametrize("buffer", [0, 400])
+def test_a_term_is_told_the_data_set_of_each_token(buffer: int) -> None:
+    run = trainer()
+    module = module_of(OfStudy(), tokens=cl.TokensConfig(statistics=8, buffer=buffer))
+    loader = batches(None)
+    for batch in loader.dataset:
+        batch["study"] = torch.tensor([0, 2, 1])
+    run.fit(module, loader)
+    assert float(run.callback_metrics["train/loss/of_study"]) == pytest.approx(1.0)
+    with pytest.raises(UserError, match=r"term of_study needs to know the data set of each image"):
+        trainer().fit(module_of(OfStudy(), tokens=cl.TokensConfig(statistics=8)), batches(None))

@@ -11,7 +11,7 @@ from torch import Tensor
 from clt_lightning.core.errors import UserError
 from clt_lightning.training.losses import LossConfig, reconstruction_loss
 from clt_lightning.training.optim import AdamW, RowSparseAdam
-from clt_lightning.training.priors import SparseDecoding
+from clt_lightning.training.priors import GroupL1, GroupPruning, SparseDecoding, WeightPrior
 from clt_lightning.training.priors.layer import LayerState, Rates
 from clt_lightning.training.settings import from_plain, to_plain
 from clt_lightning.transcoder import CrossLayerTranscoder, TopK
@@ -27,7 +27,7 @@ def small(topology: Any = "cross_layer", layers: int = 3) -> CrossLayerTranscode
     return clt
 
 
-def train(clt: CrossLayerTranscoder, prior: SparseDecoding | None, optimizer: Any, steps: int, quiet: int = 0) -> None:
+def train(clt: CrossLayerTranscoder, prior: WeightPrior | None, optimizer: Any, steps: int, quiet: int = 0) -> None:
     """Some steps; features below `quiet` can fire in every seventh of them only."""
     if prior is not None:
         prior.attach(clt)
@@ -199,3 +199,81 @@ def test_rows_that_never_move_again_have_a_probability_too() -> None:
     prior = SparseDecoding(start=0.4, refit=0.0)
     train(clt, prior, RowSparseAdam(clt.parameters(), lr=1e-3), 10)
     assert all(bool((layer.p[0] < 1).all()) for layer, W in zip(prior.layers, clt.W_dec) if W.shape[1] > 1)
+
+
+def test_pruning_ends_at_its_share_and_holds_it() -> None:
+    clt = small()
+    with torch.no_grad():
+        clt.b_enc[:, 0] = -50.0  # never fires
+        clt.W_dec[0][0] = 0  # and writes nothing yet: where it will is not decided
+    prior = GroupPruning(keep=0.6, start=0.2, refit=0.3, every=5)
+    shares = [prior.share(step, 100) for step in range(100)]
+    assert [step for step, share in enumerate(shares) if share is not None] == list(range(20, 71, 5))
+    assert shares[20] == 1.0
+    assert shares[70] == 0.6
+    assert GroupPruning(start=0.6, refit=0.4).share(60, 100) == 0.5  # one cut
+    left: list[int] = []
+    original = prior.after_step
+
+    def watched(step: int, steps: int, lr: float) -> None:
+        original(step, steps, lr)
+        left.append(depth_support(clt).n_groups)
+
+    prior.after_step = watched  # type: ignore[method-assign,assignment]
+    train(clt, prior, AdamW(clt.parameters(), lr=0.02), 100)
+    assert left[19] == 57
+    assert set(left[70:]) == {36}
+    assert left[20:] == sorted(left[20:], reverse=True)
+    assert bool((depth_support(clt).counts()[0, 1:] >= 1).all())
+    assert prior.kept is not None
+    assert bool(prior.kept[0][0].all())
+
+
+def test_pruning_goes_on_from_a_state() -> None:
+    a = small()
+    prior = GroupPruning(keep=0.5, start=0.0, refit=0.5)
+    train(a, prior, AdamW(a.parameters(), lr=0.02), 20)
+    b, other = small(), GroupPruning(keep=0.5, start=0.0, refit=0.5)
+    b.load_state_dict(a.state_dict())
+    other.load_state_dict(prior.state_dict())
+    other.attach(b)
+    with torch.no_grad():
+        for W in b.W_dec:
+            W.add_(1.0)  # an optimizer's step
+    other.after_step(15, 20, 0.02)  # after the last cut
+    assert depth_support(b).n_groups == depth_support(a).n_groups == 30
+    with pytest.raises(UserError, match="keep must be above 0"):
+        GroupPruning(keep=0.0)
+    with pytest.raises(UserError, match="write to one"):
+        GroupPruning().attach(small("per_layer"))
+
+
+@pytest.mark.parametrize("kind", [SparseDecoding, GroupL1])
+def test_the_penalty_ends_where_few_enough_groups_are_left(kind: type[SparseDecoding]) -> None:
+    clt = small()
+    prior = kind(0.4, start=0.0, warmup_fraction=0.5, refit=0.2, until=0.7)
+    train(clt, prior, AdamW(clt.parameters(), lr=0.02), 80)
+    assert prior.is_done
+    assert 0.3 < depth_support(clt).share <= 0.7
+    again = kind(until=0.7)
+    again.load_state_dict(prior.state_dict())
+    again.attach(clt)
+    assert again.rates(40, 80) is None  # over, whatever the step
+    with pytest.raises(UserError, match="until must be above 0 and at most 1"):
+        kind(until=0.0)
+
+
+def test_a_run_leaves_no_negative_zeros() -> None:
+    clt = small()
+    train(clt, SparseDecoding(0.4, start=0.0, refit=0.2), AdamW(clt.parameters(), lr=0.02), 40)
+    zeros = torch.cat([W[W == 0].flatten() for W in clt.W_dec])
+    assert len(zeros)
+    assert not zeros.signbit().any()
+
+
+def test_a_feature_keeps_its_largest_group() -> None:
+    clt = small()
+    counts = prune_groups(clt, keep=29.6 / 60).counts()
+    assert int(counts.min()) == 1
+    with pytest.raises(UserError, match="less than one per feature"):
+        prune_groups(small(), keep=0.4)

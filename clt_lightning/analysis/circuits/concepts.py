@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from clt_lightning.analysis.circuits.forward import embed_stream
-from clt_lightning.analysis.circuits.image_model import model_of_image
-from clt_lightning.analysis.circuits.nodeset import NodeEdit, NodeSet
-from clt_lightning.analysis.circuits.rerun import rerun
+from clt_lightning.analysis.circuits.faithful import Features, baseline_of
 from clt_lightning.analysis.intervals import Interval, mean_intervals
+from clt_lightning.backbone import Backbone
 from clt_lightning.core.errors import UserError
+from clt_lightning.interventions.mean_ablation import Feature, mean_ablated
 from clt_lightning.transcoder import CrossLayerTranscoder
-
-Feature = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -36,31 +33,41 @@ class ConceptAblation:
     table: dict[str, np.ndarray] = field(repr=False)
 
 
-@torch.no_grad()
-def mean_codes(clip: Any, clt: CrossLayerTranscoder, images: Sequence[Tensor]) -> Tensor:
-    """`(layers, positions, F)`: each feature's mean code at each position over images (of training, say)."""
+def mean_codes(
+    clip: Backbone,
+    clt: CrossLayerTranscoder,
+    images: Sequence[Float[Tensor, "*one 3 size size"]] | Float[Tensor, "n 3 size size"],
+    batch: int = 16,
+) -> Float[Tensor, "layers positions features"]:
+    """`(layers, positions, F)`: each feature's mean code at each position over images (of training, say).
+
+    Args:
+        clip: the backbone.
+        clt: its transcoder.
+        images: preprocessed, each `(3, size, size)`.
+        batch: so many at once.
+
+    Raises:
+        UserError: no images.
+    """
     if not len(images):
         raise UserError("mean codes need at least one image")
-    total: Tensor | None = None
-    for image in images:
-        acts = clip.capture(image[None] if image.ndim == 3 else image)
-        codes = clt.encode(acts.y if clt.topology == "sae" else acts.x).dense().detach()
-        total = codes if total is None else total + codes
-    assert total is not None
-    return total / len(images)
+    batches = lambda: ({"image": part} for part in _batches(images, batch))  # noqa: E731
+    return baseline_of(clip, Features(clip, clt), batches, "mean").codes
 
 
 @torch.no_grad()
 def ablate_concepts(
-    clip: Any,
+    clip: Backbone,
     clt: CrossLayerTranscoder,
-    images: Sequence[Tensor],
-    head: Tensor,
+    images: Sequence[Float[Tensor, "*one 3 size size"]] | Float[Tensor, "n 3 size size"],
+    head: Float[Tensor, "embed_dim classes"],
     class_index: int,
     arms: Mapping[str, Sequence[Feature]],
-    means: Tensor,
+    means: Float[Tensor, "layers positions features"],
     draws: int = 1000,
     seed: int = 0,
+    batch: int = 64,
 ) -> ConceptAblation:
     """Put sets of features to their mean codes at every position, on images of a class, in the live model.
 
@@ -74,6 +81,7 @@ def ablate_concepts(
         means: `(layers, positions, F)` from `mean_codes`.
         draws: resamples of images.
         seed: of these.
+        batch: images at once.
 
     Raises:
         UserError: no images, no arms, or features that do not exist.
@@ -82,20 +90,15 @@ def ablate_concepts(
         raise UserError("ablation of concepts needs at least one image and one arm")
     if "none" in arms:
         raise UserError("an arm may not be called 'none': that is the untouched model")
-    sets = [_to_mean(features, means, name) for name, features in arms.items()]
-    for nodes in sets:
-        nodes.check(clt.n_layers, clt.n_features, means.shape[1])
-    rows = []
-    for image in images:
-        model = model_of_image(clip, clt, image, skip="through")
-        finals = rerun(model, sets, "live", codes=False).final
-        embeddings = torch.cat([model.seen.embedding, embed_stream(model.parts, finals)])
-        unit = torch.nn.functional.normalize(embeddings.float(), dim=-1)
-        chances = (clip.logit_scale * unit @ head.float().to(unit)).double().softmax(1)
-        right = (chances.argmax(1) == class_index).double()
-        rows.append(torch.stack([chances[:, class_index], right]).cpu())
-    table = torch.stack(rows).numpy()  # (images, 2, arms + 1)
     names = ["none", *arms]
+    rows: list[list[Tensor]] = [[] for _ in names]
+    for part in _batches(images, batch):
+        for row, features in zip(rows, ((), *arms.values())):
+            with mean_ablated(clip, clt, list(dict.fromkeys(features)), means):
+                chances = clip.logits(clip.encode_image(part), head).double().softmax(1)
+            right = (chances.argmax(1) == class_index).double()
+            row.append(torch.stack([chances[:, class_index], right], 1).cpu())
+    table = torch.stack([torch.cat(row) for row in rows], 2).numpy()  # (images, 2, arms + 1)
     intervals = [mean_intervals(table[:, i], draws, seed) for i in range(2)]
     return ConceptAblation(
         dict(zip(names, intervals[0])),
@@ -104,7 +107,7 @@ def ablate_concepts(
     )
 
 
-def random_features(active: Tensor, n: int, seed: int) -> list[Feature]:
+def random_features(active: Shaped[Tensor, "layers features"], n: int, seed: int) -> list[Feature]:
     """n features drawn from those that are ever active.
 
     Args:
@@ -117,10 +120,8 @@ def random_features(active: Tensor, n: int, seed: int) -> list[Feature]:
     return [(int(layer), int(feature)) for layer, feature in places[torch.from_numpy(order)].tolist()]
 
 
-def _to_mean(features: Sequence[Feature], means: Tensor, name: str) -> NodeSet:
-    edits = [
-        NodeEdit(layer, feature, position, "feature", "set", float(means[layer, position, feature]))
-        for layer, feature in features
-        for position in range(means.shape[1])
-    ]
-    return NodeSet(tuple(edits), name)
+def _batches(images: Sequence[Tensor] | Tensor, size: int) -> Iterator[Tensor]:
+    """`(size or fewer, 3, side, side)` each."""
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
+        yield torch.cat([image[None] if image.ndim == 3 else image for image in part])

@@ -1,6 +1,5 @@
 """Taking a spurious cue out of a model: which features carry it, one edit for all images, and what that costs."""
 
-from clt_lightning.analysis.debias.ablation import mean_ablated
 from clt_lightning.analysis.debias.erase import Erasure, erase
 from clt_lightning.analysis.debias.groups import Groups, Scores
 from clt_lightning.analysis.debias.options import DebiasOptions
@@ -10,6 +9,7 @@ from clt_lightning.analysis.debias.relevance import Relevance, relevance_of
 from clt_lightning.analysis.debias.result import ArmResult, DebiasResult
 from clt_lightning.analysis.debias.study import debias
 from clt_lightning.analysis.debias.truth import cue_truth
+from clt_lightning.interventions.mean_ablation import mean_ablated
 
 __all__ = [
     "ArmResult",

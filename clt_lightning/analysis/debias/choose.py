@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.debias.ablation import Feature
 from clt_lightning.analysis.debias.groups import Groups
 from clt_lightning.analysis.debias.relevance import Relevance
 from clt_lightning.analysis.debias.truth import auroc
+from clt_lightning.interventions.mean_ablation import Feature
 
 #: A circuit is the fewest features that carry this share of the relevance
 CIRCUIT = 0.98

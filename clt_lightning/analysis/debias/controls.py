@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clt_lightning.analysis.debias.ablation import Feature
 from clt_lightning.analysis.debias.groups import Groups
 from clt_lightning.analysis.debias.predictor import Embedded, Head, Sample, within
 from clt_lightning.analysis.probes.fit import Rows, fit_classes
 from clt_lightning.backbone import Backbone
 from clt_lightning.core.errors import UserError
+from clt_lightning.interventions.mean_ablation import Feature
 
 #: (block, head)
 Place = tuple[int, int]

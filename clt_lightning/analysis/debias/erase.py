@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from clt_lightning.analysis.debias.ablation import Feature, mean_ablated, mean_codes_of
+from clt_lightning.analysis.circuits.concepts import mean_codes
 from clt_lightning.analysis.debias.choose import ordered
 from clt_lightning.analysis.debias.controls import matched
 from clt_lightning.analysis.debias.predictor import Head, Reservoir, embed
@@ -16,6 +16,7 @@ from clt_lightning.analysis.debias.relevance import relevance_of
 from clt_lightning.analysis.intervals import Interval, mean_intervals
 from clt_lightning.analysis.target import class_index
 from clt_lightning.core.errors import UserError
+from clt_lightning.interventions.mean_ablation import Feature, mean_ablated
 
 SIZES = (0, 1, 2, 5, 10, 20, 50)
 ARMS = ("upstream", "random")
@@ -103,7 +104,7 @@ def erase(
             raise UserError(f"{split} has no image of class {name!r}")
     if not test["all"].sampled:
         raise UserError("test has no image of another class: nothing says what erasing costs the others")
-    means = mean_codes_of(clip, clt, train["all"].sample().images)
+    means = mean_codes(clip, clt, train["all"].sample().images)
     found = relevance_of(clip, clt, train["class"].sample(), head, means, progress=progress)
     order = ordered(found.values.mean(0).clamp(min=0))
     activity = found.activity.mean(0)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.debias.ablation import Feature, check_features, mean_ablated, mean_codes_of
+from clt_lightning.analysis.circuits.concepts import mean_codes
 from clt_lightning.analysis.debias.choose import by_circuits, by_coactivation, by_codes, by_target, in_circuit, ordered
 from clt_lightning.analysis.debias.controls import matched
 from clt_lightning.analysis.debias.measure import arm, choose
@@ -22,6 +22,7 @@ from clt_lightning.analysis.debias.setting import Setting
 from clt_lightning.analysis.debias.truth import CARRIES, auroc, cue_truth
 from clt_lightning.analysis.debias.weights import attribute_weights, common_weights, lost_weights, picked
 from clt_lightning.core.say import say
+from clt_lightning.interventions.mean_ablation import Feature, check_features, mean_ablated
 
 
 class FeatureArms:
@@ -37,7 +38,7 @@ class FeatureArms:
         self.of, self.name, self.clip, self.clt = of, name, of.clip, run.transcoder
         if of.o.progress:
             say(f"{name}: mean codes and relevance")
-        self.means = mean_codes_of(self.clip, self.clt, of.sample.images)
+        self.means = mean_codes(self.clip, self.clt, of.sample.images)
         self.anyone = self._relevance(of.sample)
         self._embedded: dict[int, Tensor] = {}
         self.activity = self.anyone.activity.mean(0)

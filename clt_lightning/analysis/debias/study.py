@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clt_lightning.analysis.debias.ablation import Feature
 from clt_lightning.analysis.debias.control_arms import control_arms
 from clt_lightning.analysis.debias.feature_arms import FeatureArms
 from clt_lightning.analysis.debias.measure import told
@@ -16,6 +15,7 @@ from clt_lightning.analysis.debias.setting import Setting
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.people import size
 from clt_lightning.core.say import say
+from clt_lightning.interventions.mean_ablation import Feature
 
 
 def debias(

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.debias.ablation import Feature
 from clt_lightning.analysis.debias.choose import goes_with
 from clt_lightning.analysis.debias.groups import Groups
 from clt_lightning.analysis.debias.relevance import Relevance
+from clt_lightning.interventions.mean_ablation import Feature
 
 
 def picked(activity: Tensor, features: Sequence[Feature]) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from clt_lightning.analysis.collector import key_seeds
@@ -36,13 +37,13 @@ class ImageSample:
         self.n = n
         self._kept: list[tuple[int, str, Tensor]] = []
 
-    def add(self, keys: Sequence[str], images: Tensor) -> None:
+    def add(self, keys: Sequence[str], images: Float[Tensor, "images 3 size size"]) -> None:
         """Let a batch's images compete for a place."""
         if self.n:
             found = zip(key_seeds(keys).tolist(), keys, images)
             self._kept = sorted([*self._kept, *((s, k, i.cpu()) for s, k, i in found)], key=lambda e: e[:2])[: self.n]
 
-    def gathered(self) -> Tensor | None:
+    def gathered(self) -> Float[Tensor, "images 3 size size"] | None:
         """`(images, 3, size, size)` of all processes, sorted by key; None without any. Every process must call this."""
         everyone = sorted((entry for part in gather_rows(self._kept) for entry in part), key=lambda e: e[:2])
         chosen = sorted(everyone[: self.n], key=lambda entry: entry[1])
@@ -140,8 +141,8 @@ class EffectCheck:
 def check_effects(
     clip: FrozenCLIP,
     clt: CrossLayerTranscoder,
-    head: Tensor,
-    images: Tensor,
+    head: Float[Tensor, "embed_dim classes"],
+    images: Float[Tensor, "images 3 size size"],
     strength: np.ndarray,
     features: int = 200,
     pairs: int = 2048,
@@ -201,11 +202,8 @@ def check_effects(
             where = torch.from_numpy(table["image"][index]).to(clip.device)
             which = torch.from_numpy(table["feature"][index]).to(clip.device)
             z = dense[where, :, which]
-            rows_of = (clip, clt, layer, which, z, seen.streams[layer][where], directions[:, where])
-            if real_ones:
-                values = ablation_effects(*rows_of, embeddings=seen.embeddings[where])
-            else:
-                values = integrated_effects(*rows_of)
+            measured = ablation_effects if real_ones else integrated_effects
+            values = measured(clip, clt, layer, which, z, seen, where, directions[:, where])
             out[:, index] = values.double().cpu().numpy()
     for t, target in enumerate(TARGETS):
         table |= {

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from clt_lightning.analysis.effects.direct import direct_effects, read_out, read_out_scale
@@ -57,7 +58,9 @@ def load_effects(folder: str | Path) -> Effects | None:
         return Effects({name: file[name] for name in file.files})
 
 
-def image_directions(head: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+def image_directions(
+    head: Float[Tensor, "embed_dim classes"], embeddings: Float[Tensor, "images embed_dim"]
+) -> tuple[Float[Tensor, "2 images embed_dim"], Int[Tensor, " images"]]:
     """What is asked of each image, and the class that it was predicted as.
 
     Args:
@@ -88,7 +91,7 @@ class EffectCollector(ExactMetric):
     predicted: Tensor
     scale: Tensor
 
-    def __init__(self, clip: FrozenCLIP, clt: CrossLayerTranscoder, head: Tensor) -> None:
+    def __init__(self, clip: FrozenCLIP, clt: CrossLayerTranscoder, head: Float[Tensor, "embed_dim classes"]) -> None:
         super().__init__()
         object.__setattr__(self, "_clip", clip)
         object.__setattr__(self, "_clt", clt)

@@ -2,42 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from clt_lightning.analysis.tower import Observation, finish
 from clt_lightning.backbone.clip import FrozenCLIP
+from clt_lightning.interventions.lanes import Added, rows_at_once, run_lanes
+from clt_lightning.interventions.resume import ends_at_cls
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
-#: Rows (images, or features on images) that run through the tower at once
-ROWS = 64
 #: Gradients on the path from the code to 0, at the nodes of Gauss and Legendre: n of them are exact where the target
 #: is a polynomial of degree 2 n along it
 NODES = 2
 
 
-def _run(clip: FrozenCLIP, stream: Tensor, first: int, added: Sequence[Tensor], grad: bool) -> Tensor:
-    """Embeddings `(rows, embed_dim)`, with `added[j - first]` put onto each MLP output from layer `first` on."""
+def _run(clip: FrozenCLIP, behind: Tensor, first: int, added: Sequence[Tensor]) -> Tensor:
+    """Embeddings `(rows, embed_dim)` with `added[j - first]` put onto each MLP output from layer `first` on.
+
+    `behind` is the untouched stream behind block `first`. Gradients flow to what is added.
+    """
 
     def branch(layer: int, x: Tensor, compute_y: object) -> Tensor:
-        y: Tensor = compute_y()  # type: ignore[operator]
-        return y + added[layer - first].to(y.dtype)
+        if ends_at_cls(clip, layer):  # what the others get is read by nothing
+            with torch.autocast(x.device.type, enabled=False):
+                y = clip.family.mlp(clip.blocks[layer], x[:, :1])
+            return torch.cat([y + added[layer - first][:, :1].to(y.dtype), torch.zeros_like(x[:, 1:])], 1)
+        own: Tensor = compute_y()  # type: ignore[operator]
+        return own + added[layer - first].to(own.dtype)
 
-    with clip.mlp_override(branch, range(first, clip.n_layers)):
-        return finish(clip, stream, first, grad)
+    stream = behind + added[0].to(behind.dtype)
+    later = range(first + 1, clip.n_layers)
+    with clip.mlp_override(branch, later) if later else nullcontext():
+        return finish(clip, stream, first + 1, grad=True)
 
 
 def output_gradients(
-    clip: FrozenCLIP, stream: Tensor, first: int, directions: Tensor, added: Sequence[Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
+    clip: FrozenCLIP,
+    behind: Float[Tensor, "rows positions d_model"],
+    first: int,
+    directions: Float[Tensor, "targets rows embed_dim"],
+    added: Sequence[Float[Tensor, "rows positions d_model"]] | None = None,
+) -> tuple[Float[Tensor, "targets rows"], Float[Tensor, "targets layers rows positions d_model"]]:
     """Targets and their gradients by every MLP output, attention and later MLPs at work.
 
     Args:
         clip: the backbone.
-        stream: `(rows, positions, d_model)` at the entry of block `first`.
+        behind: `(rows, positions, d_model)` the untouched stream behind block `first`.
         first: first layer whose MLP output counts.
         directions: `(targets, rows, embed_dim)`: target t of row r is `logit_scale * <e_r, directions[t, r]>`.
         added: `(rows, positions, d_model)` for each layer from `first` on, put onto the MLP's output; None: nothing.
@@ -46,12 +61,12 @@ def output_gradients(
         `(targets, rows)` values and `(targets, layers - first, rows, positions, d_model)` gradients.
     """
     if added is None:
-        nothing = torch.zeros(stream.shape, dtype=torch.float32, device=stream.device)
+        nothing = torch.zeros(behind.shape, dtype=torch.float32, device=behind.device)
         added = [nothing] * (clip.n_layers - first)
     # Lightning evaluates in inference mode, whose tensors never enter a graph: copies do
     with torch.inference_mode(False), torch.enable_grad():
         leaves = [part.detach().clone().requires_grad_() for part in added]
-        embeddings = _run(clip, stream.detach().clone(), first, leaves, grad=True)
+        embeddings = _run(clip, behind.detach().clone(), first, leaves)
         values = clip.logit_scale * torch.einsum("trd,rd->tr", directions.to(embeddings).clone(), embeddings)
         # the last layer's MLP at a patch reaches nothing where the embedding is read from [CLS]: zeros, not None
         gradients = [
@@ -62,14 +77,18 @@ def output_gradients(
 
 
 def total_effects(
-    clip: FrozenCLIP, clt: CrossLayerTranscoder, seen: Observation, codes: Codes, directions: Tensor
-) -> list[Tensor]:
+    clip: FrozenCLIP,
+    clt: CrossLayerTranscoder,
+    seen: Observation,
+    codes: Codes,
+    directions: Float[Tensor, "targets images embed_dim"],
+) -> list[Float[Tensor, "targets _"]]:
     """What each active code adds to each target, to first order: code x <gradient, decoder rows>.
 
     Args:
         clip: the backbone.
         clt: the transcoder.
-        seen: the untouched model on these images.
+        seen: the untouched model on these images, with the stream behind block 0.
         codes: their codes.
         directions: `(targets, images, embed_dim)`.
 
@@ -77,16 +96,17 @@ def total_effects(
         one `(targets, pairs)` float32 a layer, pairs in the order of `codes.layer(l)`.
     """
     parts = []
-    for start in range(0, seen.n_images, ROWS):
-        rows = slice(start, start + ROWS)
-        parts.append(output_gradients(clip, seen.streams[0][rows], 0, directions[:, rows])[1])
+    for rows in _chunks(clip, seen.n_images):
+        parts.append(output_gradients(clip, seen.streams[1][rows], 0, directions[:, rows])[1])
     gradient = torch.cat(parts, 2).flatten(2, 3)  # (targets, layers, tokens, d_model)
     values = [codes.layer(layer)[1].detach().float() for layer in range(clt.n_layers)]
     per_target = [clt.code_gradients(codes, row) for row in gradient]
     return [torch.stack([row[layer] for row in per_target]) * values[layer] for layer in range(clt.n_layers)]
 
 
-def per_image(codes: Codes, layer: int, effects: Tensor, n_images: int) -> tuple[Tensor, Tensor, Tensor]:
+def per_image(
+    codes: Codes, layer: int, effects: Float[Tensor, "targets pairs"], n_images: int
+) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"], Float[Tensor, "targets found"]]:
     """Effects of a layer's active codes, summed over the positions of each image.
 
     Args:
@@ -108,7 +128,9 @@ def per_image(codes: Codes, layer: int, effects: Tensor, n_images: int) -> tuple
     return slots // codes.n_features, slots % codes.n_features, sums
 
 
-def written(clt: CrossLayerTranscoder, layer: int, features: Tensor, codes: Tensor) -> list[Tensor]:
+def written(
+    clt: CrossLayerTranscoder, layer: int, features: Int[Tensor, " rows"], codes: Float[Tensor, "rows positions"]
+) -> list[Float[Tensor, "rows positions d_model"]]:
     """What single features write: `(rows, positions, d_model)` for each layer from `layer` on, zeros where they do not.
 
     Args:
@@ -126,17 +148,22 @@ def written(clt: CrossLayerTranscoder, layer: int, features: Tensor, codes: Tens
     ]
 
 
+def _chunks(clip: FrozenCLIP, n: int) -> Iterator[slice]:
+    size = rows_at_once(clip)
+    return (slice(start, start + size) for start in range(0, n, size))
+
+
 def _slopes(
-    clip: FrozenCLIP, stream: Tensor, first: int, directions: Tensor, parts: Sequence[Tensor], missing: float
+    clip: FrozenCLIP, behind: Tensor, first: int, directions: Tensor, parts: Sequence[Tensor], missing: float
 ) -> Tensor:
     """`(targets, rows)`: how fast each target grows with what a row's feature writes, `missing` of it taken away.
 
     The gradient by one number a row: nothing of the size of the gradients by MLP outputs is kept.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        taken = torch.full((len(stream),), -missing, device=stream.device, requires_grad=True)
+        taken = torch.full((len(behind),), -missing, device=behind.device, requires_grad=True)
         added = [taken[:, None, None] * part.clone() for part in parts]
-        embeddings = _run(clip, stream.detach().clone(), first, added, grad=True)
+        embeddings = _run(clip, behind.detach().clone(), first, added)
         values = torch.einsum("trd,rd->tr", directions.to(embeddings).clone(), embeddings)
         rows = [torch.autograd.grad(row.sum(), taken, retain_graph=t + 1 < len(values)) for t, row in enumerate(values)]
     return clip.logit_scale * torch.stack([slope for (slope,) in rows])
@@ -147,12 +174,12 @@ def ablation_effects(
     clip: FrozenCLIP,
     clt: CrossLayerTranscoder,
     layer: int,
-    features: Tensor,
-    codes: Tensor,
-    stream: Tensor,
-    directions: Tensor,
-    embeddings: Tensor | None = None,
-) -> Tensor:
+    features: Int[Tensor, " rows"],
+    codes: Float[Tensor, "rows positions"],
+    seen: Observation,
+    images: Int[Tensor, " rows"],
+    directions: Float[Tensor, "targets rows embed_dim"],
+) -> Float[Tensor, "targets rows"]:
     """What really happens: target as it is minus target without what the feature writes, in the live model.
 
     Codes are those of the untouched model; everything after reacts.
@@ -163,79 +190,91 @@ def ablation_effects(
         layer: the features' layer.
         features: `(rows,)` one feature a row.
         codes: `(rows, positions)` its codes.
-        stream: `(rows, positions, d_model)` the untouched stream at the entry of block `layer`.
+        seen: the untouched model, with the stream behind block `layer`.
+        images: `(rows,)` int64, which of its images each row is about.
         directions: `(targets, rows, embed_dim)`.
-        embeddings: `(rows, embed_dim)` of the untouched model, where they are known.
 
     Returns:
         `(targets, rows)`.
     """
     out = []
-    for start in range(0, len(features), ROWS):
-        rows = slice(start, start + ROWS)
-        as_it_is = finish(clip, stream[rows], layer) if embeddings is None else embeddings[rows]
-        without = embeddings_without(clip, layer, written(clt, layer, features[rows], codes[rows]), stream[rows])
+    for rows in _chunks(clip, len(features)):
+        parts = written(clt, layer, features[rows], codes[rows])
+        without = embeddings_without(clip, clt, layer, parts, seen, images[rows])
+        as_it_is = seen.embeddings[images[rows]]
         wanted = directions[:, rows].to(as_it_is)
         out.append(clip.logit_scale * torch.einsum("trd,rd->tr", wanted, as_it_is - without))
     return torch.cat(out, 1)
 
 
 @torch.no_grad()
-def embeddings_without(clip: FrozenCLIP, first: int, parts: Sequence[Tensor], stream: Tensor) -> Tensor:
+def embeddings_without(
+    clip: FrozenCLIP,
+    clt: CrossLayerTranscoder,
+    first: int,
+    parts: Sequence[Float[Tensor, "rows positions d_model"]],
+    seen: Observation,
+    images: Int[Tensor, " rows"],
+) -> Float[Tensor, "rows embed_dim"]:
     """Embeddings `(rows, embed_dim)` of the live model with something taken out of its MLP outputs.
 
     Args:
         clip: the backbone.
+        clt: the transcoder.
         first: the first layer of which something is taken.
         parts: what is taken, `(rows, positions, d_model)` for each layer from `first` on: `written`, or a sum of it.
-        stream: `(rows, positions, d_model)` the untouched stream at the entry of block `first`.
+        seen: the untouched model, with the stream behind block `first`.
+        images: `(rows,)` int64, which of its images each row is about.
     """
-    return _run(clip, stream, first, [-part for part in parts], grad=False)
+    behind = seen.streams[first + 1][images]
+    return run_lanes([Added(clip, clt, first, [-part for part in parts], behind)])[0]
 
 
 def integrated_effects(
     clip: FrozenCLIP,
     clt: CrossLayerTranscoder,
     layer: int,
-    features: Tensor,
-    codes: Tensor,
-    stream: Tensor,
-    directions: Tensor,
+    features: Int[Tensor, " rows"],
+    codes: Float[Tensor, "rows positions"],
+    seen: Observation,
+    images: Int[Tensor, " rows"],
+    directions: Float[Tensor, "targets rows embed_dim"],
     nodes: int = NODES,
-) -> Tensor:
+) -> Float[Tensor, "targets rows"]:
     """As `ablation_effects`, predicted by gradients along the path from the code to 0 (Sundararajan et al. 2017).
 
     Args:
         nodes: how many gradients; 1 is the one at half of the code.
     """
     total: list[Tensor] = []
-    for start in range(0, len(features), ROWS):
-        rows = slice(start, start + ROWS)
+    for rows in _chunks(clip, len(features)):
         parts = written(clt, layer, features[rows], codes[rows])
-        total.append(path_effects(clip, layer, parts, stream[rows], directions[:, rows], nodes))
+        total.append(path_effects(clip, layer, parts, seen, images[rows], directions[:, rows], nodes))
     return torch.cat(total, 1)
 
 
 def path_effects(
     clip: FrozenCLIP,
     first: int,
-    parts: Sequence[Tensor],
-    stream: Tensor,
-    directions: Tensor,
+    parts: Sequence[Float[Tensor, "rows positions d_model"]],
+    seen: Observation,
+    images: Int[Tensor, " rows"],
+    directions: Float[Tensor, "targets rows embed_dim"],
     nodes: int = NODES,
-) -> Tensor:
+) -> Float[Tensor, "targets rows"]:
     """`(targets, rows)`: what some writing adds to targets, by gradients along the path to the model without it.
 
     Args:
         clip: the backbone.
         first: the first layer that is written to.
         parts: `(rows, positions, d_model)` what is written, for each layer from `first` on.
-        stream: `(rows, positions, d_model)` the untouched stream at the entry of block `first`.
+        seen: the untouched model, with the stream behind block `first`.
+        images: `(rows,)` int64, which of its images each row is about.
         directions: `(targets, rows, embed_dim)`.
         nodes: how many gradients; 1 is the one half way.
     """
-    effect = directions.new_zeros(len(directions), len(parts[0]))
+    effect, behind = directions.new_zeros(len(directions), len(parts[0])), seen.streams[first + 1][images]
     places, weights = np.polynomial.legendre.leggauss(nodes)
     for missing, weight in zip(((1 - places) / 2).tolist(), (weights / 2).tolist()):
-        effect += weight * _slopes(clip, stream, first, directions, parts, missing).to(effect)
+        effect += weight * _slopes(clip, behind, first, directions, parts, missing).to(effect)
     return effect

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from clt_lightning.core.errors import UserError
@@ -14,6 +15,8 @@ from clt_lightning.core.errors import UserError
 #: Strengths of the penalty that are tried, on standardised columns, strong to weak
 PENALTIES = tuple(10.0**-power for power in range(-1, 6))
 _STEPS = 120
+#: Images that say nothing, added to those on which a column departs from its mean before columns are compared
+_UNSEEN = 8
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,10 @@ class Rows:
         y: `(n,)` int64 classes, or `(n,)` float32 numbers.
     """
 
-    x: Tensor
-    y: Tensor
+    x: Float[Tensor, "n d"]
+    y: Int[Tensor, " n"] | Float[Tensor, " n"]
 
-    def columns(self, chosen: Tensor) -> Rows:
+    def columns(self, chosen: Int[Tensor, " k"]) -> Rows:
         """Some of the columns."""
         return Rows(self.x[:, chosen], self.y)
 
@@ -44,16 +47,16 @@ class Probe:
         chosen: the columns of a k-sparse probe, best first; None: all.
     """
 
-    weight: Tensor
-    bias: Tensor
+    weight: Float[Tensor, "columns outputs"]
+    bias: Float[Tensor, " outputs"]
     penalty: float
-    chosen: Tensor | None = None
+    chosen: Int[Tensor, " columns"] | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n outputs"]:
         """`(n, outputs)` of all columns `(n, d)`."""
         return (x if self.chosen is None else x[:, self.chosen]) @ self.weight + self.bias
 
-    def classes(self, x: Tensor) -> Tensor:
+    def classes(self, x: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
         """`(n,)` the class of the largest output."""
         return self(x).argmax(1)
 
@@ -67,7 +70,7 @@ def fit_classes(train: Rows, val: Rows, n_classes: int, k: int | None = None, in
         train: to learn from; labels in 0..n_classes-1.
         val: to choose the penalty on.
         n_classes: columns of the result.
-        k: read so many columns alone, those with the largest F statistic between the classes on `train`.
+        k: read so many columns alone, those that differ most between the classes on `train` (`class_score`).
         intercept: whether a constant is learned, and columns are centred.
 
     Raises:
@@ -77,7 +80,7 @@ def fit_classes(train: Rows, val: Rows, n_classes: int, k: int | None = None, in
         raise UserError("the validation split has no labelled image to choose the regularisation on")
     if len(train.y.unique()) < 2:
         raise UserError("a probe needs at least two classes among the training images")
-    chosen = None if k is None else best_columns(f_statistic(train.x, train.y, n_classes), k)
+    chosen = None if k is None else best_columns(class_score(train.x, train.y, n_classes), k)
     train, val = (train, val) if chosen is None else (train.columns(chosen), val.columns(chosen))
     mean, std = _scales(train.x, intercept)
     z, z_val = (train.x - mean) / std, (val.x - mean) / std
@@ -100,7 +103,8 @@ def fit_numbers(train: Rows, val: Rows, k: int | None = None) -> Probe:
     Args:
         train: to learn from.
         val: to choose the penalty on.
-        k: read so many columns alone, those that correlate most with the number on `train`.
+        k: read so many columns alone, those that correlate most with the number on `train` (rare ones count less, as
+            in `class_score`).
 
     Raises:
         UserError: an empty split, a number that never changes, or a k that is none.
@@ -109,7 +113,7 @@ def fit_numbers(train: Rows, val: Rows, k: int | None = None) -> Probe:
         raise UserError("a probe needs training and validation images")
     if float(train.y.std(correction=0)) == 0:
         raise UserError("what is to be read never changes among the training images")
-    chosen = None if k is None else best_columns(_correlation(train.x, train.y).abs(), k)
+    chosen = None if k is None else best_columns(_correlation(train.x, train.y).square() * support(train.x), k)
     train, val = (train, val) if chosen is None else (train.columns(chosen), val.columns(chosen))
     mean, std = _scales(train.x, True)
     z, z_val = ((train.x - mean) / std).double(), ((val.x - mean) / std).double()
@@ -125,7 +129,7 @@ def fit_numbers(train: Rows, val: Rows, k: int | None = None) -> Probe:
     return _probe(best[2], best[1], mean, std, chosen)
 
 
-def f_statistic(x: Tensor, y: Tensor, n_classes: int) -> Tensor:
+def f_statistic(x: Float[Tensor, "n d"], y: Int[Tensor, " n"], n_classes: int) -> Float[Tensor, " d"]:
     """`(d,)` one-way analysis of variance of each column between the classes; 0 for a column that never changes."""
     counts = torch.bincount(y, minlength=n_classes).to(x.dtype)
     occurs = counts > 0
@@ -135,7 +139,31 @@ def f_statistic(x: Tensor, y: Tensor, n_classes: int) -> Tensor:
     return torch.where(between > 0, between / within.clamp(min=1e-20), torch.zeros_like(between))
 
 
-def best_columns(score: Tensor, k: int) -> Tensor:
+def class_score(x: Float[Tensor, "n d"], y: Int[Tensor, " n"], n_classes: int) -> Float[Tensor, " d"]:
+    """How much of each column's variance lies between the classes, less where few images are behind it.
+
+    The F statistic orders columns by the share of their variance between the classes. Of thousands of rare features
+    some fire on two images that happen to be of one class, and with few images a class their share is 1. So the share
+    is what it would be had `_UNSEEN` more images been seen, as far from the mean and of chance classes (`support`).
+    """
+    f = f_statistic(x.double(), y, n_classes)
+    occurs = int((torch.bincount(y, minlength=n_classes) > 0).sum())
+    ratio = f * max(occurs - 1, 1) / max(len(y) - occurs, 1)
+    return (ratio / (1 + ratio) * support(x)).to(x.dtype)
+
+
+def support(x: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
+    """`m / (m + _UNSEEN)` of each column, m the number of rows that make its variance; 0 for a column of constants.
+
+    m is the sum of the squared deviations, squared, over the sum of their squares: m of a feature that fires on few
+    images, a third of the rows of a normal column.
+    """
+    squares = (x.double() - x.double().mean(0)).square()
+    rows = squares.sum(0).square() / squares.square().sum(0).clamp(min=1e-300)
+    return rows / (rows + _UNSEEN)
+
+
+def best_columns(score: Float[Tensor, " d"], k: int) -> Int[Tensor, " k"]:
     """The k columns of the largest score, best first.
 
     Raises:
@@ -146,11 +174,26 @@ def best_columns(score: Tensor, k: int) -> Tensor:
     return score.argsort(descending=True, stable=True)[:k]
 
 
-def spearman(x: Tensor, y: Tensor, chunk: int = 64) -> Tensor:
-    """`(d,)` rank correlation of each column of `(n, d)` with `(n,)`; ties share their mean rank, constants give 0."""
-    ranks = _ranks(y[None])[0]
-    found = [_correlation(_ranks(x[:, start : start + chunk].T).T, ranks) for start in range(0, x.shape[1], chunk)]
-    return torch.cat(found).float() if found else torch.zeros(0)
+def spearman(
+    x: Float[Tensor, "n d"], y: Float[Tensor, " n"] | Float[Tensor, "n m"], chunk: int = 64
+) -> Float[Tensor, " d"] | Float[Tensor, "m d"]:
+    """Rank correlation of each column of x with a target, or with each of m; ties share their mean rank.
+
+    Args:
+        x: `(n, d)`.
+        y: `(n,)`, or `(n, m)`.
+        chunk: columns at once.
+
+    Returns:
+        `(d,)`, or `(m, d)`; constants give 0.
+    """
+    ranks = _ranks(y[None] if y.ndim == 1 else y.T)
+    found = []
+    for start in range(0, x.shape[1], chunk):
+        part = _ranks(x[:, start : start + chunk].T).T
+        found.append(torch.stack([_correlation(part, own) for own in ranks]))
+    whole = torch.cat(found, 1).float() if found else torch.zeros(len(ranks), 0)
+    return whole[0] if y.ndim == 1 else whole
 
 
 def _ranks(rows: Tensor) -> Tensor:
@@ -203,12 +246,12 @@ def _probe(state: Tensor, penalty: float, mean: Tensor, std: Tensor, chosen: Ten
     return Probe(weight, state[-1] - mean @ weight, penalty, chosen)
 
 
-def accuracy(predicted: Tensor, y: Tensor) -> float:
+def accuracy(predicted: Int[Tensor, " n"], y: Int[Tensor, " n"]) -> float:
     """Share that is right."""
     return float((predicted == y).float().mean())
 
 
-def mean_recall(predicted: Tensor, y: Tensor, n_classes: int) -> float:
+def mean_recall(predicted: Int[Tensor, " n"], y: Int[Tensor, " n"], n_classes: int) -> float:
     """Mean over the classes that occur of the share that is right."""
     count = torch.bincount(y, minlength=n_classes)
     right = torch.bincount(y[predicted == y], minlength=n_classes)

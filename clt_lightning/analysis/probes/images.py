@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from clt_lightning.analysis.intervals import Interval, share_interval
@@ -113,13 +114,15 @@ def collect(
     return {source: Rows(torch.cat(vectors), y) for source, vectors in rows.items()}
 
 
-def pooled(tokens: Tensor, span: slice, pool: str) -> Tensor:
+def pooled(tokens: Float[Tensor, "images ... width"], span: slice, pool: str) -> Float[Tensor, "images width"]:
     """`(images, width)`: one vector an image, the mean of its tokens in a span, or with `pool="max"` their maximum."""
     tokens = tokens[:, None] if tokens.ndim == 2 else tokens[:, span]
     return tokens.amax(1) if pool == "max" else tokens.mean(1)
 
 
-def tokens_of_layer(backbone: Backbone, clt: CrossLayerTranscoder, images: Tensor, layer: int) -> dict[str, Tensor]:
+def tokens_of_layer(
+    backbone: Backbone, clt: CrossLayerTranscoder, images: Float[Tensor, "images 3 size size"], layer: int
+) -> dict[str, Float[Tensor, "images ... _"]]:
     """Of one of the transcoder's layers what `tokens_of_layers` gives.
 
     Args:
@@ -137,8 +140,8 @@ def tokens_of_layer(backbone: Backbone, clt: CrossLayerTranscoder, images: Tenso
 
 
 def tokens_of_layers(
-    backbone: Backbone, clt: CrossLayerTranscoder, images: Tensor, layers: Sequence[int]
-) -> Iterator[dict[str, Tensor]]:
+    backbone: Backbone, clt: CrossLayerTranscoder, images: Float[Tensor, "images 3 size size"], layers: Sequence[int]
+) -> Iterator[dict[str, Float[Tensor, "images ... _"]]]:
     """Layer by layer what the transcoder rebuilds, the reconstruction and the codes, from one forward.
 
     Args:

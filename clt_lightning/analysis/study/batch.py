@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from clt_lightning.analysis.effects.live import (
-    ROWS,
     embeddings_without,
     path_effects,
     per_image,
@@ -17,6 +16,7 @@ from clt_lightning.analysis.study.types import Ablation, LayerCodes, Study, Stud
 from clt_lightning.analysis.terms import logit_terms
 from clt_lightning.analysis.tower import Observation, reads_cls_only
 from clt_lightning.backbone.clip import FrozenCLIP
+from clt_lightning.interventions.lanes import rows_at_once
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 #: Targets of one backward pass after another on the same images, whose gradients are held at once
@@ -180,10 +180,11 @@ class StudyBatch:
                     shown = effect.topk(min(options.deciding, len(effect))).indices
                 single += [(image, number, row) for row in sorted(set(shown.tolist()))]
         after: dict[tuple[int, int, int], Tensor] = {}
+        size = rows_at_once(self.clip)
         for layer in range(self.clt.n_layers):
             here = [entry for entry in single if int(tables[entry[0]][0][entry[2]]) == layer]
-            for start in range(0, len(here), ROWS):
-                some = here[start : start + ROWS]
+            for start in range(0, len(here), size):
+                some = here[start : start + size]
                 where = torch.tensor([entry[0] for entry in some], device=self.clip.device)
                 which = torch.stack([tables[i][1][row] for i, _, row in some])
                 parts = written(self.clt, layer, which, self.dense[layer][where, :, which])
@@ -208,12 +209,12 @@ class StudyBatch:
                 first = order[: options.deciding]
                 together.append((image, number, [rows[n] for n in first]))
                 predicted.append(float(effect[first].sum()))
-        for start in range(0, len(together), ROWS):
-            sets = together[start : start + ROWS]
+        for start in range(0, len(together), size):
+            sets = together[start : start + size]
             first_layer, parts = self._written_by(sets, tables)
             where = torch.tensor([i for i, _, _ in sets], device=self.clip.device)
             gone, path = self._without(first_layer, parts, where, [questions[i][n] for i, n, _ in sets], head, options)
-            values = path or predicted[start : start + ROWS]
+            values = path or predicted[start : start + size]
             for (i, number, rows), value, logits in zip(sets, values, gone):
                 ablations[i].append(Ablation(number, rows, value, logits))
         return integrated, ablations
@@ -228,12 +229,11 @@ class StudyBatch:
         options: StudyOptions,
     ) -> tuple[list[Tensor], list[float]]:
         """Logits `(C,)` of each row without what its features write; in full also what the path there predicts."""
-        stream = self.seen.streams[first][image]
-        gone = self._logits(embeddings_without(self.clip, first, parts, stream), head).cpu()
+        gone = self._logits(embeddings_without(self.clip, self.clt, first, parts, self.seen, image), head).cpu()
         if not options.full:
             return list(gone), []
         wanted = torch.stack([head[:, a] - head[:, b] for a, b in asked])
-        return list(gone), path_effects(self.clip, first, parts, stream, wanted[None])[0].tolist()
+        return list(gone), path_effects(self.clip, first, parts, self.seen, image, wanted[None])[0].tolist()
 
     def _written_by(self, sets: list[tuple[int, int, list[int]]], tables: list[Table]) -> tuple[int, list[Tensor]]:
         """What each set of features writes together, from the first layer of any of them on."""

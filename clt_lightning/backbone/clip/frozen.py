@@ -9,6 +9,7 @@ from typing import Any
 import open_clip
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from clt_lightning.backbone.backbone import Backbone, Precision, check_precision
@@ -81,7 +82,7 @@ class FrozenCLIP(Backbone):
             self._tokenizer = make_tokenizer(self._source)
         return self._tokenizer
 
-    def encode_text(self, texts: Sequence[str] | Tensor) -> Tensor:
+    def encode_text(self, texts: Sequence[str] | Int[Tensor, "texts length"]) -> Float[Tensor, "texts embed_dim"]:
         """Embed texts.
 
         Args:
@@ -111,7 +112,7 @@ class FrozenCLIP(Backbone):
         templates: Sequence[Template],
         batch_size: int = 512,
         progress: bool = True,
-    ) -> Tensor:
+    ) -> Float[Tensor, "embed_dim classes"]:
         """The zero-shot classifier: for every class, the mean of its prompts' unit embeddings, scaled to length 1.
 
         Warns where such a classifier says little (`zero_shot_doubts`).
@@ -155,7 +156,7 @@ class FrozenCLIP(Backbone):
         progress: bool = True,
         what: str = "zero-shot head",
         unit: str = "classes",
-    ) -> Tensor:
+    ) -> Float[Tensor, "names embed_dim"]:
         """The mean of each name's prompts' unit embeddings, scaled to length 1.
 
         Args:

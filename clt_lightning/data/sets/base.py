@@ -9,30 +9,25 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from clt_lightning.core import seeds
 from clt_lightning.core.errors import UserError
-from clt_lightning.data.feed.batches import Source
-from clt_lightning.data.feed.decode import Augment, Decoder
-from clt_lightning.data.feed.loader import EvalLoader, TrainLoader, Workers
-from clt_lightning.data.feed.place import epoch_limit, find_local_place, find_place, repeats
-from clt_lightning.data.feed.plan import BLOCK_SAMPLES, EvalPlan, TrainPlan
+from clt_lightning.data.feed.decode import Augment
+from clt_lightning.data.feed.place import find_local_place
 from clt_lightning.data.feed.seen import Transform
-from clt_lightning.data.feed.splits import Selection, Split, check_labels, open_split
+from clt_lightning.data.feed.splits import Split, check_labels, open_split
+from clt_lightning.data.sets.loaders import Loaders
 from clt_lightning.data.tars.layout import SplitFiles, expand, find_split
 from clt_lightning.data.tars.limits import MAX_PIXELS, PILLOW_PIXELS
-from clt_lightning.data.tars.texts import beside, read_entries, read_lines
 from clt_lightning.data.tars.verify import verify as verify_shards
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
-DATASET_TYPES = ("multilabel", "retrieval", "classification")
 
 
-class WebImages(pl.LightningDataModule):
+class WebImages(Loaders, pl.LightningDataModule):
     """Images from any WebDataset tars: a folder in the public CLIP_benchmark layout, or patterns for each split.
 
     Validation reads `val` and, where there is none, `test`, with a warning; testing the other way round. Every rank and
@@ -83,8 +78,6 @@ class WebImages(pl.LightningDataModule):
 
     set_name: ClassVar[str] = "webimages"
     shard_hint: ClassVar[str] = ""
-    default_classnames: ClassVar[str | None] = None
-    default_templates: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -224,11 +217,6 @@ class WebImages(pl.LightningDataModule):
             self._splits[name] = split
         return self._splits[name]
 
-    @property
-    def n_classes(self) -> int | None:
-        """Number of class names, or None."""
-        return None if self.classnames is None else len(self.classnames)
-
     def describe(self) -> dict[str, Any]:
         """What a run's record says of its data: plain values only."""
         self._read_names()
@@ -297,174 +285,6 @@ class WebImages(pl.LightningDataModule):
             allow_pipe=self.allow_pipe,
             selection=self._selection(),
         )
-
-    def _selection(self) -> Selection | None:
-        """For sets that select classes of another."""
-        return None
-
-    # -- names --------------------------------------------------------------------------------------------------
-
-    def _read_names(self) -> None:
-        if self._names_read:
-            return
-        self.check_root()
-        kind = self._from_root("dataset_type.txt", gaps=True)
-        self.dataset_type = kind[0] if kind else None
-        if self.dataset_type not in (None, *DATASET_TYPES):
-            where = beside(self.root or "", "dataset_type.txt")
-            raise UserError(f"{where} holds {self.dataset_type!r}, but must be one of {', '.join(DATASET_TYPES)}")
-        self.classnames = self._names("classnames", self._asked_classnames, "classnames.txt", self.default_classnames)
-        self.templates = self._names(
-            "templates", self._asked_templates, "zeroshot_classification_templates.txt", self.default_templates
-        )
-        self.groupnames = self._from_root("groupnames.txt")
-        self._names_read = True
-
-    def _names(self, key: str, asked: str | list[str] | None, file: str, default: str | None) -> list[str] | None:
-        """Class names or templates; a blank line among names would shift all that follow, among templates it may be."""
-        templates, where = key == "templates", asked if isinstance(asked, str) else f"data.init_args.{key}"
-        entries: list[tuple[int, str]] | None
-        if isinstance(asked, str):
-            entries = read_entries(asked, gaps=templates)
-            if entries is None:
-                raise UserError(f"data.init_args.{key}: there is no file {asked!r}")
-        elif asked is not None:
-            if not asked:
-                raise UserError(f"data.init_args.{key} is an empty list")
-            entries = list(enumerate(asked, 1))
-        else:
-            where = beside(self.root or "", file)
-            entries = None if self.root is None else read_entries(where, gaps=templates)
-            if entries is None and default is not None:
-                from clt_lightning.data.lists import lines
-
-                entries = list(enumerate(lines(default), 1))
-        for line, template in entries or [] if templates else []:
-            if "{c}" not in template and "{}" not in template:
-                raise UserError(
-                    f"{where}, line {line}: template {template!r} has no place for the class: write {{c}} where its "
-                    "name belongs"
-                )
-        return None if entries is None else [entry for _, entry in entries]
-
-    def _from_root(self, file: str, *, gaps: bool = False) -> list[str] | None:
-        return None if self.root is None else read_lines(beside(self.root, file), gaps=gaps)
-
-    def _names_from(self) -> str:
-        asked = self._asked_classnames
-        if asked is not None:
-            return asked if isinstance(asked, str) else "data.init_args.classnames"
-        in_root = self.root is not None and os.path.isfile(os.path.join(self.root, "classnames.txt"))
-        return f"{self.root}/classnames.txt" if in_root or not self.default_classnames else self.default_classnames
-
-    # -- loaders ------------------------------------------------------------------------------------------------
-
-    def train_dataloader(self) -> TrainLoader:
-        """Shuffled, endless epochs; see `TrainLoader`."""
-        split = self._needed("train")
-        rank, world = find_place(self.trainer, self.rank, self.world_size)
-        step = world * self.batch_size
-        samples = self.samples_per_epoch or split.samples
-        if samples is None:
-            raise UserError(
-                "the training tars are remote and come without counts: set data.init_args.samples_per_epoch, or put an "
-                'index.json beside them ({"shards": [{"name": "0.tar", "samples": 2500}, …]})'
-            )
-        if samples < step:
-            log.warning(
-                "train: %d samples an epoch are fewer than one step (%d ranks x batch_size %d): the epoch is one step, "
-                "and samples repeat in it",
-                samples,
-                world,
-                self.batch_size,
-            )
-        plan = TrainPlan(
-            counts=[s.samples for s in split.shards],
-            batches=max(1, samples // step),
-            batch_size=self.batch_size,
-            seed=self.seed,
-            epoch=0 if self.trainer is None else self.trainer.current_epoch,
-            rank=rank,
-            world=world,
-            workers=max(1, self.num_workers),
-            block=BLOCK_SAMPLES if split.seekable else None,
-        )
-        return TrainLoader(
-            self._source(split, self.augment),
-            plan,
-            shuffle=self.shuffle,
-            workers=self._workers(),
-            epoch_batches=epoch_limit(self.trainer, plan.batches),
-            repeat=repeats(self.trainer),
-        )
-
-    def val_dataloader(self) -> EvalLoader | list[Any]:
-        """`val` (or `test` in its place), every sample once; an empty list where the set has neither."""
-        return [] if self.split("val") is None else self.eval_dataloader("val", limit=self.val_samples)
-
-    def test_dataloader(self) -> EvalLoader:
-        """`test` (or `val` in its place), every sample once."""
-        return self.eval_dataloader("test")
-
-    def predict_dataloader(self) -> EvalLoader:
-        """The same as `test_dataloader`."""
-        return self.eval_dataloader("test")
-
-    def eval_dataloader(self, split: str, *, limit: int | None = None, batch_size: int | None = None) -> EvalLoader:
-        """Any split in order, every sample exactly once over all ranks, without augmentation.
-
-        Args:
-            split: `train`, `val` or `test`.
-            limit: only this many samples, evenly spaced; None: all.
-            batch_size: images a batch; None: `eval_batch_size`.
-
-        Raises:
-            UserError: no such split, no transform, or remote tars without counts.
-        """
-        found = self._needed(split)
-        counts = [s.samples for s in found.shards if s.samples is not None]
-        if len(counts) < len(found.shards):
-            raise UserError(
-                f"split {split!r} is remote and comes without counts, so it cannot be read exactly once: set "
-                f"data.init_args.shard_counts={{{split}: [samples of each tar]}}, or put an index.json beside the tars"
-            )
-        rank, world = find_place(self.trainer, self.rank, self.world_size)
-        plan = EvalPlan(counts, batch_size or self.eval_batch_size, rank, world, limit)
-        return EvalLoader(self._source(found, "none"), plan, split=split, workers=self._workers())
-
-    def _needed(self, name: str) -> Split:
-        split = self.split(name)
-        if split is None:
-            raise self._no_split(name)
-        return split
-
-    def _no_split(self, name: str) -> UserError:
-        where = f"{self.root!r} has" if self.root is not None else "the patterns give"
-        more = f" {self.hint}" if self.hint else f" Make <root>/{name}/0.tar …, or set data.init_args.{name}."
-        return UserError(f"{where} no split {name!r}.{more}")
-
-    def _source(self, split: Split, augment: Augment) -> Source:
-        if self.transform is None:
-            raise UserError(
-                "the data module's `transform` is not set: give it the model's preprocessing before building loaders "
-                "(dm.transform = clip.preprocess)"
-            )
-        selection = self._selection()
-        labels = None if selection is None else selection.labels
-        decoder = Decoder(
-            self.transform,
-            split.fields,
-            self.n_classes,
-            None if self.groupnames is None else len(self.groupnames),
-            labels,
-            augment,
-            self.seed,
-            max_pixels=self.max_pixels,
-        )
-        return Source(split.shards, decoder, self.on_error, self.allow_pipe)
-
-    def _workers(self) -> Workers:
-        return Workers(self.num_workers, self.prefetch, torch.cuda.is_available(), self.start_method)
 
 
 def _text(patterns: str | Path | list[str | Path] | None) -> str | list[str] | None:

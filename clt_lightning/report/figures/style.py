@@ -58,5 +58,6 @@ def save(folder: ReportFolder, name: str, figure: Figure) -> list[str]:
     """
     with house_style():
         figure.savefig(folder.file(f"figures/{name}.svg"), metadata={"Date": None})
+        figure.set_layout_engine("none")  # what was laid out once stays there
         figure.savefig(folder.file(f"figures/{name}.png"))
     return [f"figures/{name}.svg", f"figures/{name}.png"]

@@ -26,7 +26,11 @@
     random: "random features",
     skip_alone: "linear skip alone",
     features_alone: "features alone",
+    attention: "every attention by units",
+    with_attention: "every MLP and every attention",
+    attention_mean: "every attention at its mean",
   };
+  const OF_ATTENTION = ["attention", "with_attention", "attention_mean"];
   const STYLE = {
     replaced: { color: "var(--s0)" },
     true_x: { color: "var(--s2)", dash: "6 4" },
@@ -40,6 +44,60 @@
     metric === "kl" ? CLT.num(v) : metric === "drop" ? `${CLT.fixed(100 * v, 1)} pp` : CLT.percent(v);
   const cell = (metric, i) =>
     CLT.intervalCell(i, metric === "kl" ? "number" : metric === "drop" ? "points" : "percent");
+
+  // sparse attention: its own arms beside the MLPs', and how well each layer is rebuilt
+  function attention(e) {
+    if (!e?.attention) return [];
+    const whole = (a) => a.kind === "replaced" && a.first === 0 && a.last === e.layers - 1 && a.tokens === "all";
+    const arms = (e.zero_shot?.arms || []).filter(
+      (a) => a.kind === "original" || whole(a) || OF_ATTENTION.includes(a.kind),
+    );
+    const { fvu, l0, dead, heads } = e.attention;
+    const number = (v, digits) => (v === null || v === undefined ? "" : CLT.fixed(v, digits));
+    const share = (v) => (v === null || v === undefined ? "" : CLT.percent(v, 0));
+    const rows = fvu.all.layers.map((v, l) => [
+      { v: l, t: `${l}` },
+      { v, t: number(v, 3) },
+      { v: l0.all.layers[l], t: number(l0.all.layers[l], 1) },
+      { v: dead.all.layers[l], t: share(dead.all.layers[l]) },
+      ...(heads
+        ? [
+            CLT.count(heads[l].units),
+            number(heads[l].median, 2),
+            { v: heads[l].several, t: share(heads[l].several) },
+            { v: heads[l].own, t: share(heads[l].own) },
+          ]
+        : []),
+    ]);
+    const of = heads ? ["units that explain", "heads (median)", "spread over two or more", "own head's share"] : [];
+    return [
+      CLT.figure({
+        title: "Attention replaced as well",
+        note: "Sparse units in the place of every attention layer, alone and beside the transcoder; every attention at its mean at each position is what they must beat. All tokens, cascaded.",
+        body: arms.length
+          ? h(
+              "div",
+              { class: "scroll" },
+              CLT.table(
+                [{ name: "In the model's place", text: true }, "top-1", "points lost", "KL"],
+                arms.map((a) => [
+                  a.kind === "replaced" ? "every MLP" : KINDS[a.kind],
+                  cell("top1", a.top1),
+                  a.kind === "original" ? "" : cell("drop", a.drop),
+                  a.kind === "original" ? "" : cell("kl", a.kl),
+                ]),
+                { strong: (row) => row[0] === KINDS.with_attention },
+              ),
+            )
+          : CLT.empty("No accuracy was measured: this needs class names and labels."),
+      }),
+      CLT.figure({
+        title: "Units of attention by layer",
+        note: "FVU of what attention adds, on the untouched model; heads that a unit stands for: the covariance of its code with the layer's output along what it writes, as a sum over the model's heads.",
+        body: h("div", { class: "scroll" }, CLT.table([{ name: "Layer" }, "FVU", "L0", "dead", ...of], rows)),
+      }),
+    ];
+  }
 
   function plot(arms, metric, keep, at, xLabel, layers, tokens) {
     const original = arms.find((a) => a.kind === "original");
@@ -205,6 +263,7 @@
             }),
           ),
         ),
+        ...(state.task === "zero_shot" ? attention(e) : []),
         CLT.figure({
           title: "Every arm",
           note: `${CLT.tokenName(state.tokens)} replaced. Measured in one pass; an arm on fewer images than the others (a control) is paired with the original on the same ones. A click on a heading sorts, and the file holds the other token sets, too.`,

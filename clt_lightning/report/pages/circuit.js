@@ -137,7 +137,7 @@
     function mark() {
       const at = picker.picked();
       const position = at === null ? null : at === 0 ? 0 : at - 1 + g.prefix;
-      drawing.mark("here", (node) => position !== null && node.position === position);
+      drawing.mark("here", (node) => position !== null && g.isAt(node, position));
       drawing.mark("pinned", (node) => state.pins.includes(node));
       drawing.mark("noted", (node) => state.notes.has(node.id));
     }

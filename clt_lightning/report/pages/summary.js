@@ -39,6 +39,8 @@
     const out = [];
     if (original) out.push(tile(`${title}, original CLIP`, CLT.percent(original.value), range(original)));
     if (replaced) out.push(tile(`${title}, all MLPs replaced`, CLT.percent(replaced.value), range(replaced)));
+    const both = arms.find((a) => a.kind === "with_attention")?.[metric];
+    if (both) out.push(tile(`${title}, all attention as well`, CLT.percent(both.value), range(both)));
     if (mean) out.push(tile(`${title}, MLPs at their mean`, CLT.percent(mean.value), `${range(mean)}: nothing kept`));
     if (original && replaced && mean && original.value > mean.value) {
       const kept = (replaced.value - mean.value) / (original.value - mean.value);

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from clt_lightning.transcoder.codes import Codes
 from clt_lightning.transcoder.requests import CLTOutput
 
 #: What a term may ask for beside `y` and `y_hat`
-Need = Literal["codes", "pre", "labels", "positions"]
+Need = Literal["codes", "pre", "labels", "positions", "studies"]
 
 
 class Term(Protocol):
@@ -41,8 +41,8 @@ class LossTerm(Recorded):
 
     Attributes:
         name: it is logged as `train/loss/<name>`; the class's own in snake case where none is stated.
-        needs: what it reads of `LossInputs`, of `codes`, `pre`, `labels`, `positions`; `y` and `y_hat` are always
-            there.
+        needs: what it reads of `LossInputs`, of `codes`, `pre`, `labels`, `positions`, `studies`; `y` and `y_hat` are
+            always there.
         sums_features: whether the value is a sum over features, of which a process may hold a part (their values are
             then added up). Default: whether it needs codes or pre-activations.
         coefficient: weight in the loss.
@@ -53,6 +53,7 @@ class LossTerm(Recorded):
     name: ClassVar[str] = ""
     needs: ClassVar[Collection[str]] = ()
     sums_features: ClassVar[bool] = False
+    is_prior: ClassVar[bool] = False
     acts_on_weights: ClassVar[bool] = False
     coefficient: float = 1.0
     warmup_steps: int = 0
@@ -63,11 +64,11 @@ class LossTerm(Recorded):
         own = vars(cls)
         if "name" not in own:
             cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
-        unknown = sorted(set(cls.needs) - {"codes", "pre", "labels", "positions"})
+        known = get_args(Need)
+        unknown = sorted(set(cls.needs) - set(known))
         if isinstance(cls.needs, str) or unknown:
             raise UserError(
-                f"loss term {cls.__name__}: needs must be a list out of codes, pre, labels, positions, got "
-                f"{cls.needs!r}"
+                f"loss term {cls.__name__}: needs must be a list out of {', '.join(known)}, got {cls.needs!r}"
             )
         if "sums_features" not in own:
             cls.sums_features = bool({"codes", "pre"} & set(cls.needs))
@@ -100,6 +101,7 @@ class LossInputs:
         out: what the forward made of the tokens. Codes and pre-activations are those of this process's features.
         label: `(tokens,)` int64, the class of each token's image; -1 for an image without one. None: not asked for.
         position: `(tokens,)` int64, the token's place among its image's; the backbone's prefix tokens come first.
+        study: `(tokens,)` int64, which of several data sets each token's image is from. None: not asked for.
         allowed: what the term has asked for; None: everything that is there.
         term: its name, for messages.
         once: what is computed once for all terms.
@@ -110,6 +112,7 @@ class LossInputs:
     out: CLTOutput
     label: Tensor | None = None
     position: Tensor | None = None
+    study: Tensor | None = None
     allowed: frozenset[str] | None = None
     term: str = ""
     once: dict[str, Tensor] = field(default_factory=dict)
@@ -145,6 +148,13 @@ class LossInputs:
         self._check("positions")
         assert self.position is not None
         return self.position
+
+    @property
+    def studies(self) -> Tensor:
+        """`(tokens,)` int64: which of several data sets each token's image is from."""
+        self._check("studies")
+        assert self.study is not None
+        return self.study
 
     @property
     def decoder_norms(self) -> Tensor:

@@ -8,7 +8,7 @@ all later layers, attention included, and to the embedding.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ from clt_lightning.core.arguments import check_fields
 from clt_lightning.interventions.replacement import replaced
 from clt_lightning.training.losses.reconstruction import normalized_error
 from clt_lightning.transcoder import CrossLayerTranscoder
+from clt_lightning.transcoder.attention import SparseAttention
 
 
 @dataclass
@@ -119,7 +120,12 @@ def capture_clean(
 
 
 def cascade_parts(
-    clip: Backbone, clt: CrossLayerTranscoder, images: Tensor, config: CascadeConfig, clean: Clean | None = None
+    clip: Backbone,
+    clt: CrossLayerTranscoder,
+    images: Tensor,
+    config: CascadeConfig,
+    clean: Clean | None = None,
+    attention: SparseAttention | None = None,
 ) -> dict[str, Tensor]:
     """The cascade's parts of the loss, with their coefficients.
 
@@ -129,6 +135,7 @@ def cascade_parts(
         images: `(images, 3, H, W)`.
         config: coefficients.
         clean: what `capture_clean` gave for these images, or for more of which these are the first; None makes it here.
+        attention: replaces every attention as well, and gets its gradients too.
 
     Returns:
         `cascade_stream`: normalised error of the residual stream after every block;
@@ -140,13 +147,13 @@ def cascade_parts(
         clean = capture_clean(clip, images)[1]
     clean = clean.first(len(images))
     entry, mid = clean.before
-    with (
-        _streams(clip) as stream,
-        fused_attention(clip.blocks),
-        replaced(clip, clt, grad=True) as trace,
-        clip.override("resid_mid", lambda layer, x, compute: mid, [0]),  # the first attention has run
-        clt.activation.not_tracking(),
-    ):
+    with _streams(clip) as stream, fused_attention(clip.blocks), ExitStack() as stack:
+        trace = stack.enter_context(replaced(clip, clt, grad=True, attention=attention))
+        stack.enter_context(clt.activation.not_tracking())
+        if attention is None:  # the first attention has run
+            stack.enter_context(clip.override("resid_mid", lambda layer, x, compute: mid, [0]))
+        else:
+            stack.enter_context(attention.activation.not_tracking())
         embeddings = clip.run_from(0, entry, grad=True)
     parts = {}
     if config.stream:

@@ -71,8 +71,8 @@ class LossConfig:
         return [term for term in every if term.coefficient and not getattr(term, "acts_on_weights", False)]
 
     def priors(self) -> list[LossTerm]:
-        """Those of `extra` that are on and change the weights after each step (`training.priors.WeightPrior`)."""
-        return [term for term in self.extra if term.coefficient and term.acts_on_weights]
+        """Those of `extra` that are on and learn something beside the weights (`training.priors.Prior`)."""
+        return [term for term in self.extra if term.coefficient and term.is_prior]
 
     def needs(self, what: Need) -> bool:
         """Whether a term that is on needs something."""

@@ -25,6 +25,7 @@ def loss_parts(
     max_steps: int = 0,
     labels: Tensor | None = None,
     positions: Tensor | None = None,
+    studies: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """All terms of the loss that are on; their sum is the loss.
 
@@ -38,12 +39,13 @@ def loss_parts(
         max_steps: optimizer steps of the whole run, for warm-ups that are a share of it.
         labels: `(tokens,)` the class of each token's image, where a term needs it.
         positions: `(tokens,)` each token's place among its image's, where a term needs it.
+        studies: `(tokens,)` the data set of each token's image, where a term needs it.
 
     Returns:
         scalar tensors by term: `reconstruction`, `l1`, `tanh`, `pre_activation`, `auxk`, and the names of `extra`.
     """
     parts = {"reconstruction": reconstruction_loss(y, out.y_hat, clt.y_var, config.layer_weights)}
-    given = LossInputs(clt, y, out, labels, positions)
+    given = LossInputs(clt, y, out, labels, positions, studies)
     for term in config.terms():
         asked = replace(given, allowed=frozenset(term.needs), term=term.name)
         value = term.value(asked)

@@ -1,10 +1,12 @@
-"""Priors on the weights: what acts on a transcoder after each optimizer step, in the place of a gradient."""
+"""Priors: terms that learn something beside the weights, most of which act on the weights after each step."""
 
-from clt_lightning.training.priors.base import WeightPrior
+from clt_lightning.training.priors.base import Prior, WeightPrior
 from clt_lightning.training.priors.group_l1 import GroupL1
+from clt_lightning.training.priors.multi_study import MultiStudy
+from clt_lightning.training.priors.pruning import GroupPruning
 from clt_lightning.training.priors.sparse_decoding import SparseDecoding
 
 #: What goes by its bare name in a config
-SHIPPED = ("GroupL1", "SparseDecoding")
+SHIPPED = ("GroupL1", "GroupPruning", "MultiStudy", "SparseDecoding")
 
-__all__ = ["GroupL1", "SparseDecoding", "WeightPrior"]
+__all__ = ["GroupL1", "GroupPruning", "MultiStudy", "Prior", "SparseDecoding", "WeightPrior"]

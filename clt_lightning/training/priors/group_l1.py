@@ -24,6 +24,7 @@ class GroupL1(SparseDecoding):
         warmup_fraction: share of the run over which the rate rises then.
         warmup_steps: the same in optimizer steps, in its place.
         refit: share of the run at its end without a penalty; zeros stay zero.
+        until: as of `SparseDecoding`.
         lazy: as of `SparseDecoding`.
     """
 

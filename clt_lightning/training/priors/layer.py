@@ -29,8 +29,21 @@ class Rates:
         """p* of groups of relative norm g `(F, targets)`, given theta `(targets,)`."""
         if not self.adapts:
             return torch.zeros_like(g)
-        odds = torch.logit(theta) + math.log(self.slab / self.spike) + (self.spike - self.slab) * g
-        return torch.sigmoid(odds)
+        return spike_and_slab(g, theta, self)
+
+
+def spike_and_slab(g: Tensor, theta: Tensor, rates: Rates) -> Tensor:
+    """p*, the probability that what has the relative norm g is there (of the slab), given the prior probability theta.
+
+    Of densities `rate * exp(-rate * g)` with their factors; g and theta are broadcast.
+    """
+    odds = torch.logit(theta) + math.log(rates.slab / rates.spike) + (rates.spike - rates.slab) * g
+    return torch.sigmoid(odds)
+
+
+def beta_mean(sums: Tensor, n: Tensor, a: float, b: float | None) -> Tensor:
+    """theta, from the sums of n inclusion probabilities, under a beta prior of a and b (None: n)."""
+    return ((sums + a - 1) / (a + (n if b is None else b) + n - 2).clamp_min(1.0)).clamp(1e-10, 1 - 1e-6)
 
 
 @dataclass

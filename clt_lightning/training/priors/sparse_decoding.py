@@ -27,10 +27,18 @@ from torch import Tensor
 
 from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
-from clt_lightning.parallel import ShardedTranscoder
-from clt_lightning.training.priors.base import WeightPrior
-from clt_lightning.training.priors.layer import LayerState, Rates
+from clt_lightning.training.priors.base import (
+    WeightPrior,
+    group_measures,
+    need_length,
+    need_targets,
+    own_features,
+    whole_features,
+)
+from clt_lightning.training.priors.layer import LayerState, Rates, beta_mean
 from clt_lightning.transcoder.clt import CrossLayerTranscoder
+
+_LOOK = 5  # steps between looks at how many groups are left
 
 
 @dataclass
@@ -48,6 +56,7 @@ class SparseDecoding(WeightPrior):
         warmup_fraction: share of the run over which the spike's rate rises from `lambda1` to `lambda0` then.
         warmup_steps: the same in optimizer steps, in its place.
         refit: share of the run at its end without a penalty: zeros stay zero, and what is left is no longer shortened.
+        until: the refit begins before that where so small a share of all groups is left; null: it does not.
         lazy: with an optimizer that names the rows which it updates (RowSparseAdam), the others' steps are added up,
             and made when the row is next read or updated, to the same weights; false makes them at once.
     """
@@ -62,6 +71,7 @@ class SparseDecoding(WeightPrior):
     warmup_fraction: float = 0.1
     warmup_steps: int = 0
     refit: float = 0.4
+    until: float | None = None
     lazy: bool = True
 
     def __post_init__(self) -> None:
@@ -74,6 +84,7 @@ class SparseDecoding(WeightPrior):
             ("b", self.b, self.b is None or self.b >= 1, "1 or more, or null"),
             ("start", self.start, 0 <= self.start < 1, "from 0 to below 1"),
             ("refit", self.refit, 0 <= self.refit < 1 - self.start, "from 0 to below 1 - start"),
+            ("until", self.until, self.until is None or 0 < self.until <= 1, "above 0 and at most 1, or null"),
         ):
             if not sound:
                 raise UserError(f"{where}.{key} must be {wanted}, got {value}")
@@ -85,14 +96,11 @@ class SparseDecoding(WeightPrior):
         Raises:
             UserError: its features write to one layer only; or a checkpoint's state is of another shape.
         """
-        if max(clt.n_targets(i) for i in range(clt.n_layers)) < 2:
-            raise UserError(
-                f"{type(self).__name__} chooses the layers that a feature writes to; those of topology "
-                f"'{clt.topology}' with {clt.n_layers} layers write to one"
-            )
+        need_targets(self, clt)
         self.clt = clt
         self.layers = [LayerState.fresh(W) for W in clt.W_dec]
         self.slab_sum = self.spike_sum = 0.0
+        self.is_done = False
         loaded = self.__dict__.pop("_loaded", None)
         if loaded is not None:
             self._take(loaded)
@@ -102,18 +110,19 @@ class SparseDecoding(WeightPrior):
     def detach(self) -> None:
         if hasattr(self, "_hook"):
             self.catch_up()
+            for W in self.clt.W_dec:
+                W.data.add_(0.0)  # no -0: what a file leaves out comes back to the bit
             self._hook.remove()
             self.clt.before_read = None
             del self._hook
 
     def check_length(self, max_steps: int) -> None:
-        if max_steps <= 0:
-            raise UserError(f"{type(self).__name__} needs the length of the run: set trainer.max_steps")
+        need_length(self, max_steps)
 
     def rates(self, step: int, max_steps: int) -> Rates | None:
         """The rates at an optimizer step; None before the penalty begins and while the support is refitted."""
         first, last = round(self.start * max_steps), self._last(max_steps)
-        if not first <= step < last:
+        if self.is_done or not first <= step < last:
             return None
         rise = self.warmup_steps or self.warmup_fraction * max_steps
         share = min(1.0, (step - first + 1) / rise) if rise > 0 else 1.0
@@ -126,7 +135,7 @@ class SparseDecoding(WeightPrior):
     def after_step(self, step: int, max_steps: int, lr: float) -> None:
         rates = self.rates(step, max_steps)
         if rates is None:
-            if step >= self._last(max_steps) and self.refit:
+            if self.is_done or (step >= self._last(max_steps) and self.refit):
                 self._hold()
             return
         unit = lr * self.coefficient * math.sqrt(self.clt.d_out)
@@ -144,6 +153,9 @@ class SparseDecoding(WeightPrior):
         self._update_theta()
         if not self.lazy:
             self.catch_up()
+        if self.until is not None and step % _LOOK == 0:
+            self.catch_up()
+            self.is_done = float(self.measures()["groups_share"]) <= self.until
 
     @torch.no_grad()
     def catch_up(self) -> None:
@@ -165,34 +177,24 @@ class SparseDecoding(WeightPrior):
             layer.hold(W.data, getattr(W, "updated_rows", None))
 
     def _update_theta(self) -> None:
-        n = self.clt.n_features
-        b = n if self.b is None else self.b
         sums = self.clt.sum_over_shards(torch.cat([layer.p.sum(0) for layer in self.layers]))
-        theta = ((sums + self.a - 1) / (self.a + b + n - 2)).clamp(1e-10, 1 - 1e-6)
+        theta = beta_mean(sums, sums.new_tensor(self.clt.n_features), self.a, self.b)
         for layer, part in zip(self.layers, theta.split([layer.theta.numel() for layer in self.layers])):
             layer.theta = part
 
     @torch.no_grad()
     def measures(self) -> dict[str, Tensor]:
         """`groups`: mean number of groups of the features that have any; `groups_share`: of all that could be."""
-        alive = [layer.alive for layer in self.layers]
-        counts = torch.stack(
-            [
-                torch.stack([a.sum() for a in alive]).sum(),
-                torch.stack([a.any(1).sum() for a in alive]).sum(),
-                torch.tensor(sum(a.numel() for a in alive), device=alive[0].device),
-            ]
-        )
-        groups, features, every = self.clt.sum_over_shards(counts.float())
-        return {"groups": groups / features.clamp_min(1), "groups_share": groups / every}
+        return group_measures(self.clt, [layer.alive for layer in self.layers])
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
         self.catch_up()
         return {
+            "is_done": self.is_done,
             "theta": [layer.theta.cpu() for layer in self.layers],
-            "p": [self._whole(layer.p) for layer in self.layers],
-            "alive": [self._whole(layer.alive) for layer in self.layers],
+            "p": [whole_features(self.clt, layer.p).cpu() for layer in self.layers],
+            "alive": [whole_features(self.clt, layer.alive).cpu() for layer in self.layers],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -202,20 +204,8 @@ class SparseDecoding(WeightPrior):
             self._loaded = state
 
     def _take(self, state: dict[str, Any]) -> None:
-        shard = self.clt.own if isinstance(self.clt, ShardedTranscoder) else slice(None)
+        self.is_done = bool(state["is_done"])
         for i, layer in enumerate(self.layers):
-            for name in ("theta", "p", "alive"):
-                own, given = getattr(layer, name), state[name][i]
-                given = given if name == "theta" else given[shard]
-                if given.shape != own.shape:
-                    raise UserError(
-                        f"the checkpoint's {type(self).__name__} is for groups {tuple(given.shape)} in layer {i}, the "
-                        f"transcoder has {tuple(own.shape)}"
-                    )
-                setattr(layer, name, given.to(own))
-
-    def _whole(self, part: Tensor) -> Tensor:
-        """Of all features, from every process's part of them."""
-        if isinstance(self.clt, ShardedTranscoder):
-            part = self.clt.shards.all_gather(part).flatten(0, 1)
-        return part.cpu()
+            layer.theta = state["theta"][i].to(layer.theta)
+            for name in ("p", "alive"):
+                setattr(layer, name, own_features(self, self.clt, state[name][i], getattr(layer, name)))

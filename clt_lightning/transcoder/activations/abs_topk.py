@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from clt_lightning.transcoder.activations.exchange import Exchange
@@ -20,17 +21,22 @@ class AbsTopK(TopK):
     scope = "token"
     signed = True
 
-    def select(self, pre: Tensor, layer: int) -> Pairs:
+    def select(self, pre: Float[Tensor, "tokens features"], layer: int) -> Pairs:
         return super().select(pre.abs(), layer)
 
     def choose(self, screen: Screen, layer: int) -> Chosen | None:
         return choose_top(screen, min(self.k, screen.rough.shape[1]), magnitude=True)
 
-    def select_part(self, pre: Tensor, layer: int, exchange: Exchange) -> Pairs:
+    def select_part(self, pre: Float[Tensor, "tokens width"], layer: int, exchange: Exchange) -> Pairs:
         return exchange.top(pre.abs(), self.k, floor=-1.0)
 
     def choose_part(self, screen: Screen, layer: int, exchange: Exchange) -> Chosen | None:
         return exchange.screen_top(screen, self.k, magnitude=True)
 
-    def values(self, pre: Tensor, features: Tensor | None, layer: int) -> Tensor:
+    def values(
+        self,
+        pre: Float[Tensor, " pairs"] | Float[Tensor, "tokens features"],
+        features: Int[Tensor, " pairs"] | None,
+        layer: int,
+    ) -> Float[Tensor, " pairs"] | Float[Tensor, "tokens features"]:
         return pre

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from clt_lightning.core.classes import Recorded
@@ -74,11 +75,11 @@ class Activation(Recorded, nn.Module):
         Where features are divided, those whose shape depends on `n_features` are divided with them.
         """
 
-    def thresholds(self) -> Tensor | float:
+    def thresholds(self) -> Float[Tensor, "layers features"] | float:
         """What pre-activations must exceed to become codes, `(layers, F)` or one number."""
         return 0.0
 
-    def select(self, pre: Tensor, layer: int) -> Pairs | Tensor:
+    def select(self, pre: Float[Tensor, "tokens features"], layer: int) -> Pairs | Bool[Tensor, "tokens features"]:
         """What can be active or get a gradient: pairs, or a `(tokens, F)` mask where their number is not bounded.
 
         Args:
@@ -99,7 +100,9 @@ class Activation(Recorded, nn.Module):
         """
         return None
 
-    def select_part(self, pre: Tensor, layer: int, exchange: Exchange) -> Pairs | Tensor:
+    def select_part(
+        self, pre: Float[Tensor, "tokens width"], layer: int, exchange: Exchange
+    ) -> Pairs | Bool[Tensor, "tokens width"]:
         """What `select` names of this process's features, where others hold the rest.
 
         Right for every activation; one that needs less than all pre-activations overrides it.
@@ -115,7 +118,12 @@ class Activation(Recorded, nn.Module):
         """As `choose`, for this process's features; None must be given on all processes or on none."""
         return self.choose(screen, layer) if self.scope == "feature" else None
 
-    def values(self, pre: Tensor, features: Tensor | None, layer: int) -> Tensor:
+    def values(
+        self,
+        pre: Float[Tensor, " pairs"] | Float[Tensor, "tokens features"],
+        features: Int[Tensor, " pairs"] | None,
+        layer: int,
+    ) -> Float[Tensor, " pairs"] | Float[Tensor, "tokens features"]:
         """Codes of selected pre-activations, differentiable; each from its own pre-activation alone.
 
         Args:
@@ -126,7 +134,9 @@ class Activation(Recorded, nn.Module):
         raise NotImplementedError
 
 
-def dense(activation: Activation, pre: Tensor, layer: int) -> Tensor:
+def dense(
+    activation: Activation, pre: Float[Tensor, "tokens features"], layer: int
+) -> Float[Tensor, "tokens features"]:
     """Plain dense reference: codes `(tokens, F)` of pre-activations `(tokens, F)`, differentiable."""
     selected = activation.select(pre.detach(), layer)
     if isinstance(selected, Pairs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from clt_lightning.core.arguments import number, whole
@@ -79,7 +80,7 @@ class BatchTopK(Activation):
         # the mean of the first few steps is a plain one: the early thresholds move fast
         self.register_buffer("updates", torch.zeros(n_layers, dtype=torch.int64))
 
-    def select(self, pre: Tensor, layer: int) -> Pairs | Tensor:
+    def select(self, pre: Float[Tensor, "tokens features"], layer: int) -> Pairs | Bool[Tensor, "tokens features"]:
         if not self.training:
             return (pre > self.threshold[layer]) & (pre > 0)
         budget = self.budget(layer, pre.shape[0])
@@ -127,7 +128,9 @@ class BatchTopK(Activation):
             self.track(chosen.values, layer)
         return chosen
 
-    def select_part(self, pre: Tensor, layer: int, exchange: Exchange) -> Pairs | Tensor:
+    def select_part(
+        self, pre: Float[Tensor, "tokens width"], layer: int, exchange: Exchange
+    ) -> Pairs | Bool[Tensor, "tokens width"]:
         if not self.training:
             return self.select(pre, layer)
         winners = exchange.largest(pre, self.budget(layer, pre.shape[0]))
@@ -156,7 +159,7 @@ class BatchTopK(Activation):
         return (pre >= cut) & (pre > 0)
 
     @torch.no_grad()
-    def track(self, kept: Tensor, layer: int) -> None:
+    def track(self, kept: Float[Tensor, " winners"], layer: int) -> None:
         """Moves the stored threshold of a layer towards the cut of a batch.
 
         Args:
@@ -179,5 +182,10 @@ class BatchTopK(Activation):
         self.threshold[layer] = momentum * self.threshold[layer] + (1 - momentum) * cut.to(self.threshold)
         self.updates[layer] += counted
 
-    def values(self, pre: Tensor, features: Tensor | None, layer: int) -> Tensor:
+    def values(
+        self,
+        pre: Float[Tensor, " pairs"] | Float[Tensor, "tokens features"],
+        features: Int[Tensor, " pairs"] | None,
+        layer: int,
+    ) -> Float[Tensor, " pairs"] | Float[Tensor, "tokens features"]:
         return torch.relu(pre)

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from clt_lightning.core.arguments import number
@@ -59,14 +60,14 @@ class JumpReLU(Activation):
         self.log_threshold = nn.Parameter(torch.full((n_layers, n_features), math.log(self.initial_threshold)))
 
     @property
-    def threshold(self) -> Tensor:
+    def threshold(self) -> Float[Tensor, "layers features"]:
         """`(layers, F)`, positive."""
         return self.log_threshold.exp()
 
-    def thresholds(self) -> Tensor | float:
+    def thresholds(self) -> Float[Tensor, "layers features"] | float:
         return self.threshold
 
-    def select(self, pre: Tensor, layer: int) -> Pairs | Tensor:
+    def select(self, pre: Float[Tensor, "tokens features"], layer: int) -> Pairs | Bool[Tensor, "tokens features"]:
         return pre > self._limit(layer, pre.dtype)
 
     def choose(self, screen: Screen, layer: int) -> Chosen | None:
@@ -78,7 +79,12 @@ class JumpReLU(Activation):
         margin = self.bandwidth / 2 if self.training else 0.0
         return self.log_threshold[layer].detach().exp().to(dtype) - margin
 
-    def values(self, pre: Tensor, features: Tensor | None, layer: int) -> Tensor:
+    def values(
+        self,
+        pre: Float[Tensor, " pairs"] | Float[Tensor, "tokens features"],
+        features: Int[Tensor, " pairs"] | None,
+        layer: int,
+    ) -> Float[Tensor, " pairs"] | Float[Tensor, "tokens features"]:
         threshold = self.log_threshold[layer].exp().to(pre.dtype)
         threshold = threshold.expand_as(pre) if features is None else threshold[features]
         codes: Tensor = _Jump.apply(pre, threshold, self.bandwidth)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from clt_lightning.transcoder.activations.base import Activation
@@ -15,11 +16,16 @@ class ReLU(Activation):
 
     scope = "feature"
 
-    def select(self, pre: Tensor, layer: int) -> Pairs | Tensor:
+    def select(self, pre: Float[Tensor, "tokens features"], layer: int) -> Pairs | Bool[Tensor, "tokens features"]:
         return pre > 0
 
     def choose(self, screen: Screen, layer: int) -> Chosen | None:
         return choose_above(screen, screen.x.new_zeros(()))
 
-    def values(self, pre: Tensor, features: Tensor | None, layer: int) -> Tensor:
+    def values(
+        self,
+        pre: Float[Tensor, " pairs"] | Float[Tensor, "tokens features"],
+        features: Int[Tensor, " pairs"] | None,
+        layer: int,
+    ) -> Float[Tensor, " pairs"] | Float[Tensor, "tokens features"]:
         return torch.relu(pre)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from clt_lightning.core.arguments import whole
@@ -32,18 +33,23 @@ class TopK(Activation):
     def most_active(self) -> int | None:
         return self.k
 
-    def select(self, pre: Tensor, layer: int) -> Pairs:
+    def select(self, pre: Float[Tensor, "tokens features"], layer: int) -> Pairs:
         k = min(self.k, pre.shape[1])
         return Pairs.rectangular(top_indices(pre, k), pre.shape[1])
 
     def choose(self, screen: Screen, layer: int) -> Chosen | None:
         return choose_top(screen, min(self.k, screen.rough.shape[1]))
 
-    def select_part(self, pre: Tensor, layer: int, exchange: Exchange) -> Pairs:
+    def select_part(self, pre: Float[Tensor, "tokens width"], layer: int, exchange: Exchange) -> Pairs:
         return exchange.top(pre, self.k)
 
     def choose_part(self, screen: Screen, layer: int, exchange: Exchange) -> Chosen | None:
         return exchange.screen_top(screen, self.k)
 
-    def values(self, pre: Tensor, features: Tensor | None, layer: int) -> Tensor:
+    def values(
+        self,
+        pre: Float[Tensor, " pairs"] | Float[Tensor, "tokens features"],
+        features: Int[Tensor, " pairs"] | None,
+        layer: int,
+    ) -> Float[Tensor, " pairs"] | Float[Tensor, "tokens features"]:
         return torch.relu(pre)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from clt_lightning.core.arguments import whole
 from clt_lightning.core.errors import UserError
-from clt_lightning.transcoder import pretrained
 from clt_lightning.transcoder.activations import Activation, TopK
 from clt_lightning.transcoder.codes import Codes, Pairs
 from clt_lightning.transcoder.normalization import ActivationStatistics, input_scales, output_scales
-from clt_lightning.transcoder.precision import float_type, full_precision
+from clt_lightning.transcoder.precision import full_precision
+from clt_lightning.transcoder.saving import Saving
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class AttentionOutput:
     pre: list[Tensor]
 
 
-class SparseAttention(nn.Module):
+class SparseAttention(Saving):
     """F units a layer in the place of its attention, over all positions of an image in both directions.
 
     A unit reads one direction of the normed stream at the key positions, moves it by the pattern of one head, and
@@ -65,6 +65,7 @@ class SparseAttention(nn.Module):
         UserError: sizes that cannot be.
     """
 
+    units = "units"
     x_scale: Tensor
     y_scale: Tensor
     normalized: Tensor
@@ -114,7 +115,11 @@ class SparseAttention(nn.Module):
 
     # -- forwards ----------------------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, patterns: Sequence[Tensor] | None = None) -> AttentionOutput:
+    def forward(
+        self,
+        x: Float[Tensor, "layers images positions d_model"],
+        patterns: Sequence[Float[Tensor, "images heads queries keys"]] | None = None,
+    ) -> AttentionOutput:
         """All layers, each from the stream that it is given.
 
         Args:
@@ -141,7 +146,12 @@ class SparseAttention(nn.Module):
         together = Codes([c.layer(0)[0] for c in codes], [c.layer(0)[1] for c in codes])
         return AttentionOutput(torch.stack(rows), together, pres)
 
-    def replace(self, layer: int, x: Tensor, pattern: Tensor | None = None) -> tuple[Tensor, Codes]:
+    def replace(
+        self,
+        layer: int,
+        x: Float[Tensor, "images positions d_model"],
+        pattern: Float[Tensor, "images heads queries keys"] | None = None,
+    ) -> tuple[Float[Tensor, "images positions d_model"], Codes]:
         """What stands in the place of one layer's attention, `(images, positions, d_model)`, and its codes.
 
         Args:
@@ -152,11 +162,21 @@ class SparseAttention(nn.Module):
         codes = self._active(layer, self.pre_activations(layer, x, pattern))
         return self.decode(layer, codes).view(x.shape), codes
 
-    def encode(self, layer: int, x: Tensor, pattern: Tensor | None = None) -> Codes:
+    def encode(
+        self,
+        layer: int,
+        x: Float[Tensor, "images positions d_model"],
+        pattern: Float[Tensor, "images heads queries keys"] | None = None,
+    ) -> Codes:
         """Codes of one layer, `(1, images * positions, F)`; arguments as of `replace`."""
         return self._active(layer, self.pre_activations(layer, x, pattern))
 
-    def pre_activations(self, layer: int, x: Tensor, pattern: Tensor | None = None) -> Tensor:
+    def pre_activations(
+        self,
+        layer: int,
+        x: Float[Tensor, "images positions d_model"],
+        pattern: Float[Tensor, "images heads queries keys"] | None = None,
+    ) -> Float[Tensor, "tokens features"]:
         """`(images * positions, F)`: of all units of a layer at every query position; arguments as of `replace`."""
         pattern = self._pattern_of(layer, x, pattern)
         with full_precision(x.device.type):
@@ -166,7 +186,7 @@ class SparseAttention(nn.Module):
             pre: Tensor = (moved + self.b_enc[layer]).flatten(0, 1)
             return pre
 
-    def decode(self, layer: int, codes: Codes) -> Tensor:
+    def decode(self, layer: int, codes: Codes) -> Float[Tensor, "tokens d_model"]:
         """`(tokens, d_model)`: what codes `(1, tokens, F)` of one layer write, the bias included."""
         pairs, values = codes.layer(0)
         weights = self.W_dec[layer]
@@ -178,7 +198,9 @@ class SparseAttention(nn.Module):
                 y = weights.new_zeros(pairs.n_tokens, self.d_model)
             return (y + self.b_dec[layer]) * self.y_scale[layer]
 
-    def pattern(self, layer: int, x: Tensor) -> Tensor:
+    def pattern(
+        self, layer: int, x: Float[Tensor, "images positions d_model"]
+    ) -> Float[Tensor, "images heads queries keys"]:
         """`(images, n_heads, queries, keys)`: the units' own patterns, from `x (images, positions, d_model)`.
 
         Raises:
@@ -195,14 +217,20 @@ class SparseAttention(nn.Module):
     # -- what is exact -----------------------------------------------------------------------------------------------
 
     @property
-    def head_of(self) -> Tensor:
+    def head_of(self) -> Int[Tensor, " features"]:
         """`(F,)` int64: the head by whose pattern each unit moves."""
         each = self.n_features // self.n_heads
         return torch.arange(self.n_heads, device=self.W_enc.device).repeat_interleave(each)
 
     def key_terms(
-        self, layer: int, x: Tensor, images: Tensor, queries: Tensor, units: Tensor, pattern: Tensor | None = None
-    ) -> Tensor:
+        self,
+        layer: int,
+        x: Float[Tensor, "images positions d_model"],
+        images: Int[Tensor, " n"],
+        queries: Int[Tensor, " n"],
+        units: Int[Tensor, " n"],
+        pattern: Float[Tensor, "images heads positions keys"] | None = None,
+    ) -> Float[Tensor, "n keys"]:
         """Units' pre-activations split over the key positions that they are read from: exact, patterns being held.
 
         Args:
@@ -219,11 +247,11 @@ class SparseAttention(nn.Module):
         read = torch.einsum("nkd,nd->nk", x.to(self.W_enc.dtype)[images], self.W_enc[layer][units])
         return pattern[images, self.head_of[units], queries] * read * self.x_scale[layer]
 
-    def readers(self, layer: int, units: Tensor) -> Tensor:
+    def readers(self, layer: int, units: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
         """`(n, d_model)`: what units read of the normed stream at the keys."""
         return self.W_enc[layer][units] * self.x_scale[layer]
 
-    def writes(self, layer: int, units: Tensor) -> Tensor:
+    def writes(self, layer: int, units: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
         """`(n, d_model)`: what code 1 of units writes."""
         return self.W_dec[layer][units] * self.y_scale[layer]
 
@@ -238,7 +266,13 @@ class SparseAttention(nn.Module):
         self.normalized.fill_(True)
 
     @torch.no_grad()
-    def start_from(self, layer: int, reads: Tensor, writes: Tensor, centre: Tensor) -> None:
+    def start_from(
+        self,
+        layer: int,
+        reads: Float[Tensor, "features d_model"],
+        writes: Float[Tensor, "features d_model"],
+        centre: Float[Tensor, " features"],
+    ) -> None:
         """Starts a layer's units at given directions, in the model's units.
 
         Args:
@@ -252,7 +286,13 @@ class SparseAttention(nn.Module):
         self.b_enc[layer].copy_(-centre / self.y_scale[layer])
 
     @torch.no_grad()
-    def fit_size(self, layer: int, x: Tensor, y: Tensor, pattern: Tensor | None = None) -> None:
+    def fit_size(
+        self,
+        layer: int,
+        x: Float[Tensor, "images positions d_model"],
+        y: Float[Tensor, "tokens d_model"],
+        pattern: Float[Tensor, "images heads queries keys"] | None = None,
+    ) -> None:
         """Multiplies a layer's codes by the factor that rebuilds some outputs best.
 
         Args:
@@ -270,7 +310,13 @@ class SparseAttention(nn.Module):
             self.b_enc[layer] *= factor
 
     @torch.no_grad()
-    def start_queries(self, layer: int, q: Tensor, k: Tensor, scale: float) -> None:
+    def start_queries(
+        self,
+        layer: int,
+        q: Float[Tensor, "heads channels d_and_1"],
+        k: Float[Tensor, "heads channels d_and_1"],
+        scale: float,
+    ) -> None:
         """Starts own queries and keys at the best of their size for the model's scores.
 
         Args:
@@ -319,46 +365,18 @@ class SparseAttention(nn.Module):
         state["normalized"] = torch.ones_like(self.normalized)
         return state
 
-    def save_pretrained(self, folder: str | Path, metadata: dict[str, Any] | None = None) -> Path:
-        """Writes `config.json` and `model.safetensors` into a folder, scales folded in.
+    def card(
+        self,
+        place: str,
+        metadata: Mapping[str, Any] | None,
+        results: Mapping[str, Any] | None,
+        licence: str | None,
+        revision: str | None,
+    ) -> str:
+        from clt_lightning.transcoder import card
 
-        Args:
-            folder: made if it is not there.
-            metadata: further plain entries for config.json, under `metadata`.
-
-        Raises:
-            UserError: the disk is full or the place cannot be written, or the metadata are not plain values.
-        """
-        return pretrained.save(self.config(), self.folded_state(), folder, metadata or {})
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder_or_hub_id: str | Path,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype | str | None = None,
-        *,
-        trust: bool = False,
-        **hub: Any,
-    ) -> SparseAttention:
-        """Loads what `save_pretrained` wrote, and compares it with the sums in its config.json.
-
-        Args:
-            folder_or_hub_id: a folder, or a Hugging Face repository `user/name[/sub]`.
-            device: where to put it.
-            dtype: floating-point type of its weights; None: float32.
-            trust: whether an activation of another package may be imported.
-            hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`, `subfolder`.
-
-        Raises:
-            UserError: a file is missing, damaged, changed, or of something else.
-        """
-        folder = pretrained.find(folder_or_hub_id, **hub)
-        found = pretrained.load(cls, folder, float_type(dtype), trusted=trust)
-        try:
-            return found.to(device).eval()
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(f"device={str(device)!r}: {error}") from error
+        parameters = sum(p.numel() for p in self.parameters())
+        return card.units_card(self.config(), parameters, place, metadata, results, licence, revision)
 
     def extra_repr(self) -> str:
         qk = "the model's patterns" if self.d_qk is None else f"d_qk={self.d_qk}"

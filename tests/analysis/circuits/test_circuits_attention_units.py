@@ -8,10 +8,14 @@ import torch
 import clt_lightning as cl
 from clt_lightning.analysis.circuits import attribute, attribute_with_attention, model_of_image
 from clt_lightning.analysis.circuits.parts import TowerParts
+from clt_lightning.analysis.target import Target
+from clt_lightning.backbone.vit import FrozenViT
 from clt_lightning.core.errors import UserError
+from clt_lightning.interventions.attention import patterns_at, read_attention
 from clt_lightning.transcoder.attention import SparseAttention
 from tests.analysis import world
 from tests.analysis.circuits.circuit_world import a_target, an_image, clip_of, clt_of
+from tests.backbone.models import ROWS, make
 
 F64 = torch.float64
 
@@ -92,3 +96,36 @@ def test_own_patterns_and_other_backbones_are_refused() -> None:
         attribute_with_attention(clip, clt, own, an_image(), a_target(0, "one"))
     with pytest.raises(UserError, match="layers of width"):
         attribute_with_attention(clip, clt, SparseAttention(1, 8, 4, 2), an_image(), a_target(0, "one"))
+
+
+@pytest.mark.parametrize(
+    "name", ["SigLIP's tower", "DINOv2 with registers", "DINOv3", "registers, no [CLS], RMSNorm", "ViT"]
+)
+def test_books_add_up_on_other_families(name: str) -> None:
+    """Without [CLS], with registers, rotary positions, RMSNorm: inputs sum to codes, keys to pre-activations."""
+    vit = FrozenViT.from_model(make(next(row for row in ROWS if row.what == name)).double())
+    clt = cl.CrossLayerTranscoder(3, vit.d_model, 40, cl.TopK(5), seed=0).double()
+    image = torch.randn(3, 32, 32, dtype=F64, generator=torch.Generator().manual_seed(0))
+    heads = vit.attention_parts(0).n_heads
+    sparse = SparseAttention(3, vit.d_model, 16 * heads, heads, cl.TopK(4), seed=0).double()
+    sparse.b_enc.data += 0.05
+    target = Target("a direction", torch.randn(vit.embed_dim, generator=torch.Generator().manual_seed(1)))
+    if name == "SigLIP's tower":  # its pooling is no sum of terms, whatever the nodes are
+        with pytest.raises(UserError, match="attention pooling"):
+            attribute_with_attention(vit, clt, sparse, image, target, dtype=F64)
+    else:
+        graph = attribute_with_attention(vit, clt, sparse, image, target, dtype=F64)
+        nodes = graph.nodes
+        explained = nodes.of("feature", "attention", "target")
+        assert int(nodes.of("attention").sum()) > 20
+        torch.testing.assert_close(graph.edges.inputs()[explained], nodes.activation[explained], atol=1e-10, rtol=0)
+    sites = read_attention(vit, image[None])
+    patterns = patterns_at(vit, sparse, sites.x)
+    assert patterns is not None
+    n, units_of = vit.n_positions, torch.arange(sparse.n_features)
+    for layer, pattern in enumerate(patterns):
+        pre = sparse.pre_activations(layer, sites.x[layer], pattern).detach()
+        queries = torch.arange(n).repeat_interleave(sparse.n_features)
+        terms = sparse.key_terms(layer, sites.x[layer], queries * 0, queries, units_of.repeat(n), pattern).detach()
+        whole = terms.sum(1).view(n, -1) + sparse.b_enc[layer].detach()
+        torch.testing.assert_close(whole, pre, atol=1e-10, rtol=0)

@@ -107,8 +107,8 @@ def test_live_interventions_are_those_of_the_model(clip: FrozenCLIP, topology: s
         codes = torch.zeros(1, world.POSITIONS)
         codes[0, node.position] = float(node.activation)
         directions = (target.direction * target.scale / clip.logit_scale)[None, None]
-        which = torch.tensor([node.feature])
-        real = ablation_effects(clip, clt, node.layer, which, codes, seen.streams[node.layer], directions)
+        which, one = torch.tensor([node.feature]), torch.tensor([0])
+        real = ablation_effects(clip, clt, node.layer, which, codes, seen, one, directions)
         found = run(clip, clt, [node], "live", target=target)
         assert float(found.observed[0, 0]) == pytest.approx(-float(real[0, 0]), rel=1e-3, abs=1e-3)
     everywhere = [(0, graph.nodes[graph.top(1)[0]].feature), (1, 3), (2, 7)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 
 from clt_lightning.analysis.circuits.attribution import attribute
 from clt_lightning.analysis.circuits.graph import Graph
-from clt_lightning.analysis.circuits.interchange import cantor
+from clt_lightning.analysis.circuits.interchange import cantor, node_id
+from clt_lightning.analysis.circuits.nodes import BIASES, Node, make_nodes
 from clt_lightning.analysis.target import Target
 from clt_lightning.core.errors import UserError
 from tests.analysis.circuits.circuit_world import a_target, an_image, clip_of, clt_of
@@ -93,10 +95,52 @@ def test_errors_and_features_of_one_number_have_names_of_their_own(tmp_path: Pat
             assert (entry["layer_number"], entry["index_in_layer"]) == (node.layer, node.feature)
 
 
+def peers_name(node: Node) -> str:
+    """What circuit-tracer calls features, errors and inputs."""
+    return f"0_{node.layer}_{node.position}" if node.kind == "error" else f"{node.layer}_{node.feature}_{node.position}"
+
+
+@pytest.mark.parametrize("n_layers", [1, 4, 13])
+def test_names_collide_under_the_peers_rule_and_not_under_ours(n_layers: int) -> None:
+    """Every kind at every layer and place, features whose numbers are those of layers, positions and one another."""
+    positions = (-1, 0, 1, 10, 11)
+    features = (0, 1, 2, 3, 10, 11, 12, 13, 110, 111, 24_575)
+    whole = [(layer, position) for layer in range(n_layers) for position in positions]
+    with_feature = [(layer, position, feature) for layer, position in whole for feature in features]
+    parts: list[Any] = [(kind, with_feature) for kind in ("feature", "attention")]
+    parts += [(kind, [(*place, -1) for place in whole]) for kind in ("rest", "error", "skip", "attention_error")]
+    parts += [("input", [(-1, position, -1) for position in positions])]
+    parts += [("target", [(-1, -1, n) for n in range(11)])]
+    parts += [("bias", [(layer, -1, n) for layer in (-1, *range(n_layers)) for n in range(len(BIASES))])]
+    table = make_nodes(
+        [(kind, *torch.tensor(rows).T, None) for kind, rows in parts],
+        [str(n) for n in range(12)],
+        [f"target {n}" for n in range(11)],
+    )
+    names = [node_id(node, n_layers) for node in table]
+    assert len(set(names)) == len(names) == len(table)
+    theirs = [peers_name(node) for node in table if node.kind in ("feature", "error")]
+    assert len(set(theirs)) < len(theirs), "the case that collides"
+    # such a pair: feature 0 of layer 0 and the error of layer 0
+    first = next(node for node in table if (node.kind, node.layer, node.feature) == ("feature", 0, 0))
+    assert peers_name(first) == peers_name(next(node for node in table if node.kind == "error"))
+
+
 def test_cantor_pairs_are_told_apart() -> None:
     assert cantor(0, 0) == 0
     assert cantor(1, 2) == 8
-    assert len({cantor(a, b) for a in range(30) for b in range(30)}) == 900
+    numbers = [0, 1, 2, 3, 47, 48, 767, 6143, 6144, 131_070, 131_071]
+    pairs = [(layer, feature) for layer in range(48) for feature in numbers]
+    paired = [cantor(*pair) for pair in pairs]
+    assert len(set(paired)) == len(pairs)
+    # layer and feature swapped, or with one sum: neighbours, never the same
+    assert cantor(3, 5) != cantor(5, 3)
+    assert sorted(cantor(8 - n, n) for n in range(9)) == list(range(36, 45))
+    for (layer, feature), z in zip(pairs, paired, strict=True):
+        # as a page in JavaScript takes them apart, in float64
+        diagonal = math.floor((math.sqrt(8.0 * z + 1) - 1) / 2)
+        found = z - diagonal * (diagonal + 1) // 2
+        assert (diagonal - found, found) == (layer, feature)
 
 
 @pytest.mark.parametrize("summed", [False, True])

@@ -57,6 +57,8 @@ def test_curves_graph_and_evolution(residual_run: Path, tmp_path: Path, capsys: 
     assert graph.about["key"] == key
     evolution = json.loads(output.with_suffix(".evolution.json").read_text())
     assert [pair["edges"] is not None for pair in evolution["pairs"]] == [True] * 3
+    assert json.loads((residual_run / "evolution" / "results.json").read_text()) == evolution, "kept for the report"
+    assert (evolution["split"], evolution["images"], evolution["patches"]) == ("test", 3, 36)
     # the baseline is kept with the run, and made anew for another transcoder
     kept = sorted(path.name for path in (residual_run / "baseline").iterdir())
     assert kept == ["dimensions-median-6.safetensors", "features-median-6.safetensors"]
@@ -92,7 +94,9 @@ def test_curves_of_a_cross_layer_transcoder(
         (["--curves", "3", "--baseline-images", "0"], "--baseline-images must be at least 1"),
         (["--curves", "3", "--arms", "graph"], "--arms: there is no 'graph'.*edges_plain"),
         (["--curves", "3", "--baseline", "mode"], "there is no 'mode'"),
-        (["--evolution", "5"], "--evolution needs --output"),
+        (["--evolution", "1"], "--evolution must be at least 2"),
+        (["--page"], r"graph needs --image KEY"),
+        (["--page", "--curves", "3"], "--page needs --image KEY, or --evolution N"),
         (["--validate", "4", "--curves", "3"], "--validate needs --image"),
         (["--validate", "4", "--image", "KEY", "--baseline", "zero"], "--validate is of transcoders in the place"),
     ],

@@ -15,12 +15,17 @@ from clt_lightning.analysis.circuits import residual_model as made_model
 from clt_lightning.analysis.circuits.faithful import Features, observe_units
 from clt_lightning.analysis.circuits.graph import Graph
 from clt_lightning.analysis.circuits.residual import evolution, relevance, residual_graph
-from clt_lightning.analysis.circuits.residual.evolution import (
+from clt_lightning.analysis.circuits.residual.evolution import QUANTILES, RULES, summed_edges
+from clt_lightning.analysis.circuits.residual.matches import (
+    Chain,
     Matches,
+    agreement,
+    by_chance,
+    chains,
     edge_matches,
+    largest_share,
     nearest,
-    summed_edges,
-    weight_matches,
+    weight_directions,
 )
 from clt_lightning.analysis.spatial import moran
 from tests.analysis import world
@@ -141,6 +146,46 @@ def test_matches() -> None:
     weights = torch.tensor([[0.0, 2.0, -1.0, 9.0], [0.0, 0.0, 0.0, 1.0]])  # the error last: it is no feature
     strongest = edge_matches([weights], 2)[0]
     assert strongest.feature.tolist() == [[1, -1], [-1, -1]]
+    weights[1] = torch.tensor([3.0, 1.0, -5.0, 4.0])
+    np.testing.assert_allclose(largest_share(torch.cat([weights, torch.zeros(1, 4)])), [2 / 11, 3 / 8, np.nan])
+
+
+def test_the_nearest_by_chance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    before = torch.nn.functional.normalize(torch.randn(300, 64, generator=generator), dim=1)
+    before[::3] = 0  # these never fire
+    after = torch.nn.functional.normalize(before + 0.05 * torch.randn(300, 64, generator=generator), dim=1)
+    after[::3] = 0
+    related = nearest(before, after, 1)
+    assert related.feature[1::3, 0].tolist() == list(range(1, 300, 3))
+    assert related.feature[::3].unique().tolist() == [-1]
+    for mixed in (False, True):
+        found = by_chance(before, after, mixed)
+        assert len(found) == 200
+        # the largest of 200 cosines in 64 dimensions is .335, and somewhat more in the space of the rows
+        assert 0.31 < float(found.median()) < 0.4
+    narrow = before @ torch.linalg.qr(torch.randn(64, 64, generator=generator)).Q[:, :2]
+    narrow = torch.nn.functional.normalize(torch.cat([narrow, torch.zeros(300, 62)], 1), dim=1)
+    assert float(by_chance(narrow, narrow, True).median()) > 0.99, "in two dimensions everybody is near to somebody"
+    assert not len(by_chance(torch.zeros(3, 2), after[:, :2], True))
+
+
+def test_chains_of_features() -> None:
+    """Three layers; each layer's nearest ones lead back, and a chain is as strong as its weakest link."""
+    nan = float("nan")
+    first = Matches(torch.tensor([[0], [2], [1], [-1]]), torch.tensor([[0.9], [0.4], [0.8], [nan]]))
+    second = Matches(torch.tensor([[2], [0], [0], [3]]), torch.tensor([[0.7], [0.5], [0.95], [0.99]]))
+    found = chains([first, second])
+    # feature 3 of the last layer leads nowhere, feature 1 shares two of three features with a stronger chain
+    assert [chain.features for chain in found] == [(0, 0, 2), (1, 2, 0)]
+    assert found[0].values == pytest.approx((0.9, 0.95))
+    assert found[1].to_json() == {"features": [1, 2, 0], "values": [0.8, 0.7]}
+    assert [chain.features for chain in chains([first, second], n=1)] == [(0, 0, 2)]
+    assert chains([]) == []
+    assert isinstance(found[0], Chain)
+    assert agreement(first, second) == 0
+    assert agreement(first, first) == 1
+    assert agreement(first, Matches(torch.full((4, 1), -1), torch.full((4, 1), nan))) is None
 
 
 def test_features_over_the_layers_by_hand() -> None:
@@ -181,11 +226,25 @@ def test_features_over_the_layers_by_hand() -> None:
     read = sae.W_enc[1].detach().numpy()
     written, read = (w - w.mean(1, keepdims=True) for w in (written, read))
     cosines = (read @ written.T) / np.outer(np.linalg.norm(read, axis=1), np.linalg.norm(written, axis=1))
-    np.testing.assert_allclose(found.weights[0].value[:, 0], cosines.max(1), atol=1e-5)
-    np.testing.assert_array_equal(found.weights[0].feature[:, 0], cosines.argmax(1))
+    alive = fires.any((1, 2))
+    assert 0 < (~alive[:2]).sum() < world.FEATURES, "some never fire: these take no part"
+    cosines[:, ~alive[0]] = -np.inf
+    np.testing.assert_allclose(found.weights[0].value[alive[1], 0], cosines.max(1)[alive[1]], atol=1e-5)
+    np.testing.assert_array_equal(found.weights[0].feature[:, 0], np.where(alive[1], cosines.argmax(1), -1))
     content = json.loads(json.dumps(found.to_json(), allow_nan=False))
-    assert len(content["layers"]) == world.LAYERS
+    assert [layer["alive"] for layer in content["layers"]] == alive.sum(1).tolist()
+    rates = fires.mean((1, 2))[1][alive[1]]
+    assert content["layers"][1]["spread"]["frequency"] == pytest.approx(np.quantile(rates, QUANTILES), abs=1e-5)
+    assert content["pairs"][0]["weights"]["chance"][2] < content["pairs"][0]["weights"]["spread"][4]
+    assert list(content["pairs"][0]["same"]) == ["weights, profiles"]
     assert content["pairs"][0]["edges"] is None
+    total = [torch.full((world.FEATURES, world.FEATURES + 1), 20.0) for _ in content["pairs"]]
+    total[0][4, 7] = 60.0
+    edges = found.with_edges(total).to_json()
+    assert edges["pairs"][0]["edges"]["feature"][4][0] == 7
+    assert edges["pairs"][0]["edges"]["value"][4][0] == 3.0, "a mean over the 20 images"
+    assert edges["pairs"][0]["edges"]["share"][4] == pytest.approx(60 / (60 + 20 * world.FEATURES), abs=1e-6)
+    assert set(edges["chains"]) == set(RULES)
     with pytest.raises(cl.UserError, match="at least 2 images"):
         evolution(clip, sae, batches([0])())
 
@@ -194,7 +253,7 @@ def test_a_cross_layer_transcoder_s_features_too() -> None:
     clip, clt = clip_of("plain"), clt_of()
     found = evolution(clip, clt, batches([0, 1, 2])())
     assert len(found.weights) == world.LAYERS - 1
-    cosines: Matches = weight_matches(clt, 0, 1)
+    cosines = nearest(*weight_directions(clt, 0), 1)
     written = clt.W_dec[0][3, 1].detach()
     feature = int((cosines.feature[:, 0] == 3).nonzero()[0])
     read = clt.W_enc[1][feature].detach()

@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.circuits.concepts import ablate_concepts, mean_codes
-from clt_lightning.analysis.debias.ablation import mean_ablated, mean_codes_of
+from clt_lightning.analysis.circuits.concepts import mean_codes
+from clt_lightning.analysis.circuits.forward import embed_stream
+from clt_lightning.analysis.circuits.image_model import model_of_image
+from clt_lightning.analysis.circuits.nodeset import NodeEdit, NodeSet
+from clt_lightning.analysis.circuits.rerun import rerun
 from clt_lightning.analysis.debias.choose import by_circuits, by_coactivation, by_codes, by_target, in_circuit, ordered
 from clt_lightning.analysis.debias.controls import Heads, matched, projected
 from clt_lightning.analysis.debias.groups import Groups, scores
@@ -20,6 +23,7 @@ from clt_lightning.analysis.debias.truth import auroc
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.sites import Sites
+from clt_lightning.interventions.mean_ablation import mean_ablated
 from clt_lightning.transcoder import CrossLayerTranscoder, TopK
 from tests.analysis import world
 
@@ -48,15 +52,24 @@ def a_sample(n: int = 6) -> Sample:
 
 def test_an_edit_of_a_batch_is_the_intervention_image_by_image(clip: FrozenCLIP, clt: CrossLayerTranscoder) -> None:
     images, features = pictures(3), [(0, 3), (0, 7), (1, 5), (2, 2)]
-    means = mean_codes_of(clip, clt, pictures(5, 9))
-    assert torch.allclose(means, mean_codes(clip, clt, list(pictures(5, 9))), atol=1e-6)
-    head = torch.nn.functional.normalize(torch.randn(16, 4, generator=torch.Generator().manual_seed(0)), dim=0)
-    wanted = ablate_concepts(clip, clt, list(images), head, 1, {"a": features}, means, draws=10).table["a"]
+    means = mean_codes(clip, clt, pictures(5, 9), batch=2)
+    acts = clip.capture(pictures(5, 9))
+    dense = clt.encode(acts.y if clt.topology == "sae" else acts.x).dense().detach()
+    assert torch.allclose(means, dense.unflatten(1, (5, -1)).mean(1), atol=1e-6)
     with mean_ablated(clip, clt, features, means):
-        found = (100 * clip.encode_image(images) @ head).softmax(1)[:, 1]
-    assert np.allclose(found.numpy(), wanted, rtol=1e-3, atol=1e-6)
+        found = clip.encode_image(images)
+    edits = [
+        NodeEdit(layer, feature, position, "feature", "set", float(means[layer, position, feature]))
+        for layer, feature in features
+        for position in range(world.POSITIONS)
+    ]
+    for image, embedding in zip(images, found):
+        model = model_of_image(clip, clt, image, skip="through")
+        finals = rerun(model, [NodeSet(tuple(edits), "a")], "live", codes=False).final
+        wanted = torch.nn.functional.normalize(embed_stream(model.parts, finals)[0].float(), dim=-1)
+        assert torch.allclose(embedding, wanted, atol=1e-4)
     plain = clip.encode_image(images)
-    assert not torch.allclose(plain @ head, found[:, None].expand(-1, 4), atol=1e-3)
+    assert not torch.allclose(plain, found, atol=1e-3)
     with mean_ablated(clip, clt, [], means):
         assert torch.equal(clip.encode_image(images), plain)
 
@@ -87,7 +100,7 @@ def test_mistakes_of_an_edit(clip: FrozenCLIP, clt: CrossLayerTranscoder) -> Non
 @pytest.mark.parametrize("kind", ["clt", "sae"])
 def test_relevance_is_the_slope_of_the_margin(clip: FrozenCLIP, clt: CrossLayerTranscoder, kind: str) -> None:
     units, head, sample = (clt if kind == "clt" else an_sae("token")), a_head(), a_sample()
-    means = mean_codes_of(clip, units, pictures(4, 2))
+    means = mean_codes(clip, units, pictures(4, 2))
     found = relevance_of(clip, units, sample, head, means, batch=4)
     for layer in range(units.n_layers):
         features = [(layer, f) for f in range(units.n_features)]

@@ -279,6 +279,35 @@ def test_seed_and_world(tmp_path: Path) -> None:
     assert first(seed=1, world=5) == first(seed=2, world=5)
 
 
+def test_the_pictures_of_a_set_may_have_something_in_common(tmp_path: Path) -> None:
+    made = Demo(
+        root=tmp_path / "a", n_train=12, n_test=1, size=16, world=5, colours=["red", "cyan"], background="water"
+    )
+    made.transform = to_tensor
+    made.setup()
+    seed = made.parameters["render_seeds"]["train"]
+    seen = set()
+    for sample in made.eval_dataloader("train", batch_size=1):
+        name, index = renders.CLASSNAMES[int(sample["label"])], int(sample["key"][0].split("s")[-1])
+        want = renders.render(seed, index, size=16, label=int(sample["label"]), cue=("background", 1))
+        assert torch.equal(sample["image"][0], to_tensor(want.image))
+        seen.add(name.split()[0])
+    assert seen == {"red", "cyan"}
+    assert made.classnames == renders.CLASSNAMES  # labels are those of all
+    assert made.parameters["colours"] == ["red", "cyan"]
+    for arguments, said in (
+        ({"background": "snow"}, "background must be sand or water, but is 'snow'"),
+        ({"texture": "striped", "background": "sand"}, "texture and background cannot be set together"),
+        ({"colours": ["red", "red"]}, "colours must be a list out of red, orange"),
+        ({"colours": ["mauve"]}, "colours must be a list out of red, orange"),
+        ({"colours": []}, "colours must be a list out of red, orange"),
+        ({"colours": ["red"], "spurious": {"cue": "corner"}}, "colours and spurious cannot be set together"),
+        ({"background": "sand", "spurious": {"cue": "corner"}}, "background and spurious cannot be set together"),
+    ):
+        with pytest.raises(UserError, match=said):
+            Demo(root=tmp_path / "b", **arguments)
+
+
 def test_no_render_is_in_two_splits(tmp_path: Path) -> None:
     def pixels(dm: Demo) -> dict[str, set[bytes]]:
         batches = {split: dm.eval_dataloader(split) for split in ("train", "val", "test")}

@@ -9,6 +9,7 @@ from clt_lightning.analysis.circuits.residual.relevance import (
     LayerEdges,
     Relevance,
     ResidualModel,
+    explains_stream,
     relevance,
     residual_model,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "ResidualArms",
     "ResidualModel",
     "evolution",
+    "explains_stream",
     "relevance",
     "residual_graph",
     "residual_model",

@@ -6,15 +6,27 @@ Of a transcoder of any topology, but for the edges, which are the residual repla
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from clt_lightning.analysis.circuits.faithful.baseline import Baseline
 from clt_lightning.analysis.circuits.faithful.dictionary import Features, observe_units
+from clt_lightning.analysis.circuits.residual.matches import (
+    Matches,
+    agreement,
+    by_chance,
+    chains,
+    edge_matches,
+    largest_share,
+    nearest,
+    number,
+    ranked,
+    rounded,
+    weight_directions,
+)
 from clt_lightning.analysis.circuits.residual.relevance import relevance, residual_model
 from clt_lightning.analysis.spatial import moran
 from clt_lightning.analysis.target import Target
@@ -23,25 +35,12 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.core.progress import Progress
 from clt_lightning.transcoder import CrossLayerTranscoder
 
-#: Features of a layer compared at once with all of the layer before
-_CHUNK = 1024
-
-
-@dataclass(frozen=True)
-class Matches:
-    """For each feature of a layer, its nearest ones in the layer before.
-
-    Attributes:
-        feature: `(F, n)` int64, nearest first; -1 where there is none.
-        value: `(F, n)`: how near; NaN where there is none.
-    """
-
-    feature: Tensor
-    value: Tensor
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {"feature": self.feature.tolist(), "value": _rounded(self.value)}
+#: What is told of how numbers spread over features
+QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+#: Numbers of a feature
+NUMBERS = ("frequency", "selectivity", "position_share", "moran", "moran_images")
+#: What makes a feature of the layer before the nearest one
+RULES = ("weights", "profiles", "edges")
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,7 @@ class Evolution:
     Attributes:
         blocks: the backbone's block of each layer.
         n_images: images behind the numbers.
+        patches: patches of an image.
         frequency: `(layers, F)`: the share of tokens at which each fires.
         selectivity: `(layers, F)` bits that a position tells about whether the feature fires there, less what chance
             would (Miller and Madow's term); NaN for features that never fire.
@@ -59,13 +59,18 @@ class Evolution:
             which at least `MORAN_ACTIVE` patches and at most `MORAN_SHARE` of them fire; NaN where there is none.
             Without any order it is about -1 / (patches - 1).
         moran_images: `(layers, F)`: how many those are.
-        weights: by pair of layers, encoder of the later by decoder of the earlier: the cosine.
+        weights: by pair of layers, encoder of the later by decoder of the earlier: the cosine. Features that never fire
+            have none.
         profiles: by pair of layers, Spearman's correlation of what the features are over images (summed codes).
-        edges: by pair of layers, the strongest edges, summed over images (`summed_edges`); None where there are none.
+        chance: of weights and profiles, by pair of layers: how near the nearest is without any relation, for some
+            features of the later one (`by_chance`).
+        edges: by pair of layers, the strongest edges, a mean over images; None where there are none (`with_edges`).
+        edge_shares: by pair of layers `(F,)`, the strongest edge's share of all positive ones into a feature.
     """
 
     blocks: tuple[int, ...]
     n_images: int
+    patches: int
     frequency: Tensor
     selectivity: Tensor
     position_share: Tensor
@@ -73,36 +78,65 @@ class Evolution:
     moran_images: Tensor
     weights: list[Matches] = field(repr=False)
     profiles: list[Matches] = field(repr=False)
+    chance: dict[str, list[Tensor]] = field(repr=False)
     edges: list[Matches] | None = field(default=None, repr=False)
+    edge_shares: list[Tensor] | None = field(default=None, repr=False)
+
+    def with_edges(self, total: list[Tensor], matches: int = 3) -> Evolution:
+        """The same with edges that were summed over its images (`summed_edges`)."""
+        mean = [weight / self.n_images for weight in total]
+        return replace(self, edges=edge_matches(mean, matches), edge_shares=[largest_share(weight) for weight in total])
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: by layer, each feature's numbers and the medians; by pair of layers, the matches."""
+        """Plain values, as in `evolution/results.json` (docs/results-schema.md)."""
+        matches = {rule: found for rule in RULES if (found := getattr(self, rule)) is not None}
         layers = []
         for layer, block in enumerate(self.blocks):
-            numbers = {
-                name: getattr(self, name)[layer]
-                for name in ("frequency", "selectivity", "position_share", "moran", "moran_images")
-            }
             alive = self.frequency[layer] > 0
+            numbers = {name: getattr(self, name)[layer] for name in NUMBERS}
             layers.append(
                 {
                     "block": block,
                     "alive": int(alive.sum()),
-                    "median": {name: _number(values[alive].double().nanmedian()) for name, values in numbers.items()},
-                    **{name: _rounded(values) for name, values in numbers.items()},
+                    "spread": {name: _spread(values[alive]) for name, values in numbers.items()},
+                    **{name: rounded(values) for name, values in numbers.items()},
                 }
             )
-        pairs = [
-            {
-                "from": self.blocks[i],
-                "to": self.blocks[i + 1],
-                "weights": self.weights[i].to_json(),
-                "profiles": self.profiles[i].to_json(),
-                "edges": None if self.edges is None else self.edges[i].to_json(),
-            }
-            for i in range(len(self.blocks) - 1)
-        ]
-        return {"images": self.n_images, "layers": layers, "pairs": pairs}
+        pairs = [self._pair(i, matches) for i in range(len(self.blocks) - 1)]
+        return {
+            "images": self.n_images,
+            "patches": self.patches,
+            "quantiles": list(QUANTILES),
+            "layers": layers,
+            "pairs": pairs,
+            "chains": {rule: [chain.to_json() for chain in chains(found)] for rule, found in matches.items()},
+        }
+
+    def _pair(self, i: int, matches: dict[str, list[Matches]]) -> dict[str, Any]:
+        content: dict[str, Any] = {"from": self.blocks[i], "to": self.blocks[i + 1], "edges": None}
+        for rule, found in matches.items():
+            entry = found[i].to_json() | {"spread": _spread(found[i].value[:, 0])}
+            if rule in self.chance:
+                entry["chance"] = _spread(self.chance[rule][i])
+            if rule == "edges" and self.edge_shares is not None:
+                entry |= {"share": rounded(self.edge_shares[i]), "share_spread": _spread(self.edge_shares[i])}
+            content[rule] = entry
+        names = list(matches)
+        content["same"] = {
+            f"{a}, {b}": None if (share := agreement(matches[a][i], matches[b][i])) is None else round(share, 6)
+            for n, a in enumerate(names)
+            for b in names[n + 1 :]
+        }
+        return content
+
+
+def _spread(values: Tensor) -> list[float | None]:
+    """The `QUANTILES` of what is known; None where nothing is."""
+    known = values[~values.isnan()].double()
+    if not known.numel():
+        return [None] * len(QUANTILES)
+    found = known.quantile(torch.tensor(QUANTILES, dtype=torch.float64, device=known.device))
+    return [number(v) for v in found.tolist()]
 
 
 @torch.no_grad()
@@ -138,19 +172,30 @@ def evolution(
     if sums.n < 2:
         raise UserError("features are followed over at least 2 images")
     pairs = range(len(features.blocks) - 1)
-    profiles = [torch.cat(part).T for part in sums.profiles]  # (F, images) each
+    profiles = [ranked(torch.cat(part).T) for part in sums.profiles]  # (F, images) each
     selectivity, share = sums.selectivity()
     count = sums.moran_images.clamp(min=1)
+    fires = sums.fired.sum(1) > 0
+    by_weights, chance = [], []
+    for layer in pairs:
+        directions = weight_directions(clt, layer, (fires[layer], fires[layer + 1]))
+        by_weights.append(nearest(*directions, matches))
+        chance.append(by_chance(*directions, mixed=True))
     return Evolution(
         features.blocks,
         sums.n,
+        clip.grid[0] * clip.grid[1],
         (sums.fired.sum(1) / (sums.n * clip.n_positions)).float(),
         selectivity,
         share,
         torch.where(sums.moran_images > 0, sums.moran / count, float("nan")).float(),
         sums.moran_images.long(),
-        [weight_matches(clt, layer, matches) for layer in pairs],
-        [nearest(_ranked(profiles[layer]), _ranked(profiles[layer + 1]), matches) for layer in pairs],
+        by_weights,
+        [nearest(profiles[layer], profiles[layer + 1], matches) for layer in pairs],
+        {
+            "weights": chance,
+            "profiles": [by_chance(profiles[layer], profiles[layer + 1], mixed=False) for layer in pairs],
+        },
     )
 
 
@@ -195,48 +240,6 @@ def _entropy(p: Tensor) -> Tensor:
     return result
 
 
-def weight_matches(clt: CrossLayerTranscoder, layer: int, n: int) -> Matches:
-    """Cosines of encoders of layer + 1 with what features of the layer before write there (or into their own layer).
-
-    A per-layer transcoder's, and an autoencoder's, features write into their own layer; what they write stays in the
-    stream. Where encoders do not see a token's mean, it is taken off.
-    """
-    target = layer + 1 if clt.writes(layer, layer + 1) else layer
-    written = clt.W_dec[layer].detach()[:, target - layer].float()
-    read = clt.W_enc[layer + 1].detach().float()
-    if clt.normalization == "token" or clt.sites.read == "mlp_in":
-        written, read = (part - part.mean(1, keepdim=True) for part in (written, read))
-    return nearest(F.normalize(written, dim=1), F.normalize(read, dim=1), n)
-
-
-def nearest(before: Tensor, after: Tensor, n: int) -> Matches:
-    """Of each row of `after (F, d)`, the rows of `before (F, d)` with the largest products; zero rows match nobody."""
-    n = min(n, len(before))
-    features, values = [], []
-    empty = ~before.any(1)
-    for some in after.split(_CHUNK):
-        found = (some @ before.T).masked_fill(empty, float("-inf"))
-        found[~some.any(1)] = float("-inf")
-        top = found.topk(n, dim=1)
-        none = top.values == float("-inf")
-        features.append(torch.where(none, -1, top.indices))
-        values.append(torch.where(none, float("nan"), top.values))
-    return Matches(torch.cat(features).cpu(), torch.cat(values).cpu())
-
-
-def edge_matches(total: list[Tensor], n: int) -> list[Matches]:
-    """From summed edges `(F, F + 1)` of each pair of layers (readers by sources, the error last): the strongest.
-
-    Only positive ones count.
-    """
-    found = []
-    for weight in total:
-        top = weight[:, :-1].topk(min(n, weight.shape[1] - 1), dim=1)
-        none = top.values <= 0
-        found.append(Matches(torch.where(none, -1, top.indices), torch.where(none, float("nan"), top.values)))
-    return found
-
-
 @torch.no_grad()
 def summed_edges(
     clip: Any,
@@ -275,29 +278,3 @@ def summed_edges(
                 total[layer].index_add_(0, part.readers, part.weight.float())
             bar.update()
     return total
-
-
-def _ranked(profiles: Tensor) -> Tensor:
-    """Ranks of each row, ties at their mean, centred and of length 1; 0 for a row of equal numbers."""
-    order = profiles.argsort(dim=1, stable=True)
-    ranks = torch.empty_like(profiles, dtype=torch.float64)
-    steps = torch.arange(profiles.shape[1], dtype=torch.float64).expand_as(profiles)
-    ranks.scatter_(1, order, steps)
-    for row, values in enumerate(profiles):  # ties: zeros, mostly
-        _, owner, count = values.unique(return_inverse=True, return_counts=True)
-        if len(count) < len(values):
-            mean = torch.zeros(len(count), dtype=torch.float64).index_add_(0, owner, ranks[row]) / count
-            ranks[row] = mean[owner]
-    centred = ranks - ranks.mean(1, keepdim=True)
-    length = centred.norm(dim=1, keepdim=True)
-    return torch.where(length > 1e-9, centred / length.clamp(min=1e-12), 0.0).float()
-
-
-def _number(value: Any) -> float | None:
-    number = float(value)
-    return None if number != number else round(number, 6)
-
-
-def _rounded(values: Tensor) -> list[Any]:
-    found: list[Any] = values.tolist()
-    return [[_number(v) for v in row] if isinstance(row, list) else _number(row) for row in found]

@@ -10,9 +10,11 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import disk_errors, write_json, write_text
@@ -25,7 +27,8 @@ from clt_lightning.data.worlds.spurious import Spurious
 log = logging.getLogger(__name__)
 
 _RECORD = "demo.json"
-_TEXTURES = ("striped", "dotted")  # the values of the world's cue `texture`
+#: What every picture of a set may have in common, and what the values of the world's cues are called here
+_COMMON = {"texture": ("striped", "dotted"), "background": ("sand", "water")}
 _SAMPLES_PER_SHARD = 2500
 _FIRST_SEED = 3_000_000  # clip/demo/train.py takes its renders from 1,000,000 and 2,000,000 on
 _FIRST_VAL_SEED = 10**12  # beyond the others of every world that a 32-bit seed can name
@@ -48,6 +51,8 @@ class Demo(WebImages):
         world: Seed of the renders alone; null: as `seed`.
         texture: `striped` or `dotted`: every object has it; null: each one has one of its own, plain and shaded among
             them.
+        background: `sand` or `water`: every picture has it; null: each one has one of its own.
+        colours: Objects are of these colours alone, as `[red, orange]`; labels stay those of all. null: of all eight.
         spurious: A cue that goes with the class in training and validation, and is balanced in the test split, such as
             `{cue: background, strength: 0.95}`; batches then have the `group` of each image. null: none.
         batch_size: Training images a step on each rank.
@@ -70,6 +75,8 @@ class Demo(WebImages):
         batch_size: int = 64,
         num_workers: int = 0,
         texture: Literal["striped", "dotted"] | None = None,
+        background: Literal["sand", "water"] | None = None,
+        colours: list[str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(root=root, seed=seed, batch_size=batch_size, num_workers=num_workers, **kwargs)
@@ -85,11 +92,10 @@ class Demo(WebImages):
             if value < least:
                 raise UserError(f"data.init_args.{name} must be {least} or more, but is {value}")
         self.spurious = _spurious(spurious)
-        if texture not in (None, *_TEXTURES):
-            raise UserError(f"data.init_args.texture must be {' or '.join(_TEXTURES)}, but is {texture!r}")
-        if texture is not None and self.spurious is not None:
-            raise UserError("data.init_args: texture and spurious cannot be set together")
-        self.texture = texture
+        self.common = _Common(_cue(texture=texture, background=background), _colours(colours))
+        if self.spurious is not None and self.common != _Common():
+            named = "colours" if self.common.cue is None else self.common.cue[0]
+            raise UserError(f"data.init_args: {named} and spurious cannot be set together")
         self.base = Path(root)
         self._draws = True
         self.parameters: dict[str, Any] = {
@@ -105,8 +111,8 @@ class Demo(WebImages):
             },
             "renders_sha256": hashlib.sha256(Path(renders.__file__).read_bytes()).hexdigest(),
         }
-        if texture is not None:
-            self.parameters["texture"] = texture
+        given = {"texture": texture, "background": background, "colours": colours}
+        self.parameters |= {name: value for name, value in given.items() if value is not None}
         if self.spurious is not None:
             self.parameters["spurious"] = json.loads(json.dumps(asdict(self.spurious)))
             self.parameters["spurious_sha256"] = hashlib.sha256(Path(planted.__file__).read_bytes()).hexdigest()
@@ -150,7 +156,7 @@ class Demo(WebImages):
             write_text(folder / "zeroshot_classification_templates.txt", "\n".join(renders.TEMPLATES) + "\n")
             for split, count in self._sizes().items():
                 seed, size = self.parameters["render_seeds"][split], self.parameters["size"]
-                draw = functools.partial(_draw, self.spurious, self.texture, split, seed, size)
+                draw = functools.partial(_draw, self.spurious, self.common, split, seed, size)
                 items = [Item(f"{split}-{i}", functools.partial(draw, i)) for i in range(count)]
                 write_split(folder / split, items, limits=Limits(_SAMPLES_PER_SHARD), settings=self.parameters)
 
@@ -185,13 +191,50 @@ class Demo(WebImages):
         return done and _read_record(folder / _RECORD) == self.parameters
 
 
+@dataclass(frozen=True)
+class _Common:
+    """What the pictures of a set have in common.
+
+    Attributes:
+        cue: one of the world's cues and its value; None: none.
+        labels: classes that objects are of; None: all.
+    """
+
+    cue: tuple[str, int] | None = None
+    labels: tuple[int, ...] | None = None
+
+    def render(self, seed: int, index: int, size: int) -> renders.Render:
+        label = None
+        if self.labels is not None:
+            label = self.labels[int(np.random.default_rng([seed, index, 3]).integers(len(self.labels)))]
+        return renders.render(seed, index, size=size, label=label, cue=self.cue)
+
+
+def _cue(**given: str | None) -> tuple[str, int] | None:
+    found = {name: value for name, value in given.items() if value is not None}
+    for name, value in found.items():
+        if value not in _COMMON[name]:
+            raise UserError(f"data.init_args.{name} must be {' or '.join(_COMMON[name])}, but is {value!r}")
+    if len(found) > 1:
+        raise UserError(f"data.init_args: {' and '.join(found)} cannot be set together")
+    return next(((name, _COMMON[name].index(value)) for name, value in found.items()), None)
+
+
+def _colours(given: list[str] | None) -> tuple[int, ...] | None:
+    if given is None:
+        return None
+    known = list(renders.COLOURS)
+    if isinstance(given, str) or not given or len(set(given)) < len(given) or not set(given) <= set(known):
+        raise UserError(f"data.init_args.colours must be a list out of {', '.join(known)}, each once, but is {given!r}")
+    return tuple(i for i, name in enumerate(renders.CLASSNAMES) if name.split()[0] in given)
+
+
 def _draw(
-    spurious: Spurious | None, texture: str | None, split: str, seed: int, size: int, index: int
+    spurious: Spurious | None, common: _Common, split: str, seed: int, size: int, index: int
 ) -> Mapping[str, bytes]:
     group = None
     if spurious is None:
-        cue = None if texture is None else ("texture", _TEXTURES.index(texture))
-        made = renders.render(seed, index, size=size, cue=cue)
+        made = common.render(seed, index, size)
         label = made.label
     else:
         made, label, group = spurious.render(split, seed, index, size=size)

@@ -59,13 +59,30 @@
     const map = CLT.unpackMaps(d.maps.maps, d.positions.length);
     // of a feature all its codes, of what else has a place that place alone; null for what has none
     g.map = (node) => {
-      if (node.position < 0) return null;
       const n = node.kind === "feature" ? rows.get(`${node.layer}/${node.feature}`) : undefined;
-      if (n !== undefined) return map(n, peaks[n]);
+      if (n !== undefined && (node.position >= 0 || peaks[n] > 0)) return map(n, peaks[n]);
+      if (node.position < 0) return null;
       const one = new Float32Array(d.positions.length);
       one[node.position] = 1;
       return one;
     };
+
+    // where it stands: of a feature that is summed over positions, where its code is largest
+    const places = new Map();
+    g.column = (node) => {
+      if (node.position >= 0 || node.kind !== "feature") return node.position;
+      if (!places.has(node)) {
+        const codes = g.map(node);
+        places.set(
+          node,
+          codes ? codes.reduce((best, v, p) => (Math.abs(v) > Math.abs(codes[best]) ? p : best), 0) : -1,
+        );
+      }
+      return places.get(node);
+    };
+
+    g.isAt = (node, position) =>
+      node.position < 0 && node.kind === "feature" ? Boolean(g.map(node)?.[position]) : node.position === position;
 
     // -- what is shown at a share of the influence, with the strongest edges: what leads to no target goes as well
     g.visible = (share, most) => {

@@ -12,7 +12,7 @@
   // nodes: those that are shown; `levels`: from -1 (inputs) to the targets' (layers)
   CLT.circuitLayout = (g, nodes) => {
     const cells = new Map();
-    const column = (node) => (node.kind === "target" ? "targets" : node.position < 0 ? -1 : node.position);
+    const column = (node) => (node.kind === "target" ? "targets" : g.column(node));
     for (const node of nodes) {
       const key = `${g.layered(node)} ${column(node)}`;
       if (!cells.has(key)) cells.set(key, { level: g.layered(node), column: column(node), nodes: [] });
@@ -22,10 +22,9 @@
     const columns = [...new Set(nodes.map(column))].filter((c) => c !== "targets").sort((a, b) => a - b);
     const wide = new Map(columns.map((c) => [c, 1]));
     const high = new Map(levels.map((l) => [l, 1]));
-    const most = g.summed ? 3 : HIGH;
     for (const cell of cells.values()) {
       if (cell.column === "targets") continue;
-      wide.set(cell.column, Math.max(wide.get(cell.column), Math.ceil(cell.nodes.length / most)));
+      wide.set(cell.column, Math.max(wide.get(cell.column), Math.ceil(cell.nodes.length / HIGH)));
     }
     for (const cell of cells.values())
       if (cell.column !== "targets")

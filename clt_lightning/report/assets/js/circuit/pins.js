@@ -210,7 +210,8 @@
       },
       "Ask the model",
     );
-    if (lines.length) table();
+    const answers = g.predict !== null || Boolean(on.real);
+    if (lines.length && answers) table();
     const edges = between(g, parts).sort((a, b) => Math.abs(b.weight) - Math.abs(a.weight));
     return h(
       "section",
@@ -251,18 +252,22 @@
             h("h3", {}, "Without them, or with more"),
             lines.length
               ? [
-                  h(
-                    "div",
-                    { class: "tools" },
-                    CLT.segments("What is done to them", FACTORS, state.factor, (value) => {
-                      state.factor = value;
-                      on.changed();
-                    }),
-                  ),
+                  answers
+                    ? h(
+                        "div",
+                        { class: "tools" },
+                        CLT.segments("What is done to them", FACTORS, state.factor, (value) => {
+                          state.factor = value;
+                          on.changed();
+                        }),
+                      )
+                    : null,
                   h(
                     "p",
                     { class: "note" },
-                    "Predicted: by the circuit to first order, patterns and norms at work (docs/circuits.md). Real: in the live model, whose own MLPs answer. ",
+                    answers
+                      ? "Predicted: by the circuit to first order, patterns and norms at work (docs/circuits.md). Real: in the live model, whose own MLPs answer. "
+                      : null,
                     why,
                   ),
                   result,

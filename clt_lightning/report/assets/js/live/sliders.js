@@ -30,6 +30,32 @@
     text: (edits) => edits.map((e) => [e.layer, e.feature, e.kind, Number(e.value.toPrecision(4))].join(":")).join(","),
   };
 
+  // how a value is reached: "times", "set to", "plus"
+  CLT.live.how = (kind) => KINDS.find(([k]) => k === kind)[1];
+  // least, largest and step of a value: codes go as far as the largest one of the feature goes (c: the catalogue)
+  CLT.live.limits = (c, kind, layer, feature) => {
+    const largest = (kind === "scale" ? 1 : c?.max_code[layer * c.size + feature]) || 10;
+    const [low, high, step] = RANGES[kind].map((v) => v * Math.abs(largest));
+    return [largest < 0 ? -high : low, high, step]; // a signed code
+  };
+  // a slider and the value beside it; `onvalue(value)` follows the hand
+  CLT.live.range = ({ label, kind, value, limits: [low, high, step], onvalue }) => {
+    const out = h("output", {}, CLT.num(value));
+    const input = h("input", {
+      type: "range",
+      min: Math.min(low, value),
+      max: Math.max(high, value),
+      step: kind === "scale" ? step : "any",
+      value,
+      "aria-label": label,
+      oninput: (e) => {
+        out.textContent = CLT.num(Number(e.target.value));
+        onvalue(Number(e.target.value));
+      },
+    });
+    return [input, out];
+  };
+
   // edits: the list that is changed; `moved()` after every change
   CLT.live.sliders = ({ about, c, sprites, edits, moved }) => {
     const box = h("div", { class: "sliders" });
@@ -39,24 +65,15 @@
     const at = (layer, feature) => layer * c.size + feature;
     const name = (layer, feature) => (c ? CLT.featureName(c, at(layer, feature)).text : "");
 
-    function limits(edit) {
-      const peak = edit.kind === "scale" ? 1 : c?.max_code[at(edit.layer, edit.feature)] || 10;
-      return RANGES[edit.kind].map((v) => v * peak);
-    }
     function slider(edit, n) {
       const title = `L${edit.layer} · ${edit.feature}`;
-      const [low, high, step] = limits(edit);
-      const value = h("output", {}, CLT.num(edit.value));
-      const range = h("input", {
-        type: "range",
-        min: Math.min(low, edit.value),
-        max: Math.max(high, edit.value),
-        step: edit.kind === "scale" ? step : "any",
+      const range = CLT.live.range({
+        label: `${title}: ${CLT.live.how(edit.kind)}`,
+        kind: edit.kind,
         value: edit.value,
-        "aria-label": `${title}: ${KINDS.find(([k]) => k === edit.kind)[1]}`,
-        oninput: (e) => {
-          edit.value = Number(e.target.value);
-          value.textContent = CLT.num(edit.value);
+        limits: CLT.live.limits(c, edit.kind, edit.layer, edit.feature),
+        onvalue: (value) => {
+          edit.value = value;
           moved();
         },
       });
@@ -87,7 +104,6 @@
           KINDS.map(([k, text]) => h("option", { value: k, selected: k === edit.kind }, text)),
         ),
         range,
-        value,
         h("button", { type: "button", class: "icon", "aria-label": `Take ${title} away`, onclick: away }, "×"),
       );
     }

@@ -1,18 +1,17 @@
-"""Features at their mean code, in the live model, for whole batches of images: the edit of debiasing and of erasure."""
+"""Features at their mean code, in the live model, for whole batches of images: the one mean ablation of features."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-import torch
 from torch import Tensor
 
-from clt_lightning.analysis.steering import columns
 from clt_lightning.backbone import Backbone
 from clt_lightning.core.errors import UserError
 from clt_lightning.interventions.replacement import check_fit
 from clt_lightning.transcoder import CrossLayerTranscoder
+from clt_lightning.transcoder.columns import columns
 
 #: (layer, feature)
 Feature = tuple[int, int]
@@ -93,9 +92,6 @@ def check_features(clip: Backbone, clt: CrossLayerTranscoder, features: Sequence
     """
     if clt.sites.once:
         raise UserError(f"features are ablated within the blocks, not at {clt.sites.write}, which a model has once")
-    wanted = (clt.n_layers, clip.n_positions, clt.n_features)
-    if tuple(means.shape) != wanted:
-        raise UserError(f"mean codes must be (layers, positions, features) = {wanted}, got {tuple(means.shape)}")
     if len(set(features)) < len(features):
         twice = next(feature for feature in features if list(features).count(feature) > 1)
         raise UserError(f"feature {twice[0]}/{twice[1]} is named twice")
@@ -105,19 +101,6 @@ def check_features(clip: Backbone, clt: CrossLayerTranscoder, features: Sequence
                 f"there is no feature {layer}/{feature}: layers are 0..{clt.n_layers - 1}, features "
                 f"0..{clt.n_features - 1}"
             )
-
-
-@torch.no_grad()
-def mean_codes_of(clip: Backbone, clt: CrossLayerTranscoder, images: Tensor, batch: int = 32) -> Tensor:
-    """`(layers, positions, F)`: the mean code of every feature at every position over images `(n, 3, size, size)`."""
-    blocks, total = check_fit(clip, clt), torch.zeros(clt.n_layers, clip.n_positions, clt.n_features)
-
-    def see(block: int, x: Tensor) -> None:
-        layer = blocks.index(block)
-        codes = clt.encode_layer(x.flatten(0, 1), layer).dense_layer(0)
-        total[layer] += codes.unflatten(0, (len(x), -1)).sum(0).float().cpu()
-
-    with clip.watch(see, blocks, str(clt.sites.read)):
-        for part in images.split(batch):
-            clip.encode_image(part.to(clip.device))
-    return total / len(images)
+    wanted = (clt.n_layers, clip.n_positions, clt.n_features)
+    if tuple(means.shape) != wanted:
+        raise UserError(f"mean codes must be (layers, positions, features) = {wanted}, got {tuple(means.shape)}")

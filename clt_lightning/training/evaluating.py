@@ -10,7 +10,7 @@ from clt_lightning.interventions.observation import Needs, observe
 from clt_lightning.training.capturing import Capturing
 
 
-class Evaluation(Capturing):
+class Evaluating(Capturing):
     """The steps of Lightning that learn nothing."""
 
     needs: Needs

@@ -1,0 +1,7 @@
+"""Training of sparse attention, beside a transcoder (`CLTModule`) or alone (`AttentionModule`)."""
+
+from clt_lightning.training.attention.config import AttentionConfig
+from clt_lightning.training.attention.learner import AttentionLearner
+from clt_lightning.training.attention.module import AttentionModule
+
+__all__ = ["AttentionConfig", "AttentionLearner", "AttentionModule"]
