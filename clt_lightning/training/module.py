@@ -384,5 +384,6 @@ class CLTModule(Preparation, Evaluating, Checkpointing):
         elif gradient_clip_val and self.units is None:
             clip_by_norm(self.transcoder, optimizer, float(gradient_clip_val))
         elif gradient_clip_val:
+            assert self.units is not None
             for part in (self.transcoder, self.units):  # each by itself: neither shortens the other's steps
                 torch.nn.utils.clip_grad_norm_(part.parameters(), float(gradient_clip_val))
