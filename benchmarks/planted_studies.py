@@ -155,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="worlds (and initial weights)")
     parser.add_argument("--leak", type=float, default=0.0)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--coefficients", type=float, nargs="+", default=[1e-6, 0.01, 0.03])
     options = parser.parse_args()
     torch.set_num_threads(1)

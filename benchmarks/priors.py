@@ -150,8 +150,7 @@ def paired(values: list[np.ndarray], draws: int = 1000) -> str:
 def table(rows: dict[str, list[Measured]]) -> list[str]:
     """The lines of the table: means over seeds; the cascade and FVU against the plain run of the same seed."""
     out = [
-        "| how | groups per feature | FVU | against plain | points lost more | KL | KL more | L0 "
-        "| groups read by an image |",
+        "| how | groups per feature | FVU | against plain | points lost more | KL | KL more | L0 | groups read |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     plain = rows["plain"]
@@ -180,9 +179,9 @@ def main() -> None:
     parser.add_argument("--cache", default="build/priors", help="where transcoders and figures are kept, and found")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--keep", type=float, default=0.5, help="share of all groups that every way leaves")
-    parser.add_argument("--steps", type=int, default=400, help="of 32 images")
-    parser.add_argument("--n_train", type=int, default=10_000)
-    parser.add_argument("--n_test", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=300, help="of 32 images")
+    parser.add_argument("--n_train", type=int, default=6000)
+    parser.add_argument("--n_test", type=int, default=3000)
     parser.add_argument("--k", type=int, default=12)
     parser.add_argument("--features", type=int, default=768)
     parser.add_argument("--lr", type=float, default=8e-3)

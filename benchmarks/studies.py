@@ -25,6 +25,7 @@ import torch
 from scipy import stats
 
 from benchmarks.recipes import NONE, build, interval
+from clt_lightning.analysis.matching import STATES, match_features
 from clt_lightning.analysis.studies import StudyUse, study_use
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.progress import track
@@ -202,6 +203,18 @@ def train(
     return clt.eval()
 
 
+def found_again(folders: list[Path], kinds: dict[str, np.ndarray], title: str) -> str:
+    """A line: which features of the first transcoder the second one has, by their true kind in the first."""
+    first, second = (CrossLayerTranscoder.from_pretrained(folder) for folder in folders)
+    state = np.stack([layer.a.state for layer in match_features(first, second)])
+    kept, living = state == STATES.index("kept"), state != STATES.index("dead")
+    cells = [f"{100 * kept[living].mean():.1f} % of {living.sum():,}"]
+    for there in kinds.values():
+        n = int((there & living).sum())
+        cells.append(f"{100 * kept[there & living].mean():.1f} % of {n:,}" if n else "none")
+    return f"| {title} | {' | '.join(cells)} |"
+
+
 def main() -> None:
     """Prints, for each way and seed, the AUC by layer, the kinds, FVU and L0 of each set; then means over seeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -210,8 +223,8 @@ def main() -> None:
     parser.add_argument("--cache", default="build/studies", help="where transcoders and figures are kept, and found")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--coefficient", type=float, default=MultiStudy.coefficient, help="of the prior on use")
-    parser.add_argument("--steps", type=int, default=400, help="of 32 images")
-    parser.add_argument("--n_train", type=int, default=6000, help="renders of each set")
+    parser.add_argument("--steps", type=int, default=250, help="of 32 images")
+    parser.add_argument("--n_train", type=int, default=4000, help="renders of each set")
     parser.add_argument("--n_test", type=int, default=1000)
     parser.add_argument("--pairs", type=int, default=1000, help="of twins")
     parser.add_argument("--skip", nargs="+", default=[], help="ways that are not trained")
@@ -256,6 +269,7 @@ def main() -> None:
                     "l0": use.l0.mean(1).tolist(),
                 }
                 (place / "figures.json").write_text(json.dumps(figures))
+                np.save(place / "best.npy", kinds.best)
             rows.setdefault(way, []).append(json.loads((place / "figures.json").read_text()))
     heads = ["AUC", "specific", "shared", "found specific", *(f"FVU {n}" for n in names), *(f"L0 {n}" for n in names)]
     print(f"\n| trained on | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}")
@@ -268,6 +282,21 @@ def main() -> None:
             *(interval([f["l0"][i] for f in found], 2) for i in range(2)),
         ]
         print(f"| {way} | {' | '.join(cells)} |")
+    print("\n| features found again, in | all | specific | shared |\n|---|---|---|---|")
+    places = {way: Path(options.cache) / f"{options.world}-{way.replace(' ', '-')}" for way in rows}
+    alone = [way for way in rows if way.endswith(" alone")]
+    for way in ("plain", *alone):
+        if way not in rows:
+            continue
+        own = [Path(f"{places[way]}-{seed}") for seed in options.seeds]
+        best = np.load(own[0] / "best.npy")
+        kinds_of = {"specific": best == 0, "shared": best > 0}
+        if len(own) > 1:
+            print(found_again(own[:2], kinds_of, f"{way}, of another seed"))
+        for other in alone:
+            if other != way and way in alone:
+                across = Path(f"{places[other]}-{options.seeds[0]}")
+                print(found_again([own[0], across], kinds_of, f"{way}, of {other}"))
 
 
 if __name__ == "__main__":

@@ -88,24 +88,23 @@ def held_against(world: Planted, clt: CrossLayerTranscoder) -> Found:
     )
 
 
-def compare(seed: int, steps: int, n_features: int, k: int) -> dict[str, Found]:
-    """All ways in one world."""
+def compare(seed: int, steps: int, n_features: int, k: int, baselines: bool = True) -> dict[str, Found]:
+    """All ways in one world; without `baselines` the prior, the plain one and its cut alone."""
     world = Planted(seed=seed)
-    plain = train(world, None, steps, n_features, k, seed)
-    sparse = train(world, SparseDecoding(), steps, n_features, k, seed)
-    l1 = train(world, GroupL1(), steps, n_features, k, seed)
+
+    def trained(prior: WeightPrior | None) -> CrossLayerTranscoder:
+        return train(world, prior, steps, n_features, k, seed)
+
+    made = {"plain": trained(None)}
+    sparse = trained(SparseDecoding())
     share = depth_support(sparse).share
-    pruned = copy.deepcopy(plain)
-    prune_groups(pruned, keep=share)
-    once, gradual = GroupPruning(keep=share, start=0.6, refit=0.4), GroupPruning(keep=share)
-    made = {
-        "plain": plain,
-        "plain, cut afterwards": pruned,
-        "plain, cut at 60 % and refitted": train(world, once, steps, n_features, k, seed),
-        "plain, cut from 30 to 60 %, refitted": train(world, gradual, steps, n_features, k, seed),
-        "group L1": l1,
-        "sparse decoding": sparse,
-    }
+    made["plain, cut afterwards"] = copy.deepcopy(made["plain"])
+    prune_groups(made["plain, cut afterwards"], keep=share)
+    if baselines:
+        made["cut at 60 %, refitted"] = trained(GroupPruning(keep=share, start=0.6, refit=0.4))
+        made["cut from 30 to 60 %, refitted"] = trained(GroupPruning(keep=share))
+        made["group L1"] = trained(GroupL1())
+    made["sparse decoding"] = sparse
     return {name: held_against(world, clt) for name, clt in made.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -23,6 +24,17 @@ def test_every_part_runs_dry(part: str, tmp_path: Path, capsys: pytest.CaptureFi
     found = json.loads((tmp_path / "found.json").read_text())
     assert list(found["parts"]) == [part]
     assert found["parts"][part]["rows"]
+
+
+def test_memory_is_what_plan_says(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Counted for real at toy size, and refused where a step takes much more than is on paper."""
+    options = argparse.Namespace(dry=True, device="cpu")
+    shares = [float(told.rpartition(", ")[2].split()[0]) for _, told in gpu.memory(options)]
+    assert len(shares) == 2
+    assert all(0.4 < share < gpu.OVER_PLAN for share in shares)
+    monkeypatch.setattr(gpu, "OVER_PLAN", min(shares) / 2)
+    assert gpu.main(["--dry", "--parts", "memory"]) == 1
+    assert "FAILED: RuntimeError: F 64: peak" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -19,11 +19,12 @@ from clt_lightning.analysis.collector import LayerCollector, key_seeds
 from clt_lightning.analysis.effects import Effects, load_effects
 from clt_lightning.analysis.names import N_NAMES, embed_words, known_words, label_features, nearest_texts, read_words
 from clt_lightning.analysis.neighbours import Neighbours, load_neighbours
+from clt_lightning.analysis.run_part import RunPart
 from clt_lightning.analysis.table import gather_rows
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
-from clt_lightning.core.files import read_json, whole_folder, write_json
+from clt_lightning.core.files import read_json, write_json
 from clt_lightning.core.tokens import TokenLayout
 from clt_lightning.interventions.replacement import tokens_of
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
@@ -61,7 +62,7 @@ class FeatureOptions:
 
 
 @dataclass(frozen=True)
-class Features:
+class Features(RunPart):
     """Everything known of the features; arrays as documented in docs/results-schema.md.
 
     Attributes:
@@ -74,6 +75,8 @@ class Features:
         neighbours: which features are near to which; None where it was not measured.
     """
 
+    folder_name = "features"
+
     info: dict[str, Any]
     keys: list[str] = field(repr=False)
     labels: np.ndarray = field(repr=False)
@@ -85,18 +88,6 @@ class Features:
     def at(self, step: int | None) -> Features:
         """The same, of the weights at this step."""
         return dataclasses.replace(self, info=self.info | {"step": step})
-
-    def save(self, run: str | Path) -> Path:
-        """Write `<run>/features/`, whole or not at all."""
-        folder = Path(run) / "features"
-        with whole_folder(folder) as temporary:
-            self._write(temporary)
-        return folder
-
-    def write(self, folder: Path) -> None:
-        """Write the files into a folder that is not there yet."""
-        folder.mkdir()
-        self._write(folder)
 
     def _write(self, folder: Path) -> None:
         np.savez_compressed(folder / "stats.npz", **self.stats)  # type: ignore[arg-type]

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from clt_lightning.analysis.run_part import RunPart
 from clt_lightning.analysis.table import ImageTable
 from clt_lightning.core.errors import UserError
-from clt_lightning.core.files import read_json, whole_folder, write_json
+from clt_lightning.core.files import read_json, write_json
 from clt_lightning.transcoder import Codes
 
 _CHUNK = 1 << 24
@@ -46,7 +47,7 @@ def image_codes(codes: Codes, n_images: int, m: int) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Retrieval:
+class Retrieval(RunPart):
     """Sparse codes of the images of a split, to find the neighbours of any of them.
 
     Attributes:
@@ -57,6 +58,8 @@ class Retrieval:
         values: `(L, n, m)` float32, unit norm.
         step: of the weights; None where it is not known.
     """
+
+    folder_name = "retrieval"
 
     keys: list[str] = field(repr=False)
     labels: np.ndarray = field(repr=False)
@@ -103,18 +106,6 @@ class Retrieval:
             order = np.argsort(-cosines, kind="stable")[:k]
             found.append((order, cosines[order]))
         return found
-
-    def save(self, run: str | Path) -> Path:
-        """Write `<run>/retrieval/`, whole or not at all."""
-        folder = Path(run) / "retrieval"
-        with whole_folder(folder) as temporary:
-            self._write(temporary)
-        return folder
-
-    def write(self, folder: Path) -> None:
-        """Write the files into a folder that is not there yet."""
-        folder.mkdir()
-        self._write(folder)
 
     def _write(self, folder: Path) -> None:
         np.savez_compressed(folder / "index.npz", indices=self.indices, values=self.values)

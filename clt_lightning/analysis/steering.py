@@ -299,7 +299,7 @@ def steer(
     classnames: Sequence[str],
     tokens: str = "all",
     base: str = "original",
-    see: Callable[[dict[str, Any], Tensor, Tensor], None] | None = None,
+    see: Callable[[dict[str, Any], Float[Tensor, "n classes"], Float[Tensor, "n classes"]], None] | None = None,
 ) -> SteeringResult:
     """Class probabilities of images with and without edits of features.
 

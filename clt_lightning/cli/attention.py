@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> None:
 def _train(opened: Run, args: argparse.Namespace, device: str) -> Any:
     import lightning
 
+    from clt_lightning.analysis.tower import at_all_mlps
     from clt_lightning.callbacks import ProgressLine
     from clt_lightning.training.attention import AttentionConfig, AttentionModule
     from clt_lightning.training.optim import AdamW
@@ -91,6 +92,7 @@ def _train(opened: Run, args: argparse.Namespace, device: str) -> Any:
         opened.clip,
         AttentionConfig(n_features, TopK(args.k), args.d_qk),
         optimizer=lambda params: AdamW(params, lr=args.lr),
+        transcoder=opened.transcoder if at_all_mlps(opened.clip, opened.transcoder) else None,
         seed=args.seed,
     )
     trainer = lightning.Trainer(

@@ -111,7 +111,7 @@ def _say_attention(units: int, shape: Any, machine: Any, step: Any) -> float:
     return cost.seconds
 
 
-def _say_whole_run(config: dict[str, Any], step: Any, cascade: tuple[float, float], beside: float) -> None:
+def _say_whole_run(config: dict[str, Any], step: Any, cascade: tuple[float, float], beside: float = 0.0) -> None:
     """What all steps of a run take, with the cascade's terms from their start on."""
     steps = int(_at(config, "trainer.max_steps", -1))
     if steps <= 0:

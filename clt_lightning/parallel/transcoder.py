@@ -196,23 +196,27 @@ class ShardedTranscoder(CrossLayerTranscoder):
                     total.div_(self.shards.size)
 
     @torch.no_grad()
+    def gradient_norm(self) -> Tensor:
+        """The norm of the gradient over all features, a scalar, equal on all processes; all of them must call this."""
+        mine, shared = self.b_dec.new_zeros(()), self.b_dec.new_zeros(())
+        for parameter, dim in self.divided():
+            if parameter.grad is None:
+                continue
+            square = torch.linalg.vector_norm(parameter.grad, dtype=torch.float32).square()
+            if dim is None:
+                shared += square
+            else:
+                mine += square
+        return (self.shards.reduce_(mine) + shared).sqrt()
+
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Shortens the gradient to `max_norm`, by its norm over all features; `torch.nn.utils.clip_grad_norm_` on one.
 
         Returns:
             the norm before.
         """
-        mine, shared, grads = self.b_dec.new_zeros(()), self.b_dec.new_zeros(()), []
-        for parameter, dim in self.divided():
-            if parameter.grad is None:
-                continue
-            grads.append(parameter.grad)
-            square = torch.linalg.vector_norm(parameter.grad, dtype=torch.float32).square()
-            if dim is None:
-                shared += square
-            else:
-                mine += square
-        norm = (self.shards.reduce_(mine) + shared).sqrt()
+        norm = self.gradient_norm()
+        grads = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
 

@@ -29,6 +29,7 @@ from clt_lightning.training.attention.config import AttentionConfig
 from clt_lightning.training.attention.learner import AttentionLearner, active_codes, refuse_part_images
 from clt_lightning.training.buffer import ActivationBuffer
 from clt_lightning.training.checkpointing import Checkpointing
+from clt_lightning.training.clipping import clip_by_norm
 from clt_lightning.training.evaluating import Evaluating
 from clt_lightning.training.losses import loss_parts
 from clt_lightning.training.losses.auxk import auxiliary_request, split_request
@@ -380,9 +381,8 @@ class CLTModule(Preparation, Evaluating, Checkpointing):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None or gradient_clip_algorithm not in (None, "norm"):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_val and isinstance(self.transcoder, ShardedTranscoder):
-            self.transcoder.clip_grad_norm_(float(gradient_clip_val))
+        elif gradient_clip_val and self.units is None:
+            clip_by_norm(self.transcoder, optimizer, float(gradient_clip_val))
         elif gradient_clip_val:
-            torch.nn.utils.clip_grad_norm_(self.transcoder.parameters(), float(gradient_clip_val))
-            if self.units is not None:  # by itself: neither shortens the other's steps
-                torch.nn.utils.clip_grad_norm_(self.units.parameters(), float(gradient_clip_val))
+            for part in (self.transcoder, self.units):  # each by itself: neither shortens the other's steps
+                torch.nn.utils.clip_grad_norm_(part.parameters(), float(gradient_clip_val))

@@ -356,20 +356,20 @@ def compare(one: Any, two: Any, path: str = "") -> None:
         assert one == two, path
 
 
-def tested(folder: Path, **options: Any) -> None:
+def evaluated(folder: Path, **options: Any) -> None:
     made = trainer(folder, Evaluate(**OPTIONS), RunRecord(), **options)
     made.test(make_module(), datamodule=Made(n=25, n_train=17), verbose=False)
 
 
-def tested_by_two(folder: Path, models: Path) -> None:
+def evaluated_by_two(folder: Path, models: Path) -> None:
     open_clip.add_model_config(models)
-    tested(folder, devices=2, strategy="ddp")
+    evaluated(folder, devices=2, strategy="ddp")
 
 
 def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
-    tested(tmp_path)
+    evaluated(tmp_path)
     register(tmp_path)
-    processes.run(tested_by_two, tmp_path / "ranks", 2, tmp_path, tmp_path)
+    processes.run(evaluated_by_two, tmp_path / "ranks", 2, tmp_path, tmp_path)
     one, two = sorted((tmp_path / "run").iterdir())
     content = json.loads((two / "results.json").read_text())
     assert content["evaluation"]["test"]["run"]["hardware"]["processes"] == 2

@@ -92,6 +92,7 @@ def silent() -> Tensor:
 def on_two(states: dict[str, Any], folder: str) -> dict[str, Any]:
     """Everything that is asked of two processes: starting them is what costs."""
     return {
+        "folder": folder,
         "trained": several(2),
         "evaluated": {name: scenes.evaluate(CONFIGS[name], state) for name, state in states.items()},
         "winners": scenes.winners(batch_cases()),
@@ -143,7 +144,7 @@ def test_two_processes_train_as_one(name: str, one: dict[str, Any], two: list[di
 
 @pytest.mark.parametrize("name", scenes.priors())
 def test_a_prior_on_groups_is_the_same_where_features_are_divided(
-    two: list[dict[str, Any]], tmp_path: Path, name: str, tmp_path_factory: pytest.TempPathFactory
+    two: list[dict[str, Any]], tmp_path: Path, name: str
 ) -> None:
     plain = scenes.with_prior(0, name, folder=str(tmp_path))
     first, second = (rank["with_prior"][name] for rank in two)
@@ -154,7 +155,7 @@ def test_a_prior_on_groups_is_the_same_where_features_are_divided(
     for found in (first, second):
         close(found["state"], plain["state"], "state")
         assert found["logged"] == pytest.approx(plain["logged"])
-    (there,) = tmp_path_factory.getbasetemp().glob(f"two*/{name}")
+    there = Path(two[0]["folder"]) / name
     files = [CrossLayerTranscoder.from_pretrained(folder) for folder in (there, tmp_path)]
     for i in range(scenes.LAYERS):  # what one process wrote for both holds the same groups
         close(files[0].W_dec[i].detach(), files[1].W_dec[i].detach(), f"files/{i}")

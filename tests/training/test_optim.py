@@ -55,6 +55,39 @@ def distance(a: list[nn.Parameter], b: list[nn.Parameter]) -> float:
     return max(float((p - q).detach().abs().max() / q.detach().abs().max()) for p, q in zip(a, b))
 
 
+@pytest.mark.parametrize("max_norm", [1e-3, 0.5, 1e6])
+@pytest.mark.parametrize("fused", [True, False])
+def test_clipping_within_the_step_is_clipping_before_it(max_norm: float, fused: bool) -> None:
+    ours, torchs = parameters(torch.float32), parameters(torch.float32)
+    folded, plain = AdamW(ours, lr=0.1, fused=fused), torch.optim.AdamW(torchs, lr=0.1, weight_decay=0.0)
+    for step in range(12):
+        for params in (ours, torchs):
+            set_gradients(params, step, 1)
+        before = [p.grad.clone() for p in ours if p.grad is not None]
+        folded.clip(torch.nn.utils.get_total_norm(before), max_norm)
+        if fused:  # nothing is read and written before the step
+            assert all(torch.equal(p.grad, g) for p, g in zip(ours, before) if p.grad is not None)
+        torch.nn.utils.clip_grad_norm_(torchs, max_norm)
+        folded.step(), plain.step()
+    assert distance(ours, torchs) < 1e-5
+    # the next step is its own: what was not clipped is taken as it is
+    for params in (ours, torchs):
+        set_gradients(params, 99, 1)
+    folded.step(), plain.step()
+    assert distance(ours, torchs) < 1e-5
+
+
+def test_a_gradient_that_is_short_enough_stays_as_it_is() -> None:
+    ours, others = parameters(torch.float32), parameters(torch.float32)
+    folded, plain = AdamW(ours, lr=0.1), AdamW(others, lr=0.1)
+    for step in range(3):
+        for params in (ours, others):
+            set_gradients(params, step, 1)
+        folded.clip(torch.nn.utils.get_total_norm([p.grad for p in ours if p.grad is not None]), 1e6)
+        folded.step(), plain.step()
+    assert all(torch.equal(p, q) for p, q in zip(ours, others))
+
+
 @pytest.mark.parametrize("dense_above", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize(("betas", "every", "steps"), [((0.9, 0.999), 1, 50), (FAST, 30, 200)], ids=["usual", "rests"])

@@ -18,7 +18,7 @@ def test_the_prior_finds_the_planted_depth_support(monkeypatch: pytest.MonkeyPat
     example = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, example)  # where dataclasses look for their types
     spec.loader.exec_module(example)
-    found = example.compare(seed=11, steps=2500, n_features=48, k=6)
+    found = example.compare(seed=11, steps=2500, n_features=48, k=6, baselines=False)
     prior, plain = found["sparse decoding"], found["plain"]
     assert prior.support >= 0.95
     assert prior.fvu <= 1.15 * plain.fvu

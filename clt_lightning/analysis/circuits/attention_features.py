@@ -14,6 +14,7 @@ from typing import Any
 
 import PIL.Image
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from clt_lightning.analysis.circuits.attention_nodes import AttentionNodes, Reading, nodes_of_attention
@@ -39,7 +40,7 @@ def attribute_with_attention(
     clip: Any,
     clt: CrossLayerTranscoder,
     attention: CrossLayerTranscoder | SparseAttention,
-    image: Tensor | PIL.Image.Image,
+    image: Float[Tensor, "*images 3 size size"] | PIL.Image.Image,
     target: Target | Sequence[Target],
     *,
     max_nodes: int = 20_000,

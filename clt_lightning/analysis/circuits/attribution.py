@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import PIL.Image
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from clt_lightning.analysis.circuits.edges import Edges
@@ -39,7 +40,7 @@ _RANK_EVERY = 4
 def attribute(
     clip: Any,
     clt: CrossLayerTranscoder,
-    image: Tensor | PIL.Image.Image,
+    image: Float[Tensor, "*images 3 size size"] | PIL.Image.Image,
     target: Target | Sequence[Target],
     *,
     weights: Sequence[float] | None = None,
@@ -121,9 +122,9 @@ def attribute(
 
 
 def top_targets(
-    head: Tensor,
+    head: Float[Tensor, "embed_dim classes"],
     classnames: Sequence[str],
-    embedding: Tensor,
+    embedding: Float[Tensor, "*one embed_dim"],
     share: float = 0.95,
     most: int = 10,
     scale: float = 100.0,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from clt_lightning.analysis.circuits.faithful import Features, baseline_of
@@ -32,7 +33,12 @@ class ConceptAblation:
     table: dict[str, np.ndarray] = field(repr=False)
 
 
-def mean_codes(clip: Backbone, clt: CrossLayerTranscoder, images: Sequence[Tensor] | Tensor, batch: int = 16) -> Tensor:
+def mean_codes(
+    clip: Backbone,
+    clt: CrossLayerTranscoder,
+    images: Sequence[Float[Tensor, "*one 3 size size"]] | Float[Tensor, "n 3 size size"],
+    batch: int = 16,
+) -> Float[Tensor, "layers positions features"]:
     """`(layers, positions, F)`: each feature's mean code at each position over images (of training, say).
 
     Args:
@@ -54,11 +60,11 @@ def mean_codes(clip: Backbone, clt: CrossLayerTranscoder, images: Sequence[Tenso
 def ablate_concepts(
     clip: Backbone,
     clt: CrossLayerTranscoder,
-    images: Sequence[Tensor] | Tensor,
-    head: Tensor,
+    images: Sequence[Float[Tensor, "*one 3 size size"]] | Float[Tensor, "n 3 size size"],
+    head: Float[Tensor, "embed_dim classes"],
     class_index: int,
     arms: Mapping[str, Sequence[Feature]],
-    means: Tensor,
+    means: Float[Tensor, "layers positions features"],
     draws: int = 1000,
     seed: int = 0,
     batch: int = 64,
@@ -101,7 +107,7 @@ def ablate_concepts(
     )
 
 
-def random_features(active: Tensor, n: int, seed: int) -> list[Feature]:
+def random_features(active: Shaped[Tensor, "layers features"], n: int, seed: int) -> list[Feature]:
     """n features drawn from those that are ever active.
 
     Args:

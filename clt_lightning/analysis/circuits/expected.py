@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int, Num, Shaped
 from torch import Tensor
 
 from clt_lightning.analysis.circuits.attribution import MAX_NODES, attribute
@@ -41,15 +42,15 @@ class ExpectedGraph:
         per_reader: the bound on edges into a reader; where it has cut, sums are of the edges that stayed.
     """
 
-    reader: Tensor
-    source: Tensor
-    mean: Tensor
-    error: Tensor
-    count: Tensor
+    reader: Int[Tensor, " edges"]
+    source: Int[Tensor, " edges"]
+    mean: Float[Tensor, " edges"]
+    error: Float[Tensor, " edges"]
+    count: Num[Tensor, " edges"]
     images: int
-    active: Tensor
+    active: Int[Tensor, "layers features"]
     target_names: tuple[str, ...]
-    target_images: Tensor
+    target_images: Int[Tensor, " targets"]
     per_reader: int
 
     def __len__(self) -> int:
@@ -60,7 +61,7 @@ class ExpectedGraph:
         return self.active.shape[1]
 
     @property
-    def between_features(self) -> Tensor:
+    def between_features(self) -> Bool[Tensor, " edges"]:
         """`(edges,)` bool: edges whose reader is a feature."""
         return self.reader < self.active.numel()
 
@@ -130,8 +131,8 @@ class EdgeSums:
     n_features: int
     per_reader: int = PER_READER
     images: int = 0
-    _kept: list[Tensor] = field(default_factory=list)
-    _waiting: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    _kept: list[Shaped[Tensor, " edges"]] = field(default_factory=list)
+    _waiting: list[tuple[Shaped[Tensor, " found"], Shaped[Tensor, " found"]]] = field(default_factory=list)
     _names: dict[str, int] = field(default_factory=dict)
     _read: dict[int, int] = field(default_factory=dict)
 
@@ -211,7 +212,7 @@ def expected_graph(
     clip: Any,
     clt: CrossLayerTranscoder,
     batches: Iterable[dict[str, Any]],
-    target: Callable[[Tensor], Target],
+    target: Callable[[Float[Tensor, " embed_dim"]], Target],
     *,
     max_nodes: int = MAX_NODES,
     per_reader: int = PER_READER,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from clt_lightning.analysis.circuits.parts import MlpParts, TowerParts
@@ -46,16 +47,16 @@ class Seen:
         embedding: `(images, embed_dim)`, not normalised.
     """
 
-    streams: list[Tensor]
-    middles: list[Tensor]
-    x: list[Tensor]
-    y: list[Tensor]
+    streams: list[Float[Tensor, "images positions d_model"]]
+    middles: list[Float[Tensor, "images positions d_model"]]
+    x: list[Float[Tensor, "images positions d_model"]]
+    y: list[Float[Tensor, "images positions d_model"]]
     held: list[Held]
-    embedding: Tensor
+    embedding: Float[Tensor, "images embed_dim"]
 
 
 @torch.no_grad()
-def see(parts: TowerParts, stream: Tensor) -> Seen:
+def see(parts: TowerParts, stream: Float[Tensor, "images positions d_model"]) -> Seen:
     """Run the tower from the entry of block 0, and keep what the linear model holds.
 
     Args:

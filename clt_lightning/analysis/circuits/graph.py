@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from clt_lightning.analysis import notebook
@@ -77,8 +78,8 @@ class Graph:
     nodes: Nodes
     edges: Edges
     targets: tuple[Target, ...]
-    weights: Tensor
-    tangent: Tensor
+    weights: Float[Tensor, " targets"]
+    tangent: Float[Tensor, "targets nodes"]
     summed: bool
     skip: str
     about: dict[str, Any] = field(repr=False)
@@ -151,7 +152,7 @@ class Graph:
             pruned=True,
         )
 
-    def cumulated(self) -> Tensor:
+    def cumulated(self) -> Float[Tensor, " nodes"]:
         """`(nodes,)`: the share of all influence that a node and the more influential ones have; 0 for targets."""
         out = cumulated_share(self.nodes.influence)
         return torch.where(self.nodes.of("target"), 0.0, out)
@@ -209,8 +210,8 @@ class Prediction:
         activations: `(nodes,)` change of each node's activation; for nodes without one, the relative change.
     """
 
-    targets: Tensor
-    activations: Tensor
+    targets: Float[Tensor, " targets"]
+    activations: Float[Tensor, " nodes"]
 
 
 def with_influence(graph: Graph) -> Graph:

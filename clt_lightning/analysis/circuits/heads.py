@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from clt_lightning.analysis.circuits.graph import Graph
@@ -32,19 +33,19 @@ class HeadSplit:
     """
 
     node: int
-    direct: Tensor
-    heads: Tensor
+    direct: Float[Tensor, " nodes"]
+    heads: Float[Tensor, "layers heads nodes"]
 
     @property
-    def total(self) -> Tensor:
+    def total(self) -> Float[Tensor, " nodes"]:
         """`(nodes,)`: the edges themselves."""
         return self.direct + self.heads.sum((0, 1))
 
-    def table(self) -> Tensor:
+    def table(self) -> Float[Tensor, "layers heads"]:
         """`(layers, heads)`: what the node reads of each head's output, less the constant part of the attention."""
         return self.heads.sum(2)
 
-    def of(self, source: int) -> Tensor:
+    def of(self, source: int) -> Float[Tensor, "layers heads"]:
         """`(layers, heads)`: one edge's parts, without `direct`."""
         return self.heads[:, :, source]
 
@@ -110,7 +111,7 @@ def split_by_heads(model: ImageModel, graph: Graph, node: int, rows: Rows = "fro
 
 
 @torch.no_grad()
-def head_table(model: ImageModel, graph: Graph, nodes: Sequence[int]) -> Tensor:
+def head_table(model: ImageModel, graph: Graph, nodes: Sequence[int]) -> Float[Tensor, "layers heads"]:
     """`(layers, heads)`: what heads carry into some nodes, by absolute size, each node counting by its influence."""
     total = torch.zeros(model.tower.n_layers, model.parts.blocks[0].attention.n_heads, dtype=torch.float64)
     weights = graph.nodes.influence + graph.target_weights

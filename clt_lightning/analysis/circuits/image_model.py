@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import PIL.Image
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from clt_lightning.analysis.circuits.forward import Seen, see
@@ -43,7 +44,7 @@ class ImageModel:
 
     clip: Any
     clt: CrossLayerTranscoder
-    image: Tensor
+    image: Float[Tensor, "1 3 size size"]
     parts: TowerParts
     seen: Seen
     skip: Skip
@@ -70,7 +71,7 @@ class ImageModel:
 def model_of_image(
     clip: Any,
     clt: CrossLayerTranscoder,
-    image: Tensor | PIL.Image.Image,
+    image: Float[Tensor, "*images 3 size size"] | PIL.Image.Image,
     dtype: torch.dtype = torch.float32,
     skip: Skip = "node",
     tangent: bool = False,

@@ -9,6 +9,7 @@ from typing import Any
 import PIL.Image
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from clt_lightning.analysis.circuits.derivative import tower_moves, tower_predictions
@@ -49,18 +50,18 @@ class Effects:
     mode: str
     sets: tuple[NodeSet, ...]
     targets: tuple[Target, ...]
-    before: Tensor
-    observed: Tensor
-    tangent: Tensor
+    before: Float[Tensor, " targets"]
+    observed: Float[Tensor, "sets targets"]
+    tangent: Float[Tensor, "sets targets"]
     predicted: dict[str, Tensor] = field(repr=False)
-    cosine: Tensor = field(repr=False)
-    places: Tensor = field(repr=False)
-    codes: Tensor = field(repr=False)
-    changes: Tensor | None = field(repr=False)
-    predicted_changes: Tensor | None = field(repr=False)
+    cosine: Float[Tensor, " sets"] = field(repr=False)
+    places: Int[Tensor, "3 sources"] = field(repr=False)
+    codes: Float[Tensor, " sources"] = field(repr=False)
+    changes: Float[Tensor, "sets sources"] | None = field(repr=False)
+    predicted_changes: Float[Tensor, "sets sources"] | None = field(repr=False)
 
     @property
-    def prediction(self) -> Tensor | None:
+    def prediction(self) -> Float[Tensor, "sets targets"] | None:
         """`(sets, targets)`: what predicts this mode best: the moved tower a live model, frozen rows a held one.
 
         None for a held model without a graph.
@@ -84,7 +85,7 @@ class Effects:
 def intervene(
     clip: Any,
     clt: CrossLayerTranscoder,
-    image: Tensor | PIL.Image.Image,
+    image: Float[Tensor, "*images 3 size size"] | PIL.Image.Image,
     nodes: NodeSet | Sequence[NodeSet] | Sequence[Node],
     mode: Mode = "live",
     *,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from clt_lightning.analysis.circuits.forward import Held, Seen, mixed, normed_by, scaled
@@ -141,7 +142,7 @@ class LinearTower:
         parts: TowerParts,
         seen: Seen,
         rules: Rules = "transcoder",
-        skips: Sequence[Tensor] | None = None,
+        skips: Sequence[Float[Tensor, "d d"]] | None = None,
         tangent: bool = False,
     ) -> None:
         self.parts, self.seen, self.rules, self.skips, self.tangent = parts, seen, rules, skips, tangent
@@ -156,7 +157,7 @@ class LinearTower:
     def n_layers(self) -> int:
         return len(self.blocks)
 
-    def constants(self, layer: int) -> tuple[Tensor, Tensor]:
+    def constants(self, layer: int) -> tuple[Float[Tensor, "images positions d_model"], Float[Tensor, "... d_model"]]:
         """What a block adds whatever the stream is: by its attention and past its MLP's norm, through skip or MLP.
 
         Returns:
@@ -166,19 +167,27 @@ class LinearTower:
         nothing = torch.zeros_like(self.seen.streams[0])
         return block.attend(nothing), self.past_mlp(layer, block.read(nothing))
 
-    def past_mlp(self, layer: int, x: Tensor) -> Tensor:
+    def past_mlp(
+        self, layer: int, x: Float[Tensor, "rows positions d_model"]
+    ) -> Float[Tensor, "rows positions d_model"]:
         """What goes linearly from an MLP's input to its output: nothing, the skip, or the MLP with its gates held."""
         if self.rules == "libragrad":
             return self.blocks[layer].mlp(x)
         return x @ self.skips[layer].T if self.skips is not None else torch.zeros_like(x)
 
-    def past_mlp_adjoint(self, layer: int, gradient: Tensor) -> Tensor | None:
+    def past_mlp_adjoint(
+        self, layer: int, gradient: Float[Tensor, "rows positions d_model"]
+    ) -> Float[Tensor, "rows positions d_model"] | None:
         """The transpose of its linear part; None where nothing passes."""
         if self.rules == "libragrad":
             return self.blocks[layer].mlp_adjoint(gradient)
         return gradient @ self.skips[layer] if self.skips is not None else None
 
-    def forward(self, stream: Tensor, written: Callable[[int, Tensor], Tensor]) -> Tensor:
+    def forward(
+        self,
+        stream: Float[Tensor, "rows positions d_model"],
+        written: Callable[[int, Float[Tensor, "rows positions d_model"]], Float[Tensor, "rows positions d_model"]],
+    ) -> Float[Tensor, "rows positions d_model"]:
         """The last stream, from another one at the entry of block 0 and other things written by the MLPs.
 
         Args:
@@ -194,10 +203,10 @@ class LinearTower:
         self,
         top: int,
         rows: int,
-        read: Callable[[int], Tensor | None] | None = None,
-        final: Tensor | None = None,
-        entering: Callable[[int], Tensor | None] | None = None,
-        attending: Callable[[int], Tensor | None] | None = None,
+        read: Callable[[int], Float[Tensor, "rows positions d_model"] | None] | None = None,
+        final: Float[Tensor, "... d_model"] | None = None,
+        entering: Callable[[int], Float[Tensor, "rows positions d_model"] | None] | None = None,
+        attending: Callable[[int], Float[Tensor, "rows positions d_model"] | None] | None = None,
     ) -> Iterator[Step]:
         """Backwards through the held tower, many rows at once.
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 #: The first seven in the order in which a graph holds them. `rest`: features that were active and are no nodes of their
@@ -56,12 +57,12 @@ class Nodes:
         target_names: names of the targets.
     """
 
-    kind: Tensor
-    layer: Tensor
-    position: Tensor
-    feature: Tensor
-    activation: Tensor
-    influence: Tensor
+    kind: Int[Tensor, " nodes"]
+    layer: Int[Tensor, " nodes"]
+    position: Int[Tensor, " nodes"]
+    feature: Int[Tensor, " nodes"]
+    activation: Float[Tensor, " nodes"]
+    influence: Float[Tensor, " nodes"]
     position_names: tuple[str, ...]
     target_names: tuple[str, ...]
 
@@ -86,7 +87,7 @@ class Nodes:
             self._name(kind, layer, position, feature),
         )
 
-    def of(self, *kinds: str) -> Tensor:
+    def of(self, *kinds: str) -> Bool[Tensor, " nodes"]:
         """`(nodes,)` bool: the nodes of some kinds."""
         wanted = torch.tensor([KINDS.index(kind) for kind in kinds], device=self.kind.device)
         return torch.isin(self.kind, wanted)
@@ -97,7 +98,7 @@ class Nodes:
         where = found.nonzero()
         return int(where[0]) if len(where) else None
 
-    def keep(self, chosen: Tensor) -> Nodes:
+    def keep(self, chosen: Shaped[Tensor, " some"]) -> Nodes:
         """Some of the nodes, in the same order."""
         columns = {name: getattr(self, name)[chosen] for name in ("kind", "layer", "position", "feature")}
         return replace(self, **columns, activation=self.activation[chosen], influence=self.influence[chosen])

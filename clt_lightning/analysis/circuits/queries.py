@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from clt_lightning.analysis.circuits.graph import Graph
@@ -39,13 +40,13 @@ class HeadScore:
     key: int
     score: float
     contrast: float
-    pairs: Tensor
+    pairs: Float[Tensor, "queries keys"]
 
-    def by_query(self) -> Tensor:
+    def by_query(self) -> Float[Tensor, " queries"]:
         """`(nodes,)`: each node's marginal where the query reads it; sums to `contrast`."""
         return self.pairs.sum(1)
 
-    def by_key(self) -> Tensor:
+    def by_key(self) -> Float[Tensor, " keys"]:
         """`(nodes,)`: each node's marginal where the key reads it; sums to `contrast`."""
         return self.pairs.sum(0)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from clt_lightning.analysis.circuits.attribution import attribute
@@ -62,7 +63,7 @@ class Validation:
 def validate(
     clip: FrozenCLIP,
     clt: CrossLayerTranscoder,
-    images: Sequence[Tensor],
+    images: Sequence[Float[Tensor, "*one 3 size size"]],
     targets: Sequence[Target] | Callable[[int], Target],
     nodes: int = 60,
     *,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from clt_lightning.analysis.circuits.expected import ExpectedGraph
@@ -21,7 +22,9 @@ _PAIRS = 1 << 14
 
 
 @torch.no_grad()
-def virtual_weights(parts: TowerParts, clt: CrossLayerTranscoder, reader: Tensor, source: Tensor) -> Tensor:
+def virtual_weights(
+    parts: TowerParts, clt: CrossLayerTranscoder, reader: Int[Tensor, " pairs"], source: Int[Tensor, " pairs"]
+) -> Float[Tensor, " pairs"]:
     """`(pairs,)` float64: `<sum of what the source writes before the reader's layer, what the reader reads>`.
 
     The norm before the reader's MLP is folded in: its weight, and the mean that it takes off; its scale is the image's
@@ -61,7 +64,7 @@ def virtual_weights(parts: TowerParts, clt: CrossLayerTranscoder, reader: Tensor
 
 def by_coactivation(
     parts: TowerParts, clt: CrossLayerTranscoder, graph: ExpectedGraph
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Bool[Tensor, " edges"], Float[Tensor, " some"], Float[Tensor, " some"]]:
     """The edges between features of a data set's graph in the cheap form.
 
     Returns:
@@ -73,7 +76,7 @@ def by_coactivation(
     return here, weights, weights * graph.count[here].double() / graph.images
 
 
-def rank_correlation(a: Tensor, b: Tensor) -> float:
+def rank_correlation(a: Num[Tensor, " n"], b: Num[Tensor, " n"]) -> float:
     """Spearman's: Pearson's of the ranks, ties at their mean rank; NaN for fewer than two different values."""
 
     def ranks(values: Tensor) -> np.ndarray:

@@ -45,8 +45,9 @@ def _arms(draft: Draft, task: str, arms: list[dict[str, Any]]) -> str:
 PAGE = Page(
     name="cascade",
     title="Replacement",
-    about="Windows to the last layer and single layers, beside controls, with intervals; COCO's and captions' metrics.",
-    source="`zero_shot`, `multilabel`, `retrieval`",
+    about="Windows to the last layer and single layers, beside controls, with intervals; COCO's and captions' metrics; "
+    "attention replaced as well.",
+    source="`zero_shot`, `multilabel`, `retrieval`, `attention`",
     addresses=("cascade", "cascade?metric=kl&tokens=cls", "cascade?tokens=patch&metric=drop"),
     write=write,
 )

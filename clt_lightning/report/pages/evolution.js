@@ -170,7 +170,7 @@
         return h(
           "div",
           {},
-          h("h4", {}, `By ${CLT.LINKS[rule].name}`),
+          h("h3", {}, `By ${CLT.LINKS[rule].name}`),
           h("p", { class: "note" }, before.length ? "before, nearest first" : "nothing before"),
           h(
             "ul",

@@ -18,13 +18,16 @@ from clt_lightning.backbone.make import AnyBackbone, make_backbone, spec_of
 from clt_lightning.core import seeds
 from clt_lightning.core.errors import UserError
 from clt_lightning.interventions.attention import read_attention, rebuild_attention
+from clt_lightning.interventions.replacement import check_fit
 from clt_lightning.training.attention.config import AttentionConfig
 from clt_lightning.training.attention.learner import AttentionLearner, refuse_part_images
 from clt_lightning.training.attention.sums import Sums
 from clt_lightning.training.batches import as_batch
+from clt_lightning.training.losses.cascade import CascadeConfig, cascade_parts
 from clt_lightning.training.optim import AdamW
 from clt_lightning.training.schedule import lr_factor
 from clt_lightning.training.settings import ScheduleConfig, TokensConfig, from_plain, to_plain
+from clt_lightning.transcoder import CrossLayerTranscoder
 from clt_lightning.transcoder.attention import SparseAttention
 
 # the module's own hook serves every loader, a data module's too
@@ -49,6 +52,9 @@ class AttentionModule(lightning.LightningModule):
         optimizer: called with the parameters.
         schedule: learning rate over the run.
         tokens: of use for `statistics` alone: attention mixes all tokens of an image.
+        transcoder: a trained transcoder of the backbone's MLPs, which stays as it is: the units then also learn from
+            the cascade with every MLP and every attention replaced; None: from the untouched model alone.
+        cascade: the cascade's terms, with a transcoder.
         seed: of the first weights; None takes that of `seed_everything`.
 
     Attributes:
@@ -66,6 +72,8 @@ class AttentionModule(lightning.LightningModule):
         optimizer: OptimizerCallable = default_optimizer,
         schedule: ScheduleConfig | dict[str, Any] | None = None,
         tokens: TokensConfig | dict[str, Any] | None = None,
+        transcoder: CrossLayerTranscoder | None = None,
+        cascade: CascadeConfig | dict[str, Any] | None = None,
         seed: int | None = None,
     ) -> None:
         super().__init__()
@@ -81,6 +89,14 @@ class AttentionModule(lightning.LightningModule):
         if isinstance(given, AttentionConfig) and not given.n_features:
             raise UserError("attention.n_features is 0: how many units a layer? A multiple of its heads")
         self.units = AttentionLearner(self.clip, given, self.seed)
+        self.cascade_config = from_plain(CascadeConfig, cascade)
+        if transcoder is not None and not transcoder.sites.is_mlp:
+            raise UserError(
+                f"AttentionModule: the cascade takes a transcoder of MLPs, this one rebuilds {transcoder.sites.write}"
+            )
+        if transcoder is not None:
+            check_fit(self.clip, transcoder)
+        self._beside = (transcoder,)  # a tuple: no part of this module, nor of its checkpoints
         # plain values only: a checkpoint must load with weights_only=True
         self.save_hyperparameters(
             {
@@ -88,6 +104,7 @@ class AttentionModule(lightning.LightningModule):
                 "attention": to_plain(self.units.config),
                 "schedule": to_plain(self.schedule_config),
                 "tokens": to_plain(self.tokens_config),
+                "cascade": to_plain(self.cascade_config),
                 "seed": self.seed,
             }
         )
@@ -117,6 +134,9 @@ class AttentionModule(lightning.LightningModule):
         return as_batch(batch)
 
     def on_train_start(self) -> None:
+        for transcoder in self._beside:
+            if transcoder is not None:
+                transcoder.to(self.device)
         if not bool(self.attention.normalized):
             datamodule: Any = getattr(self.trainer, "datamodule", None)
             loader: Any = self.trainer.train_dataloader if datamodule is None else datamodule.train_dataloader()
@@ -125,6 +145,7 @@ class AttentionModule(lightning.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         sites = read_attention(self.clip, batch["image"])
         parts, out = self.units.losses(self.clip, sites)
+        parts |= self._cascade(batch["image"])
         loss = torch.stack(list(parts.values())).sum()
         processes = self.trainer.world_size
         dead = self.units.dead.float().mean()
@@ -156,6 +177,22 @@ class AttentionModule(lightning.LightningModule):
         self._log("val", fvu, l0, None)
 
     # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _cascade(self, images: Tensor) -> dict[str, Tensor]:
+        """The cascade's parts of the loss; none before it begins, and without a transcoder."""
+        config, (transcoder,) = self.cascade_config, self._beside
+        strength = 0.0 if transcoder is None else config.strength(self.global_step, self.trainer.max_steps)
+        if transcoder is None or not strength:
+            return {}
+        held = [p for p in transcoder.parameters() if p.requires_grad]
+        for p in held:
+            p.requires_grad_(False)
+        try:
+            found = cascade_parts(self.clip, transcoder, images[: config.images], config, None, self.attention)
+        finally:
+            for p in held:
+                p.requires_grad_(True)
+        return {name: strength * value for name, value in found.items()}
 
     def _log(self, split: str, fvu: Tensor, l0: Tensor, dead: Tensor | None) -> None:
         rows = {"fvu": fvu.float(), "l0": l0.float()}

@@ -38,6 +38,30 @@ class AdamW(torch.optim.AdamW):
             params, lr=lr, betas=(float(betas[0]), float(betas[1])), eps=eps, weight_decay=weight_decay, fused=fused
         )
 
+    @torch.no_grad()
+    def clip(self, norm: Tensor, max_norm: float) -> None:
+        """Shortens the gradients of the next step to `max_norm`, in that step: they are not read and written before.
+
+        To rounding what `torch.nn.utils.clip_grad_norm_` does to them.
+
+        Args:
+            norm: scalar, of all gradients together.
+            max_norm: the longest that they may be.
+        """
+        if self.defaults["fused"]:
+            # the kernel divides by it, as it would by the scale of fp16's gradients
+            self.grad_scale: Tensor | None = ((norm.float() + 1e-6) / max_norm).clamp(min=1.0)
+        else:
+            grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+            torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+
+    def step(self, closure: Any = None) -> Any:
+        """One step, of gradients that `clip` may have shortened."""
+        try:
+            return super().step(closure)
+        finally:
+            self.grad_scale = None
+
     def _init_group(self, group: dict[str, Any], params: list[Tensor], *lists: list[Tensor]) -> bool:
         # Where torch collects what its kernels work on. Should it cease to call this, the update stays right.
         for p in group["params"]:

@@ -76,8 +76,6 @@ class MultiStudy(Prior):
         ):
             if not sound:
                 raise UserError(f"{where}.{key} must be {wanted}, got {value}")
-        self._rates: Rates | None = None
-        self.steps = 0
 
     # -- the run -----------------------------------------------------------------------------------------------------
     def attach(self, clt: CrossLayerTranscoder) -> None:
@@ -98,6 +96,8 @@ class MultiStudy(Prior):
         self.squares, self.tokens = torch.zeros(shape, **made), torch.zeros(n, **made)
         self.theta, self.p = torch.full((shape[0], n), 0.5, **made), torch.ones(shape, **made)
         self._new_squares, self._new_tokens = torch.zeros_like(self.squares), torch.zeros_like(self.tokens)
+        self._rates: Rates | None = None
+        self.steps = 0
         loaded = self.__dict__.pop("_loaded", None)
         if loaded is not None:
             self._take(loaded)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from clt_lightning.core.arguments import whole
@@ -114,7 +115,11 @@ class SparseAttention(Saving):
 
     # -- forwards ----------------------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, patterns: Sequence[Tensor] | None = None) -> AttentionOutput:
+    def forward(
+        self,
+        x: Float[Tensor, "layers images positions d_model"],
+        patterns: Sequence[Float[Tensor, "images heads queries keys"]] | None = None,
+    ) -> AttentionOutput:
         """All layers, each from the stream that it is given.
 
         Args:
@@ -141,7 +146,12 @@ class SparseAttention(Saving):
         together = Codes([c.layer(0)[0] for c in codes], [c.layer(0)[1] for c in codes])
         return AttentionOutput(torch.stack(rows), together, pres)
 
-    def replace(self, layer: int, x: Tensor, pattern: Tensor | None = None) -> tuple[Tensor, Codes]:
+    def replace(
+        self,
+        layer: int,
+        x: Float[Tensor, "images positions d_model"],
+        pattern: Float[Tensor, "images heads queries keys"] | None = None,
+    ) -> tuple[Float[Tensor, "images positions d_model"], Codes]:
         """What stands in the place of one layer's attention, `(images, positions, d_model)`, and its codes.
 
         Args:
@@ -152,11 +162,21 @@ class SparseAttention(Saving):
         codes = self._active(layer, self.pre_activations(layer, x, pattern))
         return self.decode(layer, codes).view(x.shape), codes
 
-    def encode(self, layer: int, x: Tensor, pattern: Tensor | None = None) -> Codes:
+    def encode(
+        self,
+        layer: int,
+        x: Float[Tensor, "images positions d_model"],
+        pattern: Float[Tensor, "images heads queries keys"] | None = None,
+    ) -> Codes:
         """Codes of one layer, `(1, images * positions, F)`; arguments as of `replace`."""
         return self._active(layer, self.pre_activations(layer, x, pattern))
 
-    def pre_activations(self, layer: int, x: Tensor, pattern: Tensor | None = None) -> Tensor:
+    def pre_activations(
+        self,
+        layer: int,
+        x: Float[Tensor, "images positions d_model"],
+        pattern: Float[Tensor, "images heads queries keys"] | None = None,
+    ) -> Float[Tensor, "tokens features"]:
         """`(images * positions, F)`: of all units of a layer at every query position; arguments as of `replace`."""
         pattern = self._pattern_of(layer, x, pattern)
         with full_precision(x.device.type):
@@ -166,7 +186,7 @@ class SparseAttention(Saving):
             pre: Tensor = (moved + self.b_enc[layer]).flatten(0, 1)
             return pre
 
-    def decode(self, layer: int, codes: Codes) -> Tensor:
+    def decode(self, layer: int, codes: Codes) -> Float[Tensor, "tokens d_model"]:
         """`(tokens, d_model)`: what codes `(1, tokens, F)` of one layer write, the bias included."""
         pairs, values = codes.layer(0)
         weights = self.W_dec[layer]
@@ -178,7 +198,9 @@ class SparseAttention(Saving):
                 y = weights.new_zeros(pairs.n_tokens, self.d_model)
             return (y + self.b_dec[layer]) * self.y_scale[layer]
 
-    def pattern(self, layer: int, x: Tensor) -> Tensor:
+    def pattern(
+        self, layer: int, x: Float[Tensor, "images positions d_model"]
+    ) -> Float[Tensor, "images heads queries keys"]:
         """`(images, n_heads, queries, keys)`: the units' own patterns, from `x (images, positions, d_model)`.
 
         Raises:
@@ -195,14 +217,20 @@ class SparseAttention(Saving):
     # -- what is exact -----------------------------------------------------------------------------------------------
 
     @property
-    def head_of(self) -> Tensor:
+    def head_of(self) -> Int[Tensor, " features"]:
         """`(F,)` int64: the head by whose pattern each unit moves."""
         each = self.n_features // self.n_heads
         return torch.arange(self.n_heads, device=self.W_enc.device).repeat_interleave(each)
 
     def key_terms(
-        self, layer: int, x: Tensor, images: Tensor, queries: Tensor, units: Tensor, pattern: Tensor | None = None
-    ) -> Tensor:
+        self,
+        layer: int,
+        x: Float[Tensor, "images positions d_model"],
+        images: Int[Tensor, " n"],
+        queries: Int[Tensor, " n"],
+        units: Int[Tensor, " n"],
+        pattern: Float[Tensor, "images heads positions keys"] | None = None,
+    ) -> Float[Tensor, "n keys"]:
         """Units' pre-activations split over the key positions that they are read from: exact, patterns being held.
 
         Args:
@@ -219,11 +247,11 @@ class SparseAttention(Saving):
         read = torch.einsum("nkd,nd->nk", x.to(self.W_enc.dtype)[images], self.W_enc[layer][units])
         return pattern[images, self.head_of[units], queries] * read * self.x_scale[layer]
 
-    def readers(self, layer: int, units: Tensor) -> Tensor:
+    def readers(self, layer: int, units: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
         """`(n, d_model)`: what units read of the normed stream at the keys."""
         return self.W_enc[layer][units] * self.x_scale[layer]
 
-    def writes(self, layer: int, units: Tensor) -> Tensor:
+    def writes(self, layer: int, units: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
         """`(n, d_model)`: what code 1 of units writes."""
         return self.W_dec[layer][units] * self.y_scale[layer]
 
@@ -238,7 +266,13 @@ class SparseAttention(Saving):
         self.normalized.fill_(True)
 
     @torch.no_grad()
-    def start_from(self, layer: int, reads: Tensor, writes: Tensor, centre: Tensor) -> None:
+    def start_from(
+        self,
+        layer: int,
+        reads: Float[Tensor, "features d_model"],
+        writes: Float[Tensor, "features d_model"],
+        centre: Float[Tensor, " features"],
+    ) -> None:
         """Starts a layer's units at given directions, in the model's units.
 
         Args:
@@ -252,7 +286,13 @@ class SparseAttention(Saving):
         self.b_enc[layer].copy_(-centre / self.y_scale[layer])
 
     @torch.no_grad()
-    def fit_size(self, layer: int, x: Tensor, y: Tensor, pattern: Tensor | None = None) -> None:
+    def fit_size(
+        self,
+        layer: int,
+        x: Float[Tensor, "images positions d_model"],
+        y: Float[Tensor, "tokens d_model"],
+        pattern: Float[Tensor, "images heads queries keys"] | None = None,
+    ) -> None:
         """Multiplies a layer's codes by the factor that rebuilds some outputs best.
 
         Args:
@@ -270,7 +310,13 @@ class SparseAttention(Saving):
             self.b_enc[layer] *= factor
 
     @torch.no_grad()
-    def start_queries(self, layer: int, q: Tensor, k: Tensor, scale: float) -> None:
+    def start_queries(
+        self,
+        layer: int,
+        q: Float[Tensor, "heads channels d_and_1"],
+        k: Float[Tensor, "heads channels d_and_1"],
+        scale: float,
+    ) -> None:
         """Starts own queries and keys at the best of their size for the model's scores.
 
         Args:

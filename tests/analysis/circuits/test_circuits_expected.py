@@ -172,6 +172,6 @@ def test_mistakes_are_told(clip: FrozenCLIP) -> None:
     head, means = torch.eye(16)[:, :3], torch.zeros(3, world.POSITIONS, 40)
     image = [an_image().float()]
     with pytest.raises(UserError, match="no feature 0/99"):
-        ablate_concepts(clip, clt_of(), image, head, 0, {"a": [(0, 99)]}, means[:, :, [0] * 100])
+        ablate_concepts(clip, clt_of(), image, head, 0, {"a": [(0, 99)]}, means)
     with pytest.raises(UserError, match="may not be called 'none'"):
         ablate_concepts(clip, clt_of(), image, head, 0, {"none": [(0, 1)]}, means)

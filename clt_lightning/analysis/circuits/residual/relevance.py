@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import PIL.Image
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from clt_lightning.analysis.circuits.faithful.baseline import Baseline
@@ -56,16 +57,16 @@ class ResidualModel:
     blocks: tuple[int, ...]
     parts: TowerParts
     seen: Seen
-    codes: list[Tensor]
-    sizes: Tensor
-    errors: Tensor
+    codes: list[Float[Tensor, "positions features"]]
+    sizes: Float[Tensor, "layers positions 1"]
+    errors: Float[Tensor, "layers positions d_model"]
 
     @property
     def n_layers(self) -> int:
         return len(self.blocks)
 
     @property
-    def streams(self) -> Tensor:
+    def streams(self) -> Float[Tensor, "layers positions d_model"]:
         """`(layers, positions, d_model)`: what is rebuilt."""
         return torch.stack([self.seen.streams[block + 1][0] for block in self.blocks])
 
@@ -79,7 +80,7 @@ class ResidualModel:
         """Its derivative, nothing held: plain gradients."""
         return LinearTower(self.parts, self.seen, "libragrad", tangent=True)
 
-    def gradients(self, target: Target, rules: Rules = "libragrad") -> Tensor:
+    def gradients(self, target: Target, rules: Rules = "libragrad") -> Float[Tensor, "layers positions d_model"]:
         """`(layers, positions, d_model)`: the target's gradient by what is rebuilt, through the whole stream."""
         tower = self.held if rules == "libragrad" else self.moving
         gradient = _down(tower, _at_the_end(self, target, rules), tower.n_layers - 1, self.blocks[-1])
@@ -89,14 +90,14 @@ class ResidualModel:
             found.append(gradient[0])
         return torch.stack(found[::-1])
 
-    def decoders(self, layer: int) -> Tensor:
+    def decoders(self, layer: int) -> Float[Tensor, "features d_model"]:
         """`(F, d_model)`: what code 1 writes at a token of size 1."""
         like = self.errors
         W = self.sae.W_dec[layer].detach()[:, 0].to(like)
         result: Tensor = W * self.sae.y_scale[layer].to(like)
         return result
 
-    def readers(self, layer: int, features: Tensor) -> Tensor:
+    def readers(self, layer: int, features: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
         """`(features, d_model)`: how codes move with the stream at a token of size 1, the size held."""
         like = self.errors
         rows: Tensor = self.sae.W_enc[layer].detach()[features].to(like) * self.sae.x_scale[layer].to(like)
@@ -110,7 +111,10 @@ def explains_stream(clt: CrossLayerTranscoder) -> bool:
 
 @torch.no_grad()
 def residual_model(
-    clip: Any, sae: CrossLayerTranscoder, image: Tensor | PIL.Image.Image, dtype: torch.dtype = torch.float32
+    clip: Any,
+    sae: CrossLayerTranscoder,
+    image: Float[Tensor, "*images 3 size size"] | PIL.Image.Image,
+    dtype: torch.dtype = torch.float32,
 ) -> ResidualModel:
     """Run one image and hold what the linear model holds.
 
@@ -174,12 +178,12 @@ class Relevance:
         value: of the target.
     """
 
-    places: Tensor
+    places: Float[Tensor, "layers positions units"]
     edges: list[LayerEdges]
     value: float
 
     @property
-    def nodes(self) -> Tensor:
+    def nodes(self) -> Float[Tensor, "layers units"]:
         """`(layers, F + 1)`: summed over positions."""
         return self.places.sum(1)
 

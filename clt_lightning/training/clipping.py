@@ -1,0 +1,29 @@
+"""Gradients no longer than a bound: by their norm over all features, wherever these are."""
+
+from __future__ import annotations
+
+import torch
+from torch.optim import Optimizer
+
+from clt_lightning.parallel.transcoder import ShardedTranscoder
+from clt_lightning.training.optim import AdamW
+from clt_lightning.transcoder import CrossLayerTranscoder
+
+
+def clip_by_norm(transcoder: CrossLayerTranscoder, optimizer: Optimizer, max_norm: float) -> None:
+    """Shortens a transcoder's gradients to `max_norm`: in the optimizer's own pass over them, where it can.
+
+    Args:
+        transcoder: whose gradients.
+        optimizer: what takes its next step with them.
+        max_norm: the longest that they may be together.
+    """
+    sharded = isinstance(transcoder, ShardedTranscoder)
+    if not isinstance(optimizer, AdamW):
+        if sharded:
+            transcoder.clip_grad_norm_(max_norm)
+        else:
+            torch.nn.utils.clip_grad_norm_(transcoder.parameters(), max_norm)
+        return
+    grads = [parameter.grad for parameter in transcoder.parameters() if parameter.grad is not None]
+    optimizer.clip(transcoder.gradient_norm() if sharded else torch.nn.utils.get_total_norm(grads), max_norm)
