@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from matplotlib.figure import Figure
 from PIL import Image
@@ -29,6 +30,14 @@ from tests.report.browser import Browser, find
 WIDTH = 1180
 #: Arms that are drawn, in the order of colours; those that a run has not are left out
 ARMS = ("graph", "edges", "nodes", "nodes_plain", "activation", "random")
+
+#: The four features without which the answer is predicted to fall most
+_STRONGEST = (
+    "(() => {{ const g = CLT.circuit(CLT.get('{name}').circuits[{which}]);"
+    " const fall = (n) => g.predict.predict([[n, 0]]).targets[0];"
+    " return g.nodes.filter(n => n.kind === 'feature' && g.predict.known([n]))"
+    ".map(n => [n.id, fall(n)]).sort((a, b) => a[1] - b[1]).slice(0, 4).map(([id]) => id); }})()"
+)
 
 
 @contextmanager
@@ -69,18 +78,15 @@ def circuit(browser: Browser, source: Source, output: Path, key: str) -> list[Pa
         browser.screen(WIDTH, 1500)
         route = f"circuit/{number}?target={which or ''}"
         browser.open(server.url, route, "circuit")
-        strongest = (
-            "[...document.querySelectorAll('.circuit .cnode.feature')].map(n => n.dataset.id)"
-            ".filter(id => !id.startsWith('{0}_')).slice(0, 3)"
-        )
-        pins = browser.js(strongest.format(0))
-        groups = json.dumps([["both", *pins[:2]]])
+        pins = browser.js(_STRONGEST.format(name=f"circuits/{number:05d}", which=which))
+        groups = quote(json.dumps([["the three", *pins[:3]]]))
         browser.open(
             server.url, f"{route}&heads=1&clickedId={pins[0]}&pinnedIds={','.join(pins)}&supernodes={groups}", "circuit"
         )
         browser.js("[...document.querySelectorAll('button')].find(b => b.textContent === 'Ask the model').click()")
         browser.wait("[...document.querySelectorAll('.pinscard td.real')].some(cell => cell.textContent !== '–')")
         browser.wait("!document.querySelector('main .thumb.loading')")
+        print(browser.js("document.querySelector('.pinscard').innerText"))
         browser.screenshot(shot, full=True)
         written = [save_webp(Image.open(shot), output / "circuit.webp")]
         for name, selector in (("circuit-node", ".nodecard"), ("circuit-pinned", ".pinscard")):
@@ -137,7 +143,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="an evaluated run of the demo")
-    parser.add_argument("--image", default="0/s0000050", help="key of an image with a circuit in its report")
+    parser.add_argument("--image", default="0/s0000008", help="key of an image with a circuit in its report")
     parser.add_argument("--residual", type=Path, help="a run whose report has features over the layers")
     parser.add_argument("--curves", type=Path, help="what `graph --curves N --output FILE` wrote")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent.parent / "docs" / "images")

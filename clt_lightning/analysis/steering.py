@@ -23,6 +23,8 @@ from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 from clt_lightning.transcoder.columns import columns
 
 Kind = Literal["set", "scale", "add"]
+See = Callable[[dict[str, Any], Float[Tensor, "images classes"], Float[Tensor, "images classes"]], None]
+"""`see(batch, before, after)`: a batch, and its probabilities without and with the edits."""
 BASES = ("original", "replaced")
 SKIP_DOUBT = (
     "this transcoder has a linear skip, which steering cannot reach: an edit changes what the features write, and the "
@@ -299,7 +301,7 @@ def steer(
     classnames: Sequence[str],
     tokens: str = "all",
     base: str = "original",
-    see: Callable[[dict[str, Any], Tensor, Tensor], None] | None = None,
+    see: See | None = None,
 ) -> SteeringResult:
     """Class probabilities of images with and without edits of features.
 
@@ -312,7 +314,7 @@ def steer(
         classnames: names of the head's columns.
         tokens: at which positions: all, cls, register, patch.
         base: `original` or `replaced`, see `steered`.
-        see: is given every batch, and its probabilities `(images, classes)` without and with the edits.
+        see: is given every batch, with its probabilities without and with the edits.
 
     Raises:
         UserError: no images, a head of another number of classes, and what `steered` raises.

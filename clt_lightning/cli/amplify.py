@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from clt_lightning.analysis import Run
-    from clt_lightning.analysis.amplify import AmplifyResult
+    from clt_lightning.analysis.amplify import AmplifyOptions, AmplifyResult
 
 #: Made images, and images of a folder, that the gate is asked about
 _OUTSIDE = 256
 _BATCH = 32
-_PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 
 #: Options that mean something with --amplify alone
 _DEFAULTS: dict[str, Any] = {
     "strength": [1.0],
     "layers": None,
     "gate": [0.99],
+    "gate_by": "fvu",
     "neighbours": 50,
     "index": None,
     "arms": None,
@@ -85,6 +85,14 @@ def add_amplify_options(parser: argparse.ArgumentParser) -> None:
         "several `val` chooses (default: 0.99)",
     )
     more.add_argument(
+        "--gate-by",
+        choices=("fvu", "domain"),
+        default=_DEFAULTS["gate_by"],
+        help="fvu: how well [CLS] is rebuilt, the published gate (default); domain: that, and how far [CLS] is "
+        "from the training images', both neither too large nor too small; Q is the least share of images of their "
+        "kind that is steered",
+    )
+    more.add_argument(
         "--neighbours",
         type=int,
         default=_DEFAULTS["neighbours"],
@@ -115,8 +123,8 @@ def add_amplify_options(parser: argparse.ArgumentParser) -> None:
         "--outside",
         type=Path,
         metavar="FOLDER",
-        help="pictures from elsewhere: the share of them that the gate would steer is printed, beside that of made "
-        "noise",
+        help="pictures from elsewhere (a folder, a zip or a tar): the share of them that the gate would steer is "
+        "printed, beside that of made noise",
     )
     more.add_argument(
         "--seed", type=int, default=_DEFAULTS["seed"], help="of random directions and resamples (default: 0)"
@@ -138,6 +146,7 @@ def run_amplify(args: argparse.Namespace) -> None:
         gammas=tuple(args.amplify) or AmplifyOptions.gammas,
         strengths=tuple(args.strength),
         quantiles=tuple(args.gate),
+        gate_by=args.gate_by,
         layers=None if args.layers is None else _blocks(args.layers),
         neighbours=args.neighbours,
         arms=args.arms,
@@ -151,6 +160,8 @@ def run_amplify(args: argparse.Namespace) -> None:
     # before the first long pass: all three are there
     totals = {name: opened.count(of_run[name], limit) for name, limit in wanted.items()}
     splits = {name: opened.batches(of_run[name], limit) for name, limit in wanted.items()}
+    outside = _outside(opened, args.split, args.outside, args.seed)
+    _say_memory(opened, options, totals["train"])
     found = amplify(
         opened.clip,
         opened.transcoder,
@@ -161,13 +172,23 @@ def run_amplify(args: argparse.Namespace) -> None:
         embed=embed,
         index=index,
         ensemble=_ensemble(opened) if args.arms is None or "ensemble" in args.arms else None,
-        outside=_outside(opened, args.split, args.outside, args.seed),
+        outside=outside,
         totals={name: total for name, total in totals.items() if total is not None},
     )
     print("\n".join(amplify_lines(found, line_width())))
     if args.output is not None:
         write_json(args.output, {"run": str(args.run), "split": args.split, "amplify": found.to_json()}, indent=None)
         print(f"wrote {args.output}")
+
+
+def _say_memory(opened: Run, options: AmplifyOptions, images: int | None) -> None:
+    from clt_lightning.analysis.amplify import Amplifier, training_bytes
+    from clt_lightning.core.people import size
+    from clt_lightning.core.say import say
+
+    if images is not None:
+        most = training_bytes(Amplifier(opened.clip, opened.transcoder, options.layers), images, options.gate_by)
+        say(f"{images:,} training images take up to {size(most)} of memory beside the models (--train-images)")
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -206,9 +227,12 @@ def _ensemble(opened: Run) -> Tensor | None:
     return opened.clip.zero_shot_head(data.classnames, prompts)
 
 
-def _outside(opened: Run, split: str, folder: Path | None, seed: int) -> dict[str, Iterator[Tensor]]:
+def _outside(opened: Run, split: str, folder: Path | None, seed: int) -> dict[str, Iterable[Tensor]]:
     """Images that no training image looks like."""
     import torch
+
+    from clt_lightning.core.paths import expand
+    from clt_lightning.data.sets.pictures import find_pictures
 
     generator = torch.Generator().manual_seed(seed)
     size = opened.clip.image_size
@@ -223,37 +247,11 @@ def _outside(opened: Run, split: str, folder: Path | None, seed: int) -> dict[st
             images = batch["image"]
             yield images.flatten(2)[:, :, order].view_as(images)
 
-    found = {"Gaussian noise": noise(), "test images, pixels shuffled": shuffled()}
+    found: dict[str, Iterable[Tensor]] = {"Gaussian noise": noise(), "test images, pixels shuffled": shuffled()}
     if folder is not None:
-        found[f"pictures of {folder}"] = _pictures(opened, folder)
+        place = Path(expand(str(folder), "--outside"))
+        found[f"pictures of {folder}"] = find_pictures(place, "--outside", _OUTSIDE, opened.clip.preprocess)
     return found
-
-
-def _pictures(opened: Run, folder: Path) -> Iterator[Tensor]:
-    import PIL.Image
-    import torch
-
-    from clt_lightning.core.paths import expand
-
-    place = Path(expand(str(folder), "--outside"))
-    files = sorted(path for path in place.rglob("*") if path.suffix.lower() in _PICTURES)
-    if not files:
-        raise UserError(f"--outside {folder}: there is no picture ({', '.join(_PICTURES)}) in it")
-    files = files[:: max(1, len(files) // _OUTSIDE)][:_OUTSIDE]
-
-    def read(path: Path) -> Tensor:
-        try:
-            with PIL.Image.open(path) as picture:
-                made: Tensor = opened.clip.preprocess(picture.convert("RGB"))
-        except OSError as error:
-            raise UserError(f"--outside {path}: this picture cannot be read ({error})") from error
-        return made
-
-    def batches() -> Iterator[Tensor]:
-        for start in range(0, len(files), _BATCH):
-            yield torch.stack([read(path) for path in files[start : start + _BATCH]])
-
-    return batches()
 
 
 def amplify_lines(found: AmplifyResult, width: int | None = None) -> list[str]:
@@ -291,7 +289,8 @@ def amplify_lines(found: AmplifyResult, width: int | None = None) -> list[str]:
     if gated is not None and gated.steered is not None:
         own = f"{100 * gated.steered:.1f} % of these images"
         others = [f"{100 * o['steered']:.1f} % of {name} ({o['images']:.0f})" for name, o in found.outside.items()]
-        lines += ["", f"the gate (quantile {gated.choice.quantile:g}) steers {', '.join([own, *others])}"]
+        how = f"quantile {gated.choice.quantile:g}{', by domain' if found.gate_by == 'domain' else ''}"
+        lines += ["", f"the gate ({how}) steers {', '.join([own, *others])}"]
         if len(found.targets) > 1 and gated.steered_layers is not None:
             shares = ", ".join(f"{100 * share:.1f}" for share in gated.steered_layers)
             lines.append(f"of the layers' own terms it lets through, in % of these images: {shares}")

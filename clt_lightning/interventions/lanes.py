@@ -17,7 +17,7 @@ from clt_lightning.interventions.resume import advance, ends_at_cls, last_mlp_at
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 #: Tokens that go through a block at once, where a single lane has no more
-TOKENS = 8192
+TOKENS = 16384
 
 Own = Callable[[slice], Tensor]
 """`own(span)`: the site's own tensor at some positions, `(images, positions, d_out)`; `final`: all of it."""

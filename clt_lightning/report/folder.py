@@ -67,6 +67,7 @@ SCRIPTS = (
     "live/opened.js",
     "live/sliders.js",
     "live/answers.js",
+    "steering/command.js",
     "steering/images.js",
     "steering/classes.js",
     "steering/live.js",

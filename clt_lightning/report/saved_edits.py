@@ -26,6 +26,11 @@ SCHEMA = 1
 WAYS = ("gained", "lost", "other")
 #: Pictures of a way, at most, classes of an image that are told, and the side of a picture in pixels
 PICTURES, TOP, SIDE = 24, 5, 128
+#: What a saved edit must have
+_KEYS = (
+    *("run", "split", "tokens", "base", "nodes", "edits", "images", "labelled", "changed", "top1", "flips", "pictures"),
+    *("classnames", "mean_before", "mean_change", "mean_change_interval"),
+)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -175,8 +180,10 @@ def saved_edits(run: Path, step: int | None) -> tuple[list[dict[str, Any]], list
     found, others = [], []
     for path in sorted((run / FOLDER).glob("*.json")):
         record = read_json(path)
-        if record.get("clt_steering") != SCHEMA:
-            raise UserError(f"{path}: is no edit that `steer --save` has written (clt_steering: {SCHEMA}); take it out")
+        missing = [key for key in _KEYS if key not in record]
+        if record.get("clt_steering") != SCHEMA or missing:
+            lacks = f": it lacks {missing[0]}" if record.get("clt_steering") == SCHEMA else ""
+            raise UserError(f"{path}: is no edit that `steer --save` has written{lacks}; save it again, or take it out")
         known = (record.get("run") or {}).get("step")
         if step is None or known is None or known == step:
             found.append(record | {"name": path.stem})

@@ -323,8 +323,8 @@ class Session:
             targets: what is read, as `Target.parse` reads it.
 
         Returns:
-            `before` `(targets,)`; `observed` and `predicted` `(sets, targets)`, changes; `top` and `probability`
-            `(sets,)`: the most probable class then.
+            `before` `(targets,)`; `observed` and `predicted` (by the moved tower) `(sets, targets)`, changes; `top` and
+            `probability` `(sets,)`: the most probable class then.
 
         Raises:
             UserError: no such image, node or class, too many nodes, or a transcoder that is not in the place of MLPs.
@@ -345,7 +345,7 @@ class Session:
         return {
             "before": found.before.tolist(),
             "observed": found.observed.tolist(),
-            "predicted": found.predicted["tower"].tolist(),
+            "predicted": found.predicted["moved"].tolist(),
             "top": best.tolist(),
             "probability": chances.tolist(),
         }

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import clt_lightning as cl
-from clt_lightning.analysis.amplify import Amplifier, AmplifyOptions, AmplifyResult, amplified, amplify
+from clt_lightning.analysis.amplify import Amplifier, AmplifyOptions, AmplifyResult, Gate, GateBy, amplified, amplify
 from clt_lightning.analysis.amplify.arms import Choice, candidates
 from clt_lightning.analysis.amplify.training import contrast, mixed, read_training, same_side, votes
 from clt_lightning.backbone.clip import FrozenCLIP
@@ -234,11 +234,69 @@ def test_the_gate_is_of_each_layer_by_itself(clip: FrozenCLIP, found: AmplifyRes
     assert 0 < max(gated.steered_layers) <= float(gated.steered or 0) <= 1
     assert found.outside["far"]["images"] == 5
     training = read_training(Amplifier(clip, make_clt()), split(1000, 60), head_of(clip))
-    for layer, limit in enumerate(found.thresholds[0.5]):
+    for layer, (low, limit) in enumerate(found.limits[0.5]["fvu"]):
+        assert low is None
+        assert limit is not None
         assert float((training.fvu[layer] <= limit).float().mean()) == pytest.approx(0.5, abs=0.02)
     closed = AmplifyOptions(gammas=(3.0,), quantiles=(1e-9,), draws=20, arms=["vs2_gated"])
     shut = amplify(clip, make_clt(), splits(), head_of(clip), CLASSES, closed)
     assert shut["vs2_gated"].changed <= round(len(shut.labels) * float(shut["vs2_gated"].steered or 0))
+
+
+@pytest.mark.parametrize("by", ["fvu", "domain"])
+def test_a_gate_lets_through_what_is_of_its_kind(by: GateBy) -> None:
+    """Known tensors: new ones of the same kind at the rate that was asked for, and by domain no others."""
+    torch.manual_seed(0)
+    n, d, mix = 4000, 6, torch.randn(6, 6)
+
+    def made(count: int, scale: float = 1.0, error: float = 0.3) -> tuple[Tensor, Tensor]:
+        y = torch.stack([scale * torch.randn(count, d) @ mix + 5, scale * torch.randn(count, d)], 1)
+        return y, (error * (y - y.mean(0))).square().sum(2) * torch.rand(count, 2)
+
+    gate = Gate.fit(by, *made(n))
+
+    def share(y: Tensor, error: Tensor, quantile: float) -> list[float]:
+        found = gate.read(y, error, slice(0, 2))
+        low, high = gate.limits(quantile)[:, :, :, None].unbind(2)
+        shares: list[float] = ((found >= low) & (found <= high)).all(0).float().mean(1).tolist()
+        return shares
+
+    for quantile in (0.9, 0.98):
+        # Bonferroni: at least the quantile, and at most half of the rest more
+        assert all(quantile - 0.012 <= s <= (1 + quantile) / 2 + 0.012 for s in share(*made(4000), quantile))
+    assert share(*made(500, error=3.0), 0.9) == pytest.approx([0, 0], abs=0.06)
+    y, error = made(500)
+    shifted, simple = (y + 50, error), (y, 1e-6 * error)
+    if by == "domain":
+        assert share(*shifted, 0.9) == share(*simple, 0.9) == share(*made(500, scale=0.01), 0.9) == [0, 0]
+        with pytest.raises(UserError, match=r"quantile 0\.99 needs 798 training images or more: with 60"):
+            Gate.fit(by, *made(60)).limits(0.99)
+        assert not Gate.fit(by, *made(798)).limits(0.99).isinf().any()
+        assert Gate.fit(by, *made(60)).limits(1.0).isinf().all()
+    else:
+        # what is easy to rebuild is let through, wherever it lies
+        assert share(*shifted, 0.9) == share(*simple, 0.9) == [1, 1]
+
+
+def test_the_distance_is_mahalanobis(clip: FrozenCLIP) -> None:
+    mix = torch.tensor([[1.0, 0.5, 0, 0, 0], [0, 1, 0.5, 0, 0], [0, 0, 2, 0, 0], [0, 0, 0, 1, 0.5], [0, 0, 0, 0, 1]])
+    y = torch.randn(3000, 1, 5, generator=torch.Generator().manual_seed(1)) @ mix + 3
+    gate = Gate.fit("domain", y, torch.ones(3000, 1))
+    covariance = torch.cov(y[::2, 0].T.double())
+    other = y[:20] + 1
+    deviations = (other[:, 0] - y[::2, 0].mean(0)).double()
+    by_hand = (deviations @ covariance.inverse() * deviations).sum(1) / 5
+    found = gate.read(other, torch.ones(20, 1), slice(0, 1))[1, 0].double()
+    torch.testing.assert_close(found, by_hand, rtol=0.02, atol=1e-3)
+    # fewer images than dimensions: shrunk, and finite
+    few = Gate.fit("domain", torch.randn(8, 1, 40), torch.ones(8, 1))
+    assert few.scores.isfinite().all()
+    # through the study
+    options = AmplifyOptions(gammas=(2.0,), quantiles=(0.8,), gate_by="domain", draws=20, arms=["vs2_gated"])
+    study = amplify(clip, make_clt(), splits(train=split(1000, 120)), head_of(clip), CLASSES, options)
+    assert set(study.limits[0.8]) == {"fvu", "distance"}
+    assert study.to_json()["gate"]["by"] == "domain"
+    assert 0 < float(study["vs2_gated"].steered or 0) <= 1
 
 
 def test_the_record_is_plain(found: AmplifyResult) -> None:

@@ -78,8 +78,9 @@ def heads_by_hand(attention: Any) -> tuple[nn.Module, str, Callable[[Tensor], Te
     def heads(x: Tensor) -> Tensor:
         n, p, d = x.shape
         qkv = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
-        q, k, v = (part.unflatten(2, (2, -1)).transpose(1, 2) for part in qkv.chunk(3, -1))
-        found: Tensor = ((q @ k.transpose(2, 3) * (d // 2) ** -0.5).softmax(-1) @ v).transpose(1, 2).reshape(n, p, d)
+        h = attention.num_heads
+        q, k, v = (part.unflatten(2, (h, -1)).transpose(1, 2) for part in qkv.chunk(3, -1))
+        found: Tensor = ((q @ k.transpose(2, 3) * (d // h) ** -0.5).softmax(-1) @ v).transpose(1, 2).reshape(n, p, d)
         return found
 
     return attention, "in", heads

@@ -66,6 +66,7 @@ SMALLER: dict[str, list[tuple[str, str]]] = {
         ("int((embedding @ head).argmax())", 'names.index("red square")'),
     ],
     "docs/data.md": [("data/mine", "data/photos")],
+    "docs/priors.md": [('"n_test": 400', '"n_test": 16')],
     "docs/sites.md": [("n_features=6144", "n_features=64"), ("n_features=24576", "n_features=64"), (", ...)", ")")],
     "docs/weights.md": [('"me/my-transcoder", revision="v1"', '"exported"')],
 }

@@ -18,6 +18,7 @@ from clt_lightning.training.losses import (
     L1Config,
     LossConfig,
     PreActivationConfig,
+    PrototypeConfig,
     TanhConfig,
     loss_parts,
 )
@@ -29,6 +30,8 @@ from tests.gradients import gradient
 from tests.parallel._outside import Shift, Squares
 
 LAYERS, WIDTH, FEATURES, TOKENS = 3, 8, 48, 16
+#: Images of two tokens each, [CLS] first, of three classes and without one
+POSITIONS, LABELS = torch.arange(TOKENS) % 2, torch.tensor([0, 1, 2, 0, -1, 1, 0, 1]).repeat_interleave(2)
 
 
 def batch(index: int) -> tuple[Tensor, Tensor]:
@@ -60,6 +63,7 @@ def losses_of(parts: bool, want_pre: bool) -> LossConfig:
         l1=L1Config(1e-2),
         tanh=TanhConfig(1e-2),
         pre_activation=PreActivationConfig(1e-3 if want_pre else 0.0),
+        prototype=PrototypeConfig(0.3),
         auxk=AuxKConfig(0.1, k=5),
         extra=[Squares(), Shift()],
     )
@@ -109,7 +113,8 @@ def train(
         total: dict[str, float] = {}
         for x, y in batches:
             out = clt(x, want_pre=parts and want_pre, auxiliary=request)
-            found = loss_parts(loss_config, clt, y, out, step, None if request is None else request.tokens)
+            tokens = None if request is None else request.tokens
+            found = loss_parts(loss_config, clt, y, out, step, tokens, labels=LABELS, positions=POSITIONS)
             (torch.stack(list(found.values())).sum() / len(batches)).backward()
             for name, value in found.items():
                 total[name] = total.get(name, 0.0) + value.item() / len(batches)

@@ -184,6 +184,8 @@ def test_memory_of_a_rank_is_its_share(one: dict[str, Any], two: list[dict[str, 
 def test_data_and_features_as_a_mesh(four: list[dict[str, Any]]) -> None:
     alone = scenes.train(CONFIGS["topk"], 4, 0, 2, True)
     assert alone is not None
+    # means of classes are each data group's own: `alone` takes them in each of the two batches by itself
+    assert all(step["prototype"] > 0 for step in alone["losses"])
     for key in ("losses", "norms", "state", "optimizer"):
         close(four[0]["mesh"][key], alone[key], key)
     assert [rank["mesh"]["state"] is None for rank in four] == [False, True, True, True]

@@ -52,6 +52,9 @@ def test_nodes_edges_and_the_slider(made: Made, browser: Browser) -> None:
     box = '(id) => document.querySelector(`.circuit [data-id="${id}"]`).getBoundingClientRect().toJSON()'
     low, high, answer = (browser.js(f"({box})('{name}')") for name in ("0_3_2", "1_3_2", "5_0_0"))
     assert answer["y"] < high["y"] < low["y"]
+    bias = browser.js(f"({box})('bias_head_out')")
+    assert bias["y"] == answer["y"]
+    assert bias["right"] <= answer["x"], "the read-out's bias stands beside the answer, not on it"
     assert abs(low["x"] - high["x"]) < 200
     for kind in ("feature", "error", "skip", "input", "bias", "rest", "target"):
         assert browser.js(f"document.querySelectorAll('.circuit .cnode.{kind}').length") > 0, kind

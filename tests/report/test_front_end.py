@@ -20,8 +20,9 @@ DESK: Screen = (1440, 900, 1.0, False)
 TABLET: Screen = (1024, 768, 1.0, False)
 PHONE: Screen = (390, 844, 2.0, True)
 ADDRESSES = [(address, page.name) for page in PAGES for address in page.addresses]
-# the made run has features over the layers
-LISTED = [page.name for page in PAGES if page.under is None and (not page.optional or page.name == "evolution")]
+# the made run has features over the layers and saved edits
+SHOWN = ("evolution", "steering")
+LISTED = [page.name for page in PAGES if page.under is None and (not page.optional or page.name in SHOWN)]
 #: Addresses that lead nowhere, or say what cannot be
 MALFORMED = (
     *(

@@ -68,9 +68,10 @@ def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
     for name in ("", "a/b", "../a", ".a", "a" * 65, "a b"):
         with pytest.raises(UserError, match="a name is made of"):
             check_name(name)
-    path.write_text("{}")
-    with pytest.raises(UserError, match=r"a\.b-1\.json: is no edit that `steer --save` has written"):
-        saved_edits(tmp_path, 7)
+    for content, lacks in (("{}", "; save it again"), ('{"clt_steering": 1, "run": {}}', ": it lacks split;")):
+        path.write_text(content)
+        with pytest.raises(UserError, match=rf"a\.b-1\.json: is no edit that `steer --save` has written{lacks}"):
+            saved_edits(tmp_path, 7)
 
 
 def test_the_picture_has_all_parts(made: Made) -> None:
@@ -116,6 +117,8 @@ def test_the_page_in_a_browser(made: Made, browser: Browser) -> None:
     assert "The 24 that change most are shown" in said
     assert browser.js("document.querySelectorAll('.went.lost li.moved').length") == PICTURES
     assert browser.js("document.querySelector('li.moved a.thumb').getAttribute('href')").startswith("#/image/")
+    command = browser.js("CLT.load('steering/crosses').then((d) => CLT.steering.command(d.edits, d, d.name))")
+    assert command.endswith("made/version_0 --set 1/3=2 --scale 3/120@0=0 --save crosses")
     # by keyboard to the other edit
     browser.js("[...document.querySelectorAll('main th a')].find(a => a.textContent === 'many').focus()")
     browser.press("Enter")

@@ -81,7 +81,7 @@ def test_predictions_of_any_set_are_those_of_the_tangent_tower(served: Served, s
     status, answer = served.post("intervene", asked)
     assert status == 200
     np.testing.assert_allclose(answer["observed"], found.observed.numpy(), atol=1e-4)
-    np.testing.assert_allclose(answer["predicted"], found.predicted["tower"].numpy(), atol=1e-4)
+    np.testing.assert_allclose(answer["predicted"], found.predicted["moved"].numpy(), atol=1e-4)
     assert len(answer["top"]) == len(answer["probability"]) == len(sets)
 
 

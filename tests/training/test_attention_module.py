@@ -34,7 +34,7 @@ def vit() -> FrozenViT:
 
 def trainer(**options: object) -> lightning.Trainer:
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
-    return lightning.Trainer(**quiet, enable_model_summary=False, log_every_n_steps=1, **options)  # type: ignore[arg-type]
+    return lightning.Trainer(**quiet, enable_model_summary=False, log_every_n_steps=10, **options)  # type: ignore[arg-type]
 
 
 def fvu(vit: FrozenViT, attention: SparseAttention, held_out: Tensor) -> Tensor:

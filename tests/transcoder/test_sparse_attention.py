@@ -149,3 +149,32 @@ def test_refusals() -> None:
         units(d_qk=2).replace(0, x[0], patterns[0])
     with pytest.raises(UserError, match="d_qk is None"):
         sparse.pattern(0, x[0])
+
+
+def test_the_card_says_what_it_is_and_what_was_measured() -> None:
+    made = SparseAttention(2, 8, 6, 2)
+    table = {"all": {"layers": [0.1, 0.3], "mean": 0.2}}
+    drop = {"value": 0.021, "low": 0.01, "high": 0.03}
+    found = {
+        "images": 9,
+        "attention": {"fvu": table, "l0": table, "dead": table, "heads": None},
+        "zero_shot": {"arms": [{"kind": "with_attention", "drop": drop}, {"kind": "replaced", "drop": drop}]},
+    }
+    text = made.card("me/units", {"clip": {"pretrained": "demo"}}, {"evaluation": {"test": found}}, "mit", "v1")
+    for line in (
+        "license: mit",
+        "- sparse-attention",
+        "| size | 2 layers x 6 units of width 8, 220 parameters |",
+        "| patterns | 2 of the model's heads |",
+        "| FVU of attn_out, mean over layers | 0.2000 |",
+        "| points lost, every MLP and every attention replaced | 2.10 (1.00 to 3.00) |",
+        'units = cl.SparseAttention.from_pretrained("me/units", revision="v1")',
+    ):
+        assert line in text, line
+    assert "Nothing was recorded" in SparseAttention(2, 8, 6, 2, d_qk=3).card("me/units", None, None, None, None)
+
+
+def test_a_device_that_is_not_there_is_a_users_mistake(tmp_path: Path) -> None:
+    SparseAttention(2, 8, 6, 2).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="device='nowhere'"):
+        SparseAttention.from_pretrained(tmp_path, device="nowhere")

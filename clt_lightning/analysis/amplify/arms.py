@@ -115,25 +115,27 @@ class Displacements:
 
     Args:
         training: of the training images.
-        slices: by place the rows of its targets in the thresholds.
+        slices: by place the rows of its targets in the gate.
         seed: of the random directions.
     """
 
     def __init__(self, training: Training, slices: Sequence[slice], seed: int) -> None:
         self.training, self.slices, self.seed = training, list(slices), seed
-        self._thresholds: dict[float, Tensor] = {}
+        self._limits: dict[float, Tensor] = {}
 
-    def thresholds(self, quantile: float) -> Tensor:
-        """`(targets,)` the gate's."""
-        if quantile not in self._thresholds:
-            self._thresholds[quantile] = self.training.thresholds(quantile)
-        return self._thresholds[quantile]
+    def limits(self, quantile: float) -> Tensor:
+        """`(statistics, targets, 2)` the gate's."""
+        if quantile not in self._limits:
+            self._limits[quantile] = self.training.gate.limits(quantile)
+        return self._limits[quantile]
 
     def gate(self, seen: Seen, place: int, quantile: float) -> Tensor:
-        """`(targets, images)` bool: which images are rebuilt well enough to be steered."""
+        """`(targets, images)` bool: which images look like the training images there, and are steered."""
         rows = self.slices[place]
-        limit = self.thresholds(quantile)[rows].to(seen.x)
-        return seen.fvu(self.training.y_means[rows].to(seen.x)) <= limit[:, None]
+        y, y_hat = seen.rebuilt
+        found = self.training.gate.read(y.transpose(0, 1), (y - y_hat).square().sum(2).T, rows)
+        low, high = self.limits(quantile)[:, rows, :, None].to(found).unbind(2)
+        return ((found >= low) & (found <= high)).all(0)
 
     def __call__(self, arm: str, choice: Choice, query: Query, place: int, seen: Seen) -> Tensor:
         """`(images, d)`: what is added at a place, alpha included."""

@@ -72,7 +72,8 @@ class AmplifyResult:
         layers: the blocks whose features are amplified.
         places: site and block at which [CLS] is moved.
         targets: the transcoder's layers that the gate looks at.
-        thresholds: by quantile the gate's thresholds of `targets`.
+        gate_by: what the gate looks at, see `Gate`.
+        limits: by quantile and statistic, of each target between which values an image is steered; None: no limit.
         fvu: by split the median FVU of `targets`.
         outside: by name of other images: how many, and the share that the chosen gate would steer.
         neighbours: how many were looked at.
@@ -88,7 +89,8 @@ class AmplifyResult:
     layers: list[int]
     places: list[tuple[str, int]]
     targets: list[int]
-    thresholds: dict[float, list[float]]
+    gate_by: str
+    limits: dict[float, dict[str, list[list[float | None]]]]
     fvu: dict[str, list[float]]
     outside: dict[str, dict[str, float]]
     neighbours: int
@@ -112,7 +114,8 @@ class AmplifyResult:
             "left_out": self.left_out,
             "gate": {
                 "targets": self.targets,
-                "thresholds": {f"{q:g}": values for q, values in self.thresholds.items()},
+                "by": self.gate_by,
+                "limits": {f"{q:g}": values for q, values in self.limits.items()},
                 "median_fvu": self.fvu,
                 "outside": self.outside,
             },

@@ -22,6 +22,7 @@ from clt_lightning.analysis.amplify.arms import (
     candidates,
     check_arms,
 )
+from clt_lightning.analysis.amplify.gate import STATISTICS, GateBy
 from clt_lightning.analysis.amplify.places import Amplifier, Seen
 from clt_lightning.analysis.amplify.result import AmplifyArm, AmplifyResult, paired
 from clt_lightning.analysis.amplify.training import Embed, Training, read_training
@@ -42,7 +43,8 @@ class AmplifyOptions:
     Args:
         gammas: what codes are multiplied by.
         strengths: lambda: what the change is multiplied by; `strength * (gamma - 1)` alone acts.
-        quantiles: of the gate: an image beyond that quantile of the training images' FVU is not steered.
+        quantiles: of the gate: about this share of images like the training images is steered.
+        gate_by: what the gate looks at, see `Gate`.
         layers: the backbone's blocks whose features are amplified; None: all where the transcoder stands.
         neighbours: training images that an image is compared with.
         arms: of `WORDS`; None: all that can be run.
@@ -53,6 +55,7 @@ class AmplifyOptions:
     gammas: Sequence[float] = (1.1, 1.25, 1.5, 2.0, 3.0)
     strengths: Sequence[float] = (1.0,)
     quantiles: Sequence[float] = (0.99,)
+    gate_by: GateBy = "fvu"
     layers: Sequence[int] | None = None
     neighbours: int = 50
     arms: Sequence[str] | None = None
@@ -142,10 +145,15 @@ class _Study:
     # -- training images ---------------------------------------------------------------------------------------------
 
     def train(self, batches: Batches, total: int | None) -> None:
-        self.training: Training = read_training(self.amplifier, batches, self.head, self.embed, total)
+        self.training: Training = read_training(
+            self.amplifier, batches, self.head, self.embed, total, self.options.gate_by
+        )
         self.images["train"] = len(self.training)
         self.fvu["train"] = self.training.fvu.median(1).values.tolist()
         self.displacements = Displacements(self.training, self.slices, self.options.seed)
+        if "vs2_gated" in self.arms:
+            for quantile in self.options.quantiles:
+                self.displacements.limits(quantile)  # too few images are told before the next pass
         labels = self.training.labels
         self._check_classes("train", labels)
         known = labels[labels >= 0].unique()
@@ -240,7 +248,8 @@ class _Study:
             layers=[amplifier.blocks[row] for row in amplifier.sources],
             places=[(place.site, place.block) for place in amplifier.places],
             targets=list(amplifier.targets),
-            thresholds={q: self.displacements.thresholds(q).tolist() for q in quantiles},
+            gate_by=self.options.gate_by,
+            limits={q: self._limits_of(q) for q in quantiles},
             fvu=self.fvu,
             outside={name: self._outside(images) for name, images in outside.items()} if quantiles else {},
             neighbours=min(self.options.neighbours, len(self.training)),
@@ -284,6 +293,11 @@ class _Study:
                 )
             )
         return rows
+
+    def _limits_of(self, quantile: float) -> dict[str, list[list[float | None]]]:
+        ends = self.displacements.limits(quantile).tolist()
+        plain = [[[v if abs(v) < float("inf") else None for v in pair] for pair in rows] for rows in ends]
+        return dict(zip(STATISTICS[self.options.gate_by], plain))
 
     def _outside(self, batches: Iterable[Tensor]) -> dict[str, float]:
         quantile = self.chosen["vs2_gated"].quantile

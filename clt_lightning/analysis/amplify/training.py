@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clt_lightning.analysis.amplify.gate import IMAGES, Gate, GateBy, mean_of
 from clt_lightning.analysis.amplify.places import Amplifier
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.progress import Progress
@@ -30,6 +31,7 @@ class Training:
         x_means: `(places, d)` mean of what is moved.
         y_means: `(targets, d_out)` mean of what is rebuilt.
         fvu: `(targets, images)` of each image.
+        gate: what says of other images whether they are steered.
         terms: `(places, images, d)` what the chosen features write, summed over targets, before each token's unit.
         embeddings: `(images, embed_dim)` of length 1.
         space: `(images, width)` of length 1, in which neighbours are looked for.
@@ -40,6 +42,7 @@ class Training:
     x_means: Tensor
     y_means: Tensor
     fvu: Tensor
+    gate: Gate
     terms: Tensor
     embeddings: Tensor
     space: Tensor
@@ -48,10 +51,6 @@ class Training:
 
     def __len__(self) -> int:
         return len(self.embeddings)
-
-    def thresholds(self, quantile: float) -> Tensor:
-        """`(targets,)`: of each layer the quantile of the images' FVU; images beyond it are not steered there."""
-        return torch.quantile(self.fvu.double(), quantile, dim=1).to(self.fvu)
 
     def nearest(self, query: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The training images nearest to others in `space`.
@@ -69,6 +68,18 @@ class Training:
         return torch.cat([f.indices for f in found]), torch.cat([f.values for f in found])
 
 
+def training_bytes(amplifier: Amplifier, images: int, gate_by: GateBy = "fvu") -> int:
+    """The most main memory that `read_training` takes beside the models (a second one's embeddings come on top).
+
+    `4 x (images x (targets x d_out + 2 x places x d_out + embed_dim + largest of these) + 4 x targets x d_out^2 (of a
+    gate by domain))` bytes.
+    """
+    width, targets, places = amplifier.clt.d_out, len(amplifier.targets), len(amplifier.places)
+    parts = [targets * width, places * width, places * width, amplifier.clip.embed_dim]
+    maps = 4 * targets * width**2 if gate_by == "domain" else 0
+    return 4 * (images * (sum(parts) + max(parts)) + maps)
+
+
 @torch.no_grad()
 def read_training(
     amplifier: Amplifier,
@@ -76,10 +87,11 @@ def read_training(
     head: Tensor,
     embed: Embed | None = None,
     total: int | None = None,
+    gate_by: GateBy = "fvu",
 ) -> Training:
     """One pass over training images; labels need not be there.
 
-    Memory: `4 x images x (targets x d_out + 2 x places x d_out + embed_dim)` bytes, twice that at its height.
+    Memory: `training_bytes`.
 
     Args:
         amplifier: where codes are amplified.
@@ -87,6 +99,7 @@ def read_training(
         head: `(embed_dim, classes)`, for pseudo-labels.
         embed: the space of neighbours; None: the backbone's own embedding.
         total: how many images there are, for the progress.
+        gate_by: what the gate goes by.
 
     Raises:
         UserError: no images.
@@ -120,13 +133,14 @@ def read_training(
         raise UserError(
             "amplifying needs training images (without labels) for its means and thresholds: there are none"
         )
-    known = {name: torch.cat(parts) for name, parts in rows.items()}
-    y_means = known["y"].double().mean(0)
-    spread = (known["y"] - y_means.to(known["y"])).square().sum(2).clamp(min=1e-30)
+    known = {name: torch.cat(rows.pop(name)) for name in list(rows)}  # one at a time: see `training_bytes`
+    y_means = mean_of(known["y"])
+    spread = torch.cat([(part - y_means.to(part)).square().sum(2) for part in known["y"].split(IMAGES)])
     return Training(
-        x_means=known["x"].double().mean(0).to(known["x"]),
+        x_means=mean_of(known["x"]).to(known["x"]),
         y_means=y_means.to(known["y"]),
-        fvu=(known["error"] / spread).T.contiguous(),
+        fvu=(known["error"] / spread.clamp(min=1e-30)).T.contiguous(),
+        gate=Gate.fit(gate_by, known["y"], known["error"]),
         terms=known["terms"].transpose(0, 1).contiguous(),
         embeddings=known["embeddings"],
         space=known.get("space", known["embeddings"]),

@@ -1,13 +1,15 @@
-"""What the tangent tower says of interventions, without its graph: one forward-mode derivative for each of them.
+"""What the tower says of interventions, without a graph: one derivative, or one forward, for each of them.
 
 The model is the one with the transcoder in the place of the MLPs and the image's own errors added, patterns and norms
 at work, which features fire held. How it moves as changed features begin to go to their new codes is what the graph of
-`attribute(..., tower="tangent")` gives by `(I - W)^-1`, at the cost of a forward or two instead of a graph.
+`attribute(..., tower="tangent")` gives by `(I - W)^-1`, at the cost of a forward or two instead of a graph
+(`tower_predictions`). Where it is when they have arrived (`tower_moves`) holds what patterns, norms and the read-out do
+beyond first order, and is no sum over nodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -40,6 +42,25 @@ def tower_predictions(model: ImageModel, sets: Sequence[NodeSet], targets: Seque
 
 
 @torch.no_grad()
+def tower_moves(model: ImageModel, sets: Sequence[NodeSet], targets: Sequence[Target]) -> Tensor:
+    """Predicted changes of targets under interventions: of the tower with the whole change made.
+
+    Args:
+        model: the image, with the skip passed (`skip="through"`).
+        sets: what is changed, each by itself.
+        targets: what is read.
+
+    Returns:
+        `(sets, targets)` float64.
+    """
+    found = [model.image.new_zeros(0, len(targets))]
+    found += [_values(model, some, targets)(model.image.new_ones(()))[0] for some in _portions(model, sets)]
+    clean = [target_values(model.parts, model.seen.embedding, target)[0] for target in targets]
+    before = torch.stack(clean) if clean else model.image.new_zeros(0)
+    return (torch.cat(found) - before).double().cpu()
+
+
+@torch.no_grad()
 def tower_responses(model: ImageModel, sets: Sequence[NodeSet], targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
     """As `tower_predictions`, and how the codes of the features that fire in the image change.
 
@@ -52,9 +73,7 @@ def tower_responses(model: ImageModel, sets: Sequence[NodeSet], targets: Sequenc
         `(sets, targets)` and `(sets, sources)` float64, sources in the order of `model.sources.all_active`, layer after
         layer.
     """
-    per_set = model.clt.d_model * max(model.parts.n_positions, max(len(a) for a in model.sources.all_active))
-    step = max(1, _NUMBERS // max(per_set, 1))
-    parts = [_respond(model, sets[i : i + step], targets) for i in range(0, len(sets), step)]
+    parts = [_respond(model, some, targets) for some in _portions(model, sets)]
     if not parts:
         sources = sum(len(a) for a in model.sources.all_active)
         return torch.zeros(0, len(targets), dtype=torch.float64), torch.zeros(0, sources, dtype=torch.float64)
@@ -62,7 +81,17 @@ def tower_responses(model: ImageModel, sets: Sequence[NodeSet], targets: Sequenc
     return torch.cat(read), torch.cat(codes)
 
 
-def _respond(model: ImageModel, sets: Sequence[NodeSet], targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
+def _portions(model: ImageModel, sets: Sequence[NodeSet]) -> list[Sequence[NodeSet]]:
+    """As many sets at once as fit well."""
+    per_set = model.clt.d_model * max(model.parts.n_positions, max(len(a) for a in model.sources.all_active))
+    step = max(1, _NUMBERS // max(per_set, 1))
+    return [sets[i : i + step] for i in range(0, len(sets), step)]
+
+
+def _values(
+    model: ImageModel, sets: Sequence[NodeSet], targets: Sequence[Target]
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Targets `(sets, targets)` and codes `(sets, sources)` when a share of the changes is made."""
     moves = _Moves(model, sets)
 
     def values(share: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,6 +100,11 @@ def _respond(model: ImageModel, sets: Sequence[NodeSet], targets: Sequence[Targe
         read = [target_values(model.parts, embeddings, target) for target in targets]
         return torch.stack(read, 1) if read else stream.new_zeros(len(sets), 0), torch.cat(codes, 1)
 
+    return values
+
+
+def _respond(model: ImageModel, sets: Sequence[NodeSet], targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
+    values = _values(model, sets, targets)
     # inference mode's tensors take no part in derivatives
     with torch.inference_mode(False):
         start = model.image.new_zeros(())

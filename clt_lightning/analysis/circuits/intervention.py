@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clt_lightning.analysis.circuits.derivative import tower_predictions
+from clt_lightning.analysis.circuits.derivative import tower_moves, tower_predictions
 from clt_lightning.analysis.circuits.forward import embed_stream
 from clt_lightning.analysis.circuits.graph import Graph
 from clt_lightning.analysis.circuits.image_model import ImageModel, model_of_image
@@ -37,8 +37,9 @@ class Effects:
         before: `(targets,)` float64 values of the untouched image.
         observed: `(sets, targets)` float64: how they change. With `frozen` and `reencoded`, read with the norms held.
         tangent: the same, read to first order; equal to `observed` for `live`, which reads as the model does.
-        predicted: `(sets, targets)` by what predicts: `tower`, of `live` alone: the whole tower to first order, with or
-            without a graph; `frozen` and `tangent`: the graph's rows. `prediction` is the one to look at.
+        predicted: `(sets, targets)` by what predicts. Of `live` alone, with or without a graph: `tower`, the tower to
+            first order, and `moved`, that tower with the whole change made; `frozen` and `tangent`: the graph's rows.
+            `prediction` is the one to look at.
         cosine: `(sets,)` between the image's embeddings before and after.
         places: `(3, sources)` layers, positions and features of the image's active features.
         codes: `(sources,)` their codes.
@@ -61,11 +62,11 @@ class Effects:
 
     @property
     def prediction(self) -> Float[Tensor, "sets targets"] | None:
-        """`(sets, targets)`: what predicts this mode best: the tangent tower a live model, frozen rows a held one.
+        """`(sets, targets)`: what predicts this mode best: the moved tower a live model, frozen rows a held one.
 
         None for a held model without a graph.
         """
-        return self.predicted.get("tower" if self.mode == "live" else "frozen")
+        return self.predicted.get("moved" if self.mode == "live" else "frozen")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: the sets, the targets, and their changes."""
@@ -168,7 +169,9 @@ def intervene_on(
     layers = torch.cat([torch.full_like(a.features, layer) for layer, a in enumerate(active)])
     places = torch.stack([layers, *(torch.cat([getattr(a, n) for a in active]) for n in ("positions", "features"))])
     values = torch.cat([a.values for a in active])
-    predictions = {"tower": tower_predictions(model, sets, targets)} if mode == "live" and targets else {}
+    predictions = {}
+    if mode == "live" and targets:
+        predictions = {"tower": tower_predictions(model, sets, targets), "moved": tower_moves(model, sets, targets)}
     predicted_changes = None
     if graph is not None:
         changes = [changes_of(graph, nodes) for nodes in sets]

@@ -32,6 +32,7 @@ COLUMNS = {
     "live_frozen": ("frozen rows", "live model"),
     "live_tangent": ("tangent rows", "live model"),
     "live_tower": ("tangent tower", "live model"),
+    "live_moved": ("moved tower", "live model"),
     "live_gradient": ("live gradient", "live model"),
 }
 _SCALES = (0.0, 2.0)
@@ -46,7 +47,8 @@ class Validation:
     Attributes:
         table: columns of equal length: `image`, `layer`, `position`, `feature`, `kind` (0: among the most influential,
             1: drawn from the other features, 2: a set of several), `scale`, `predicted_frozen`, `predicted_tangent`,
-            `predicted_tower`, `predicted_gradient`, `observed_frozen`, `observed_reencoded`, `observed_live`.
+            `predicted_tower`, `predicted_moved`, `predicted_gradient`, `observed_frozen`, `observed_reencoded`,
+            `observed_live`.
         agreements: by comparison (`COLUMNS`) and part (`all`, `top`, `random`, `sets`, `layer_<l>`).
     """
 
@@ -162,6 +164,7 @@ def _of_image(
         "predicted_frozen": live.predicted["frozen"][:, 0].double().numpy(),
         "predicted_tangent": live.predicted["tangent"][:, 0].double().numpy(),
         "predicted_tower": live.predicted["tower"][:, 0].numpy(),
+        "predicted_moved": live.predicted["moved"][:, 0].numpy(),
         "predicted_gradient": np.array(said),
         "observed_frozen": found["frozen"].observed[:, 0].numpy(),
         "observed_reencoded": found["reencoded"].observed[:, 0].numpy(),
@@ -206,6 +209,7 @@ def agreements_of(
         "live_frozen": ("predicted_frozen", "observed_live"),
         "live_tangent": ("predicted_tangent", "observed_live"),
         "live_tower": ("predicted_tower", "observed_live"),
+        "live_moved": ("predicted_moved", "observed_live"),
         "live_gradient": ("predicted_gradient", "observed_live"),
     }
     return {

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_only
 
 from clt_lightning.core import seeds
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
 
 
-class WebImages(Loaders):
+class WebImages(Loaders, pl.LightningDataModule):
     """Images from any WebDataset tars: a folder in the public CLIP_benchmark layout, or patterns for each split.
 
     Validation reads `val` and, where there is none, `test`, with a warning; testing the other way round. Every rank and

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Any, Literal
 
-import lightning.pytorch as pl
 import torch
 
 from clt_lightning.core.errors import UserError
@@ -21,9 +20,10 @@ from clt_lightning.data.sets.names import Names
 log = logging.getLogger(__name__)
 
 
-class Loaders(Names, pl.LightningDataModule):
+class Loaders(Names):
     """The part of a set that makes batches of its splits."""
 
+    trainer: Any
     batch_size: int
     eval_batch_size: int
     num_workers: int

@@ -170,7 +170,7 @@
         return h(
           "div",
           {},
-          h("h4", {}, `By ${CLT.LINKS[rule].name}`),
+          h("h3", {}, `By ${CLT.LINKS[rule].name}`),
           h("p", { class: "note" }, before.length ? "before, nearest first" : "nothing before"),
           h(
             "ul",
@@ -251,7 +251,7 @@
       order: Object.hasOwn(ORDERS, query.order ?? "") ? query.order : "near",
       feature: CLT.whole(query.feature, data.features),
     };
-    const strips = h("div", { class: "stack" });
+    const strips = h("div", { class: "linkstrips", style: { "--wide": `${154 * data.layers.length}px` } });
     const note = h("p", { class: "note" });
     const followed = h("div");
     const list = h("div");

@@ -86,7 +86,12 @@
           "header",
           {},
           h("h2", {}, "Features that are moved"),
-          h("button", { type: "button", class: "plain", onclick: sliders.none }, "As it was"),
+          h(
+            "span",
+            { class: "row" },
+            CLT.copyButton("Copy as command", () => CLT.steering.command(edits, kept)),
+            h("button", { type: "button", class: "plain", onclick: sliders.none }, "As it was"),
+          ),
         ),
         sliders.box,
         h(

@@ -75,6 +75,7 @@
         note: `At ${WHERE[data.tokens] || data.tokens} of ${CLT.count(data.images)} images of the ${data.split} split; ${BASE[data.base] || data.base}.${data.nodes.length ? ` From the set ${data.nodes.join(", ")}.` : ""}`,
       },
       h("ul", { class: "edits" }, few.map(one)),
+      rest.length ? null : CLT.copyButton("Copy as command", () => CLT.steering.command(data.edits, data, data.name)),
       rest.length
         ? h(
             "details",

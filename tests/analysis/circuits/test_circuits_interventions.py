@@ -321,10 +321,29 @@ def test_the_tower_s_derivative_is_its_graph(tower: str, activation: str, topolo
     sets.append(NodeSet.of_graph(graph, top[:1], "set", 1.7))
     found = run(clip, clt, sets, "live", graph=graph)
     torch.testing.assert_close(found.predicted["tower"], found.predicted["tangent"], rtol=0, atol=1e-9)
-    assert found.prediction is found.predicted["tower"]
     assert float(found.predicted["tower"].abs().max()) > 0.1
     alone = run(clip, clt, sets, "live", target=graph.targets)
     assert torch.equal(alone.predicted["tower"], found.predicted["tower"]), "no graph is needed"
+
+
+def test_the_moved_tower_holds_what_is_beyond_first_order(clip: FrozenCLIP) -> None:
+    clt = clt_of(skip=True)
+    graph = graph_of(clip, clt)
+    last = [i for i in graph.top(len(graph.nodes)) if graph.nodes[i].layer == world.LAYERS - 1][:3]
+    top = graph.top(6)
+    # behind the last layer lies the read-out alone: no gate could change, and the whole change is told exactly
+    sets = [NodeSet.of_graph(graph, last), NodeSet.of_graph(graph, last, "scale", 3.0)]
+    found = run(clip, clt, sets, "live", graph=graph)
+    torch.testing.assert_close(found.predicted["moved"], found.observed, rtol=0, atol=1e-9)
+    assert float((found.predicted["tower"] - found.observed).abs().min()) > 1e-3
+    # of a small change both say the same, and so does the model of which they are
+    little = 1e-5
+    sets = [NodeSet.of_graph(graph, top, "scale", 1 - little), NodeSet.of_graph(graph, [top[0]], "scale", 1 - little)]
+    found = run(clip, clt, sets, "live", target=graph.targets, base="transcoder")
+    torch.testing.assert_close(found.predicted["moved"], found.observed, rtol=0, atol=1e-12)
+    slopes = [found.predicted[name] / little for name in ("moved", "tower")]
+    torch.testing.assert_close(*slopes, rtol=0, atol=2e-4)
+    assert found.prediction is found.predicted["moved"]
 
 
 def test_what_no_graph_predicts_the_tower_does(clip: FrozenCLIP) -> None:

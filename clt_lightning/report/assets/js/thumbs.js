@@ -4,6 +4,7 @@
   const { h } = CLT;
   const sheets = new Map();
   const SHEETS_KEPT = 48;
+  const PATIENCE = 40; // times, every 250 ms
   CLT.sheet = (url) => {
     if (sheets.has(url)) {
       const known = sheets.get(url);
@@ -55,9 +56,16 @@
     if (asked || !waiting.size) return;
     asked = true;
     idle(async () => {
-      await Promise.all([...waiting].slice(0, 8).map(paint));
+      // what is not in the page yet is asked for again, a while
+      const next = [...waiting].filter((box) => box.isConnected).slice(0, 8);
+      await Promise.all(next.map(paint));
       asked = false;
-      later();
+      if (next.length) return later();
+      for (const box of waiting) {
+        box.asked = (box.asked ?? 0) + 1;
+        if (box.asked > PATIENCE) waiting.delete(box);
+      }
+      return setTimeout(later, 250);
     });
   }
   addEventListener("beforeprint", () => {

@@ -59,15 +59,17 @@
       });
     }
     const targets = nodes.filter((node) => node.kind === "target");
-    const room = Math.max(right - LEFT, 240);
+    // beside the read-out's bias, which shares their level
+    const first = cells.has(`${g.layers} -1`) ? x.get(-1) + wide.get(-1) * STEP + COLUMN : LEFT;
+    const room = Math.max(right - first, 240);
     targets.forEach((node, n) => {
       const width = room / targets.length - GAP;
-      at.set(node, { x: LEFT + (room / targets.length) * n, y: height - bottom.get(g.layers), width, height: SIDE });
+      at.set(node, { x: first + (room / targets.length) * n, y: height - bottom.get(g.layers), width, height: SIDE });
     });
     return {
       at,
       side: SIDE,
-      width: Math.max(right, LEFT + room),
+      width: Math.max(right, first + room),
       height,
       bands: levels.map((level) => ({
         level,

@@ -142,13 +142,17 @@
 
     function table() {
       const T = g.targets.length;
-      const said = (set, which) => {
-        const found = which === "real" ? real.get(set)?.observed : predicted(set);
-        return g.targets.map((_, t) => h("td", { class: which }, found ? signed(found[t]) : "–"));
+      const answered = {
+        predicted: (set) =>
+          g.predict?.known(set.nodes) ? g.predict.predict(set.nodes.map((node) => [node, factor])).targets : null,
+        moved: (set) => real.get(set)?.predicted,
+        real: (set) => real.get(set)?.observed,
       };
-      const predicted = (set) => {
-        if (g.predict?.known(set.nodes)) return g.predict.predict(set.nodes.map((node) => [node, factor])).targets;
-        return real.get(set)?.predicted ?? null;
+      const words = { predicted: "predicted change", moved: "with the whole change", real: "real change" };
+      const shown = Object.keys(words).filter((which) => which !== "moved" || real.size);
+      const said = (set, which) => {
+        const found = answered[which](set);
+        return g.targets.map((_, t) => h("td", { class: which }, found ? signed(found[t]) : "–"));
       };
       result.replaceChildren(
         CLT.scroll(
@@ -163,8 +167,9 @@
                 "tr",
                 {},
                 h("th", { scope: "col" }, FACTORS.find(([value]) => value === state.factor)[1]),
-                g.targets.map((name) => h("th", { scope: "col" }, T > 1 ? `${name}: predicted` : "predicted change")),
-                g.targets.map((name) => h("th", { scope: "col" }, T > 1 ? `${name}: real` : "real change")),
+                shown.map((which) =>
+                  g.targets.map((name) => h("th", { scope: "col" }, T > 1 ? `${name}: ${words[which]}` : words[which])),
+                ),
                 real.size ? h("th", { scope: "col", class: "t" }, "seen as then") : null,
               ),
             ),
@@ -176,8 +181,7 @@
                   "tr",
                   { class: set.strong ? "strong" : null },
                   h("th", { scope: "row" }, set.name),
-                  said(set, "predicted"),
-                  said(set, "real"),
+                  shown.map((which) => said(set, which)),
                   real.size ? h("td", { class: "t" }, real.get(set)?.seen ?? "–") : null,
                 ),
               ),
@@ -266,7 +270,7 @@
                     "p",
                     { class: "note" },
                     answers
-                      ? "Predicted: by the circuit to first order, patterns and norms at work (docs/circuits.md). Real: in the live model, whose own MLPs answer. "
+                      ? "Predicted: by the circuit to first order, patterns and norms at work (docs/circuits.md); with the whole change: no longer to first order, so that it is no sum over nodes. Real: in the live model, whose own MLPs answer. "
                       : null,
                     why,
                   ),

@@ -10,8 +10,6 @@
     ["other", "From one class to another", "Neither is the image's own, or it has no label."],
   ];
 
-  CLT.steering = { WAYS };
-
   function rows(data, image) {
     const named = new Set([image.was, image.now]);
     const rest = image.classes

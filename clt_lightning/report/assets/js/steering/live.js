@@ -16,8 +16,6 @@
     return [...found.values()];
   }
   const at = (edit) => (edit.position === undefined ? "" : ` @${edit.position}`);
-  CLT.steering.feature = (edit) =>
-    h("a", { href: CLT.href("feature", [edit.layer, edit.feature]) }, `L${edit.layer} · ${edit.feature}`, at(edit));
 
   CLT.steering.live = async (data, c, sprites) => {
     if (!CLT.live.on) return null;
