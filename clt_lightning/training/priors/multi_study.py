@@ -92,7 +92,7 @@ class MultiStudy(Prior):
             )
         self.clt = clt
         shape = (len(clt.W_enc), clt.W_enc[0].shape[0], n)
-        made = {"dtype": torch.float32, "device": clt.b_dec.device}
+        made: dict[str, Any] = {"dtype": torch.float32, "device": clt.b_dec.device}
         self.squares, self.tokens = torch.zeros(shape, **made), torch.zeros(n, **made)
         self.theta, self.p = torch.full((shape[0], n), 0.5, **made), torch.ones(shape, **made)
         self._new_squares, self._new_tokens = torch.zeros_like(self.squares), torch.zeros_like(self.tokens)
