@@ -54,7 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "coactivation (without; needs --unbiased); default: all",
     )
     parser.add_argument(
-        "--nodes", type=Path, metavar="FILE", help="a set of nodes (JSON) whose features are ablated, at all positions"
+        "--edit",
+        action="append",
+        choices=("regress", "ablate"),
+        help="what is done with these features; repeatable: regress (what the embedding shares with a sum of their "
+        "codes is taken out of it), ablate (codes at their mean in the running model); default: both",
+    )
+    parser.add_argument(
+        "--nodes", type=Path, metavar="FILE", help="a set of nodes (JSON) whose features are edited, at all positions"
     )
     parser.add_argument(
         "--sizes",
@@ -122,6 +129,7 @@ def _debias(args: argparse.Namespace, runs: dict[str, Run]) -> dict[str, Any]:
     options = DebiasOptions(
         head=args.head,
         ways=tuple(dict.fromkeys(args.way or ("circuits", "codes", "coactivation"))),
+        edits=tuple(dict.fromkeys(args.edit or ("regress", "ablate"))),
         sizes=args.sizes,
         group_images=args.group_images,
         images=args.images,
@@ -144,7 +152,7 @@ def _features(path: Path) -> tuple[tuple[int, int], ...]:
     places = []
     for edit in NodeSet.from_json(path):
         if edit.kind != "feature" or edit.feature is None:
-            raise UserError(f"{path}: {edit}: features alone are put to their mean")
+            raise UserError(f"{path}: {edit}: features alone are edited")
         places.append((edit.layer, edit.feature))
     return tuple(dict.fromkeys(places))
 

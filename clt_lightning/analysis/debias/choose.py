@@ -62,7 +62,7 @@ def by_coactivation(biased: Relevance, unbiased: Relevance) -> Tensor:
         unbiased: of images in which the cue does not go with the class, labelled with the same classes.
     """
     n = 1 + int(max(biased.labels.max(), unbiased.labels.max()))
-    lost = (_goes_with(biased, n) - _goes_with(unbiased, n)).amax(0)
+    lost = (goes_with(biased, n) - goes_with(unbiased, n)).amax(0)
     return lost.clamp(min=0)
 
 
@@ -112,7 +112,7 @@ def ordered(score: Tensor, within: Tensor | None = None) -> list[Feature]:
     return [divmod(int(i), width) for i in order[flat[order] > 0]]
 
 
-def _goes_with(found: Relevance, n_classes: int) -> Tensor:
+def goes_with(found: Relevance, n_classes: int) -> Tensor:
     """`(classes, layers, F)` correlations of mean codes with being of each class; 0 for classes without images."""
     activity = found.activity - found.activity.mean(0)
     std = activity.square().mean(0).sqrt()

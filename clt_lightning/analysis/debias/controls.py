@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clt_lightning.analysis.debias.groups import Groups
-from clt_lightning.analysis.debias.predictor import Embedded, Head, Sample
+from clt_lightning.analysis.debias.predictor import Embedded, Head, Sample, within
 from clt_lightning.analysis.probes.fit import Rows, fit_classes
 from clt_lightning.backbone import Backbone
 from clt_lightning.core.errors import UserError
@@ -46,20 +46,23 @@ def matched(features: Sequence[Feature], activity: Tensor, seed: int) -> list[Fe
 
 
 @contextmanager
-def projected(clip: Backbone, directions: Tensor, mean: Tensor) -> Iterator[None]:
+def projected(clip: Backbone, directions: Tensor, mean: Tensor, read: Tensor | None = None) -> Iterator[None]:
     """While active, unit embeddings stand at their mean along some directions.
 
     Args:
         clip: the backbone.
-        directions: `(embed_dim, n)`, orthonormal.
+        directions: `(embed_dim, n)`, along which they are moved; orthonormal if nothing else is read.
         mean: `(embed_dim,)`.
+        read: `(embed_dim, n)`, what is read and comes to its mean, `read.T @ directions` being the identity; None:
+            the directions themselves.
     """
 
     def put(block: int, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
         own = compute().float()
         unit = F.normalize(own, dim=-1)
-        basis = directions.to(unit)
-        return (unit - (unit - mean.to(unit)) @ basis @ basis.T).to(x.dtype)
+        write = directions.to(unit)
+        seen = write if read is None else read.to(unit)
+        return (unit - (unit - mean.to(unit)) @ seen @ write.T).to(x.dtype)
 
     with clip.override("final", put):
         yield
@@ -77,6 +80,45 @@ def cue_directions(train: Embedded, val: Embedded, groups: Groups, seed: int) ->
     centred = probe.weight - probe.weight.mean(1, keepdim=True)
     basis: Tensor = torch.linalg.svd(centred, full_matrices=False)[0][:, : groups.attributes - 1]
     return basis
+
+
+def attribute_differences(train: Embedded, groups: Groups) -> Tensor:
+    """`(embed_dim, attributes - 1)`: differences of mean embeddings between the values, summed over kinds."""
+    told = train.need_groups("train")
+    means = torch.stack([train.embeddings[told == i].mean(0) for i in range(groups.n)])
+    by_value = means.unflatten(0, (-1, groups.attributes)).sum(0)
+    return (by_value[1:] - by_value[0]).T
+
+
+def class_differences(biased: Embedded, unbiased: Embedded, n_classes: int) -> Tensor:
+    """`(embed_dim, 1)`: where the means of classes differ more in biased images than in unbiased ones; no labels of
+    groups are read.
+
+    The direction of the largest part of `(mean of a class - mean of all, biased) - (the same, unbiased)` over classes.
+    """
+    lost = torch.zeros(n_classes, biased.embeddings.shape[1])
+    for part, sign in ((biased, 1), (unbiased, -1)):
+        for label in part.labels.unique().tolist():
+            lost[label] += sign * (part.embeddings[part.labels == label].mean(0) - part.embeddings.mean(0))
+    found: Tensor = torch.linalg.svd(lost, full_matrices=False)[2][:1].T
+    return found
+
+
+def least_squares_read(directions: Tensor, train: Embedded) -> Tensor:
+    """`(embed_dim, n)`: what tells how far an embedding stands along directions, given how those of one class vary.
+
+    Moving embeddings along `directions` until this is at its mean is LEACE (2306.03819), the class being the same: of
+    all maps after which means do not differ along them, the one that moves embeddings least.
+
+    Args:
+        directions: `(embed_dim, n)`.
+        train: training images.
+    """
+    rows = within(train.embeddings, train.labels)
+    spread = rows.T @ rows / len(rows)
+    spread = spread + 1e-4 * spread.diagonal().mean() * torch.eye(len(spread))
+    read = torch.linalg.solve(spread, directions)
+    return read @ torch.linalg.inv(directions.T @ read)
 
 
 class Heads:

@@ -149,6 +149,13 @@ def embed(
     return Embedded(torch.cat(rows), torch.cat(labels), torch.cat(groups) if groups else None)
 
 
+def within(rows: Tensor, labels: Tensor) -> Tensor:
+    """Rows `(n, columns)` less the mean of their class."""
+    sums = torch.zeros(int(labels.max()) + 1, rows.shape[1]).index_add_(0, labels, rows)
+    counts = torch.bincount(labels, minlength=len(sums)).clamp(min=1)[:, None]
+    return rows - (sums / counts)[labels]
+
+
 class Reservoir:
     """An even sample of what passes by (Vitter's algorithm R): of each stratum, at most so many images.
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from clt_lightning.analysis.debias import DebiasOptions, DebiasResult, debias, erase
+from clt_lightning.analysis.debias.options import EDITS
 from clt_lightning.analysis.debias.table import debias_lines, erase_lines
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
@@ -79,6 +80,9 @@ def test_every_arm_is_there(found: DebiasResult) -> None:
     none = found.arm("none")
     assert (none.scores.to_right, none.scores.to_wrong, none.scores.change["worst"].value) == (0, 0, 0)
     assert found.arm("nodes").chosen == ((1, 3), (2, 4))
+    assert {"erasure", "difference"} <= set(kinds)
+    for edit in EDITS:
+        assert found.arm("circuits", edit=edit).edit == edit
     for arm in found.arms:
         groups = [group.value for group in arm.scores.groups]
         if arm.kind != "random":
@@ -87,6 +91,14 @@ def test_every_arm_is_there(found: DebiasResult) -> None:
         moved = (arm.scores.to_right - arm.scores.to_wrong) / 40
         assert arm.scores.overall.value == pytest.approx(none.scores.overall.value + moved)
         assert ("other" in arm.collateral) == (arm.kind not in ("none", "retrained", "unbiased"))
+
+
+def test_the_cue_is_taken_out(found: DebiasResult) -> None:
+    before, best = found.arm("none").scores, found.arm("retrained").scores
+    for kind in ("circuits", "coactivation"):
+        after = found.arm(kind, "cross", "regress").scores
+        assert after.worst.value >= (before.worst.value + best.worst.value) / 2
+        assert after.overall.value >= before.overall.value - 0.01
 
 
 def test_the_size_is_the_best_on_choice_images(found: DebiasResult) -> None:
@@ -102,19 +114,32 @@ def test_results_are_plain_and_told(found: DebiasResult) -> None:
     assert len(content["arms"]) == len(found.arms)
     lines = debias_lines(found, 100)
     assert all(len(line) <= 100 for line in lines)
-    assert any("cross: circuits" in line for line in lines)
+    assert any(line.startswith("1: circuits, regress") for line in lines)
+    narrow = debias_lines(found, 80)
+    assert all(len(line) <= 80 for line in narrow)
+    # names are whole, and each block has all arms
+    assert sum("2: coactivation, ablate" in line for line in narrow) == sum(line.startswith("edit") for line in narrow)
+    assert "group 2: cat corner, 10 images" in narrow
+    assert "run 2: per layer" in narrow
 
 
-def test_without_labels_of_groups_or_unbiased_data(clip: FrozenCLIP, clt: CrossLayerTranscoder) -> None:
-    def of(data: Any, **options: Any) -> DebiasResult:
+def test_without_labels_of_groups_or_unbiased_data(
+    clip: FrozenCLIP, clt: CrossLayerTranscoder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def of(data: Any, unbiased: Any = None, **options: Any) -> DebiasResult:
         run = SimpleNamespace(clip=clip, transcoder=clt, datamodule=data)
-        return debias(
-            {"r": run}, options=DebiasOptions(sizes=(1,), group_images=4, images=8, random=0, draws=5, **options)
-        )
+        asked = DebiasOptions(sizes=(1,), group_images=4, images=8, random=0, draws=5, **options)
+        return debias({"r": run}, unbiased=unbiased, options=asked)
 
     empty = Corner()
     empty.groupnames = [*(empty.groupnames or ()), "bird plain", "bird corner"]
-    kept = of(Corner(), ways=("coactivation",))
+    others = Corner(0.5)
+    others.classnames = ["bird", "fish"]
+    unlabelled = of(Corner(), others, ways=("coactivation",), edits=("regress",), progress=True)
+    assert len(unlabelled.arm("coactivation").chosen) == 8
+    assert not {"unbiased", "difference"} & {arm.kind for arm in unlabelled.arms}
+    assert "memory: about" in "".join(capsys.readouterr())
+    kept = of(Corner(), ways=("coactivation",), edits=("regress",))
     assert any("--unbiased" in note for note in kept.notes)
     assert "coactivation" not in [arm.kind for arm in kept.arms]
     for data, said in (
@@ -130,6 +155,8 @@ def test_without_labels_of_groups_or_unbiased_data(clip: FrozenCLIP, clt: CrossL
         of(one)
     with pytest.raises(UserError, match="no way 'guess'"):
         of(Corner(), ways=("guess",))
+    with pytest.raises(UserError, match="no edit 'guess'"):
+        of(Corner(), edits=("guess",))
 
 
 def test_a_class_is_erased(clip: FrozenCLIP, clt: CrossLayerTranscoder) -> None:
