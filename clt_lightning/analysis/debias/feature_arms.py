@@ -70,7 +70,8 @@ class FeatureArms:
 
     def _arms(self, way: str, edit: str, order: list[Feature], choice: bool, auc: float | None) -> list[ArmResult]:
         o = self.of.o
-        size, sizes = len(order), {}
+        size = len(order)
+        sizes: dict[int, float] = {}
         if choice:
             size, sizes = choose(self.of, lambda n: self._edit(way, edit, order[:n]), len(order), way in NEEDS_GROUPS)
         chosen = order[:size]

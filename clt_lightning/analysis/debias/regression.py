@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clt_lightning.analysis.debias.predictor import within
-from clt_lightning.analysis.steering import columns
 from clt_lightning.backbone import Backbone
 from clt_lightning.interventions.mean_ablation import Feature
 from clt_lightning.interventions.replacement import check_fit
 from clt_lightning.transcoder import CrossLayerTranscoder
+from clt_lightning.transcoder.columns import columns
 
 
 @dataclass(frozen=True)
