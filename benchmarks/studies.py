@@ -186,8 +186,9 @@ def train(
     for one in getattr(data, "sets", {}).values():
         one.seed = seed
     recipe = {"cascade": NONE, "extra": extra}
-    module = build(recipe, options.k, seed, options, argparse.Namespace(clip=clip, n_layers=clip.n_layers))
-    silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    backbone: Any = argparse.Namespace(clip=clip, n_layers=clip.n_layers)  # what `build` reads of a world
+    module = build(recipe, options.k, seed, options, backbone)
+    silent: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = lightning.Trainer(
         max_steps=options.steps,
         limit_val_batches=0,

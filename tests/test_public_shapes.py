@@ -51,7 +51,9 @@ def members() -> Iterator[tuple[Any, str, Any]]:
         for name in getattr(module, "__all__", ()):
             thing = getattr(module, name)
             owners = [base for base in thing.__mro__ if base.__module__.startswith(PACKAGE)] if isclass(thing) else []
-            found = [(owner, key, member) for owner in owners for key, member in list(vars(owner).items())]
+            found: list[tuple[Any, str, Any]] = [
+                (owner, key, member) for owner in owners for key, member in list(vars(owner).items())
+            ]
             for owner, key, member in found or [(module, name, thing)]:
                 if (id(owner), key) in seen or (key.startswith("_") and key not in ("__call__", "__init__")):
                     continue

@@ -55,7 +55,7 @@ def metric_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
-def blocks(*tensors: Tensor, device: torch.device) -> Iterator[tuple[Tensor, "*shape"]]:
+def blocks(*tensors: Tensor, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
     """Walk over one layer's activations in float64 pieces, so that no float64 copy of the whole is ever made.
 
     Args:

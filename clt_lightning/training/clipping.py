@@ -18,12 +18,13 @@ def clip_by_norm(transcoder: CrossLayerTranscoder, optimizer: Optimizer, max_nor
         optimizer: what takes its next step with them.
         max_norm: the longest that they may be together.
     """
-    sharded = isinstance(transcoder, ShardedTranscoder)
-    if not isinstance(optimizer, AdamW):
-        if sharded:
-            transcoder.clip_grad_norm_(max_norm)
+    if isinstance(transcoder, ShardedTranscoder):
+        if isinstance(optimizer, AdamW):
+            optimizer.clip(transcoder.gradient_norm(), max_norm)
         else:
-            torch.nn.utils.clip_grad_norm_(transcoder.parameters(), max_norm)
-        return
-    grads = [parameter.grad for parameter in transcoder.parameters() if parameter.grad is not None]
-    optimizer.clip(transcoder.gradient_norm() if sharded else torch.nn.utils.get_total_norm(grads), max_norm)
+            transcoder.clip_grad_norm_(max_norm)
+    elif isinstance(optimizer, AdamW):
+        grads = [parameter.grad for parameter in transcoder.parameters() if parameter.grad is not None]
+        optimizer.clip(torch.nn.utils.get_total_norm(grads), max_norm)
+    else:
+        torch.nn.utils.clip_grad_norm_(transcoder.parameters(), max_norm)

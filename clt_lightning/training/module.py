@@ -185,7 +185,7 @@ class CLTModule(Preparation, Evaluating, Checkpointing):
         self._check_prototype()
         # a buffer mixes images: each token then brings along what it is
         mixed = bool(self.tokens_config.buffer) and self.transcoder.cls_weight != 1
-        self._marked = any(map(self.loss_config.needs, ("labels", "positions", "studies"))) or mixed
+        self._marked = self.loss_config.reads_marks or mixed
         self.buffer = ActivationBuffer(self.tokens_config.buffer) if self.tokens_config.buffer else None
         self.finite = FiniteWatch()
         self.clock = StepClock()
@@ -384,5 +384,6 @@ class CLTModule(Preparation, Evaluating, Checkpointing):
         elif gradient_clip_val and self.units is None:
             clip_by_norm(self.transcoder, optimizer, float(gradient_clip_val))
         elif gradient_clip_val:
+            assert self.units is not None
             for part in (self.transcoder, self.units):  # each by itself: neither shortens the other's steps
                 torch.nn.utils.clip_grad_norm_(part.parameters(), float(gradient_clip_val))

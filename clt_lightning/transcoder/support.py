@@ -41,7 +41,7 @@ class DepthSupport:
         written: one `(F, targets)` bool a source layer i, of the target layers `i .. i + targets - 1`.
     """
 
-    written: tuple[Tensor, "*shape"]
+    written: tuple[Tensor, ...]
 
     def targets(self, layer: int, feature: int) -> list[int]:
         """The layers that a feature of `layer` writes to; empty for one without a decoder."""

@@ -55,7 +55,8 @@ def made(
 
 
 def units(**changes: Any) -> AttentionConfig:
-    return AttentionConfig(**({"n_features": 48, "activation": cl.TopK(5)} | changes))
+    settings: dict[str, Any] = {"n_features": 48, "activation": cl.TopK(5)}
+    return AttentionConfig(**(settings | changes))
 
 
 def fit(module: CLTModule, given: Tensor, batch: int = IMAGES, steps: int = STEPS, **options: Any) -> dict[str, Tensor]:
@@ -243,7 +244,7 @@ def one_of_two(folder: Path, world: int) -> dict[str, Any]:
         module.units.prepare(module.clip, DataLoader(images(IMAGES, 7), IMAGES), 37 * IMAGES)  # type: ignore[arg-type]
     together = images(IMAGES * STEPS).unflatten(0, (STEPS, 2, -1))  # of each step one half a process
     given = together.flatten(0, 2) if world == 1 else together[:, rank].flatten(0, 1)
-    options = {"devices": 2, "strategy": "ddp"} if world > 1 else {}
+    options: dict[str, Any] = {"devices": 2, "strategy": "ddp"} if world > 1 else {}
     fit(module, given, IMAGES // world, **options)
     return dict(module.state_dict())
 

@@ -78,7 +78,7 @@ def fit_classes(train: Rows, val: Rows, n_classes: int, k: int | None = None, in
     """
     if len(val.y) == 0:
         raise UserError("the validation split has no labelled image to choose the regularisation on")
-    if len(train.y.unique()) < 2:
+    if len(torch.unique(train.y)) < 2:
         raise UserError("a probe needs at least two classes among the training images")
     chosen = None if k is None else best_columns(class_score(train.x, train.y, n_classes), k)
     train, val = (train, val) if chosen is None else (train.columns(chosen), val.columns(chosen))

@@ -294,7 +294,7 @@ def _column(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.dim() - 1))
 
 
-def _blocks(t: Tensor, like: Tensor) -> tuple[Tensor, "*shape"]:
+def _blocks(t: Tensor, like: Tensor) -> tuple[Tensor, ...]:
     """Slices of all rows that are contiguous where the layout of `like` allows: W_dec `(F, targets, d)` lies target by
     target.
     """

@@ -67,7 +67,7 @@ def evaluate(
     }
 
 
-def _mean_outputs(clip: FrozenCLIP, batches: tuple[Tensor, "*shape"]) -> tuple[Tensor, Tensor]:
+def _mean_outputs(clip: FrozenCLIP, batches: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """Mean MLP output by layer and position `(layers, positions, d_model)`, and mean square by layer `(layers,)`."""
     total = torch.zeros(clip.n_layers, clip.n_positions, clip.d_model, dtype=torch.float64)
     square = torch.zeros(clip.n_layers, dtype=torch.float64)
