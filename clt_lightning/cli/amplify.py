@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clt_lightning.cli.arguments import run_options
-from clt_lightning.cli.options import check_least
+from clt_lightning.cli.options import add_seed, check_least, refuse_given
 from clt_lightning.cli.second_backbone import FORMS, second_backbone
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import write_json
@@ -31,12 +31,12 @@ _DEFAULTS: dict[str, Any] = {
     "strength": [1.0],
     "layers": None,
     "gate": [0.99],
-    "gate_by": "fvu",
+    "gate-by": "fvu",
     "neighbours": 50,
     "index": None,
     "arms": None,
-    "train_images": 10_000,
-    "val_images": 5_000,
+    "train-images": 10_000,
+    "val-images": 5_000,
     "outside": None,
     "seed": 0,
 }
@@ -48,10 +48,7 @@ def refuse_amplify_options(args: argparse.Namespace) -> None:
     Raises:
         UserError: an option was given that would do nothing.
     """
-    for name, default in _DEFAULTS.items():
-        if getattr(args, name) != default:
-            option = name.replace("_", "-")
-            raise UserError(f"--{option} is an option of --amplify, which is not given: it would do nothing")
+    refuse_given(args, _DEFAULTS, "is an option of --amplify, which is not given: it would do nothing")
 
 
 def add_amplify_options(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +84,7 @@ def add_amplify_options(parser: argparse.ArgumentParser) -> None:
     more.add_argument(
         "--gate-by",
         choices=("fvu", "domain"),
-        default=_DEFAULTS["gate_by"],
+        default=_DEFAULTS["gate-by"],
         help="fvu: how well [CLS] is rebuilt, the published gate (default); domain: that, and how far [CLS] is "
         "from the training images', both neither too large nor too small; Q is the least share of images of their "
         "kind that is steered",
@@ -108,14 +105,14 @@ def add_amplify_options(parser: argparse.ArgumentParser) -> None:
     more.add_argument(
         "--train-images",
         type=int,
-        default=_DEFAULTS["train_images"],
+        default=_DEFAULTS["train-images"],
         metavar="N",
         help="training images, evenly spaced (default: 10,000)",
     )
     more.add_argument(
         "--val-images",
         type=int,
-        default=_DEFAULTS["val_images"],
+        default=_DEFAULTS["val-images"],
         metavar="N",
         help="validation images that choose (default: 5,000)",
     )
@@ -126,9 +123,7 @@ def add_amplify_options(parser: argparse.ArgumentParser) -> None:
         help="pictures from elsewhere (a folder, a zip or a tar): the share of them that the gate would steer is "
         "printed, beside that of made noise",
     )
-    more.add_argument(
-        "--seed", type=int, default=_DEFAULTS["seed"], help="of random directions and resamples (default: 0)"
-    )
+    add_seed(more, "of random directions and resamples")
 
 
 def run_amplify(args: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clt_lightning.cli.arguments import add_run_options, run_options
-from clt_lightning.cli.options import add_output, check_least, file_option
+from clt_lightning.cli.options import add_output, add_seed, check_least, file_option, refuse_given
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import write_json
 from clt_lightning.core.paths import expand
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from clt_lightning.analysis import Run
     from clt_lightning.analysis.intervals import Interval
     from clt_lightning.analysis.sparse_attention import AttentionReport
+
+
+#: Options that mean something with --train alone
+_OF_TRAINING: dict[str, Any] = {"n_features": None, "d_qk": None, "k": 32, "lr": 1e-3}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,17 +35,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--n_features", type=int, help="with --train: units of a layer, a multiple of the heads (default: 8 x d_model)"
     )
     parser.add_argument(
-        "--k", type=int, default=32, help="with --train: units active at a query position (default: 32)"
+        "--k", type=int, default=_OF_TRAINING["k"], help="with --train: units active at a query position (default: 32)"
     )
     parser.add_argument(
         "--d_qk",
         type=int,
         help="with --train: size of queries and keys of the units' own (default: the model's own patterns, frozen)",
     )
-    parser.add_argument("--lr", type=float, default=1e-3, help="with --train: learning rate (default: 0.001)")
+    parser.add_argument(
+        "--lr", type=float, default=_OF_TRAINING["lr"], help="with --train: learning rate (default: 0.001)"
+    )
     parser.add_argument("--split", default="test", help="split that it is measured on (default: test)")
     parser.add_argument("--images", type=int, metavar="N", help="images of it, evenly spaced (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of the training and of the intervals (default: 0)")
+    add_seed(parser, "of the training and of the intervals")
     add_output(parser)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
 
@@ -55,8 +61,8 @@ def run(args: argparse.Namespace) -> None:
     units = Path(expand(args.units, "--units"))
     output = file_option(args.output)
     check_least(args, train=1, images=1)
-    if args.train is None and (args.n_features is not None or args.d_qk is not None):
-        raise UserError("--n_features and --d_qk make new units: give --train STEPS too")
+    if args.train is None:
+        refuse_given(args, _OF_TRAINING, "makes new units: give --train STEPS too")
     if args.train is not None and units.exists() and (not units.is_dir() or any(units.iterdir())):
         raise UserError(f"--units {units} is there already: name a folder that is not, or leave --train out")
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from clt_lightning.cli.arguments import add_run_options, run_options
-from clt_lightning.cli.options import add_output, add_pool, add_sparse, check_least, file_option
+from clt_lightning.cli.options import add_output, add_pool, add_seed, add_sparse, check_least, file_option
 from clt_lightning.cli.second_backbone import FORMS, second_backbone
 from clt_lightning.core.files import write_json
 from clt_lightning.core.table import Column, lay_out
@@ -49,12 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="images of `test`, evenly spaced, on which everything is measured (default: 1,000)",
     )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="seed of the untrained transcoder, of the controls and of the intervals (default: 0)",
-    )
+    add_seed(parser, "seed of the untrained transcoder, of the controls and of the intervals")
     add_output(parser, "write all numbers there as JSON (docs/results-schema.md)")
 
 

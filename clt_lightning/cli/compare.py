@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clt_lightning.cli.options import add_output, file_option, write_arrays
+from clt_lightning.cli.options import add_output, add_seed, file_option, write_arrays
 from clt_lightning.core.files import write_json
 from clt_lightning.core.table import Column, lay_out
 from clt_lightning.core.terminal import line_width
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="one-to-one matching of PW-MCC: hungarian is the best there is, greedy takes the largest cosines first; "
         "auto (default) is hungarian up to 8,192 features a layer",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the nulls and of the intervals (default: 0)")
+    add_seed(parser, "seed of the nulls and of the intervals")
     add_output(parser, "write all numbers there as JSON (docs/results-schema.md)")
     parser.add_argument(
         "--arrays", type=Path, help="write there, as npz, what every feature of each run has in each other run"

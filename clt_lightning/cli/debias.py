@@ -7,13 +7,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clt_lightning.cli.arguments import add_run_options, run_options
-from clt_lightning.cli.options import add_output, check_least, file_option
+from clt_lightning.cli.options import add_output, add_seed, check_least, file_option, refuse_given
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import write_json
+from clt_lightning.core.paths import expand
 from clt_lightning.core.terminal import line_width
 
 if TYPE_CHECKING:
     from clt_lightning.analysis import Run
+
+
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+#: Options that `--erase` does not read, as they are where none is given
+_OF_STUDY: dict[str, Any] = {
+    **dict.fromkeys(("data", "unbiased", "way", "edit", "nodes")),
+    "collateral": [],
+    "head": "probe",
+    "sizes": _SIZES,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sizes",
         type=_numbers,
-        default=(1, 2, 4, 8, 16, 32, 64, 128),
+        default=_SIZES,
         metavar="N,N,...",
         help="how many features an edit may have; val and a part of train choose (default: 1,2,4,...,128)",
     )
@@ -88,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CLASS",
         help="instead: put more and more of the features behind a class to their mean, by the run's own data and head",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: 0)")
+    add_seed(parser, "of all that is drawn")
     add_output(parser, "write everything there as JSON (docs/results-schema.md)")
 
 
@@ -102,6 +113,12 @@ def run(args: argparse.Namespace) -> None:
 
     check_least(args, images=1, group_images=1, random=0)
     args.output = file_option(args.output)
+    if args.erase is not None:
+        _refuse_beside_erase(args)
+    for name in ("data", "unbiased", "nodes"):
+        if (path := getattr(args, name)) is not None:
+            setattr(args, name, Path(expand(path, f"--{name}")))
+    args.collateral = [Path(expand(path, "--collateral")) for path in args.collateral]
     opened = [open_run(folder, **run_options(args)) for folder in args.run]
     names = [run.folder.parent.name for run in opened]
     if len(set(names)) < len(names):
@@ -113,6 +130,13 @@ def run(args: argparse.Namespace) -> None:
     if args.output is not None:
         write_json(args.output, {"runs": [str(folder) for folder in args.run], **record}, indent=None)
         print(f"wrote {args.output}")
+
+
+def _refuse_beside_erase(args: argparse.Namespace) -> None:
+    """`--erase` is of one run, its own data and its own head."""
+    refuse_given(args, _OF_STUDY, "is of no use with --erase, which takes the run's own data and head: leave it out")
+    if len(args.run) > 1:
+        raise UserError(f"--erase is of one run, and --run names {len(args.run)}")
 
 
 def _debias(args: argparse.Namespace, runs: dict[str, Run]) -> dict[str, Any]:

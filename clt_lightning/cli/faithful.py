@@ -133,10 +133,16 @@ class Right:
     def __iter__(self) -> Iterator[tuple[str, Tensor, int]]:
         for batch in self.batches():
             best = (self.clip.encode_image(batch["image"].to(self.clip.device)) @ self.head).argmax(1).tolist()
-            for key, image, label, predicted in zip(batch["key"], batch["image"], batch["label"].tolist(), best):
+            for key, image, label, predicted in zip(batch["key"], batch["image"], _labels(batch), best):
                 self.seen += 1
                 if label == predicted:
                     yield key, image, label
+
+
+def _labels(batch: dict[str, Any]) -> list[int]:
+    """-1 of images without one: data need not have any."""
+    label = batch.get("label")
+    return [-1] * len(batch["image"]) if label is None else [int(one) for one in label]
 
 
 def curve_lines(found: Curves, words: dict[str, str], width: int | None = None) -> list[str]:
@@ -185,9 +191,7 @@ def write_evolution(args: argparse.Namespace, opened: Run, path: Path | None) ->
     if explains_stream(clt):
         assert opened.head is not None
         usual = baseline(args, opened, Features(clip, clt))
-        images = (
-            (image, label) for batch in batches() for image, label in zip(batch["image"], batch["label"].tolist())
-        )
+        images = ((image, label) for batch in batches() for image, label in zip(batch["image"], _labels(batch)))
         total = summed_edges(clip, clt, images, usual, opened.head, opened.datamodule.classnames, n, progress=True)
         found = found.with_edges(total)
     about = {"run": str(args.run), "split": args.split, "step": RunFolder(opened.folder).exported_at}

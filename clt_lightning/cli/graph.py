@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from clt_lightning.cli.arguments import add_run_options, run_options
 from clt_lightning.cli.faithful import add_curve_options, baseline, write_curves, write_evolution
-from clt_lightning.cli.options import check_least, file_option
+from clt_lightning.cli.options import add_seed, check_least, file_option
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.paths import expand
 from clt_lightning.core.terminal import line_width
@@ -112,7 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "page",
     )
     add_curve_options(parser)
-    parser.add_argument("--seed", type=int, default=0, help="of what --validate and --curves draw (default: 0)")
+    add_seed(parser, "of what --validate and --curves draw")
     parser.add_argument(
         "--output",
         type=Path,

@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import disk_errors, whole_file
@@ -58,6 +58,38 @@ def check_least(args: argparse.Namespace, **least: int) -> None:
         if value is not None and value < smallest:
             option = name.replace("_", "-")
             raise UserError(f"--{option} must be at least {smallest}, got {value}")
+
+
+def refuse_given(args: argparse.Namespace, defaults: Mapping[str, Any], why: str) -> None:
+    """Refuses options that would do nothing.
+
+    Args:
+        args: what was given.
+        defaults: by name, as it is written without its dashes, what stands where the option is not given.
+        why: follows the option's name.
+
+    Raises:
+        UserError: one was given.
+    """
+    for name, default in defaults.items():
+        if getattr(args, name.replace("-", "_")) != default:
+            raise UserError(f"--{name} {why}")
+
+
+def add_seed(parser: argparse.ArgumentParser | argparse._ArgumentGroup, text: str) -> None:
+    """`--seed`, `text` saying of what."""
+    parser.add_argument("--seed", type=_seed, default=0, help=f"{text} (default: 0)")
+
+
+def _seed(text: str) -> int:
+    """What every generator takes: numpy's and Lightning's refuse others.
+
+    Raises:
+        argparse.ArgumentTypeError: another number, or none.
+    """
+    if not text.isdecimal() or int(text) >= 1 << 32:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to {(1 << 32) - 1}, got {text!r}")
+    return int(text)
 
 
 def add_pool(parser: argparse.ArgumentParser, what: str) -> None:

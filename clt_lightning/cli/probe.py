@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from clt_lightning.cli.arguments import add_run_options, run_options
-from clt_lightning.cli.options import add_pool, add_sparse, check_least
+from clt_lightning.cli.options import add_pool, add_sparse, check_least, refuse_given
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import read_json, write_json
 from clt_lightning.core.table import Column, lay_out
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _SOURCES = ("embedding", "features", "reconstruction", "codes")
 _SHOWN = 5
+#: Options that a dense read-out does not have
+_OF_CLASSES = {"pool": "mean", "head": "probe"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +71,8 @@ def run(args: argparse.Namespace) -> None:
     from clt_lightning.runs.folder import RunFolder
 
     check_least(args, images=1)
+    if args.dense and not args.of:
+        refuse_given(args, _OF_CLASSES, "is of the probe of classes, which --dense takes the place of: give --of too")
     opened = open_run(args.run, **run_options(args))
     found: dict[str, Any] = {}
     if args.dense:

@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
     from clt_lightning.analysis.steering import SKIP_DOUBT
     from clt_lightning.report.saved_edits import Flips, check_name, save_edit, steering_record
 
-    check_least(args, images=1)
+    check_least(args, images=1, classes=1)
     args.output = file_option(args.output)
     edits = [Edit.parse(kind, text) for kind in ("set", "scale", "add") for text in getattr(args, kind)]
     if args.amplify is not None:
@@ -178,11 +178,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _picture_file(path: Path) -> Path:
-    from clt_lightning.core.paths import expand
-
     if path.suffix.lower() not in _PICTURES:
         raise UserError(f"--picture {path}: name a file that ends in {', '.join(_PICTURES)}")
-    return Path(expand(str(path), "--picture"))
+    found = file_option(path, "--picture")
+    assert found is not None
+    return found
 
 
 def _draw(path: Path, record: dict[str, Any]) -> None:

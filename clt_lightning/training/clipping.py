@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from clt_lightning.parallel.transcoder import ShardedTranscoder
@@ -18,13 +19,15 @@ def clip_by_norm(transcoder: CrossLayerTranscoder, optimizer: Optimizer, max_nor
         optimizer: what takes its next step with them.
         max_norm: the longest that they may be together.
     """
-    if isinstance(transcoder, ShardedTranscoder):
-        if isinstance(optimizer, AdamW):
-            optimizer.clip(transcoder.gradient_norm(), max_norm)
-        else:
-            transcoder.clip_grad_norm_(max_norm)
-    elif isinstance(optimizer, AdamW):
-        grads = [parameter.grad for parameter in transcoder.parameters() if parameter.grad is not None]
-        optimizer.clip(torch.nn.utils.get_total_norm(grads), max_norm)
+    if isinstance(optimizer, AdamW):
+        optimizer.clip(_norm(transcoder), max_norm)
+    elif isinstance(transcoder, ShardedTranscoder):
+        transcoder.clip_grad_norm_(max_norm)
     else:
         torch.nn.utils.clip_grad_norm_(transcoder.parameters(), max_norm)
+
+
+def _norm(transcoder: CrossLayerTranscoder) -> Tensor:
+    if isinstance(transcoder, ShardedTranscoder):
+        return transcoder.gradient_norm()
+    return torch.nn.utils.get_total_norm([p.grad for p in transcoder.parameters() if p.grad is not None])

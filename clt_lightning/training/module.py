@@ -381,9 +381,10 @@ class CLTModule(Preparation, Evaluating, Checkpointing):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None or gradient_clip_algorithm not in (None, "norm"):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_val and self.units is None:
+        elif not gradient_clip_val:
+            return
+        elif self.units is None:
             clip_by_norm(self.transcoder, optimizer, float(gradient_clip_val))
-        elif gradient_clip_val:
-            assert self.units is not None
+        else:
             for part in (self.transcoder, self.units):  # each by itself: neither shortens the other's steps
                 torch.nn.utils.clip_grad_norm_(part.parameters(), float(gradient_clip_val))

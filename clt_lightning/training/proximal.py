@@ -41,7 +41,7 @@ class Proximal(Capturing):
         for prior in self.priors():
             prior.after_step(step, self.total_steps, lr)
         if self.units is not None:
-            self.units.attention.unit_decoders()
+            self.units.after_step()
 
     def on_validation_start(self) -> None:
         if not self.trainer.sanity_checking and self.trainer.training:

@@ -32,7 +32,7 @@ def images(n: int, seed: int = 0) -> Tensor:
 
 
 def made(
-    attention: AttentionConfig | None = None,
+    attention: AttentionConfig | SparseAttention | None = None,
     cascade: CascadeConfig = OFF,
     lr: float = 1e-3,
     optimizer: type[torch.optim.Optimizer] = torch.optim.Adam,
@@ -118,6 +118,27 @@ def test_the_loss_of_units_is_their_error_in_units_of_the_variance() -> None:
     rebuilt = torch.stack([_alone(module, given, layer) for layer in range(4)])
     error = (found - rebuilt).square().sum(2).mean(1)
     assert float(logged["train/loss/attention"]) == pytest.approx(float((error / variance).mean()), rel=1e-3)
+
+
+def test_trained_units_go_on_from_what_they_are(tmp_path: Path) -> None:
+    first, given = made(units()), images(IMAGES)
+    fit(first, given, steps=1)
+    assert first.attention is not None
+    assert first.units is not None
+    assert bool((first.attention.y_scale != 1).any())
+    first.attention.save_pretrained(tmp_path)  # scales folded into the weights
+    given_units = SparseAttention.from_pretrained(tmp_path)
+    with torch.no_grad():  # and of another length than units of one's own making
+        given_units.W_dec[0, :, :] *= 3
+        given_units.W_enc[0] /= 3
+        given_units.b_enc[0] /= 3
+    module = made(given_units, lr=1e-9)
+    before = [_alone(module, given, layer) for layer in range(4)]
+    fit(module, given, steps=2)
+    assert module.units is not None
+    torch.testing.assert_close(module.units.y_var, first.units.y_var)
+    for layer in range(4):
+        torch.testing.assert_close(_alone(module, given, layer), before[layer], rtol=1e-4, atol=1e-4)
 
 
 def _alone(module: CLTModule, given: Tensor, layer: int) -> Tensor:

@@ -77,6 +77,22 @@ def test_clipping_within_the_step_is_clipping_before_it(max_norm: float, fused: 
     assert distance(ours, torchs) < 1e-5
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_clipping_goes_by_the_kernel_that_a_checkpoint_brings(fused: bool) -> None:
+    ours, torchs = parameters(torch.float32), parameters(torch.float32)
+    plain = torch.optim.AdamW(torchs, lr=0.1, weight_decay=0.0, fused=not fused)
+    folded = AdamW(ours, lr=0.1, fused=fused)
+    for params in (ours, torchs):
+        set_gradients(params, 0, 1)
+    plain.step(), folded.step()
+    folded.load_state_dict(copy.deepcopy(plain.state_dict()))
+    for params in (ours, torchs):
+        set_gradients(params, 1, 1)
+    folded.clip(torch.nn.utils.clip_grad_norm_(torchs, 0.5), 0.5)
+    plain.step(), folded.step()
+    assert distance(ours, torchs) < 1e-5
+
+
 def test_a_gradient_that_is_short_enough_stays_as_it_is() -> None:
     ours, others = parameters(torch.float32), parameters(torch.float32)
     folded, plain = AdamW(ours, lr=0.1), AdamW(others, lr=0.1)

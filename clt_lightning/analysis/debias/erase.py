@@ -29,7 +29,8 @@ class Erasure:
     Attributes:
         name: the class.
         sizes: how many features.
-        accuracy: by arm (`upstream`, `random`: of equal activity) and part (`class`, `others`), one a size.
+        accuracy: by arm (`upstream`, `random`: of equal activity, where any were drawn) and part (`class`, `others`),
+            one a size.
         features: the upstream ones, the strongest first.
         images: test images of the class, and of the others.
     """
@@ -77,7 +78,7 @@ def erase(
         sizes: how many of its concepts are at their mean.
         images: training images of the class.
         others: test images of the other classes, and training images behind the means.
-        random: draws of random features of equal activity.
+        random: draws of random features of equal activity; 0: none.
         draws: resamples of images.
         seed: of all that is drawn.
         progress: say how far it is.
@@ -110,13 +111,15 @@ def erase(
     activity = found.activity.mean(0)
     sizes = tuple(dict.fromkeys(min(n, len(order)) for n in sizes))
     parts = {"class": test["class"].sample(), "others": test["all"].sample()}
-    accuracy: dict[str, dict[str, list[Interval]]] = {arm: {part: [] for part in parts} for arm in ARMS}
+    accuracy: dict[str, dict[str, list[Interval]]] = {
+        arm: {part: [] for part in parts} for arm in ARMS if random or arm != "random"
+    }
     for n in sizes:
         sets = {"upstream": [order[:n]], "random": [matched(order[:n], activity, seed + i) for i in range(random)]}
-        for arm, some in sets.items():
+        for arm in accuracy:
             for part, sample in parts.items():
                 rows = []
-                for features in some:
+                for features in sets[arm]:
                     with mean_ablated(clip, clt, features, means):
                         seen = embed(clip, sample.batches())
                     rows.append(head.right(seen.embeddings, seen.labels))

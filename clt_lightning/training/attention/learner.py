@@ -64,6 +64,7 @@ class AttentionLearner(nn.Module):
         self.seed = seed
         self.register_buffer("y_var", torch.ones(attention.n_layers))
         self.register_buffer("images_since_fired", torch.zeros(attention.n_layers, attention.n_features).long())
+        self._is_prepared = False
 
     @property
     def dead(self) -> Tensor:
@@ -126,9 +127,30 @@ class AttentionLearner(nn.Module):
                     dist.all_reduce(buffer)
                     buffer /= processes
 
+    @property
+    def is_prepared(self) -> bool:
+        """Whether `prepare` was called, in this run or in the one of the checkpoint."""
+        return self._is_prepared and bool(self.attention.normalized)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._is_prepared = True
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Before the first step of a run, a resumed one too."""
+        norms = self.attention.W_dec.norm(dim=-1)
+        self._norms = torch.where((norms - 1).abs() < 1e-4, 1.0, norms)
+
+    def after_step(self) -> None:
+        """After an optimizer's step: what units write keeps the norm that it had when training began, 1 of new ones."""
+        self.attention.hold_decoders(self._norms)
+
     @torch.no_grad()
     def prepare(self, clip: Backbone, loader: Iterable[Any], tokens: int, processes: int = 1) -> None:
         """Scales, then first directions of the units, from the first training images; the same on all processes.
+
+        Units that are trained already keep what they make: of them the scales alone are set.
 
         Args:
             clip: the backbone.
@@ -150,10 +172,12 @@ class AttentionLearner(nn.Module):
         if processes > 1:
             for total in sums.sums():
                 dist.all_reduce(total)
-        statistics = sums.result()
+        statistics, are_trained = sums.result(), bool(units.normalized)
         units.normalize(statistics)
         self.y_var.copy_(torch.where(statistics.y_var > 0, statistics.y_var, 1.0))
-        start_units(clip, units, images, self.seed)
+        if not are_trained:
+            start_units(clip, units, images, self.seed)
+        self._is_prepared = True
         if processes > 1:  # where they start: at what the first process's images show
             for tensor in units.state_dict().values():
                 dist.broadcast(tensor, 0)

@@ -122,7 +122,10 @@ class AttentionModule(lightning.LightningModule):
             datamodule.transform = self.clip.preprocess
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optimizer_factory(self.attention.parameters())
+        try:
+            optimizer = self.optimizer_factory(self.attention.parameters())
+        except (ValueError, TypeError) as error:  # a rate below 0, or an argument that it does not take
+            raise UserError(f"the optimizer of sparse attention: {error}") from error
         steps = self.trainer.max_steps
         if steps <= 0:
             found = self.trainer.estimated_stepping_batches
@@ -137,10 +140,11 @@ class AttentionModule(lightning.LightningModule):
         for transcoder in self._beside:
             if transcoder is not None:
                 transcoder.to(self.device)
-        if not bool(self.attention.normalized):
+        if not self.units.is_prepared:
             datamodule: Any = getattr(self.trainer, "datamodule", None)
             loader: Any = self.trainer.train_dataloader if datamodule is None else datamodule.train_dataloader()
             self.units.prepare(self.clip, loader, self.tokens_config.statistics, self.trainer.world_size)
+        self.units.begin()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         sites = read_attention(self.clip, batch["image"])
@@ -160,7 +164,7 @@ class AttentionModule(lightning.LightningModule):
         return loss
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self.attention.unit_decoders()
+        self.units.after_step()
 
     def on_validation_epoch_start(self) -> None:
         self.validation = Sums(self.attention)

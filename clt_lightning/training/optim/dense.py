@@ -48,7 +48,7 @@ class AdamW(torch.optim.AdamW):
             norm: scalar, of all gradients together.
             max_norm: the longest that they may be.
         """
-        if self.defaults["fused"]:
+        if all(group["fused"] for group in self.param_groups):  # a checkpoint brings its own
             # the kernel divides by it, as it would by the scale of fp16's gradients
             self.grad_scale: Tensor | None = ((norm.float() + 1e-6) / max_norm).clamp(min=1.0)
         else:

@@ -24,6 +24,11 @@ class Prior(LossTerm):
     is_prior: ClassVar[bool] = True
     studies: Sequence[str] = ()
 
+    @property
+    def place(self) -> str:
+        """Where it stands in a config, for messages."""
+        return f"loss.extra: {type(self).__name__}"
+
     def attach(self, clt: CrossLayerTranscoder) -> None:
         """Before the first step: takes the transcoder, whose state it may make."""
         raise NotImplementedError
@@ -76,6 +81,21 @@ class WeightPrior(Prior):
     def value(self, given: LossInputs) -> Tensor:
         """It has no value: it is not differentiated."""
         raise UserError(f"{type(self).__name__} acts on the weights and has no value in the loss")
+
+
+def check_ranges(place: str, *rules: tuple[str, Any, bool, str]) -> None:
+    """Whether settings are in their ranges.
+
+    Args:
+        place: where they stand, for the message.
+        rules: of each setting its name, value, whether it is sound, and what is, in words.
+
+    Raises:
+        UserError: one is not.
+    """
+    for key, value, is_sound, wanted in rules:
+        if not is_sound:
+            raise UserError(f"{place}.{key} must be {wanted}, got {value}")
 
 
 def need_length(prior: Prior, max_steps: int) -> None:

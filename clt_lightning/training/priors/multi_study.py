@@ -29,7 +29,7 @@ from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
 from clt_lightning.parallel import ShardedTranscoder
 from clt_lightning.training.losses.base import LossInputs
-from clt_lightning.training.priors.base import Prior, need_length, own_features, whole_features
+from clt_lightning.training.priors.base import Prior, check_ranges, need_length, own_features, whole_features
 from clt_lightning.training.priors.layer import Rates, beta_mean, spike_and_slab
 from clt_lightning.transcoder.clt import CrossLayerTranscoder
 from clt_lightning.transcoder.support import relative_norms
@@ -64,18 +64,16 @@ class MultiStudy(Prior):
     memory: float = 0.99
 
     def __post_init__(self) -> None:
-        where = f"loss.extra: {type(self).__name__}"
-        check_fields(self, where)
-        for key, value, sound, wanted in (
+        check_fields(self, self.place)
+        check_ranges(
+            self.place,
             ("lambda1", self.lambda1, self.lambda1 > 0, "above 0"),
             ("lambda0", self.lambda0, self.lambda0 >= self.lambda1, "lambda1 or more"),
             ("a", self.a, self.a >= 1, "1 or more"),
             ("b", self.b, self.b is None or self.b >= 1, "1 or more, or null"),
             ("start", self.start, 0 <= self.start < 1, "from 0 to below 1"),
             ("memory", self.memory, 0 <= self.memory < 1, "from 0 to below 1"),
-        ):
-            if not sound:
-                raise UserError(f"{where}.{key} must be {wanted}, got {value}")
+        )
 
     # -- the run -----------------------------------------------------------------------------------------------------
     def attach(self, clt: CrossLayerTranscoder) -> None:

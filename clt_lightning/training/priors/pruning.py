@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from clt_lightning.core.arguments import check_fields
 from clt_lightning.core.errors import UserError
 from clt_lightning.training.priors.base import (
     WeightPrior,
+    check_ranges,
     group_measures,
     need_length,
     need_targets,
@@ -49,25 +51,31 @@ class GroupPruning(WeightPrior):
     warmup_fraction: float = 0.0
 
     def __post_init__(self) -> None:
-        where = f"loss.extra: {type(self).__name__}"
-        check_fields(self, where)
-        for key, value, sound, wanted in (
+        check_fields(self, self.place)
+        check_ranges(
+            self.place,
             ("keep", self.keep, 0 < self.keep <= 1, "above 0 and at most 1"),
             ("start", self.start, 0 <= self.start < 1, "from 0 to below 1"),
             ("refit", self.refit, 0 <= self.refit <= 1 - self.start, "from 0 to 1 - start"),
             ("every", self.every, self.every >= 1, "1 or more"),
-        ):
-            if not sound:
-                raise UserError(f"{where}.{key} must be {wanted}, got {value}")
+        )
 
     # -- the run -----------------------------------------------------------------------------------------------------
     def attach(self, clt: CrossLayerTranscoder) -> None:
         """Takes the transcoder.
 
         Raises:
-            UserError: its features write to one layer only; or a checkpoint's state is of another shape.
+            UserError: its features write to one layer only, or fewer groups are to be kept than there are features; or
+                a checkpoint's state is of another shape.
         """
         need_targets(self, clt)
+        each = [clt.n_targets(layer) for layer in range(clt.n_layers)]
+        if round(self.keep * sum(each) * clt.n_features) < clt.n_layers * clt.n_features:
+            least = math.ceil(1000 * clt.n_layers / sum(each)) / 1000
+            raise UserError(
+                f"{self.place}.keep={self.keep:g} would leave less than one group per feature: of "
+                f"a transcoder of {clt.n_layers} layers take {least:g} or more"
+            )
         self.clt = clt
         self.kept: list[Tensor] | None = None
         loaded = self.__dict__.pop("_loaded", None)
@@ -82,7 +90,8 @@ class GroupPruning(WeightPrior):
 
     def share(self, step: int, max_steps: int) -> float | None:
         """What share of the groups a cut leaves at an optimizer step; None where there is no cut."""
-        first, last = round(self.start * max_steps), min(round((1 - self.refit) * max_steps), max_steps - 1)
+        last = min(round((1 - self.refit) * max_steps), max_steps - 1)
+        first = min(round(self.start * max_steps), last)
         if not first <= step <= last or (step != last and (step - first) % self.every):
             return None
         done = (step - first) / (last - first) if last > first else 1.0

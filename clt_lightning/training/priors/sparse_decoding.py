@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from clt_lightning.core.arguments import check_fields
-from clt_lightning.core.errors import UserError
 from clt_lightning.training.priors.base import (
     WeightPrior,
+    check_ranges,
     group_measures,
     need_length,
     need_targets,
@@ -75,9 +75,9 @@ class SparseDecoding(WeightPrior):
     lazy: bool = True
 
     def __post_init__(self) -> None:
-        where = f"loss.extra: {type(self).__name__}"
-        check_fields(self, where)
-        for key, value, sound, wanted in (
+        check_fields(self, self.place)
+        check_ranges(
+            self.place,
             ("lambda1", self.lambda1, self.lambda1 > 0, "above 0"),
             ("lambda0", self.lambda0, self.lambda0 >= self.lambda1, "lambda1 or more"),
             ("a", self.a, self.a >= 1, "1 or more"),
@@ -85,9 +85,7 @@ class SparseDecoding(WeightPrior):
             ("start", self.start, 0 <= self.start < 1, "from 0 to below 1"),
             ("refit", self.refit, 0 <= self.refit < 1 - self.start, "from 0 to below 1 - start"),
             ("until", self.until, self.until is None or 0 < self.until <= 1, "above 0 and at most 1, or null"),
-        ):
-            if not sound:
-                raise UserError(f"{where}.{key} must be {wanted}, got {value}")
+        )
 
     # -- the run -----------------------------------------------------------------------------------------------------
     def attach(self, clt: CrossLayerTranscoder) -> None:

@@ -259,10 +259,16 @@ class SparseAttention(Saving):
 
     @torch.no_grad()
     def normalize(self, statistics: ActivationStatistics) -> None:
-        """Sets the scales, and the decoders' biases to the mean outputs."""
+        """Sets the scales; of new units the decoders' biases to the mean outputs. Trained ones make what they made."""
+        x_before, y_before = self.x_scale.clone(), self.y_scale.clone()
         self.x_scale.copy_(input_scales(statistics))
         self.y_scale.copy_(output_scales(statistics))
-        self.b_dec.copy_(statistics.y_mean.to(self.b_dec) / self.y_scale[:, None])
+        if bool(self.normalized):
+            self.W_enc.mul_((x_before / self.x_scale)[:, None, None])
+            self.W_dec.mul_((y_before / self.y_scale)[:, None, None])
+            self.b_dec.mul_((y_before / self.y_scale)[:, None])
+        else:
+            self.b_dec.copy_(statistics.y_mean.to(self.b_dec) / self.y_scale[:, None])
         self.normalized.fill_(True)
 
     @torch.no_grad()
@@ -338,9 +344,9 @@ class SparseAttention(Saving):
             weights[layer, :, r:], bias[layer, :, r:] = weights[layer, :, r:] * 1e-2, 0.0
 
     @torch.no_grad()
-    def unit_decoders(self) -> None:
-        """Scales every unit's written vector back to norm 1."""
-        self.W_dec.copy_(F.normalize(self.W_dec, dim=-1))
+    def hold_decoders(self, norms: Float[Tensor, "layers features"]) -> None:
+        """Scales every unit's written vector back to a norm, `(layers, F)`."""
+        self.W_dec.copy_(F.normalize(self.W_dec, dim=-1) * norms[..., None])
 
     # -- files -------------------------------------------------------------------------------------------------------
 

@@ -165,5 +165,8 @@ def test_a_class_is_erased(clip: FrozenCLIP, clt: CrossLayerTranscoder) -> None:
         assert curve.accuracy["upstream"][part][0] == curve.accuracy["random"][part][0]
     assert json.loads(json.dumps(curve.to_json()))["sizes"] == [0, 2]
     assert len(erase_lines(curve, 80)) >= 4
+    alone = erase(run, "dog", sizes=(0,), images=8, others=10, random=0, draws=10)
+    assert list(alone.accuracy) == ["upstream"]
+    assert len(erase_lines(alone, 80)) >= 2
     with pytest.raises(UserError, match="no class 'dogs'"):
         erase(run, "dogs")
