@@ -165,7 +165,7 @@ def test_one_set_and_bad_settings_are_named() -> None:
     )
     for arguments, said in cases:
         with pytest.raises(UserError, match=said):
-            MultiStudy(**arguments)  # type: ignore[arg-type]
+            MultiStudy(**arguments)
 
 
 def test_it_is_made_from_a_config_and_stands_beside_one_on_the_weights() -> None:
