@@ -186,8 +186,8 @@ def train(
     for one in getattr(data, "sets", {}).values():
         one.seed = seed
     recipe = {"cascade": NONE, "extra": extra}
-    place: Any = argparse.Namespace(clip=clip, n_layers=clip.n_layers)
-    module = build(recipe, options.k, seed, options, place)
+    backbone: Any = argparse.Namespace(clip=clip, n_layers=clip.n_layers)  # what `build` reads of a world
+    module = build(recipe, options.k, seed, options, backbone)
     silent: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = lightning.Trainer(
         max_steps=options.steps,

@@ -27,7 +27,9 @@ from clt_lightning.server.api import connect
 from docsite.screenshots import save_webp
 from tests.report.browser import Browser, find
 
-WIDTH = 1180
+WIDTH = 1360
+#: A card is cut off below that
+_HIGHEST = 1000
 #: Arms that are drawn, in the order of colours; those that a run has not are left out
 ARMS = ("graph", "edges", "nodes", "nodes_plain", "activation", "random")
 
@@ -81,18 +83,24 @@ def circuit(browser: Browser, source: Source, output: Path, key: str) -> list[Pa
         pins = browser.js(_STRONGEST.format(name=f"circuits/{number:05d}", which=which))
         groups = quote(json.dumps([["the three", *pins[:3]]]))
         browser.open(
-            server.url, f"{route}&heads=1&clickedId={pins[0]}&pinnedIds={','.join(pins)}&supernodes={groups}", "circuit"
+            server.url, f"{route}&heads=1&clickedId={pins[1]}&pinnedIds={','.join(pins)}&supernodes={groups}", "circuit"
         )
         browser.js("[...document.querySelectorAll('button')].find(b => b.textContent === 'Ask the model').click()")
         browser.wait("[...document.querySelectorAll('.pinscard td.real')].some(cell => cell.textContent !== '–')")
         browser.wait("!document.querySelector('main .thumb.loading')")
         print(browser.js("document.querySelector('.pinscard').innerText"))
         browser.screenshot(shot, full=True)
-        written = [save_webp(Image.open(shot), output / "circuit.webp")]
-        for name, selector in (("circuit-node", ".nodecard"), ("circuit-pinned", ".pinscard")):
-            browser.js(f"document.querySelector('{selector}').scrollIntoView()")
-            written.append(save_webp(browser.picture(selector), output / f"{name}.webp"))
-    return written
+        page = Image.open(shot)
+        boxes = {
+            name: browser.js(f"document.querySelector('{selector}').getBoundingClientRect().toJSON()")
+            for name, selector in (("circuit", ".circuitcard"), ("node", ".nodecard"), ("pinned", ".pinscard"))
+        }
+        cuts = {"circuit": (0, 0, WIDTH, round(boxes["circuit"]["bottom"]) + 16)}
+        for name in ("node", "pinned"):
+            box = boxes[name]
+            bottom = min(box["bottom"], box["top"] + _HIGHEST)
+            cuts[f"circuit-{name}"] = tuple(round(v) for v in (box["left"], box["top"], box["right"], bottom))
+        return [save_webp(page.crop(cut), output / f"{name}.webp") for name, cut in cuts.items()]
 
 
 def evolution(browser: Browser, source: Source, output: Path) -> Path:

@@ -183,7 +183,10 @@ def _say_memory(opened: Run, options: AmplifyOptions, images: int | None) -> Non
 
     if images is not None:
         most = training_bytes(Amplifier(opened.clip, opened.transcoder, options.layers), images, options.gate_by)
-        say(f"{images:,} training images take up to {size(most)} of memory beside the models (--train-images)")
+        say(
+            f"{images:,} training images take about {size(most)} of memory beside models and data loaders "
+            "(--train-images)"
+        )
 
 
 def _check(args: argparse.Namespace) -> None:

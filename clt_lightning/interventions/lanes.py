@@ -16,8 +16,8 @@ from clt_lightning.interventions.replacement import Replacement, ReplacementTrac
 from clt_lightning.interventions.resume import advance, ends_at_cls, last_mlp_at_cls, resume, start_of
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
-#: Tokens that go through a block at once, where a single lane has no more
-TOKENS = 16384
+#: Numbers of the stream that go through a block at once, where a single lane has no more: what a cache holds
+NUMBERS = 1 << 21
 
 Own = Callable[[slice], Tensor]
 """`own(span)`: the site's own tensor at some positions, `(images, positions, d_out)`; `final`: all of it."""
@@ -182,7 +182,7 @@ def run_lanes(lanes: Sequence[Lane]) -> list[Tensor]:
     """The embeddings of changed models of one backbone and transcoder.
 
     Args:
-        lanes: the models. At most `TOKENS` tokens go through a block at once, or one of them.
+        lanes: the models. At most `NUMBERS` of their streams go through a block at once, or one of them.
 
     Returns:
         unit-norm `(images, embed_dim)` of each.
@@ -195,7 +195,7 @@ def run_lanes(lanes: Sequence[Lane]) -> list[Tensor]:
 
 def rows_at_once(clip: Backbone) -> int:
     """Images that go through a block at once."""
-    return max(1, TOKENS // clip.n_positions)
+    return max(1, NUMBERS // (clip.n_positions * clip.d_model))
 
 
 def _groups(lanes: Sequence[Lane]) -> Iterator[list[int]]:
@@ -232,9 +232,9 @@ class _Together:
                 stack.enter_context(last_mlp_at_cls(clip))
             if changed:
                 stack.enter_context(clip.override(self.write, self._put, sorted(changed)))
-            stream = torch.cat(self._entering(first))
+            stream = _joined(self._entering(first))
             for block in range(first, clip.n_layers):
-                stream = torch.cat([advance(clip, stream, block, block + 1), *self._entering(block + 1)])
+                stream = _joined([advance(clip, stream, block, block + 1), *self._entering(block + 1)])
             return list(clip.run_from(clip.n_layers, stream).split([lane.n_images for lane in self.lanes]))
 
     def _entering(self, block: int) -> list[Tensor]:
@@ -264,7 +264,12 @@ class _Together:
                 parts.append(_at_cls(x[rows], own(slice(0, 1))))
             else:
                 parts.append(own(_ALL))
-        return torch.cat(parts)
+        return _joined(parts)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """One after the other; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 class _OwnMLP:

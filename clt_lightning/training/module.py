@@ -185,8 +185,7 @@ class CLTModule(Preparation, Evaluating, Checkpointing):
         self._check_prototype()
         # a buffer mixes images: each token then brings along what it is
         mixed = bool(self.tokens_config.buffer) and self.transcoder.cls_weight != 1
-        needs = self.loss_config.needs
-        self._marked = needs("labels") or needs("positions") or needs("studies") or mixed
+        self._marked = self.loss_config.reads_marks or mixed
         self.buffer = ActivationBuffer(self.tokens_config.buffer) if self.tokens_config.buffer else None
         self.finite = FiniteWatch()
         self.clock = StepClock()

@@ -65,7 +65,7 @@ class StatisticsAccumulator:
             self.y_sum[layer] += y64.sum(0)
             self.y_square_sum[layer] += y64.square().sum()
 
-    def sums(self) -> list[Float[Tensor, "*shape"]]:
+    def sums(self) -> list[Float[Tensor, "*_"]]:
         """The sums, for an all-reduce in place over processes."""
         return [self.n, self.x_sum, self.x_norm_sum, self.y_sum, self.y_square_sum]
 

@@ -147,9 +147,10 @@ def test_strings_in_the_place_of_lists() -> None:
 
 
 def test_no_block_is_run_that_is_known(tmp_path: Path, model: CLTModule) -> None:
-    """A window starts behind its first MLP, from the stream of the untouched forward."""
-    seen = [0] * LAYERS
+    """A window starts behind its first MLP, from the stream of the untouched forward, and runs beside the others."""
+    seen: list[list[int]] = [[] for _ in range(LAYERS)]
+    one = model.clip.n_positions * model.clip.d_model
     for layer, block in enumerate(model.clip.blocks):
-        block.register_forward_hook(lambda m, i, out, layer=layer: seen.__setitem__(layer, seen[layer] + 1))
+        block.register_forward_hook(lambda m, i, out, layer=layer: seen[layer].append(out.numel() // one))
     trainer(tmp_path, ZeroShot(["0-2", "1-", "2"])).validate(model, datamodule=Made(n=8, batch_size=8), verbose=False)
-    assert seen == [1, 1 + 1, 1 + 2]
+    assert seen == [[8], [8, 8], [8, 16]]  # images: of the untouched model, then of the windows that have begun

@@ -162,11 +162,13 @@ def test_a_circuit_of_the_residual_stream(made: Made, tmp_path: Path, browser: B
     assert "Each edge is what one node adds to the answer by way of another" in browser.js("document.body.innerText")
     layer, feature, peaks = (unpack_column(circuit["maps"][name]) for name in ("layer", "feature", "peaks"))
     maps = unpack_maps(circuit["maps"]["maps"], peaks, 10)
-    row = int(np.argmax((maps > 0).sum(1) * (layer == 0)))
-    name = f"0_{feature[row]}_all"
+    level = int(np.bincount(layer).argmax())
+    row = int(np.argmax((maps > 0).sum(1) * (layer == level)))
+    name = f"{level}_{feature[row]}_all"
     left = "document.querySelector('.circuit [data-id=\"{}\"]').getBoundingClientRect().x"
     ordered = sorted(
-        (int(maps[n].argmax()), browser.js(left.format(f"0_{feature[n]}_all"))) for n in np.flatnonzero(layer == 0)
+        (int(maps[n].argmax()), browser.js(left.format(f"{level}_{feature[n]}_all")))
+        for n in np.flatnonzero(layer == level)
     )
     assert len({place for place, _ in ordered}) > 2
     for (one, x), (other, further) in itertools.pairwise(ordered):

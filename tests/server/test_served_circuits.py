@@ -155,7 +155,7 @@ def test_the_page_asks_the_model(served: Served, shown: tuple[int, Any], browser
     assert [_number(row[1]) for row in alone] == pytest.approx(wanted, abs=0.0051)
     browser.open(served.server.url, route, "circuit")
     browser.js("[...document.querySelectorAll('button')].find(b => b.textContent === 'Ask the model').click()")
-    browser.wait("document.querySelectorAll('table.what thead th').length === 4")
+    browser.wait("document.querySelectorAll('table.what thead th').length === 5")
     found = browser.js(rows)
     _, opened = served.post("pick", {"key": data["key"]})
     sets = [NodeSet.features([place(name)]) for name in ids]
@@ -163,8 +163,10 @@ def test_the_page_asks_the_model(served: Served, shown: tuple[int, Any], browser
     _, answer = served.post(
         "intervene", {"image": opened["image"], "sets": [s.to_json() for s in sets], "targets": circuit["targets"]}
     )
-    assert [_number(row[2]) for row in found] == pytest.approx([row[0] for row in answer["observed"]], abs=0.0051)
-    assert found[0][3].startswith(served.session.classnames[answer["top"][0]])
+    assert [row[1] for row in found] == [row[1] for row in alone], "to first order, as before"
+    for column, kind in ((2, "predicted"), (3, "observed")):
+        assert [_number(row[column]) for row in found] == pytest.approx([row[0] for row in answer[kind]], abs=0.0051)
+    assert found[0][4].startswith(served.session.classnames[answer["top"][0]])
     # heads of an edge are there without the model, too
     browser.open(served.run / "report" / "index.html", f"circuit/{number}?clickedId={ids[0]}&heads=1", "circuit")
     assert "head" in browser.js("document.querySelector('.nodecard').innerText")

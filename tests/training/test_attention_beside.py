@@ -55,8 +55,8 @@ def made(
 
 
 def units(**changes: Any) -> AttentionConfig:
-    given: dict[str, Any] = {"n_features": 48, "activation": cl.TopK(5)}
-    return AttentionConfig(**(given | changes))
+    settings: dict[str, Any] = {"n_features": 48, "activation": cl.TopK(5)}
+    return AttentionConfig(**(settings | changes))
 
 
 def fit(module: CLTModule, given: Tensor, batch: int = IMAGES, steps: int = STEPS, **options: Any) -> dict[str, Tensor]:

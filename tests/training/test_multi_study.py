@@ -158,15 +158,16 @@ def test_one_set_and_bad_settings_are_named() -> None:
         prior.value(given(small(), torch.ones(2, 3, 6), torch.tensor([0, 1, -1])))
     with pytest.raises(UserError, match="needs the length of the run"):
         prior.check_length(-1)
-    for arguments, said in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"lambda1": 0.0}, "lambda1 must be above 0"),
         ({"lambda0": 0.1}, "lambda0 must be lambda1 or more"),
         ({"start": 1.0}, "start must be from 0 to below 1"),
         ({"memory": 1.0}, "memory must be from 0 to below 1"),
         ({"b": 0.5}, "b must be 1 or more"),
-    ):
+    )
+    for arguments, said in cases:
         with pytest.raises(UserError, match=said):
-            MultiStudy(**arguments)  # type: ignore[arg-type]
+            MultiStudy(**arguments)
 
 
 def test_it_is_made_from_a_config_and_stands_beside_one_on_the_weights() -> None:

@@ -81,14 +81,15 @@ def test_a_damaged_support_is_named(tmp_path: Path) -> None:
     path = clt.save_pretrained(tmp_path) / pretrained.WEIGHTS
     tensors = load_file(path)
     written, groups = "W_dec.0.written", "W_dec.0.groups"
-    for change, said in (
+    cases: tuple[tuple[dict[str, torch.Tensor | None], str], ...] = (
         ({written: torch.ones_like(tensors[written])}, "names 120 groups"),
         ({written: tensors[written].float()}, "W_dec.0.written float32"),
         ({groups: tensors[groups][:-1]}, f"names {len(tensors[groups])} groups"),
         ({groups: tensors[groups][None]}, "but W_dec.0.groups is float32"),
         ({"W_dec.0": torch.zeros(30, 4, 16)}, "holds it twice"),
         ({groups: None}, "not the other"),
-    ):
+    )
+    for change, said in cases:
         damaged = {key: tensor for key, tensor in (tensors | change).items() if tensor is not None}
         save_file(damaged, path, {"format": pretrained.FORMAT})
         pretrained.seal(tmp_path)

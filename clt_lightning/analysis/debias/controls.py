@@ -87,8 +87,8 @@ def attribute_differences(train: Embedded, groups: Groups) -> Tensor:
     told = train.need_groups("train")
     means = torch.stack([train.embeddings[told == i].mean(0) for i in range(groups.n)])
     by_value = means.unflatten(0, (-1, groups.attributes)).sum(0)
-    found: Tensor = (by_value[1:] - by_value[0]).T
-    return found
+    differences: Tensor = by_value[1:] - by_value[0]
+    return differences.T
 
 
 def class_differences(biased: Embedded, unbiased: Embedded, n_classes: int) -> Tensor:
@@ -119,8 +119,8 @@ def least_squares_read(directions: Tensor, train: Embedded) -> Tensor:
     spread = rows.T @ rows / len(rows)
     spread = spread + 1e-4 * spread.diagonal().mean() * torch.eye(len(spread))
     read = torch.linalg.solve(spread, directions)
-    found: Tensor = read @ torch.linalg.inv(directions.T @ read)
-    return found
+    weights: Tensor = read @ torch.linalg.inv(directions.T @ read)
+    return weights
 
 
 class Heads:

@@ -74,6 +74,11 @@ class LossConfig:
         """Those of `extra` that are on and learn something beside the weights (`training.priors.Prior`)."""
         return [term for term in self.extra if term.coefficient and term.is_prior]
 
+    @property
+    def reads_marks(self) -> bool:
+        """Whether a term reads what each token is: its image's class or set, or its place."""
+        return self.needs("labels") or self.needs("positions") or self.needs("studies")
+
     def needs(self, what: Need) -> bool:
         """Whether a term that is on needs something."""
         return any(what in term.needs for term in self.terms())

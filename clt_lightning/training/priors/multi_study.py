@@ -89,7 +89,7 @@ class MultiStudy(Prior):
                 f"{'one set' if n == 0 else f'the set {self.studies[0]}'}: take data.class_path Studies (docs/data.md)"
             )
         self.clt = clt
-        shape = (len(clt.W_enc), clt.W_enc[0].shape[0], n)
+        shape: tuple[int, int, int] = (len(clt.W_enc), clt.W_enc[0].shape[0], n)
         made: dict[str, Any] = {"dtype": torch.float32, "device": clt.b_dec.device}
         self.squares, self.tokens = torch.zeros(shape, **made), torch.zeros(n, **made)
         self.theta, self.p = torch.full((shape[0], n), 0.5, **made), torch.ones(shape, **made)

@@ -6,6 +6,7 @@ import json
 import logging
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -295,7 +296,7 @@ def test_the_pictures_of_a_set_may_have_something_in_common(tmp_path: Path) -> N
     assert seen == {"red", "cyan"}
     assert made.classnames == renders.CLASSNAMES  # labels are those of all
     assert made.parameters["colours"] == ["red", "cyan"]
-    for arguments, said in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"background": "snow"}, "background must be sand or water, but is 'snow'"),
         ({"texture": "striped", "background": "sand"}, "texture and background cannot be set together"),
         ({"colours": ["red", "red"]}, "colours must be a list out of red, orange"),
@@ -303,7 +304,8 @@ def test_the_pictures_of_a_set_may_have_something_in_common(tmp_path: Path) -> N
         ({"colours": []}, "colours must be a list out of red, orange"),
         ({"colours": ["red"], "spurious": {"cue": "corner"}}, "colours and spurious cannot be set together"),
         ({"background": "sand", "spurious": {"cue": "corner"}}, "background and spurious cannot be set together"),
-    ):
+    )
+    for arguments, said in cases:
         with pytest.raises(UserError, match=said):
             Demo(root=tmp_path / "b", **arguments)
 
