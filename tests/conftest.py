@@ -63,7 +63,9 @@ def _is_free(port: int) -> bool:
 
 @pytest.fixture(autouse=True)
 def _own_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A port for processes that a test starts."""
+    """A port for processes that a test starts, and none of what Lightning leaves behind after a launch in this one."""
+    for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)  # a process that finds them waits for others
     ports = (_PORTS[number % len(_PORTS)] for number in _numbers)
     monkeypatch.setenv("MASTER_PORT", str(next(port for port in ports if _is_free(port))))
 
