@@ -16,19 +16,18 @@ export PATH := $(abspath $(BIN)):$(PATH)
 quickstart: setup
 	$(BIN)/python -m clt_lightning fit --config configs/quickstart.yaml
 
-# three workers on two cores: for a fifth of their time tests wait for processes, pages and signals
 test: setup
 	-@$(MAKE) --no-print-directory tools
-	$(BIN)/python -m pytest -n 3 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # which lines no test runs in its own process
 coverage: setup
-	$(BIN)/python -m pytest -n 3 --dist worksteal --cov=clt_lightning --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov=clt_lightning --cov-report=term:skip-covered
 
 test-all: setup
 	-@$(MAKE) --no-print-directory tools
 	-@$(MAKE) --no-print-directory docs-tools
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m ""
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m ""
 
 # these pin other versions than this package takes; where they cannot be installed, the tests say so and are skipped
 test-interop: setup
