@@ -47,6 +47,7 @@ def debias(
             raise UserError(f"{name}: its backbone is another one than the first run's: arms are compared on one")
     o, data = options or DebiasOptions(), data or first.datamodule
     if o.progress:
+        data.transform = first.clip.preprocess  # its splits are counted
         clts = [run.transcoder for run in runs.values()]
         say(f"memory: about {size(memory_of(first.clip, clts, data, o, unbiased))} beside backbone and transcoders")
     of = Setting(first.clip, data, unbiased, collateral or {}, o)
