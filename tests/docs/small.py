@@ -42,10 +42,6 @@ FEWER = {"--validate": "2", "--validate-images": "2", "--curves": "2", "--evolut
 INSTEAD = {"/new/place/cifar100": "data/cifar100"}
 #: Commands that must have run before those of a page, since the page says so in words
 BEFORE: dict[str, list[list[str]]] = {
-    "docs/guides/choosing.md": [
-        ["fit", "--config", "configs/quickstart.yaml", f"--name={name}"] for name in ("k4", "k24")
-    ]
-    + [["test", "--run", f"runs/{name}"] for name in ("k4", "k24")],
     "docs/weights.md": [["export", "--run", "runs/quickstart", "--output", "exported"]],
 }
 #: Parts of Python blocks that are made smaller: page -> (as it stands there, as it is run)
