@@ -37,7 +37,7 @@ def _heads(of: Setting) -> list[ArmResult]:
     def make(n: int) -> Edit:
         return partial(heads.ablated, order[:n], means)
 
-    size, sizes = choose(of, make, len(order), True)
+    size, sizes = choose(of, make, len(order), True, "heads' direct writing")
     return [arm(of, "heads' direct writing", "heads", [make(size)], chosen=tuple(order[:size]), sizes=sizes)]
 
 

@@ -73,7 +73,9 @@ class FeatureArms:
         size = len(order)
         sizes: dict[int, float] = {}
         if choice:
-            size, sizes = choose(self.of, lambda n: self._edit(way, edit, order[:n]), len(order), way in NEEDS_GROUPS)
+            make = partial(self._first, way, edit, order)
+            what = f"{self.name}, {way}, {edit}"
+            size, sizes = choose(self.of, make, len(order), way in NEEDS_GROUPS, what)
         chosen = order[:size]
         shared = {"run": self.name, "edit": edit}
         edits = [self._edit(way, edit, chosen)]
@@ -83,6 +85,9 @@ class FeatureArms:
             edits = [self._edit(way, edit, some) for some in sets]
             arms.append(arm(self.of, f"random, as {way}", "random", edits, chosen=tuple(sets[0]), **shared))
         return arms
+
+    def _first(self, way: str, edit: str, order: list[Feature], n: int) -> Edit:
+        return self._edit(way, edit, order[:n])
 
     def _edit(self, way: str, edit: str, features: list[Feature]) -> Edit:
         """The edit of some features; random ones are weighted as the way's own are."""

@@ -14,6 +14,7 @@ from clt_lightning.analysis.debias.predictor import Edit, Head, embed
 from clt_lightning.analysis.debias.result import ArmResult
 from clt_lightning.analysis.debias.setting import Setting
 from clt_lightning.analysis.intervals import Interval, weighted_interval
+from clt_lightning.core.progress import track
 
 #: Features of an edit that no labels can choose
 _UNSEEN_SIZE = 8
@@ -21,7 +22,9 @@ _UNSEEN_SIZE = 8
 
 def arm(of: Setting, name: str, kind: str, edits: Sequence[Edit], **more: Any) -> ArmResult:
     """One arm on all test images and on collateral data: the mean over its edits."""
-    found = told(of, name, kind, [_right(of, edit) for edit in edits], **more)
+    what = ", ".join(filter(None, (more.get("run"), name, more.get("edit"))))
+    work = track(edits, f"{what}: test", len(edits), "edits", show=of.o.progress)
+    found = told(of, name, kind, [_right(of, edit) for edit in work], **more)
     found.collateral.update(_collateral(of, edits))
     return found
 
@@ -33,7 +36,9 @@ def told(of: Setting, name: str, kind: str, right: Sequence[np.ndarray], **more:
     return ArmResult(name, kind, more.pop("run", ""), found, **more)
 
 
-def choose(of: Setting, make: Callable[[int], Edit], most: int, grouped: bool) -> tuple[int, dict[int, float]]:
+def choose(
+    of: Setting, make: Callable[[int], Edit], most: int, grouped: bool, what: str
+) -> tuple[int, dict[int, float]]:
     """The best size, and what each size that may be chosen was judged by; 0 where no edit is better than none.
 
     Args:
@@ -41,12 +46,14 @@ def choose(of: Setting, make: Callable[[int], Edit], most: int, grouped: bool) -
         make: the edit of a size.
         most: the largest size there is.
         grouped: judge by the worst group of val and a balanced sample of train; else by accuracy on unbiased data.
+        what: the arm, for the progress.
     """
     if not grouped and of.unbiased_val is None:
         return min(_UNSEEN_SIZE, most), {}
     tried: dict[int, float] = {}
     plain = 0.0
-    for size in (0, *(n for n in of.o.sizes if n <= most)):
+    sizes = (0, *(n for n in of.o.sizes if n <= most))
+    for size in track(sizes, f"{what}: how many", len(sizes), "sizes", show=of.o.progress):
         edit = make(size)
         head = _recentred(of, edit)
         if grouped:

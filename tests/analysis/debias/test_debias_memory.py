@@ -25,7 +25,7 @@ def test_memory_is_said_of_data_that_no_model_has_seen_yet(
     monkeypatch.setattr(study, "Setting", begin)
     clip = cl.FrozenCLIP(pretrained="demo")
     clt = cl.CrossLayerTranscoder(clip.n_layers, clip.d_model, 32, seed=0)
-    sizes: dict[str, int] = {"n_train": 12, "n_val": 6, "n_test": 6}
+    sizes: dict[str, Any] = {"n_train": 12, "n_val": 6, "n_test": 6}
     data = cl.data.Demo(root=str(tmp_path), spurious={"cue": "background"}, **sizes)
     data.prepare_data()
     run: Any = SimpleNamespace(clip=clip, transcoder=clt, datamodule=data)
