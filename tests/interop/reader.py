@@ -3,7 +3,7 @@
     python reader.py FOLDER
 
 FOLDER/<case>/ holds `export/`, `case.json` (format, topology) and `expected.safetensors` (x, codes, y_hat). Prints a
-line of JSON a case with the largest differences.
+line of JSON per case with the differences, as shares of what is expected (root mean squares).
 """
 
 from __future__ import annotations
@@ -54,6 +54,10 @@ def sae_lens(folder: Path, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     return torch.stack([s.encode(t) for s, t in zip(saes, x)]), torch.stack([s(t) for s, t in zip(saes, x)])
 
 
+def share(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
 def main(folder: Path) -> None:
     torch.set_grad_enabled(False)
     for place in sorted(path.parent for path in folder.glob("*/case.json")):
@@ -66,9 +70,9 @@ def main(folder: Path) -> None:
         codes = codes.to_dense() if codes.is_sparse else codes
         found = {
             "case": place.name,
-            "codes": float((codes - expected["codes"]).abs().max()),
+            "codes": share(codes, expected["codes"]),
             "supports": int(((codes != 0) != (expected["codes"] != 0)).sum()),
-            "y": float((y - expected["y_hat"]).abs().max()),
+            "y": share(y, expected["y_hat"]),
         }
         print(json.dumps(found), flush=True)
 
