@@ -20,6 +20,7 @@ from clt_lightning.analysis.evaluate import EffectOptions, EvaluateOptions
 from clt_lightning.analysis.faithfulness import FaithfulnessOptions
 from clt_lightning.analysis.features import FeatureOptions
 from clt_lightning.metrics import zero_shot
+from clt_lightning.training.attention.start import fit_size, start_from, start_queries
 from clt_lightning.transcoder import AuxiliaryRequest, BatchTopK, JumpReLU, TopK
 from tests.analysis.circuits.circuit_world import a_target, an_image, clip_of, clt_of
 from tests.test_public_shapes import members
@@ -118,10 +119,10 @@ def test_sparse_attention(d_qk: int | None) -> None:
     units.decode(1, codes), units.encode(0, x[0], pattern)
     some = torch.tensor([0, 2])
     units.key_terms(0, x[0], some, torch.tensor([1, 4]), torch.tensor([3, 7]), pattern)
-    units.readers(0, some), units.writes(0, some), units.fit_size(0, x[0], torch.randn(15, 8), pattern)
-    units.start_from(0, torch.randn(12, 8), torch.randn(12, 8), torch.randn(12))
+    units.readers(0, some), units.writes(0, some), fit_size(units, 0, x[0], torch.randn(15, 8), pattern)
+    start_from(units, 0, torch.randn(12, 8), torch.randn(12, 8), torch.randn(12))
     if d_qk:
-        units.pattern(0, x[0]), units.start_queries(0, torch.randn(2, 4, 9), torch.randn(2, 4, 9), 0.5)
+        units.pattern(0, x[0]), start_queries(units, 0, torch.randn(2, 4, 9), torch.randn(2, 4, 9), 0.5)
 
 
 def test_analyses(clip: cl.FrozenCLIP) -> None:

@@ -108,12 +108,10 @@ class Preparation(Proximal):
             follow(trainer)
         if not bool(self.transcoder.normalized):
             self._estimate_normalization()
-        if self.units is not None:
-            if not self.units.is_prepared:
-                datamodule = getattr(trainer, "datamodule", None)
-                loader: Any = trainer.train_dataloader if datamodule is None else datamodule.train_dataloader()
-                self.units.prepare(self.clip, loader, self.tokens_config.statistics, self._data_place()[1])
-            self.units.begin()
+        if self.units is not None and not self.units.is_prepared:
+            datamodule = getattr(trainer, "datamodule", None)
+            loader: Any = trainer.train_dataloader if datamodule is None else datamodule.train_dataloader()
+            self.units.prepare(self.clip, loader, self.tokens_config.statistics, self._data_place()[1])
         self.attach_priors()
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,38 @@ _CITE_UNITS = """```bibtex
 ```"""
 
 
+@dataclass(frozen=True)
+class Upload:
+    """What is said of an upload, whatever is uploaded.
+
+    Attributes:
+        place: `ORG/NAME`, or `ORG/NAME/SUBFOLDER`.
+        metadata: `{"clip": ..., "step": ...}` as beside the weights.
+        results: a run's results.json.
+        licence: of the weights, as the hub names it; None: not stated.
+        revision: branch or tag, for the snippet that loads it.
+    """
+
+    place: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    results: Mapping[str, Any] = field(default_factory=dict)
+    licence: str | None = None
+    revision: str | None = None
+
+    @property
+    def run(self) -> Mapping[str, Any]:
+        return self.results.get("run") or {}
+
+    @property
+    def clip(self) -> Mapping[str, Any]:
+        return self.metadata.get("clip") or self.run.get("clip") or {}
+
+    def rows(self) -> dict[str, str]:
+        """How it was made."""
+        licence = self.licence or "not stated by who uploaded it"
+        return {"backbone": _backbone(self.clip), **_training(self.run, self.metadata), "licence": licence}
+
+
 def read_results(results: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
     """A run's record: from its folder, its results.json, or as it is; empty for None.
 
@@ -53,81 +86,55 @@ def read_results(results: str | Path | Mapping[str, Any] | None) -> dict[str, An
     return read_json(path)
 
 
-def card(
-    config: Mapping[str, Any],
-    parameters: int,
-    place: str,
-    metadata: Mapping[str, Any] | None = None,
-    results: Mapping[str, Any] | None = None,
-    licence: str | None = None,
-    revision: str | None = None,
-) -> str:
-    """README.md of a repository.
+def card(config: Mapping[str, Any], parameters: int, upload: Upload) -> str:
+    """README.md of a transcoder's repository.
 
     Args:
         config: `CrossLayerTranscoder.config()`.
         parameters: how many.
-        place: `ORG/NAME`, or `ORG/NAME/SUBFOLDER`.
-        metadata: `{"clip": ..., "step": ...}` as beside the weights.
-        results: a run's results.json.
-        licence: of the weights, as the hub names it.
-        revision: branch or tag, for the snippet that loads it.
+        upload: what is said of it.
     """
-    metadata, results = metadata or {}, results or {}
-    run = results.get("run") or {}
-    clip = metadata.get("clip") or run.get("clip") or {}
     rows = {
         "form": _KINDS[config["topology"]],
-        "size": f"{config['n_layers']} layers x {config['n_features']:,} features of width {config['d_model']}, "
-        f"{count(parameters)} parameters",
+        "size": _size(config, "features", parameters),
         "activation": _activation(config),
         **_sites(config),
         "linear skip": "yes: it carries a part of the output that no feature names" if config["skip"] else "no",
-        "backbone": _backbone(clip),
-        **_training(run, metadata),
-        "licence": licence or "not stated by who uploaded it",
+        **upload.rows(),
     }
     tag = config["topology"].replace("_", "-") + "-transcoder"
-    return _page(place, tag, licence, rows, _measured(results), _snippet(place, clip, revision), _CITE)
+    return _page(upload, tag, rows, _measured(upload.results), _snippet(upload), _CITE)
 
 
-def units_card(
-    config: Mapping[str, Any],
-    parameters: int,
-    place: str,
-    metadata: Mapping[str, Any] | None = None,
-    results: Mapping[str, Any] | None = None,
-    licence: str | None = None,
-    revision: str | None = None,
-) -> str:
+def units_card(config: Mapping[str, Any], parameters: int, upload: Upload) -> str:
     """The same of sparse attention; `config` is `SparseAttention.config()`."""
-    metadata, results = metadata or {}, results or {}
-    run = results.get("run") or {}
-    clip = metadata.get("clip") or run.get("clip") or {}
     own = config["d_qk"] is not None
     rows = {
         "form": "sparse attention: units of rank one in the place of every attention layer",
-        "size": f"{config['n_layers']} layers x {config['n_features']:,} units of width {config['d_model']}, "
-        f"{count(parameters)} parameters",
+        "size": _size(config, "units", parameters),
         "activation": _activation(config),
         "patterns": f"{config['n_heads']} "
         + (f"of their own, d_qk {config['d_qk']}" if own else "of the model's heads"),
-        "backbone": _backbone(clip),
-        **_training(run, metadata),
-        "licence": licence or "not stated by who uploaded it",
+        **upload.rows(),
     }
-    snippet = _units_snippet(place, clip, revision)
-    return _page(place, "sparse-attention", licence, rows, _measured_units(results), snippet, _CITE_UNITS)
+    measured = _measured_units(upload.results)
+    return _page(upload, "sparse-attention", rows, measured, _units_snippet(upload), _CITE_UNITS)
 
 
-def _page(
-    place: str, tag: str, licence: str | None, rows: Mapping[str, str], measured: str, snippet: str, cite: str
-) -> str:
+def _size(config: Mapping[str, Any], units: str, parameters: int) -> str:
+    return (
+        f"{config['n_layers']} layers x {config['n_features']:,} {units} of width {config['d_model']}, "
+        f"{count(parameters)} parameters"
+    )
+
+
+def _page(upload: Upload, tag: str, rows: Mapping[str, str], measured: str, snippet: str, cite: str) -> str:
+    licence = upload.licence
     front = ["---", "library_name: clt-lightning", *([f"license: {licence}"] if licence else []), "tags:"]
     front += [f"- {name}" for name in (*_TAGS, tag)]
     parts = [
         "\n".join([*front, "---"]),
-        f"# {place}",
+        f"# {upload.place}",
         "\n".join(["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items())]),
         "## Measured",
         measured,
@@ -279,26 +286,26 @@ def _made(clip: Mapping[str, Any]) -> str:
     return f"cl.FrozenCLIP(pretrained={backbone})" if pretrained == "demo" else f"cl.FrozenCLIP({backbone}{weights})"
 
 
-def _units_snippet(place: str, clip: Mapping[str, Any], revision: str | None) -> str:
-    at = f', revision="{revision}"' if revision else ""
+def _units_snippet(upload: Upload) -> str:
+    at = f', revision="{upload.revision}"' if upload.revision else ""
     return f"""```python
 import clt_lightning as cl          # pip install clt-lightning
 
-clip = {_made(clip)}
-units = cl.SparseAttention.from_pretrained("{place}"{at})
+clip = {_made(upload.clip)}
+units = cl.SparseAttention.from_pretrained("{upload.place}"{at})
 with cl.replaced(clip, None, attention=units) as trace:     # units in the place of every attention
     embeddings = clip.encode_image(images)                  # preprocessed (n, 3, size, size)
 trace.attention[0].dense()                                  # codes of block 0, (1, images x positions, units)
 ```"""
 
 
-def _snippet(place: str, clip: Mapping[str, Any], revision: str | None) -> str:
-    at = f', revision="{revision}"' if revision else ""
+def _snippet(upload: Upload) -> str:
+    at = f', revision="{upload.revision}"' if upload.revision else ""
     return f"""```python
 import clt_lightning as cl          # pip install clt-lightning
 
-clip = {_made(clip)}
-clt = cl.CrossLayerTranscoder.from_pretrained("{place}"{at})
+clip = {_made(upload.clip)}
+clt = cl.CrossLayerTranscoder.from_pretrained("{upload.place}"{at})
 acts = clip.capture(images)         # preprocessed (n, 3, size, size), a PIL image, or a list of them
 codes = clt.encode(acts.x)          # sparse; codes.dense() is (layers, tokens, features)
 with cl.replaced(clip, clt):        # the transcoder in the place of every MLP

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import pretrained
+from clt_lightning.transcoder.card import Upload, card, read_results
 from clt_lightning.transcoder.precision import float_type
 
 
@@ -36,14 +37,12 @@ class Saving(nn.Module):
         """The module of a folder's files."""
         return pretrained.load(cls, folder, dtype, trusted=trust)
 
-    def card(
-        self,
-        place: str,
-        metadata: Mapping[str, Any] | None,
-        results: Mapping[str, Any] | None,
-        licence: str | None,
-        revision: str | None,
-    ) -> str:
+    @property
+    def n_parameters(self) -> int:
+        """How many numbers are trained."""
+        return sum(p.numel() for p in self.parameters())
+
+    def card(self, upload: Upload) -> str:
         """README.md of a repository that holds it."""
         raise NotImplementedError
 
@@ -96,7 +95,6 @@ class Saving(nn.Module):
             UserError: a name that cannot be, no leave to write, no network, or no such results.
         """
         from clt_lightning.core import hub
-        from clt_lightning.transcoder.card import read_results
 
         name, inside = pretrained.split_name(repo_id)
         if name is None:
@@ -106,7 +104,7 @@ class Saving(nn.Module):
         if metadata is None:
             metadata = pretrained.metadata_of_run(results)
         place = f"{name}/{inside}" if inside else name
-        text = self.card(place, metadata, record, licence, revision)
+        text = self.card(Upload(place, metadata or {}, record, licence, revision))
         with tempfile.TemporaryDirectory() as made:
             folder = self.save_pretrained(made, metadata)
             (folder / "README.md").write_text(text, encoding="utf-8")
@@ -175,15 +173,5 @@ class TranscoderSaving(Saving):
         theirs: Any = None if pretrained.is_ours(folder) else files.read(folder)
         return super().read_folder(folder, dtype, trust) if theirs is None else theirs.to(dtype)
 
-    def card(
-        self,
-        place: str,
-        metadata: Mapping[str, Any] | None,
-        results: Mapping[str, Any] | None,
-        licence: str | None,
-        revision: str | None,
-    ) -> str:
-        from clt_lightning.transcoder import card
-
-        parameters = sum(p.numel() for p in self.parameters())
-        return card.card(self.config(), parameters, place, metadata, results, licence, revision)
+    def card(self, upload: Upload) -> str:
+        return card(self.config(), self.n_parameters, upload)

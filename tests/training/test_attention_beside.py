@@ -139,6 +139,18 @@ def test_trained_units_go_on_from_what_they_are(tmp_path: Path) -> None:
     torch.testing.assert_close(module.units.y_var, first.units.y_var)
     for layer in range(4):
         torch.testing.assert_close(_alone(module, given, layer), before[layer], rtol=1e-4, atol=1e-4)
+    # a run that goes on holds the lengths of the start, and not those that rounding has made of them
+    resumed = made(SparseAttention(4, 96, 48, 3, cl.TopK(5)))
+    resumed.load_state_dict(module.state_dict())
+    assert resumed.units is not None
+    assert resumed.units.is_prepared
+    assert torch.equal(resumed.units.norms, module.units.norms)
+    for units_of in (module.units, resumed.units):
+        with torch.no_grad():
+            units_of.attention.W_dec.mul_(1.7)
+        units_of.after_step()
+    assert torch.equal(resumed.units.attention.W_dec, module.units.attention.W_dec)
+    torch.testing.assert_close(module.units.attention.W_dec.norm(dim=-1), module.units.norms)
 
 
 def _alone(module: CLTModule, given: Tensor, layer: int) -> Tensor:

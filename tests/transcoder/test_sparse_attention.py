@@ -10,9 +10,11 @@ from torch import Tensor
 
 import clt_lightning as cl
 from clt_lightning.core.errors import UserError
+from clt_lightning.training.attention.start import start_from, start_queries
 from clt_lightning.transcoder import Activation, ActivationStatistics
 from clt_lightning.transcoder.attention import SparseAttention
 from clt_lightning.transcoder.attention.reference import replace_dense
+from clt_lightning.transcoder.card import Upload
 
 L, D, F, H, N, T = 2, 12, 24, 3, 4, 7
 
@@ -118,7 +120,7 @@ def test_normalisation_starts_at_the_mean() -> None:
     y = 50 + 8 * x
     mean, var = y.mean((1, 2)), (y - y.mean((1, 2), keepdim=True)).square().sum(3).mean((1, 2))
     sparse.normalize(ActivationStatistics(x.mean((1, 2)), x.norm(dim=3).mean((1, 2)), mean, var))
-    sparse.start_from(0, torch.zeros(F, D), sparse.W_dec[0].detach(), torch.zeros(F))
+    start_from(sparse, 0, torch.zeros(F, D), sparse.W_dec[0].detach(), torch.zeros(F))
     made, _ = sparse.replace(0, x[0], patterns[0])
     torch.testing.assert_close(made.double(), mean[0].expand(N, T, D), rtol=1e-5, atol=1e-5)
 
@@ -128,7 +130,7 @@ def test_own_queries_start_at_the_models_scores() -> None:
     x, _ = inputs()
     generator = torch.Generator().manual_seed(4)
     q, k = torch.randn(2, H, 4, D + 1, generator=generator, dtype=torch.float64)
-    sparse.start_queries(1, q, k, 0.5)
+    start_queries(sparse, 1, q, k, 0.5)
     ones = torch.cat([x[1], torch.ones(N, T, 1, dtype=torch.float64)], -1)[:, None]
     scores = (ones @ q.transpose(1, 2)) @ (ones @ k.transpose(1, 2)).transpose(2, 3) * 0.5
     torch.testing.assert_close(sparse.pattern(1, x[1]), scores.softmax(-1), rtol=1e-9, atol=1e-9)
@@ -160,7 +162,7 @@ def test_the_card_says_what_it_is_and_what_was_measured() -> None:
         "attention": {"fvu": table, "l0": table, "dead": table, "heads": None},
         "zero_shot": {"arms": [{"kind": "with_attention", "drop": drop}, {"kind": "replaced", "drop": drop}]},
     }
-    text = made.card("me/units", {"clip": {"pretrained": "demo"}}, {"evaluation": {"test": found}}, "mit", "v1")
+    text = made.card(Upload("me/units", {"clip": {"pretrained": "demo"}}, {"evaluation": {"test": found}}, "mit", "v1"))
     for line in (
         "license: mit",
         "- sparse-attention",
@@ -171,7 +173,7 @@ def test_the_card_says_what_it_is_and_what_was_measured() -> None:
         'units = cl.SparseAttention.from_pretrained("me/units", revision="v1")',
     ):
         assert line in text, line
-    assert "Nothing was recorded" in SparseAttention(2, 8, 6, 2, d_qk=3).card("me/units", None, None, None, None)
+    assert "Nothing was recorded" in SparseAttention(2, 8, 6, 2, d_qk=3).card(Upload("me/units"))
 
 
 def test_a_device_that_is_not_there_is_a_users_mistake(tmp_path: Path) -> None:

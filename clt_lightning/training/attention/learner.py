@@ -40,6 +40,7 @@ class AttentionLearner(nn.Module):
         config: the settings, or those of the units that were given.
         y_var: `(layers,)` total variance of `attn_out`: the scale of the errors.
         images_since_fired: `(layers, F)` int64.
+        norms: `(layers, F)` of what units write, which training keeps: 1 of new units; 0 before `prepare`.
 
     Raises:
         UserError: units that do not fit the backbone.
@@ -47,6 +48,7 @@ class AttentionLearner(nn.Module):
 
     y_var: Tensor
     images_since_fired: Tensor
+    norms: Tensor
 
     def __init__(self, clip: Backbone, attention: SparseAttention | AttentionConfig, seed: int) -> None:
         super().__init__()
@@ -64,7 +66,7 @@ class AttentionLearner(nn.Module):
         self.seed = seed
         self.register_buffer("y_var", torch.ones(attention.n_layers))
         self.register_buffer("images_since_fired", torch.zeros(attention.n_layers, attention.n_features).long())
-        self._is_prepared = False
+        self.register_buffer("norms", torch.zeros(attention.n_layers, attention.n_features))
 
     @property
     def dead(self) -> Tensor:
@@ -81,12 +83,12 @@ class AttentionLearner(nn.Module):
         out = rebuild_attention(clip, self.attention, sites)
         y, y_hat = sites.y.flatten(1, 2), out.y_hat.flatten(1, 2)
         parts = {"attention": normalized_error(y, y_hat, self.y_var).mean()}
-        dead = self.dead if self.config.auxk else None
-        if dead is not None and bool(dead.any()):
+        dead = self.dead
+        # one look at the device for all layers
+        silent = [layer for layer, some in enumerate(dead.any(1).tolist()) if some] if self.config.auxk else []
+        if silent:
             rests = (y.to(y_hat) - y_hat).detach()
-            found = [
-                self._auxiliary(layer, out, rests[layer], dead[layer]) for layer in range(len(y)) if dead[layer].any()
-            ]
+            found = [self._auxiliary(layer, out, rests[layer], dead[layer]) for layer in silent]
             parts["attention_auxk"] = self.config.auxk * torch.stack(found).sum() / len(y)
         return parts, out
 
@@ -130,21 +132,11 @@ class AttentionLearner(nn.Module):
     @property
     def is_prepared(self) -> bool:
         """Whether `prepare` was called, in this run or in the one of the checkpoint."""
-        return self._is_prepared and bool(self.attention.normalized)
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        self._is_prepared = True
-
-    @torch.no_grad()
-    def begin(self) -> None:
-        """Before the first step of a run, a resumed one too."""
-        norms = self.attention.W_dec.norm(dim=-1)
-        self._norms = torch.where((norms - 1).abs() < 1e-4, 1.0, norms)
+        return bool(self.norms.any())
 
     def after_step(self) -> None:
-        """After an optimizer's step: what units write keeps the norm that it had when training began, 1 of new ones."""
-        self.attention.hold_decoders(self._norms)
+        """After an optimizer's step: what units write keeps its norm."""
+        self.attention.hold_decoders(self.norms)
 
     @torch.no_grad()
     def prepare(self, clip: Backbone, loader: Iterable[Any], tokens: int, processes: int = 1) -> None:
@@ -175,9 +167,11 @@ class AttentionLearner(nn.Module):
         statistics, are_trained = sums.result(), bool(units.normalized)
         units.normalize(statistics)
         self.y_var.copy_(torch.where(statistics.y_var > 0, statistics.y_var, 1.0))
-        if not are_trained:
+        if are_trained:
+            self.norms.copy_(units.W_dec.norm(dim=-1))
+        else:
             start_units(clip, units, images, self.seed)
-        self._is_prepared = True
+            self.norms.fill_(1.0)
         if processes > 1:  # where they start: at what the first process's images show
             for tensor in units.state_dict().values():
                 dist.broadcast(tensor, 0)

@@ -48,7 +48,7 @@ class AttentionModule(lightning.LightningModule):
 
     Args:
         backbone: the frozen backbone, or what `CLTModule` takes for one.
-        attention: units that are trained in place, or the settings that make them; None: 8 x d_model units a layer.
+        attention: units that are trained in place, or the settings that make them; None: 8 x d_model units per layer.
         optimizer: called with the parameters.
         schedule: learning rate over the run.
         tokens: of use for `statistics` alone: attention mixes all tokens of an image.
@@ -87,7 +87,7 @@ class AttentionModule(lightning.LightningModule):
         if isinstance(given, dict):
             given = from_plain(AttentionConfig, given)
         if isinstance(given, AttentionConfig) and not given.n_features:
-            raise UserError("attention.n_features is 0: how many units a layer? A multiple of its heads")
+            raise UserError("attention.n_features is 0: how many units per layer? A multiple of its heads")
         self.units = AttentionLearner(self.clip, given, self.seed)
         self.cascade_config = from_plain(CascadeConfig, cascade)
         if transcoder is not None and not transcoder.sites.is_mlp:
@@ -144,7 +144,6 @@ class AttentionModule(lightning.LightningModule):
             datamodule: Any = getattr(self.trainer, "datamodule", None)
             loader: Any = self.trainer.train_dataloader if datamodule is None else datamodule.train_dataloader()
             self.units.prepare(self.clip, loader, self.tokens_config.statistics, self.trainer.world_size)
-        self.units.begin()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         sites = read_attention(self.clip, batch["image"])

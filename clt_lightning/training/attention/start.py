@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from clt_lightning.backbone import Backbone
 from clt_lightning.backbone.attention_parts import AttentionParts, attention_pattern
+from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder.attention import SparseAttention
 
 
@@ -48,12 +50,12 @@ def start_units(clip: Backbone, attention: SparseAttention, images: Sequence[Ten
             reads.append(rows @ writer @ value)
             writes.append(rows)
             centres.append(reads[-1] @ centre[own])
-        attention.start_from(layer, torch.cat(reads), torch.cat(writes), torch.cat(centres))
+        start_from(attention, layer, torch.cat(reads), torch.cat(writes), torch.cat(centres))
         if attention.d_qk is not None:
             _start_queries(attention, layer, parts)
         y = found[0]["attn_out"][0].float()
         pattern = None if attention.d_qk is not None else attention_pattern(parts, x[: len(images[0])])
-        attention.fit_size(layer, x[: len(images[0])], y, pattern)
+        fit_size(attention, layer, x[: len(images[0])], y, pattern)
 
 
 def head_matrices(parts: AttentionParts, scale: Tensor | None, head: int) -> tuple[Tensor, Tensor]:
@@ -89,4 +91,82 @@ def _start_queries(attention: SparseAttention, layer: int, parts: AttentionParts
     both = torch.cat([weight, bias[..., None]], -1)
     own = torch.arange(attention.n_heads, device=both.device) % parts.n_heads
     scale = both.shape[2] ** -0.5 if parts.scale is None else parts.scale
-    attention.start_queries(layer, both[0][own], both[1][own], scale)
+    start_queries(attention, layer, both[0][own], both[1][own], scale)
+
+
+@torch.no_grad()
+def start_from(
+    units: SparseAttention,
+    layer: int,
+    reads: Float[Tensor, "features d_model"],
+    writes: Float[Tensor, "features d_model"],
+    centre: Float[Tensor, " features"],
+) -> None:
+    """Starts a layer's units at given directions, in the model's units.
+
+    Args:
+        units: the units.
+        layer: which.
+        reads: `(F, d_model)` what code 1 reads of the normed stream.
+        writes: `(F, d_model)` what code 1 writes, of norm 1.
+        centre: `(F,)` the mean of what is read, which then gives code 0.
+    """
+    units.W_enc[layer].copy_(reads / (units.x_scale[layer] * units.y_scale[layer]))
+    units.W_dec[layer].copy_(writes)
+    units.b_enc[layer].copy_(-centre / units.y_scale[layer])
+
+
+@torch.no_grad()
+def fit_size(
+    units: SparseAttention,
+    layer: int,
+    x: Float[Tensor, "images positions d_model"],
+    y: Float[Tensor, "tokens d_model"],
+    pattern: Float[Tensor, "images heads queries keys"] | None = None,
+) -> None:
+    """Multiplies a layer's codes by the factor that rebuilds some outputs best.
+
+    Args:
+        units: the units.
+        layer: which.
+        x: `(images, positions, d_model)`, its `attn_in`.
+        y: `(images * positions, d_model)`, its `attn_out`.
+        pattern: as of `replace`.
+    """
+    with units.activation.not_tracking():
+        made = units.decode(layer, units.encode(layer, x, pattern)) - units.b_dec[layer] * units.y_scale[layer]
+    wanted = y.to(made) - units.b_dec[layer] * units.y_scale[layer]
+    factor = (made * wanted).sum() / made.square().sum().clamp(min=1e-30)
+    if factor > 0:
+        units.W_enc[layer] *= factor
+        units.b_enc[layer] *= factor
+
+
+@torch.no_grad()
+def start_queries(
+    units: SparseAttention,
+    layer: int,
+    q: Float[Tensor, "heads channels d_and_1"],
+    k: Float[Tensor, "heads channels d_and_1"],
+    scale: float,
+) -> None:
+    """Starts own queries and keys at the best of their size for the model's scores.
+
+    Args:
+        units: the units.
+        layer: which.
+        q, k: `(n_heads, channels, d_model + 1)`: the model's, biases in the last column.
+        scale: the model's factor on its scores.
+    """
+    if units.W_q is None or units.W_k is None or units.b_q is None or units.b_k is None or units.d_qk is None:
+        raise UserError("these units move by the model's own patterns (d_qk is None): nothing to start")
+    left, size, right = torch.linalg.svd(q.transpose(1, 2).double() @ k.double())
+    r = min(units.d_qk, q.shape[1])
+    half = (size[:, :r] * scale * units.d_qk**0.5).sqrt()[:, None]
+    found_q, found_k = (
+        (left[:, :, :r] * half).transpose(1, 2),
+        (right.transpose(1, 2)[:, :, :r] * half).transpose(1, 2),
+    )
+    for weights, bias, found in ((units.W_q, units.b_q, found_q), (units.W_k, units.b_k, found_k)):
+        weights[layer, :, :r], bias[layer, :, :r] = found[..., :-1].to(weights), found[..., -1].to(bias)
+        weights[layer, :, r:], bias[layer, :, r:] = weights[layer, :, r:] * 1e-2, 0.0

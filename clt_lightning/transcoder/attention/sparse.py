@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from clt_lightning.core.arguments import whole
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder.activations import Activation, TopK
+from clt_lightning.transcoder.card import Upload, units_card
 from clt_lightning.transcoder.codes import Codes, Pairs
 from clt_lightning.transcoder.normalization import ActivationStatistics, input_scales, output_scales
 from clt_lightning.transcoder.precision import full_precision
@@ -36,7 +37,7 @@ class AttentionOutput:
 
 
 class SparseAttention(Saving):
-    """F units a layer in the place of its attention, over all positions of an image in both directions.
+    """F units per layer in the place of its attention, over all positions of an image in both directions.
 
     A unit reads one direction of the normed stream at the key positions, moves it by the pattern of one head, and
     writes one vector at the query position, if it is among the active ones there:
@@ -272,78 +273,6 @@ class SparseAttention(Saving):
         self.normalized.fill_(True)
 
     @torch.no_grad()
-    def start_from(
-        self,
-        layer: int,
-        reads: Float[Tensor, "features d_model"],
-        writes: Float[Tensor, "features d_model"],
-        centre: Float[Tensor, " features"],
-    ) -> None:
-        """Starts a layer's units at given directions, in the model's units.
-
-        Args:
-            layer: which.
-            reads: `(F, d_model)` what code 1 reads of the normed stream.
-            writes: `(F, d_model)` what code 1 writes, of norm 1.
-            centre: `(F,)` the mean of what is read, which then gives code 0.
-        """
-        self.W_enc[layer].copy_(reads / (self.x_scale[layer] * self.y_scale[layer]))
-        self.W_dec[layer].copy_(writes)
-        self.b_enc[layer].copy_(-centre / self.y_scale[layer])
-
-    @torch.no_grad()
-    def fit_size(
-        self,
-        layer: int,
-        x: Float[Tensor, "images positions d_model"],
-        y: Float[Tensor, "tokens d_model"],
-        pattern: Float[Tensor, "images heads queries keys"] | None = None,
-    ) -> None:
-        """Multiplies a layer's codes by the factor that rebuilds some outputs best.
-
-        Args:
-            layer: which.
-            x: `(images, positions, d_model)`, its `attn_in`.
-            y: `(images * positions, d_model)`, its `attn_out`.
-            pattern: as of `replace`.
-        """
-        with self.activation.not_tracking():
-            made = self.decode(layer, self.encode(layer, x, pattern)) - self.b_dec[layer] * self.y_scale[layer]
-        wanted = y.to(made) - self.b_dec[layer] * self.y_scale[layer]
-        factor = (made * wanted).sum() / made.square().sum().clamp(min=1e-30)
-        if factor > 0:
-            self.W_enc[layer] *= factor
-            self.b_enc[layer] *= factor
-
-    @torch.no_grad()
-    def start_queries(
-        self,
-        layer: int,
-        q: Float[Tensor, "heads channels d_and_1"],
-        k: Float[Tensor, "heads channels d_and_1"],
-        scale: float,
-    ) -> None:
-        """Starts own queries and keys at the best of their size for the model's scores.
-
-        Args:
-            layer: which.
-            q, k: `(n_heads, channels, d_model + 1)`: the model's, biases in the last column.
-            scale: the model's factor on its scores.
-        """
-        if self.W_q is None or self.W_k is None or self.b_q is None or self.b_k is None or self.d_qk is None:
-            raise UserError("these units move by the model's own patterns (d_qk is None): nothing to start")
-        left, size, right = torch.linalg.svd(q.transpose(1, 2).double() @ k.double())
-        r = min(self.d_qk, q.shape[1])
-        half = (size[:, :r] * scale * self.d_qk**0.5).sqrt()[:, None]
-        found_q, found_k = (
-            (left[:, :, :r] * half).transpose(1, 2),
-            (right.transpose(1, 2)[:, :, :r] * half).transpose(1, 2),
-        )
-        for weights, bias, found in ((self.W_q, self.b_q, found_q), (self.W_k, self.b_k, found_k)):
-            weights[layer, :, :r], bias[layer, :, :r] = found[..., :-1].to(weights), found[..., -1].to(bias)
-            weights[layer, :, r:], bias[layer, :, r:] = weights[layer, :, r:] * 1e-2, 0.0
-
-    @torch.no_grad()
     def hold_decoders(self, norms: Float[Tensor, "layers features"]) -> None:
         """Scales every unit's written vector back to a norm, `(layers, F)`."""
         self.W_dec.copy_(F.normalize(self.W_dec, dim=-1) * norms[..., None])
@@ -371,18 +300,8 @@ class SparseAttention(Saving):
         state["normalized"] = torch.ones_like(self.normalized)
         return state
 
-    def card(
-        self,
-        place: str,
-        metadata: Mapping[str, Any] | None,
-        results: Mapping[str, Any] | None,
-        licence: str | None,
-        revision: str | None,
-    ) -> str:
-        from clt_lightning.transcoder import card
-
-        parameters = sum(p.numel() for p in self.parameters())
-        return card.units_card(self.config(), parameters, place, metadata, results, licence, revision)
+    def card(self, upload: Upload) -> str:
+        return units_card(self.config(), self.n_parameters, upload)
 
     def extra_repr(self) -> str:
         qk = "the model's patterns" if self.d_qk is None else f"d_qk={self.d_qk}"
