@@ -13,14 +13,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 
-from benchmarks.common import machine, synchronize, write
+from benchmarks.common import machine, silent_trainer, synchronize, write
 from clt_lightning.training.module import CLTModule
 from clt_lightning.training.optim import AdamW
 from clt_lightning.training.settings import LossConfig, TranscoderConfig, from_plain
@@ -94,16 +93,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.profile:
         timed.profiles = {on: profile(activities=[ProfilerActivity.CPU], acc_events=True) for on in (False, True)}
     precision: Any = "bf16-mixed" if options.dtype == "bf16" else "32-true"
-    trainer = lightning.Trainer(
-        max_steps=options.steps + options.warm,
+    trainer = silent_trainer(
+        options.steps + options.warm,
         accelerator="gpu" if options.device == "cuda" else "cpu",
-        devices=1,
         precision=precision,
         gradient_clip_val=1.0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         callbacks=[timed],
     )
     batches = images(module.clip, options.batch_size, options.steps + options.warm)

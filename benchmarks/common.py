@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
 
 
@@ -36,6 +37,21 @@ def _cpu_name() -> str:
                 name = line.split(":", 1)[1].strip()
                 break
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def silent_trainer(max_steps: int = -1, **options: Any) -> lightning.Trainer:
+    """A trainer on one CPU that validates, logs, saves and shows nothing by itself."""
+    defaults: dict[str, Any] = {
+        "limit_val_batches": 0,
+        "num_sanity_val_steps": 0,
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return lightning.Trainer(max_steps=max_steps, **(defaults | options))
 
 
 def synchronize(device: str) -> None:

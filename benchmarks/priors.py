@@ -15,10 +15,10 @@ import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import lightning
 import numpy as np
 import torch
 
+from benchmarks.common import silent_trainer
 from benchmarks.recipes import CASCADE, World, build
 from clt_lightning.interventions.replacement import replaced
 from clt_lightning.training.losses.base import LossTerm
@@ -90,19 +90,7 @@ def train(extra: list[LossTerm], seed: int, options: argparse.Namespace, world: 
     recipe = {"batch": 32, "cascade": CASCADE | {"images": 32}, "extra": extra}
     module = build(recipe, options.k, seed, options, world)
     world.seed, world.batch_size = seed, 32
-    trainer = lightning.Trainer(
-        max_steps=options.steps,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-        gradient_clip_val=1.0,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module, datamodule=world)
+    silent_trainer(options.steps, gradient_clip_val=1.0).fit(module, datamodule=world)
     clt: CrossLayerTranscoder = module.transcoder
     return clt.eval()
 

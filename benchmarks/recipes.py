@@ -17,7 +17,7 @@ from typing import Any
 import lightning
 import torch
 
-from benchmarks.common import machine, write
+from benchmarks.common import machine, silent_trainer, write
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.callbacks import Reconstruction, ZeroShot
 from clt_lightning.data import Demo, WebImages
@@ -172,25 +172,11 @@ def run(recipe: dict[str, Any], k: int, seed: int, options: argparse.Namespace, 
     """Trains and evaluates one recipe."""
     module = build(recipe, k, seed, options, world)
     world.seed, world.batch_size = seed, recipe.get("batch", 64)
-    silent: dict[str, Any] = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    trainer = lightning.Trainer(
-        max_steps=round(options.steps * recipe.get("longer", 1)),
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-        gradient_clip_val=1.0,
-        **silent,
-    )
+    trainer = silent_trainer(round(options.steps * recipe.get("longer", 1)), gradient_clip_val=1.0)
     start = time.perf_counter()
     trainer.fit(module, datamodule=world)
     seconds = time.perf_counter() - start
-    evaluation = lightning.Trainer(callbacks=[Reconstruction(), ZeroShot()], **silent)
+    evaluation = silent_trainer(limit_val_batches=1.0, callbacks=[Reconstruction(), ZeroShot()])
     metrics = {key: float(v) for key, v in evaluation.validate(module, datamodule=world, verbose=False)[0].items()}
     last = module.clip.n_layers - 1
     original, replaced = metrics["val/zero_shot/original"], metrics[f"val/zero_shot/replaced/0-{last}/all"]

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning
 import numpy as np
 import torch
 from scipy import stats
 
+from benchmarks.common import silent_trainer
 from benchmarks.recipes import NONE, build, interval
 from clt_lightning.analysis.matching import STATES, match_features
 from clt_lightning.analysis.studies import StudyUse, study_use
@@ -188,18 +188,7 @@ def train(
     recipe = {"cascade": NONE, "extra": extra}
     backbone: Any = argparse.Namespace(clip=clip, n_layers=clip.n_layers)  # what `build` reads of a world
     module = build(recipe, options.k, seed, options, backbone)
-    silent: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = lightning.Trainer(
-        max_steps=options.steps,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-        gradient_clip_val=1.0,
-        accelerator="cpu",
-        devices=1,
-        enable_model_summary=False,
-        **silent,
-    )
-    trainer.fit(module, datamodule=data)
+    silent_trainer(options.steps, gradient_clip_val=1.0).fit(module, datamodule=data)
     clt: CrossLayerTranscoder = module.transcoder
     return clt.eval()
 

@@ -67,6 +67,22 @@ class Prior(LossTerm):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes its state back, before `attach` or after."""
+        if "clt" in self.__dict__:
+            self.take(state)
+        else:
+            self._waiting = state
+
+    def take(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave, when `attach` has made what it goes into.
+
+        Raises:
+            UserError: it is of another transcoder.
+        """
+
+    def take_waiting(self) -> None:
+        """At the end of `attach`: what a checkpoint brought before."""
+        if (state := self.__dict__.pop("_waiting", None)) is not None:
+            self.take(state)
 
 
 class WeightPrior(Prior):
@@ -83,12 +99,16 @@ class WeightPrior(Prior):
         raise UserError(f"{type(self).__name__} acts on the weights and has no value in the loss")
 
 
-def check_ranges(place: str, *rules: tuple[str, Any, bool, str]) -> None:
+Rule = tuple[str, Any, bool, str]
+"""Of a setting its name, value, whether it is sound, and what is, in words."""
+
+
+def check_ranges(place: str, *rules: Rule) -> None:
     """Whether settings are in their ranges.
 
     Args:
         place: where they stand, for the message.
-        rules: of each setting its name, value, whether it is sound, and what is, in words.
+        rules: of each setting.
 
     Raises:
         UserError: one is not.

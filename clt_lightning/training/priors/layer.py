@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from clt_lightning.training.priors.base import Rule
 from clt_lightning.transcoder.support import relative_norms
 
 
@@ -25,11 +27,39 @@ class Rates:
     spike: float
     adapts: bool = True
 
+    @classmethod
+    def rising(cls, prior: Any, step: int, max_steps: int, adapts: bool = True) -> Rates | None:
+        """Of a prior whose spike rises from `lambda1` to `lambda0` once the penalty begins; None before it does.
+
+        Args:
+            prior: with `lambda0`, `lambda1`, `start`, `warmup_steps` and `warmup_fraction`.
+            step: optimizer step.
+            max_steps: of the run.
+            adapts: as of the attribute.
+        """
+        first = round(prior.start * max_steps)
+        if step < first:
+            return None
+        rise = prior.warmup_steps or prior.warmup_fraction * max_steps
+        share = min(1.0, (step - first + 1) / rise) if rise > 0 else 1.0
+        return cls(prior.lambda1, prior.lambda1 + share * (prior.lambda0 - prior.lambda1), adapts)
+
     def inclusion(self, g: Tensor, theta: Tensor) -> Tensor:
         """p* of groups of relative norm g `(F, targets)`, given theta `(targets,)`."""
         if not self.adapts:
             return torch.zeros_like(g)
         return spike_and_slab(g, theta, self)
+
+
+def slab_and_spike_rules(prior: Any) -> tuple[Rule, ...]:
+    """For `check_ranges`: the settings that every spike-and-slab prior has."""
+    return (
+        ("lambda1", prior.lambda1, prior.lambda1 > 0, "above 0"),
+        ("lambda0", prior.lambda0, prior.lambda0 >= prior.lambda1, "lambda1 or more"),
+        ("a", prior.a, prior.a >= 1, "1 or more"),
+        ("b", prior.b, prior.b is None or prior.b >= 1, "1 or more, or null"),
+        ("start", prior.start, 0 <= prior.start < 1, "from 0 to below 1"),
+    )
 
 
 def spike_and_slab(g: Tensor, theta: Tensor, rates: Rates) -> Tensor:

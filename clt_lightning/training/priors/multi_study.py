@@ -30,7 +30,7 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.parallel import ShardedTranscoder
 from clt_lightning.training.losses.base import LossInputs
 from clt_lightning.training.priors.base import Prior, check_ranges, need_length, own_features, whole_features
-from clt_lightning.training.priors.layer import Rates, beta_mean, spike_and_slab
+from clt_lightning.training.priors.layer import Rates, beta_mean, slab_and_spike_rules, spike_and_slab
 from clt_lightning.transcoder.clt import CrossLayerTranscoder
 from clt_lightning.transcoder.support import relative_norms
 
@@ -67,11 +67,7 @@ class MultiStudy(Prior):
         check_fields(self, self.place)
         check_ranges(
             self.place,
-            ("lambda1", self.lambda1, self.lambda1 > 0, "above 0"),
-            ("lambda0", self.lambda0, self.lambda0 >= self.lambda1, "lambda1 or more"),
-            ("a", self.a, self.a >= 1, "1 or more"),
-            ("b", self.b, self.b is None or self.b >= 1, "1 or more, or null"),
-            ("start", self.start, 0 <= self.start < 1, "from 0 to below 1"),
+            *slab_and_spike_rules(self),
             ("memory", self.memory, 0 <= self.memory < 1, "from 0 to below 1"),
         )
 
@@ -96,9 +92,7 @@ class MultiStudy(Prior):
         self._new_squares, self._new_tokens = torch.zeros_like(self.squares), torch.zeros_like(self.tokens)
         self._rates: Rates | None = None
         self.steps = 0
-        loaded = self.__dict__.pop("_loaded", None)
-        if loaded is not None:
-            self._take(loaded)
+        self.take_waiting()
 
     def detach(self) -> None:
         """Nothing waits."""
@@ -109,12 +103,7 @@ class MultiStudy(Prior):
 
     def rates(self, step: int, max_steps: int) -> Rates | None:
         """The rates at an optimizer step; None before the penalty begins."""
-        first = round(self.start * max_steps)
-        if step < first:
-            return None
-        rise = self.warmup_steps or self.warmup_fraction * max_steps
-        share = min(1.0, (step - first + 1) / rise) if rise > 0 else 1.0
-        return Rates(self.lambda1, self.lambda1 + share * (self.lambda0 - self.lambda1))
+        return Rates.rising(self, step, max_steps)
 
     def value(self, given: LossInputs) -> Tensor:
         """Without the coefficient, of this process's features; notes how the tokens' sets use them."""
@@ -206,13 +195,7 @@ class MultiStudy(Prior):
             "steps": self.steps,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if hasattr(self, "clt"):
-            self._take(state)
-        else:
-            self._loaded = state
-
-    def _take(self, state: dict[str, Any]) -> None:
+    def take(self, state: dict[str, Any]) -> None:
         if list(state["studies"]) != list(self.studies):
             raise UserError(
                 f"the checkpoint's {type(self).__name__} is of the sets {', '.join(state['studies'])}, the run's are "

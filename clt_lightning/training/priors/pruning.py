@@ -78,9 +78,7 @@ class GroupPruning(WeightPrior):
             )
         self.clt = clt
         self.kept: list[Tensor] | None = None
-        loaded = self.__dict__.pop("_loaded", None)
-        if loaded is not None:
-            self._take(loaded)
+        self.take_waiting()
 
     def detach(self) -> None:
         """Nothing waits."""
@@ -117,13 +115,7 @@ class GroupPruning(WeightPrior):
     def state_dict(self) -> dict[str, Any]:
         return {} if self.kept is None else {"kept": [whole_features(self.clt, kept).cpu() for kept in self.kept]}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if hasattr(self, "clt"):
-            self._take(state)
-        else:
-            self._loaded = state
-
-    def _take(self, state: dict[str, Any]) -> None:
+    def take(self, state: dict[str, Any]) -> None:
         self.kept = None
         if state:
             like = [torch.zeros(W.shape[:2], dtype=torch.bool, device=W.device) for W in self.clt.W_dec]

@@ -35,7 +35,7 @@ from clt_lightning.training.priors.base import (
     own_features,
     whole_features,
 )
-from clt_lightning.training.priors.layer import LayerState, Rates, beta_mean
+from clt_lightning.training.priors.layer import LayerState, Rates, beta_mean, slab_and_spike_rules
 from clt_lightning.transcoder.clt import CrossLayerTranscoder
 
 _LOOK = 5  # steps between looks at how many groups are left
@@ -78,11 +78,7 @@ class SparseDecoding(WeightPrior):
         check_fields(self, self.place)
         check_ranges(
             self.place,
-            ("lambda1", self.lambda1, self.lambda1 > 0, "above 0"),
-            ("lambda0", self.lambda0, self.lambda0 >= self.lambda1, "lambda1 or more"),
-            ("a", self.a, self.a >= 1, "1 or more"),
-            ("b", self.b, self.b is None or self.b >= 1, "1 or more, or null"),
-            ("start", self.start, 0 <= self.start < 1, "from 0 to below 1"),
+            *slab_and_spike_rules(self),
             ("refit", self.refit, 0 <= self.refit < 1 - self.start, "from 0 to below 1 - start"),
             ("until", self.until, self.until is None or 0 < self.until <= 1, "above 0 and at most 1, or null"),
         )
@@ -99,9 +95,7 @@ class SparseDecoding(WeightPrior):
         self.layers = [LayerState.fresh(W) for W in clt.W_dec]
         self.slab_sum = self.spike_sum = 0.0
         self.is_done = False
-        loaded = self.__dict__.pop("_loaded", None)
-        if loaded is not None:
-            self._take(loaded)
+        self.take_waiting()
         self._hook = clt.register_state_dict_pre_hook(lambda *_: self.catch_up())  # type: ignore[no-untyped-call]
         clt.before_read = self._before_read
 
@@ -119,12 +113,9 @@ class SparseDecoding(WeightPrior):
 
     def rates(self, step: int, max_steps: int) -> Rates | None:
         """The rates at an optimizer step; None before the penalty begins and while the support is refitted."""
-        first, last = round(self.start * max_steps), self._last(max_steps)
-        if self.is_done or not first <= step < last:
+        if self.is_done or step >= self._last(max_steps):
             return None
-        rise = self.warmup_steps or self.warmup_fraction * max_steps
-        share = min(1.0, (step - first + 1) / rise) if rise > 0 else 1.0
-        return Rates(self.lambda1, self.lambda1 + share * (self.lambda0 - self.lambda1), self.adapts)
+        return Rates.rising(self, step, max_steps, self.adapts)
 
     #: whether each group's rate follows its inclusion probability; if not, all have the spike's
     adapts: ClassVar[bool] = True
@@ -195,13 +186,7 @@ class SparseDecoding(WeightPrior):
             "alive": [whole_features(self.clt, layer.alive).cpu() for layer in self.layers],
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if hasattr(self, "layers"):
-            self._take(state)
-        else:
-            self._loaded = state
-
-    def _take(self, state: dict[str, Any]) -> None:
+    def take(self, state: dict[str, Any]) -> None:
         self.is_done = bool(state["is_done"])
         for i, layer in enumerate(self.layers):
             layer.theta = state["theta"][i].to(layer.theta)
