@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import multiprocessing
 import os
 import socket
@@ -36,6 +37,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 def _one_thread() -> None:
     """Tests run side by side on two cores: one thread each, whatever the one before has set."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _lightning_is_heard() -> None:
+    """Whether `caplog` hears Lightning hangs on when it was imported: in a test, or while tests were collected."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).propagate = True
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -79,7 +79,7 @@ def measure(
     """Reconstruction on the untouched model, accuracy in cascade, and spans, on a split of a run's data.
 
     The same numbers as `test` gives of units that were trained with the run. Arms: every MLP replaced by the run's
-    transcoder; every attention by the units; both; and what units must beat, every attention put to its mean at each
+    transcoder; every attention by the units; both; and what units must beat, every attention set to its mean at each
     position.
 
     Args:

@@ -46,7 +46,7 @@ def add_curve_options(parser: argparse.ArgumentParser) -> None:
         "--baseline",
         choices=("median", "mean", "zero"),
         default="median",
-        help="what a feature is put to when it is left out: its median or mean at that position over training images, "
+        help="what a feature is set to when it is left out: its median or mean at that position over training images, "
         "or zero (default: median)",
     )
     parser.add_argument(

@@ -85,7 +85,7 @@ def mean_ablated(
 
 
 def check_features(clip: Backbone, clt: CrossLayerTranscoder, features: Sequence[Feature], means: Tensor) -> None:
-    """Whether these can be put to these means.
+    """Whether these can be set to these means.
 
     Raises:
         UserError: they cannot.

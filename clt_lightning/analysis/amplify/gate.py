@@ -90,7 +90,9 @@ class Gate:
         scores, n = self.scores.double(), self.scores.shape[2]
         low, high = torch.full(scores.shape[:2], -torch.inf), torch.full(scores.shape[:2], torch.inf)
         if self.by == "fvu":
-            high = torch.quantile(scores, quantile, dim=2)
+            place = quantile * (n - 1)
+            below = math.floor(place)
+            high = torch.lerp(scores[:, :, below], scores[:, :, math.ceil(place)], place - below)
         elif quantile < 1:
             tail = (1 - quantile) / (2 * len(scores))
             k = int((n + 1) * tail + 1e-9)

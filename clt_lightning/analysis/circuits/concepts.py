@@ -1,4 +1,4 @@
-"""Whether a class's upstream concepts matter: put to their mean on its images, beside random and raw-weight choices."""
+"""Whether a class's upstream concepts matter: set to their mean on its images, beside random and raw-weight choices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from clt_lightning.transcoder import CrossLayerTranscoder
 
 @dataclass(frozen=True)
 class ConceptAblation:
-    """What is left of a class when concepts are put to their mean.
+    """What is left of a class when concepts are set to their mean.
 
     Attributes:
         probability: the class's mean probability by arm, with its interval over images; `none` is the untouched model.

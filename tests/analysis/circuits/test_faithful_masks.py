@@ -1,4 +1,4 @@
-"""Baselines over images, and the forward with units put to them."""
+"""Baselines over images, and the forward with units set to them."""
 
 from __future__ import annotations
 

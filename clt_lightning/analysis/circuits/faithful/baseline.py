@@ -1,4 +1,4 @@
-"""What a unit is put to when it is left out: its usual code at each position, over training images.
+"""What a unit is set to when it is left out: its usual code at each position, over training images.
 
 A masked unit at 0 is far from anything that the model has seen, where the unit is always on (a position's own, say).
 """

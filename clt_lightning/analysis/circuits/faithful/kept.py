@@ -27,7 +27,7 @@ def kept_baseline(
 
     Args:
         run: an opened run.
-        units: what is put to it.
+        units: what is set to it.
         kind: median, mean or zero.
         images: training images.
         name: what its file is called by.

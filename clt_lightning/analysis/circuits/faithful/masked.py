@@ -23,7 +23,7 @@ def masked_embeddings(
     """Embeddings of one image with units left out, each row of `keep` by itself.
 
     At each layer, in the order of the forward: codes are read from the running stream; those of units that are left out
-    are put to the baseline; what they write takes the site's place, plus the untouched image's own error of the layer
+    are set to the baseline; what they write takes the site's place, plus the untouched image's own error of the layer
     (a *leaf*: it is held, not read anew), or the baseline's, where the error is left out. With everything kept this is
     the untouched forward.
 

@@ -60,16 +60,7 @@
     else
       CLT.crops(catalogue, i).then(([best]) => {
         if (!best) return instead();
-        const [image, position] = best;
-        box.append(
-          CLT.thumb(sprites, image, {
-            mode: "image",
-            grid: catalogue.grid,
-            crop: position > 0 ? position - 1 : undefined,
-            alt: "",
-            link: false,
-          }),
-        );
+        box.append(CLT.cropThumb(catalogue, sprites, best));
         return box;
       }, instead);
     return box;

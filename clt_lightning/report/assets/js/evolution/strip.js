@@ -61,17 +61,7 @@
     const crop = h("span", { class: "crop" });
     if (c)
       CLT.crops(c, i).then(([first]) => {
-        if (!first) return;
-        const [image, position] = first;
-        crop.append(
-          CLT.thumb(sprites, image, {
-            mode: "image",
-            grid: c.grid,
-            crop: position > 0 ? position - 1 : undefined,
-            alt: "",
-            link: false,
-          }),
-        );
+        if (first) crop.append(CLT.cropThumb(c, sprites, first));
       });
     const id = `L${layer} · ${feature}`;
     return h(

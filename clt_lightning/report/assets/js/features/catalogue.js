@@ -47,4 +47,14 @@
       ([image]) => image >= 0,
     );
   };
+
+  // a crop of `CLT.crops` as a picture that leads nowhere
+  CLT.cropThumb = (c, sprites, [image, position]) =>
+    CLT.thumb(sprites, image, {
+      mode: "image",
+      grid: c.grid,
+      crop: position > 0 ? position - 1 : undefined,
+      alt: "",
+      link: false,
+    });
 })();

@@ -34,17 +34,7 @@
   CLT.featureTile = (c, sprites, i) => {
     const shots = h("span", { class: "crops" });
     CLT.crops(c, i).then((crops) => {
-      shots.append(
-        ...crops.map(([image, position]) =>
-          CLT.thumb(sprites, image, {
-            mode: "image",
-            grid: c.grid,
-            crop: position > 0 ? position - 1 : undefined,
-            alt: "",
-            link: false,
-          }),
-        ),
-      );
+      shots.append(...crops.map((crop) => CLT.cropThumb(c, sprites, crop)));
     });
     const effect = c.effect ? c.effect[i] : Number.NaN;
     return h(
