@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clt_lightning.cli.options import add_output, add_seed, file_option, write_arrays
+from clt_lightning.cli.options import add_output, add_seed, file_option
 from clt_lightning.core.files import write_json
 from clt_lightning.core.table import Column, lay_out
 from clt_lightning.core.terminal import line_width
@@ -80,6 +80,8 @@ def run(args: argparse.Namespace) -> None:
         write_json(output, found.to_json())
         print(f"wrote {output}")
     if arrays is not None:
+        from clt_lightning.core.arrays import write_arrays
+
         write_arrays(arrays, found.arrays())
         print(f"wrote {arrays}")
 
