@@ -21,7 +21,7 @@ def _no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-OVERLAYS = [*sorted(CONFIGS.glob("*/*.yaml")), CONFIGS / "skip.yaml", CONFIGS / "attention.yaml"]
+OVERLAYS = [*sorted(CONFIGS.glob("*/*.yaml")), CONFIGS / "skip.yaml", *CONFIGS.glob("attention*.yaml")]
 SWEEP = CONFIGS / "sweep.yaml"
 BASES = sorted(set(CONFIGS.glob("*.yaml")) - {*OVERLAYS, SWEEP})
 
