@@ -27,6 +27,7 @@ from clt_lightning.runs.timing import StepClock
 from clt_lightning.training.assembly import describe_transcoder, transcoder_form
 from clt_lightning.training.attention.config import AttentionConfig
 from clt_lightning.training.attention.learner import AttentionLearner, active_codes, refuse_part_images
+from clt_lightning.training.attention.make import attention_learner
 from clt_lightning.training.buffer import ActivationBuffer
 from clt_lightning.training.checkpointing import Checkpointing
 from clt_lightning.training.clipping import clip_by_norm
@@ -47,7 +48,7 @@ from clt_lightning.training.settings import (
     to_plain,
 )
 from clt_lightning.transcoder import AuxiliaryRequest, CrossLayerTranscoder
-from clt_lightning.transcoder.attention import AttentionOutput, SparseAttention
+from clt_lightning.transcoder.attention import AnyAttention, AttentionOutput
 from clt_lightning.transcoder.chunked import add_up
 
 # the module's own hook serves every loader, a data module's too
@@ -57,7 +58,7 @@ MYPY = False  # type checkers take it for true; jsonargparse would read a TYPE_C
 if MYPY:
     BackboneOption = AnyBackbone
     Transcoder = TranscoderConfig | CrossLayerTranscoder
-    Attention = AttentionConfig | SparseAttention
+    Attention = AttentionConfig | AnyAttention
 else:  # what the command line reads: a class and its arguments, and settings
     BackboneOption, Transcoder, Attention = Callable[[], Backbone], TranscoderConfig, AttentionConfig
 
@@ -102,8 +103,8 @@ class CLTModule(Preparation, Evaluating, Checkpointing):
         tokens: which tokens a step learns from.
         revive: how features that have stopped firing come back.
         parallel: features over several processes; not in checkpoints, which fit any number of them.
-        attention: sparse attention, trained beside the transcoder: settings, or a `SparseAttention`, which is trained
-            in place. Off by default.
+        attention: sparse attention, or an autoencoder of it, trained beside the transcoder: settings, or a
+            `SparseAttention` or such a `CrossLayerTranscoder`, which is trained in place. Off by default.
         seed: seed of the transcoder's initial weights and of the token draws; null takes that of `seed_everything`.
     """
 
@@ -125,9 +126,9 @@ class CLTModule(Preparation, Evaluating, Checkpointing):
     ) -> None:
         super().__init__()
         self.tokens_config = from_plain(TokensConfig, tokens)
-        if not isinstance(attention, SparseAttention):
+        if not isinstance(attention, AnyAttention):
             attention = from_plain(AttentionConfig, attention)
-        attends = isinstance(attention, SparseAttention) or attention.n_features > 0
+        attends = attention.n_features > 0
         if attends:
             refuse_part_images(self.tokens_config)
         # other backbones have the same methods; those of texts refuse
@@ -142,7 +143,7 @@ class CLTModule(Preparation, Evaluating, Checkpointing):
         self.parallel_config = from_plain(ParallelConfig, parallel)
         self.optimizer_factory = optimizer
         self.seed = seed = seeds.resolve(seed)
-        self.units = AttentionLearner(self.clip, attention, seed) if attends else None
+        self.units = attention_learner(self.clip, attention, seed) if attends else None
         self.attention_config = attention if self.units is None else self.units.config
         # plain values only: a checkpoint must load with weights_only=True
         self.save_hyperparameters(
@@ -232,7 +233,7 @@ class CLTModule(Preparation, Evaluating, Checkpointing):
                 cascade = {name: strength * value for name, value in found.items()}
             beside: dict[str, Tensor] = {}
             if self.units is not None and heads is not None:
-                beside, attended = self.units.losses(self.clip, heads)
+                beside, attended = self.units.losses(self.clip, heads, generator)
                 self._follow_units(self.units, attended, len(batch["image"]))
         loss = torch.stack([loss, *cascade.values(), *beside.values()]).sum()
         names = dict.fromkeys(name for part in done for name in part.parts)
@@ -283,8 +284,8 @@ class CLTModule(Preparation, Evaluating, Checkpointing):
             yield torch.stack(list(parts.values())).sum()
 
     @property
-    def attention(self) -> SparseAttention | None:
-        """The units that are trained beside the transcoder; None where there are none."""
+    def attention(self) -> AnyAttention | None:
+        """The units, or the autoencoder, trained beside the transcoder; None where there are none."""
         return None if self.units is None else self.units.attention
 
     def _check_beside(self) -> None:
@@ -301,11 +302,11 @@ class CLTModule(Preparation, Evaluating, Checkpointing):
         site = str(self.transcoder.sites.write)
         if {site, str(self.transcoder.sites.read)} & {"attn_z", "attn_out"}:
             raise UserError(
-                f"model.attention: the transcoder stands at {site} itself, in the attention that units replace: leave "
+                f"model.attention: the transcoder stands at {site} itself, in the attention that is replaced: leave "
                 "one of the two out"
             )
 
-    def _attention_in_cascade(self) -> SparseAttention | None:
+    def _attention_in_cascade(self) -> AnyAttention | None:
         if self.units is None or not self.units.config.in_cascade(self.global_step):
             return None
         return self.units.attention

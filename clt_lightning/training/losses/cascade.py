@@ -21,7 +21,7 @@ from clt_lightning.core.arguments import check_fields
 from clt_lightning.interventions.replacement import replaced
 from clt_lightning.training.losses.reconstruction import normalized_error
 from clt_lightning.transcoder import CrossLayerTranscoder
-from clt_lightning.transcoder.attention import SparseAttention
+from clt_lightning.transcoder.attention import AnyAttention
 
 
 @dataclass
@@ -125,7 +125,7 @@ def cascade_parts(
     images: Tensor,
     config: CascadeConfig,
     clean: Clean | None = None,
-    attention: SparseAttention | None = None,
+    attention: AnyAttention | None = None,
 ) -> dict[str, Tensor]:
     """The cascade's parts of the loss, with their coefficients.
 
