@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -100,6 +100,7 @@ def replaced(
     error: Error = "none",
     attention: SparseAttention | None = None,
     attention_layers: Iterable[int] | None = None,
+    known: Mapping[int, Codes] | None = None,
 ) -> Iterator[ReplacementTrace]:
     """While active, the transcoder's reconstruction stands in the place of the site that it rebuilds.
 
@@ -121,6 +122,8 @@ def replaced(
         attention: sparse attention in the place of the attention too (docs/attention.md); it moves by the patterns of
             the running stream.
         attention_layers: the blocks whose attention is replaced; None: `layers`.
+        known: codes of the replaced tokens, by layer of the transcoder, that are not made anew: those of layers whose
+            input no replaced site comes before.
 
     Yields:
         the trace of the last forward.
@@ -148,7 +151,7 @@ def replaced(
             trace.attention, trace.attention_hat = heads.codes, heads.y_hat
             stack.enter_context(heads.active())
         if clt is not None:
-            stack.enter_context(Replacement(clip, clt, chosen, tokens, edit, skip, grad, error, trace).active())
+            stack.enter_context(Replacement(clip, clt, chosen, tokens, edit, skip, grad, error, trace, known).active())
         yield trace
 
 
@@ -185,8 +188,10 @@ class Replacement:
         grad: bool = False,
         error: Error = "none",
         trace: ReplacementTrace | None = None,
+        known: Mapping[int, Codes] | None = None,
     ) -> None:
         self.clip, self.clt = clip, clt
+        self.known = known or {}
         self.edit, self.skip, self.grad = edit, skip, grad
         self.read, self.write = str(clt.sites.read), str(clt.sites.write)
         self.blocks = check_fit(clip, clt)
@@ -256,7 +261,8 @@ class Replacement:
         with self._grad():
             row = self.rows[block]
             self.inputs[row] = self._flat(x)
-            self.trace.codes[row] = self._encoded(self.inputs[row], row)
+            known = self.known.get(row)
+            self.trace.codes[row] = self._encoded(self.inputs[row], row) if known is None else known
 
     def reads_own(self, block: int) -> bool:
         """Whether what is read in a block is there only once the site's own tensor is: it, or a part of it."""

@@ -93,7 +93,7 @@ class Pairs:
     def feature_major(self) -> tuple[Int[Tensor, " features_and_1"], Int[Tensor, " pairs"]]:
         """Start of each feature `(F + 1,)` and token of each pair `(pairs,)` in feature-major order, int32."""
         order, offsets = self.by_feature
-        return offsets.to(torch.int32), self.tokens[order].to(torch.int32)
+        return offsets.to(torch.int32), self.tokens.index_select(0, order).to(torch.int32)
 
     @cached_property
     def feature_chunks(self) -> FeatureChunks:
@@ -392,6 +392,24 @@ class Codes:
                 found = out.new_zeros(self.n_features + 1).index_fill_(0, places, True)
                 out[layer] = found[:-1]
         return out
+
+    def first(self, n_tokens: int) -> Codes:
+        """Codes of the first tokens; gradients flow. A GPU's host waits, but for rectangular pairs.
+
+        Args:
+            n_tokens: how many, at most all.
+        """
+        pairs: list[Pairs | None] = []
+        values = []
+        for p, v in zip(self._pairs, self.layer_values):
+            if p is None or n_tokens == p.n_tokens:
+                pairs.append(p)
+                values.append(v if p is not None else v[:n_tokens])
+                continue
+            end = n_tokens * (p.features.numel() // p.n_tokens) if p.is_rectangular else int(p.offsets[n_tokens])
+            pairs.append(Pairs(p.features[:end], p.offsets[: n_tokens + 1], p.n_features, p.is_rectangular))
+            values.append(v[:end])
+        return Codes(pairs, values)
 
     def select_tokens(self, keep: Bool[Tensor, " tokens"]) -> Codes:
         """Codes of some tokens only.
