@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,6 +81,16 @@ def test_ablation_is_what_taking_a_feature_out_does(clip: FrozenCLIP, head: Tens
         order = torch.tensor([4, 0, 0, 5])
         some = ablation_effects(clip, clt, layer, which[order], z[order], seen, order, directions[:, order])
         torch.testing.assert_close(some, real[:, order], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("measured", [ablation_effects, integrated_effects])
+def test_of_no_features_there_are_no_effects(clip: FrozenCLIP, head: Tensor, measured: Any) -> None:
+    clt = world.make_clt()
+    seen, _ = look(clip, clt)
+    none = torch.zeros(0, dtype=torch.int64)
+    directions = image_directions(head, seen.embeddings)[0][:, :0]
+    found = measured(clip, clt, 1, none, torch.zeros(0, world.POSITIONS), seen, none, directions)
+    assert found.shape == (len(directions), 0)
 
 
 def test_many_nodes_give_the_ablation(clip: FrozenCLIP, head: Tensor) -> None:
