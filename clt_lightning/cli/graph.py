@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target",
         metavar="CLASS or 'CLASS - CLASS'",
         help="what to explain: a class's logit, or the difference of two; words of several classes' names stand for "
-        "the mean of their logits; default: the most probable classes, each against the mean of all, weighted by "
+        "the mean of their logits, words in double quotes are a caption ('\"a red square\" - blue cross'); default: "
+        "the most probable classes, each against the mean of all, weighted by "
         "probability",
     )
     parser.add_argument(
@@ -274,7 +275,7 @@ def _targets(opened: Run, text: str | None, image: Tensor) -> tuple[list[Target]
     names, scale = opened.datamodule.classnames, opened.clip.logit_scale
     assert opened.head is not None
     if text is not None:
-        return [Target.parse(opened.head, names, text, scale)], [1.0]
+        return [Target.parse(opened.head, names, text, scale, opened.clip)], [1.0]
     embedding = opened.clip.encode_image(image)[0]
     return top_targets(opened.head, names, embedding, scale=scale)
 

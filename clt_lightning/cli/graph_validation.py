@@ -94,7 +94,7 @@ def _target(args: argparse.Namespace, opened: Run, image: Tensor, first: bool) -
     head, names, scale = opened.head, opened.datamodule.classnames, opened.clip.logit_scale
     assert head is not None
     if first and args.target is not None:
-        return Target.parse(head, names, args.target, scale)
+        return Target.parse(head, names, args.target, scale, opened.clip)
     best = (opened.clip.encode_image(image) @ head)[0].topk(min(2, len(names))).indices.tolist()
     if len(best) == 1:
         return Target.of_class(head, names, best[0], scale)
