@@ -27,7 +27,7 @@ Tower = Literal["held", "tangent"]
 #: Features that a graph has at most, if nothing else is asked for
 MAX_NODES = 4096
 #: Numbers of the stream that a batch of backwards holds at once
-_BATCH_NUMBERS = 8_000_000
+_BATCH_NUMBERS = 4_000_000
 
 
 def attribute(

@@ -69,7 +69,7 @@ def image_bytes(model: ImageModel) -> int:
     held = sum(h.gate.numel() + h.pattern.numel() for h in seen.held)
     # streams, middles, x, y; errors, what is rebuilt and skipped, constants of attention
     kept = held + (7 + (clt.W_skip is not None)) * len(seen.held) * seen.streams[0].numel()
-    copied = 0 if next(model.clip.model.parameters()).dtype == model.image.dtype else _numbers(model.parts)
+    copied = _numbers(model.parts) if model.copied else 0
     return (kept + copied) * model.image.element_size()
 
 
