@@ -36,13 +36,13 @@ def places_above(table: Tensor, cut: Tensor) -> Tensor:
 
 
 def places_from(table: Tensor, least: Tensor) -> Tensor:
-    """`true_places(table >= least)` of a CPU's tensors of one type that numpy knows.
+    """Where a CPU's tensor is at least as large as another of its type, which numpy knows; NaN is everywhere.
 
     Args:
         table: `(rows, columns)`.
         least: what broadcasts to it.
     """
-    return torch.from_numpy(_places(table.detach().numpy() >= least.detach().numpy()))
+    return torch.from_numpy(_places(~(table.detach().numpy() < least.detach().numpy())))
 
 
 def _places(mask: Any) -> Any:
