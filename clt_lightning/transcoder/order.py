@@ -70,7 +70,7 @@ def stable_order(keys: Tensor, end: int) -> Tensor:
 
 
 def kth_largest(values: Tensor, k: int) -> Tensor:
-    """Scalar: the k-th largest of all entries, k at least 1; NaN counts as the largest."""
+    """Scalar: the k-th largest of all entries, k at least 1 (NaN is largest)."""
     if values.device.type != "cpu":
         return torch.topk(values.flatten(), k).values[-1]
     flat = values.detach().flatten()
@@ -79,6 +79,6 @@ def kth_largest(values: Tensor, k: int) -> Tensor:
 
 
 def kth_largest_of_rows(table: Tensor, k: int) -> Tensor:
-    """`(rows, 1)`: the k-th largest entry of each row of a CPU's `(rows, columns)`, k at least 1; NaN is the largest."""
+    """`(rows, 1)`: the k-th largest of each row of a CPU's `(rows, columns)`, k at least 1 (NaN is largest)."""
     place = table.shape[1] - k
     return torch.from_numpy(np.partition(table.detach().numpy(), place, axis=1)[:, place : place + 1])

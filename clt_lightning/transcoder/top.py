@@ -8,7 +8,6 @@ from torch import Tensor
 
 from clt_lightning.transcoder.order import kth_largest_of_rows, places_from
 
-
 #: The bits of minus infinity in bf16
 _MINUS_INFINITY = 0xFF80
 
@@ -19,9 +18,8 @@ _KEYS = {torch.float32: torch.float32, torch.float64: torch.float64, torch.bfloa
 def top_indices(pre: Tensor, k: int) -> Tensor:
     """Indices of the k largest entries of every row, in no order: `torch.topk`, faster on CPU for wide rows.
 
-    Columns are dealt into groups of 16. Of a row's groups k have a maximum as large as the k-th largest of these maxima,
-    so that the row's k largest entries are none below it, and hardly more than k entries reach it: they are searched
-    for, and the few that are too many are taken away.
+    Columns are dealt into groups of 16. None of a row's k largest entries is below the k-th largest of the groups'
+    maxima, and hardly more than k entries reach it: these are searched for, and the few too many are taken away.
 
     Args:
         pre: `(rows, F)`.

@@ -27,9 +27,10 @@ def test_sums_over_columns_are_those_over_rows(pairs: Pairs, add: bool, monkeypa
     dense = torch.zeros(60, 24).index_put((pairs.tokens, pairs.features), values).double()
     assert sparse._in_columns(table, pairs, sparse._OFTEN_WRITTEN)
 
-    out = rows.clone()
-    sparse.add_bag(out, table, pairs, values)
-    torch.testing.assert_close(out.double(), rows.double() + dense @ table.double(), rtol=1e-5, atol=1e-5)
+    out = rows.clone() if add else torch.full_like(rows, torch.nan)
+    sparse.put_bag(out, table, pairs, values, add)
+    before = rows.double() if add else 0.0
+    torch.testing.assert_close(out.double(), before + dense @ table.double(), rtol=1e-5, atol=1e-5)
 
     gradient = torch.full_like(blocks, 0.5 if add else torch.nan)  # whatever it holds
     order, _ = pairs.by_feature
