@@ -36,13 +36,13 @@ def places_above(table: Tensor, cut: Tensor) -> Tensor:
 
 
 def places_from(table: Tensor, least: Tensor) -> Tensor:
-    """`true_places(table >= least)` of a CPU's tensors of one type that numpy knows.
+    """Where a CPU's tensor is at least as large as another of its type, which numpy knows; NaN is everywhere.
 
     Args:
         table: `(rows, columns)`.
         least: what broadcasts to it.
     """
-    return torch.from_numpy(_places(table.detach().numpy() >= least.detach().numpy()))
+    return torch.from_numpy(_places(~(table.detach().numpy() < least.detach().numpy())))
 
 
 def _places(mask: Any) -> Any:
@@ -70,7 +70,7 @@ def stable_order(keys: Tensor, end: int) -> Tensor:
 
 
 def kth_largest(values: Tensor, k: int) -> Tensor:
-    """Scalar: the k-th largest of all entries, k at least 1; NaN counts as the largest."""
+    """Scalar: the k-th largest of all entries, k at least 1 (NaN is largest)."""
     if values.device.type != "cpu":
         return torch.topk(values.flatten(), k).values[-1]
     flat = values.detach().flatten()
@@ -79,6 +79,6 @@ def kth_largest(values: Tensor, k: int) -> Tensor:
 
 
 def kth_largest_of_rows(table: Tensor, k: int) -> Tensor:
-    """`(rows, 1)`: the k-th largest entry of each row of a CPU's `(rows, columns)`, k at least 1; NaN is the largest."""
+    """`(rows, 1)`: the k-th largest of each row of a CPU's `(rows, columns)`, k at least 1 (NaN is largest)."""
     place = table.shape[1] - k
     return torch.from_numpy(np.partition(table.detach().numpy(), place, axis=1)[:, place : place + 1])

@@ -57,23 +57,24 @@ _OFTEN_READ, _OFTEN_WRITTEN = 10, 16
 _COLUMNS, _LARGE = 96, 2**20
 
 
-def add_bag(out: Tensor, table: Tensor, pairs: Pairs, values: Tensor) -> None:
-    """`out += bag_sum(table, pairs, values)`, on a CPU.
+def put_bag(out: Tensor, table: Tensor, pairs: Pairs, values: Tensor, add: bool = False) -> None:
+    """`out = bag_sum(table, pairs, values)`, on a CPU.
 
     A table of several megabytes is read from far memory for every pair. Where each row is read often, a few columns at
     a time are copied together first: they stay in a near cache while all tokens read them.
 
     Args:
-        out: `(tokens, d)`.
+        out: `(tokens, d)`, whatever it holds.
         table, pairs, values: as `bag_sum` takes them.
+        add: add to what `out` holds.
     """
     if _in_columns(table, pairs, _OFTEN_READ):
         room = table.new_empty(len(table), _COLUMNS)
         for start in range(0, table.shape[1], _COLUMNS):
             columns = slice(start, start + _COLUMNS)
-            out[:, columns] += bag_sum(room.copy_(table[:, columns]), pairs, values)
+            _put(bag_sum(room.copy_(table[:, columns]), pairs, values), out[:, columns], add)
     else:
-        out += bag_sum(table, pairs, values)
+        _put(bag_sum(table, pairs, values), out, add)
 
 
 def _in_columns(table: Tensor, pairs: Pairs, often: int) -> bool:
@@ -297,13 +298,17 @@ class _DecodePairs(torch.autograd.Function):
         ctx.parts = parts
         ctx.save_for_backward(*values)
         table = parts[0].shared.weight
-        y = table.new_zeros(n_rows, parts[0].pairs.n_tokens, table.shape[2])
-        if use_triton(y):
-            return _forward_triton(y, parts, values)
+        shape = n_rows, parts[0].pairs.n_tokens, table.shape[2]
+        if use_triton(table):
+            return _forward_triton(table.new_zeros(shape), parts, values)
+        y, written = table.new_empty(shape), [False] * n_rows
         for part, v in zip(parts, values):
-            for row, block in zip(part.of(y), part.blocks.unbind(1)):
-                if v.numel():
-                    add_bag(row, block, part.pairs, v)
+            for row, block in enumerate(part.blocks.unbind(1) if v.numel() else (), part.row):
+                put_bag(y[row], block, part.pairs, v, written[row])
+                written[row] = True
+        for row, done in enumerate(written):
+            if not done:
+                y[row].zero_()
         return y
 
     @staticmethod

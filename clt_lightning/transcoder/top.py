@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from clt_lightning.transcoder.order import kth_largest_of_rows, places_from
 
+#: The bits of minus infinity in bf16
+_MINUS_INFINITY = 0xFF80
 
 #: What numpy orders each type by. The bits of a bf16 that is not negative are in its order, all others are below
 _KEYS = {torch.float32: torch.float32, torch.float64: torch.float64, torch.bfloat16: torch.int16}
@@ -15,9 +18,8 @@ _KEYS = {torch.float32: torch.float32, torch.float64: torch.float64, torch.bfloa
 def top_indices(pre: Tensor, k: int) -> Tensor:
     """Indices of the k largest entries of every row, in no order: `torch.topk`, faster on CPU for wide rows.
 
-    Columns are dealt into groups of 16. Of a row's groups k have a maximum as large as the k-th largest of these maxima,
-    so that the row's k largest entries are none below it, and hardly more than k entries reach it: they are searched
-    for, and the few that are too many are taken away.
+    Columns are dealt into groups of 16. None of a row's k largest entries is below the k-th largest of the groups'
+    maxima, and hardly more than k entries reach it: these are searched for, and the few too many are taken away.
 
     Args:
         pre: `(rows, F)`.
@@ -29,14 +31,15 @@ def top_indices(pre: Tensor, k: int) -> Tensor:
     rows, width = pre.shape
     groups = width // 16
     if pre.device.type == "cpu" and not width % 16 and groups >= 4 * k and rows and pre.dtype in _KEYS:
-        found = _searched(pre.view(_KEYS[pre.dtype]), k)
+        keys = pre.view(_KEYS[pre.dtype])
+        found = None if _has_low_nan(keys) else _searched(keys, k)
         if found is not None:
             return found
     return torch.topk(pre, k, dim=1, sorted=False).indices
 
 
 def _searched(keys: Tensor, k: int) -> Tensor | None:
-    """The same of keys that numpy knows; None where far more than k entries reach the bound, or fewer (NaN does not)."""
+    """The same of keys that numpy knows; None where far more than k entries reach the bound, or fewer."""
     rows, width = keys.shape
     # group g holds columns g, g + groups, ...: the maximum runs along memory
     maxima = keys.view(rows, 16, width // 16).amax(1)
@@ -57,6 +60,11 @@ def _searched(keys: Tensor, k: int) -> Tensor | None:
     best = torch.topk(values.view(rows, most), k, dim=1, sorted=False).indices
     columns = places.new_zeros(rows * most).index_copy_(0, at, places - tokens * width)
     return columns.view(rows, most).gather(1, best)
+
+
+def _has_low_nan(keys: Tensor) -> bool:
+    """Whether bits of a bf16 are those of a NaN with a minus: of all its keys should be the largest, and is not."""
+    return not keys.is_floating_point() and int(keys.numpy().view(np.uint16).max()) > _MINUS_INFINITY
 
 
 def _lowest(keys: Tensor) -> float:
