@@ -177,16 +177,26 @@ def run_amplify(args: argparse.Namespace) -> None:
 
 
 def _say_memory(opened: Run, options: AmplifyOptions, images: int | None) -> None:
-    from clt_lightning.analysis.amplify import Amplifier, training_bytes
+    from clt_lightning.analysis.amplify import Amplifier, memory_of
     from clt_lightning.core.people import size
     from clt_lightning.core.say import say
+    from clt_lightning.data.lists import lines
 
-    if images is not None:
-        most = training_bytes(Amplifier(opened.clip, opened.transcoder, options.layers), images, options.gate_by)
-        say(
-            f"{images:,} training images take about {size(most)} of memory beside models and data loaders "
-            "(--train-images)"
-        )
+    if images is None:
+        return
+    data, arms = opened.datamodule, options.arms
+    many = len(data.templates or ()) + (len(lines("templates_imagenet80")) if arms is None or "ensemble" in arms else 0)
+    most = memory_of(
+        Amplifier(opened.clip, opened.transcoder, options.layers),
+        images,
+        batch=max(data.eval_batch_size, _BATCH),  # of images from elsewhere always so many
+        classes=len(data.classnames),
+        prompts=many if opened.clip.has_text else 0,
+        neighbours=options.neighbours,
+        gate_by=options.gate_by,
+        probe=arms is None or "probe" in arms,
+    )
+    say(f"memory: about {size(most)} beside models and data loaders, with {images:,} training images (--train-images)")
 
 
 def _check(args: argparse.Namespace) -> None:

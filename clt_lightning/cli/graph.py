@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from clt_lightning.analysis import Run
     from clt_lightning.analysis.circuits import Graph
     from clt_lightning.analysis.target import Target
-    from clt_lightning.transcoder import CrossLayerTranscoder
-    from clt_lightning.transcoder.attention import SparseAttention
+    from clt_lightning.transcoder.attention import AnyAttention
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,9 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="",
         metavar="RUN",
-        help="what attention adds is nodes as well: units of the sparse attention that was trained with the run "
-        "(configs/attention.yaml); with RUN those of another run, or of a folder of `attention --units`, or features "
-        "of a run of autoencoders of what attention adds (configs/site/attention.yaml, on the same backbone)",
+        help="what attention adds is nodes as well: units of the sparse attention, or features of the autoencoder, "
+        "that was trained with the run (configs/attention.yaml, configs/attention_sae.yaml); with RUN those of another "
+        "run, or of a folder of `attention --units`, or features of a run of autoencoders of what attention adds "
+        "(configs/site/attention.yaml, on the same backbone)",
     )
     parser.add_argument(
         "--skip",
@@ -204,25 +204,26 @@ def _graph(args: argparse.Namespace, opened: Run, place: _Place | None) -> None:
         _add(place, args, opened, graph, image)
 
 
-def _attention(args: argparse.Namespace, opened: Run) -> CrossLayerTranscoder | SparseAttention:
+def _attention(args: argparse.Namespace, opened: Run) -> AnyAttention:
     """What explains what attention adds.
 
     Raises:
         UserError: there is none where `--attention` says.
     """
     from clt_lightning.analysis import open_run
-    from clt_lightning.transcoder.attention import SparseAttention
+    from clt_lightning.transcoder.attention import load_attention
 
     if not args.attention:
         if opened.attention is None:
             raise UserError(
-                f"--attention: {opened.folder} was trained without sparse attention (configs/attention.yaml): name "
-                "another run, or a folder of `attention --units`"
+                f"--attention: {opened.folder} was trained without sparse attention, and without an autoencoder of it "
+                "(configs/attention.yaml, configs/attention_sae.yaml): name another run, or a folder of `attention "
+                "--units`"
             )
         return opened.attention
     folder = Path(expand(args.attention, "--attention"))
     if (folder / "config.json").is_file():
-        return SparseAttention.from_pretrained(folder, trust=args.trust_config)
+        return load_attention(folder, trust=args.trust_config)
     other = open_run(folder, **run_options(args))
     return other.transcoder if other.attention is None else other.attention
 

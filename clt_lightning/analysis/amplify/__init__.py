@@ -2,11 +2,11 @@
 
 from clt_lightning.analysis.amplify.arms import STEERING, SUPERVISED, WORDS, Choice
 from clt_lightning.analysis.amplify.gate import STATISTICS, Gate, GateBy
+from clt_lightning.analysis.amplify.memory import memory_of, training_bytes
 from clt_lightning.analysis.amplify.model import amplified
 from clt_lightning.analysis.amplify.places import Amplifier, moved
 from clt_lightning.analysis.amplify.result import AmplifyArm, AmplifyResult
 from clt_lightning.analysis.amplify.study import AmplifyOptions, amplify
-from clt_lightning.analysis.amplify.training import training_bytes
 
 __all__ = [
     "STATISTICS",
@@ -22,6 +22,7 @@ __all__ = [
     "GateBy",
     "amplified",
     "amplify",
+    "memory_of",
     "moved",
     "training_bytes",
 ]

@@ -9,14 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from clt_lightning.analysis.amplify.store import mean_of, parts
 from clt_lightning.core.errors import UserError
 
 GateBy = Literal["fvu", "domain"]
 #: By what a gate may go, the statistics that it reads
 STATISTICS: dict[str, tuple[str, ...]] = {"fvu": ("fvu",), "domain": ("fvu", "distance")}
 _TINY = 1e-30
-#: Images that are summed or scored at once
-IMAGES = 1024
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,9 @@ class Gate:
         means = mean_of(fitted).to(y)
         maps = None
         if by == "domain":
-            maps = torch.stack([_whitening(fitted[:, n] - means[n]) for n in range(y.shape[1])]).to(y)
+            maps = torch.stack([_whitening(fitted[:, n], means[n]).to(y) for n in range(y.shape[1])])
         bare = cls(by, means, maps, y.new_zeros(0))
-        parts = zip(y[kept].split(IMAGES), error[kept].split(IMAGES))
-        scores = torch.cat([bare.read(*part, slice(None)) for part in parts], 2)
+        scores = torch.cat([bare.read(*some, slice(None)) for some in parts(y[kept], error[kept])], 2)
         return cls(by, means, maps, scores.sort(dim=2).values)
 
     def read(self, y: Tensor, error: Tensor, rows: slice) -> Tensor:
@@ -106,14 +104,6 @@ class Gate:
         return torch.stack([low.to(self.scores), high.to(self.scores)], 2)
 
 
-def mean_of(rows: Tensor) -> Tensor:
-    """Over the first dimension, in fp64, without a copy of all."""
-    total = torch.zeros(rows.shape[1:], dtype=torch.float64)
-    for part in rows.split(IMAGES):
-        total += part.double().sum(0)
-    return total / len(rows)
-
-
 def _fvu(y: Tensor, error: Tensor, means: Tensor) -> Tensor:
     """`(targets, images)`: errors over deviations from the means."""
     return (error / (y - means).square().sum(2).clamp(min=_TINY)).T
@@ -125,15 +115,18 @@ def _distance(y: Tensor, means: Tensor, whitening: Tensor) -> Tensor:
     return torch.bmm(deviations, whitening).square().mean(2)
 
 
-def _whitening(deviations: Tensor) -> Tensor:
-    """`(d, d)` fp64, of the covariance of `(images, d)` deviations, shrunk to a multiple of 1.
+def _whitening(y: Tensor, mean: Tensor) -> Tensor:
+    """`(d, d)` fp64, of the covariance of `(images, d)` about a mean, shrunk to a multiple of 1.
 
     The shrinkage is the oracle-approximating one (Chen et al. 2010), which needs no choice: strong where there are few
     images for the width.
     """
-    n, d = deviations.shape
-    x = deviations.double()
-    covariance = x.T @ x / n
+    n, d = y.shape
+    covariance = torch.zeros(d, d, dtype=torch.float64)
+    for (some,) in parts(y):
+        deviations = (some - mean).double()
+        covariance.addmm_(deviations.T, deviations)
+    covariance /= n
     trace, squared = covariance.trace(), covariance.square().sum()
     spread = (n + 1 - 2 / d) * (squared - trace.square() / d)
     share = float((((1 - 2 / d) * squared + trace.square()) / spread.clamp(min=_TINY)).clamp(max=1))

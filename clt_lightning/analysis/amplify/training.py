@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clt_lightning.analysis.amplify.gate import IMAGES, Gate, GateBy, mean_of
+from clt_lightning.analysis.amplify.gate import Gate, GateBy
 from clt_lightning.analysis.amplify.places import Amplifier
+from clt_lightning.analysis.amplify.store import Store, mean_of, parts
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.progress import Progress
 
@@ -20,7 +21,7 @@ Embed = Callable[[Tensor], Tensor]
 
 #: Temperature of the cosines in the weights of neighbours, as usual in k-NN classification of embeddings
 TEMPERATURE = 0.07
-_BLOCK = 1 << 22
+BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -63,21 +64,9 @@ class Training:
             `(images, k)` their numbers, nearest first, and cosines.
         """
         k = min(k, len(self))
-        step = max(1, _BLOCK // len(self))
+        step = max(1, BLOCK // len(self))
         found = [(query[i : i + step] @ self.space.T).topk(k, 1) for i in range(0, len(query), step)]
         return torch.cat([f.indices for f in found]), torch.cat([f.values for f in found])
-
-
-def training_bytes(amplifier: Amplifier, images: int, gate_by: GateBy = "fvu") -> int:
-    """The most main memory that `read_training` takes beside the models (a second one's embeddings come on top).
-
-    `4 x (images x (targets x d_out + 2 x places x d_out + embed_dim + largest of these) + 4 x targets x d_out^2 (of a
-    gate by domain))` bytes.
-    """
-    width, targets, places = amplifier.clt.d_out, len(amplifier.targets), len(amplifier.places)
-    parts = [targets * width, places * width, places * width, amplifier.clip.embed_dim]
-    maps = 4 * targets * width**2 if gate_by == "domain" else 0
-    return 4 * (images * (sum(parts) + max(parts)) + maps)
 
 
 @torch.no_grad()
@@ -91,7 +80,7 @@ def read_training(
 ) -> Training:
     """One pass over training images; labels need not be there.
 
-    Memory: `training_bytes`.
+    Memory: `memory.training_bytes`.
 
     Args:
         amplifier: where codes are amplified.
@@ -105,47 +94,45 @@ def read_training(
         UserError: no images.
     """
     clip = amplifier.clip
-    rows: dict[str, list[Tensor]] = {}
-
-    def keep(name: str, value: Tensor) -> None:
-        rows.setdefault(name, []).append(value.cpu())
-
+    rows = Store(total)
+    x_sum: Tensor | int = 0
     with Progress("training images", total, "images") as progress:
         for batch in batches:
             images = batch["image"].to(clip.device)
             if not len(images):
                 continue
             observed = amplifier.observe(images)
-            keep("x", torch.stack([seen.x for seen in observed.seen], 1))
-            keep("terms", torch.stack([seen.terms.sum(0) / seen.unit.to(seen.terms) for seen in observed.seen], 1))
+            x = torch.stack([seen.x for seen in observed.seen], 1)
+            x_sum = x_sum + x.cpu().double().sum(0)
+            rows.add("terms", torch.stack([seen.terms.sum(0) / seen.unit.to(seen.terms) for seen in observed.seen], 1))
             pairs = [seen.rebuilt for seen in observed.seen]
             y, y_hat = (torch.cat([pair[i] for pair in pairs]).transpose(0, 1) for i in (0, 1))
-            keep("y", y)
-            keep("error", (y - y_hat).square().sum(2))
-            keep("embeddings", observed.embeddings)
-            keep("pseudo", clip.logits(observed.embeddings, head).argmax(1))
+            rows.add("y", y)
+            rows.add("error", (y - y_hat).square().sum(2))
+            rows.add("embeddings", observed.embeddings)
+            rows.add("pseudo", clip.logits(observed.embeddings, head).argmax(1))
             if embed is not None:
-                keep("space", F.normalize(embed(images).float(), dim=-1))
+                rows.add("space", F.normalize(embed(images).float(), dim=-1))
             label = batch.get("label")
-            keep("labels", torch.full((len(images),), -1) if label is None else torch.as_tensor(label).long())
+            rows.add("labels", torch.full((len(images),), -1) if label is None else torch.as_tensor(label).long())
             progress.update(len(images))
-    if not rows:
+    if isinstance(x_sum, int):
         raise UserError(
             "amplifying needs training images (without labels) for its means and thresholds: there are none"
         )
-    known = {name: torch.cat(rows.pop(name)) for name in list(rows)}  # one at a time: see `training_bytes`
-    y_means = mean_of(known["y"])
-    spread = torch.cat([(part - y_means.to(part)).square().sum(2) for part in known["y"].split(IMAGES)])
+    y, error, embeddings = rows.take("y"), rows.take("error"), rows.take("embeddings")
+    y_means = mean_of(y)
+    spread = torch.cat([(some - y_means.to(some)).square().sum(2) for (some,) in parts(y)])
     return Training(
-        x_means=mean_of(known["x"]).to(known["x"]),
-        y_means=y_means.to(known["y"]),
-        fvu=(known["error"] / spread.clamp(min=1e-30)).T.contiguous(),
-        gate=Gate.fit(gate_by, known["y"], known["error"]),
-        terms=known["terms"].transpose(0, 1).contiguous(),
-        embeddings=known["embeddings"],
-        space=known.get("space", known["embeddings"]),
-        pseudo_labels=known["pseudo"],
-        labels=known["labels"],
+        x_means=(x_sum / len(y)).to(y),
+        y_means=y_means.to(y),
+        fvu=(error / spread.clamp(min=1e-30)).T.contiguous(),
+        gate=Gate.fit(gate_by, y, error),
+        terms=rows.take("terms").transpose(0, 1),
+        embeddings=embeddings,
+        space=rows.take("space") if "space" in rows else embeddings,
+        pseudo_labels=rows.take("pseudo"),
+        labels=rows.take("labels"),
     )
 
 
@@ -206,4 +193,4 @@ def mixed(embeddings: Tensor, neighbours: Tensor, cosines: Tensor, known: Tensor
 
 def _rows(table: Tensor, neighbours: Tensor) -> int:
     """Images whose neighbours are looked up at once."""
-    return max(1, _BLOCK // max(1, neighbours.shape[1] * table.shape[1]))
+    return max(1, BLOCK // max(1, neighbours.shape[1] * table.shape[1]))

@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from clt_lightning.analysis.debias.options import DebiasOptions
+from clt_lightning.analysis.forward_memory import ONCE
 from clt_lightning.backbone import Backbone
 from clt_lightning.transcoder import CrossLayerTranscoder
 
 #: Images of a batch of relevance, whose forward is kept for the gradient
 _BATCH = 32
+#: What a block keeps for the gradient, in tensors of the stream's size: weights have none, so that inputs of linear maps
+#: are let go; left are the norms', the attention's and the activation's
+_KEPT = 14
 
 
 def memory_of(
@@ -40,6 +44,6 @@ def memory_of(
     for clt in clts:
         codes, tokens = clt.n_layers * clt.n_features, clip.n_positions
         relevance = 2 * (samples + o.images) * codes  # the largest once more while its batches are put together
-        forward = _BATCH * tokens * (4 * clt.n_features + 24 * clip.d_model * clip.n_layers)
+        forward = _BATCH * tokens * (4 * clt.n_features + _KEPT * clip.d_model * clip.n_layers)
         per_run.append(relevance + 2 * tokens * codes + forward + batch * tokens * (clt.n_features + 8 * clip.d_model))
-    return 4 * (pictures + embedded + max(per_run))
+    return ONCE + 4 * (pictures + embedded + max(per_run))
