@@ -20,6 +20,8 @@ from clt_lightning.core.people import count, duration
 clock = time.monotonic
 #: Rows of a layer that tell where influence goes from it
 _PILOTS = 12
+#: Numbers that say where an active feature is, as a source and as a node to be
+_PLACES = 12
 #: Of all rows, one in so many is made to be timed, a batch at most
 _TIMED = 8
 
@@ -72,7 +74,8 @@ def image_bytes(model: ImageModel) -> int:
     # streams, middles, x, y; errors, what is rebuilt and skipped, constants of attention
     kept = held + (7 + (clt.W_skip is not None)) * len(seen.held) * seen.streams[0].numel()
     copied = _numbers(model.parts) if model.copied else 0
-    return (kept + copied) * model.image.element_size()
+    tables = _PLACES * 8 * model.sources.n_features
+    return (kept + copied) * model.image.element_size() + tables
 
 
 def _numbers(part: Any) -> int:
