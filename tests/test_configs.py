@@ -21,7 +21,7 @@ def _no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-OVERLAYS = [*sorted(CONFIGS.glob("*/*.yaml")), CONFIGS / "skip.yaml", CONFIGS / "attention.yaml"]
+OVERLAYS = [*sorted(CONFIGS.glob("*/*.yaml")), CONFIGS / "skip.yaml", *CONFIGS.glob("attention*.yaml")]
 SWEEP = CONFIGS / "sweep.yaml"
 BASES = sorted(set(CONFIGS.glob("*.yaml")) - {*OVERLAYS, SWEEP})
 
@@ -70,7 +70,7 @@ def test_overlays_parse_over_a_base(path: Path, capsys: pytest.CaptureFixture[st
         assert config["model"]["transcoder"]["skip"] is False
     elif path.stem == "skip":
         assert config["model"]["transcoder"]["skip"] is True
-    elif path.stem == "attention" and path.parent == CONFIGS:
+    elif path.stem.startswith("attention") and path.parent == CONFIGS:
         assert config["model"]["attention"]["n_features"] == chosen["model"]["attention"]["n_features"] > 0
         assert config["model"]["attention"]["activation"]["init_args"] == {"k": 16}
         assert config["model"]["tokens"]["per_image"] is None  # whole images, whatever the base takes of them

@@ -20,7 +20,7 @@ from clt_lightning.interventions.replacement import check_fit, replaced, tokens_
 from clt_lightning.interventions.resume import PAST_ATTENTION, starts
 from clt_lightning.metrics import TOKEN_SETS, TokenLayout, check_token_sets, present
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
-from clt_lightning.transcoder.attention import SparseAttention
+from clt_lightning.transcoder.attention import AnyAttention
 from clt_lightning.transcoder.codes import Pairs
 
 #: Controls that tell the linear skip's part from the features'
@@ -219,7 +219,7 @@ class ArmRunner:
         means: Float[Tensor, "layers kinds d"] | None = None,
         feature_means: Float[Tensor, "layers kinds d"] | None = None,
         skip_means: Float[Tensor, "layers kinds d"] | None = None,
-        attention: SparseAttention | None = None,
+        attention: AnyAttention | None = None,
         attention_means: Float[Tensor, "blocks positions d_model"] | None = None,
     ) -> None:
         self.clip, self.clt, self.means = clip, clt, means

@@ -1,4 +1,4 @@
-"""Which of the model's heads each unit of sparse attention stands for."""
+"""Which of the model's heads each unit of sparse attention, or feature of an autoencoder, stands for."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import finite
 from clt_lightning.interventions.attention import read_attention, rebuild_attention
 from clt_lightning.metrics import ExactMetric
-from clt_lightning.transcoder import Codes
-from clt_lightning.transcoder.attention import SparseAttention
+from clt_lightning.transcoder import Codes, CrossLayerTranscoder
+from clt_lightning.transcoder.attention import AnyAttention, SparseAttention
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Spans:
     Attributes:
         shares: `(layers, F, heads)`: of what a unit explains of the layer's output, what each head wrote; at least 0,
             sums 1, or all 0 for a unit that explains nothing.
-        own: `(layers, F)`: the share of the head by whose pattern it moves; NaN where units have their own.
+        own: `(layers, F)`: the share of the head by whose pattern it moves; NaN where units have their own, and of an
+            autoencoder's features, which move by none.
         effective: `(layers, F)`: number of heads that would share alike, exp of the entropy; 0 for such a unit.
     """
 
@@ -50,7 +51,7 @@ class Spans:
 
 
 @torch.no_grad()
-def spanned_heads(clip: Backbone, attention: SparseAttention, batches: Iterable[Tensor]) -> Spans:
+def spanned_heads(clip: Backbone, attention: AnyAttention, batches: Iterable[Tensor]) -> Spans:
     """Which of the model's heads each unit stands for.
 
     What a unit explains of a layer's output is the covariance, over tokens, of its code with the output along the
@@ -79,7 +80,7 @@ class HeadSums(ExactMetric):
         attention: for this backbone.
 
     Raises:
-        UserError: the output of attention is no sum over heads.
+        UserError: the output of attention is no sum over heads, or features are in units of each token's own size.
     """
 
     products: Tensor
@@ -87,8 +88,10 @@ class HeadSums(ExactMetric):
     outputs: Tensor
     n: Tensor
 
-    def __init__(self, clip: Backbone, attention: SparseAttention) -> None:
+    def __init__(self, clip: Backbone, attention: AnyAttention) -> None:
         super().__init__()
+        if isinstance(attention, CrossLayerTranscoder) and attention.normalization == "token":
+            raise UserError("normalize: token: what a feature writes is in units of each token, and no sum over heads")
         self._of = clip, attention  # a tuple: no parts of this module
         self._parts = [clip.attention_parts(layer) for layer in range(clip.n_layers)]
         self._scales = [clip.family.branch_scale(layer, 1) for layer in range(clip.n_layers)]
@@ -138,14 +141,16 @@ class HeadSums(ExactMetric):
         effective = torch.where(total[..., 0] > 0, entropy.exp(), 0.0)
         own = torch.full_like(effective, torch.nan)
         attention = self._of[1]
-        if attention.d_qk is None:
+        if isinstance(attention, SparseAttention) and attention.d_qk is None:
             own = shares.gather(2, attention.head_of.to(shares.device).expand(len(shares), -1)[..., None])[..., 0]
         return Spans(shares, own, effective)
 
     def _through(self, layer: int) -> Tensor:
         """`(F, heads x channels)`: how the heads' outputs move the layer's output along what each unit writes."""
         attention, scale = self._of[1], self._scales[layer]
-        writes = attention.W_dec[layer].detach().to(self.products) * attention.y_scale[layer].to(self.products)
+        vectors = attention.W_dec[layer].detach().to(self.products)
+        vectors = vectors if isinstance(attention, SparseAttention) else vectors[:, 0]
+        writes = vectors * attention.y_scale[layer].to(self.products)
         writes = writes if scale is None else writes * scale.to(writes)
         return writes @ self._parts[layer].out.weight.to(writes)
 

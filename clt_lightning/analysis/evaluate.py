@@ -44,7 +44,7 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.core.progress import track
 from clt_lightning.metrics import TOKEN_SETS, check_token_sets, present
 from clt_lightning.transcoder import CrossLayerTranscoder
-from clt_lightning.transcoder.attention import SparseAttention
+from clt_lightning.transcoder.attention import AnyAttention
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class Evaluator:
         extra: Sequence[Analysis] = (),
         arms: Sequence[Arm] = (),
         split: str = "test",
-        attention: SparseAttention | None = None,
+        attention: AnyAttention | None = None,
     ) -> None:
         self.clip, self.clt, self.split, self.extra = clip, clt, split, list(extra)
         self.options = options or EvaluateOptions()
@@ -339,7 +339,7 @@ def evaluate(
     split: str = "test",
     progress: bool = True,
     extra: Sequence[Analysis] = (),
-    attention: SparseAttention | None = None,
+    attention: AnyAttention | None = None,
 ) -> tuple[Evaluation, Features | None, Retrieval | None]:
     """Measure a transcoder on batches of images (`docs/design.md`: what a batch holds), in one process.
 

@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clt_lightning.analysis.collector import LayerCollector, key_seeds
-from clt_lightning.analysis.effects import Effects, load_effects
+from clt_lightning.analysis.effects import Effects
 from clt_lightning.analysis.names import N_NAMES, embed_words, known_words, label_features, nearest_texts, read_words
-from clt_lightning.analysis.neighbours import Neighbours, load_neighbours
+from clt_lightning.analysis.neighbours import Neighbours
 from clt_lightning.analysis.run_part import RunPart
 from clt_lightning.analysis.table import gather_rows
 from clt_lightning.backbone.clip import FrozenCLIP
@@ -138,7 +138,7 @@ def load_features(run: str | Path) -> Features:
 
     labels = np.array(images["labels"], dtype=np.int64)
     stats, layers = _arrays(folder / "stats.npz"), _LayerFiles(folder, info["layers"])
-    return Features(info, images["keys"], labels, stats, layers, load_effects(folder), load_neighbours(folder))
+    return Features(info, images["keys"], labels, stats, layers, Effects.load(folder), Neighbours.load(folder))
 
 
 class FeatureCollector:

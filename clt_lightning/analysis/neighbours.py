@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -12,11 +9,10 @@ from torch import Tensor
 
 from clt_lightning.analysis.retrieval import Retrieval
 from clt_lightning.backbone.clip import FrozenCLIP
-from clt_lightning.core.files import whole_file
+from clt_lightning.core.arrays import Arrays
 from clt_lightning.core.progress import track
 from clt_lightning.transcoder import CrossLayerTranscoder
 
-FILE = "neighbours.npz"
 #: How many of each kind
 N = 10
 #: Images on which two features must be active together to count as co-firing
@@ -24,8 +20,7 @@ TOGETHER = 5
 _BLOCK = 1 << 24  # cosines that are held at once
 
 
-@dataclass(frozen=True)
-class Neighbours:
+class Neighbours(Arrays):
     """The nearest features of every feature; arrays as documented in docs/results-schema.md.
 
     Attributes:
@@ -33,26 +28,7 @@ class Neighbours:
             `decoder`, `encoder`, `together` (of the same layer), `reader` and `writer` (with `<kind>_layer`).
     """
 
-    arrays: dict[str, np.ndarray]
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.arrays[name]
-
-    def save(self, folder: str | Path) -> Path:
-        """Write `neighbours.npz` into a run's `features/`."""
-        path = Path(folder) / FILE
-        with whole_file(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **self.arrays)  # type: ignore[arg-type]
-        return path
-
-
-def load_neighbours(folder: str | Path) -> Neighbours | None:
-    """Read `neighbours.npz` of a run's `features/`; None where it is not there."""
-    path = Path(folder) / FILE
-    if not path.is_file():
-        return None
-    with np.load(path, allow_pickle=False) as file:
-        return Neighbours({name: file[name] for name in file.files})
+    FILE = "neighbours.npz"
 
 
 @torch.no_grad()

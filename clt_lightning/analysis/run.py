@@ -22,11 +22,10 @@ from clt_lightning.core.config_file import ConfigFile, read_config
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.paths import expand
 from clt_lightning.data.sets.modules import WebImages
-from clt_lightning.interventions.attention import check_attention_fit
-from clt_lightning.interventions.replacement import check_fit
+from clt_lightning.interventions.replacement import check_attention_fit, check_fit
 from clt_lightning.runs.folder import find_run
 from clt_lightning.transcoder import CrossLayerTranscoder
-from clt_lightning.transcoder.attention import SparseAttention
+from clt_lightning.transcoder.attention import AnyAttention, load_attention
 
 
 @dataclass
@@ -39,7 +38,8 @@ class Run:
         transcoder: the trained transcoder, in evaluation mode.
         datamodule: the data, with the backbone's transform; not set up.
         config: config.yaml as plain tables.
-        attention: the sparse attention that was trained beside it, in evaluation mode; None where there is none.
+        attention: the sparse attention, or the autoencoder of attention, that was trained beside it, in evaluation
+            mode; None where there is none.
     """
 
     folder: Path
@@ -47,7 +47,7 @@ class Run:
     transcoder: CrossLayerTranscoder
     datamodule: Any
     config: dict[str, Any]
-    attention: SparseAttention | None = None
+    attention: AnyAttention | None = None
 
     @cached_property
     def head(self) -> Float[Tensor, "embed_dim classes"] | None:
@@ -167,7 +167,7 @@ def open_run(
     units = path / "attention"
     attention = None
     if units.is_dir():
-        attention = SparseAttention.from_pretrained(units, device=device, trust=trust_config)
+        attention = load_attention(units, device, trust=trust_config)
     try:
         check_fit(clip, transcoder)
         if attention is not None:

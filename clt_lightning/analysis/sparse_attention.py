@@ -19,7 +19,7 @@ from clt_lightning.analysis.suite import Subject, Suite
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import finite
 from clt_lightning.core.progress import Progress
-from clt_lightning.transcoder.attention import SparseAttention
+from clt_lightning.transcoder.attention import AnyAttention
 
 DRAWS = 1000
 #: What the arms are called, by kind
@@ -68,7 +68,7 @@ class AttentionReport:
 @torch.no_grad()
 def measure(
     run: Run,
-    attention: SparseAttention,
+    attention: AnyAttention,
     *,
     split: str = "test",
     limit: int | None = None,

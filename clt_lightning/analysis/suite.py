@@ -22,7 +22,7 @@ from clt_lightning.core.tokens import TokenLayout
 from clt_lightning.interventions.replacement import tokens_of
 from clt_lightning.metrics import metric_device
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
-from clt_lightning.transcoder.attention import SparseAttention
+from clt_lightning.transcoder.attention import AnyAttention
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Subject:
         classnames: their names, in the order of the labels; empty without.
         draws: resamples behind intervals; 0 makes none.
         seed: of resamples and random orders.
-        attention: sparse attention beside the transcoder; None without.
+        attention: sparse attention, or an autoencoder of attention, beside the transcoder; None without.
     """
 
     clip: FrozenCLIP
@@ -45,7 +45,7 @@ class Subject:
     classnames: Sequence[str] = ()
     draws: int = 0
     seed: int = 0
-    attention: SparseAttention | None = None
+    attention: AnyAttention | None = None
 
     @property
     def tokens(self) -> TokenLayout:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lightning.pytorch import Callback
 
+from clt_lightning.callbacks.attention import AttentionReconstruction
 from clt_lightning.callbacks.board import Board
 from clt_lightning.callbacks.checkpoints import Checkpoints
 from clt_lightning.callbacks.curves import Curves
@@ -45,6 +46,7 @@ def default(
 
 
 __all__ = [
+    "AttentionReconstruction",
     "Board",
     "Checkpoints",
     "Curves",

@@ -184,7 +184,7 @@ def summary(evaluation: Evaluation, width: int | None = None) -> list[str]:
 
 
 def unit_lines(found: UnitsResult, width: int | None = None) -> list[str]:
-    """Sparse attention by layer, for the terminal."""
+    """Sparse attention, or an autoencoder of it, by layer, for the terminal."""
     fvu, l0 = found.tables["fvu"]["all"], found.tables["l0"]["all"]
     columns = [Column("FVU", [f"{v:.4f}" for v in fvu.tolist()], 8), Column("L0", [f"{v:.1f}" for v in l0.tolist()], 7)]
     if found.spans is not None:

@@ -14,9 +14,9 @@ from clt_lightning.transcoder.files import what_maps
 
 class ExportTranscoder(pl.Callback):
     """Writes `<run>/transcoder/` at the end of training: the final weights, scales folded in, with the CLIP that they
-    belong to and the step in the config's `metadata`; and `<run>/attention/`, where sparse attention was trained beside
-    it. At the start it says for which other tools such a transcoder can
-    be exported, and why not for the others.
+    belong to and the step in the config's `metadata`; and `<run>/attention/`, where sparse attention, or an autoencoder
+    of it, was trained beside it. At the start it says for which other tools such a transcoder can be exported, and why
+    not for the others.
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -33,7 +33,7 @@ class ExportTranscoder(pl.Callback):
             metadata = {"clip": pl_module.clip.describe(), "step": trainer.global_step}
             if pl_module.attention is not None:  # before the transcoder, whose step says that all is there
                 written = pl_module.attention.save_pretrained(folder / "attention", metadata=metadata)
-                rank_zero_info(f"sparse attention written to {written}")
+                rank_zero_info(f"attention written to {written}")
             written = clt.save_pretrained(folder / "transcoder", metadata=metadata)
             rank_zero_info(f"transcoder written to {written}")
         trainer.strategy.barrier("transcoder written")

@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from clt_lightning.callbacks.base import weights_at
 from clt_lightning.callbacks.progress import total_steps
 from clt_lightning.core.people import count
+from clt_lightning.transcoder import CrossLayerTranscoder
 
 _WORK = {
     TrainerFn.FITTING: "training",
@@ -93,7 +94,9 @@ def transcoder_line(transcoder: Any) -> str:
 
 
 def attention_line(attention: Any) -> str:
-    """Sparse attention: units, activation, whose patterns, parameters."""
+    """Sparse attention: units, activation, whose patterns, parameters; or an autoencoder of attention."""
+    if isinstance(attention, CrossLayerTranscoder):
+        return f"{transcoder_line(attention)} of attn_out"
     k = getattr(attention.activation, "k", None)
     whose = "of their own" if attention.d_qk is not None else "of the model"
     words = [

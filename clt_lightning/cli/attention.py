@@ -1,4 +1,4 @@
-"""`attention`: sparse attention trained on a run's data, and what it is worth beside the run's transcoder."""
+"""`attention`: what stands in the place of attention, trained on a run's data, and what it is worth beside its CLT."""
 
 from __future__ import annotations
 
@@ -21,16 +21,26 @@ if TYPE_CHECKING:
 
 
 #: Options that mean something with --train alone
-_OF_TRAINING: dict[str, Any] = {"n_features": None, "d_qk": None, "k": 32, "lr": 1e-3}
+_OF_TRAINING: dict[str, Any] = {"kind": "units", "n_features": None, "d_qk": None, "k": 32, "lr": 1e-3}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `attention`."""
     add_run_options(parser)
     parser.add_argument(
-        "--units", required=True, metavar="FOLDER", help="folder of the sparse attention; --train writes it"
+        "--units",
+        required=True,
+        metavar="FOLDER",
+        help="folder of the sparse attention, or of an autoencoder at attn_out of all blocks; --train writes it",
     )
     parser.add_argument("--train", type=int, metavar="STEPS", help="train it first, on the run's training images")
+    parser.add_argument(
+        "--kind",
+        choices=("units", "autoencoder"),
+        default=_OF_TRAINING["kind"],
+        help="with --train: units, which read the stream at the keys, or an autoencoder of what attention adds "
+        "(default: units)",
+    )
     parser.add_argument(
         "--n_features", type=int, help="with --train: units of a layer, a multiple of the heads (default: 8 x d_model)"
     )
@@ -68,14 +78,14 @@ def run(args: argparse.Namespace) -> None:
 
     from clt_lightning.analysis import open_run
     from clt_lightning.analysis.sparse_attention import measure
-    from clt_lightning.transcoder.attention import SparseAttention
+    from clt_lightning.transcoder.attention import load_attention
 
     device = args.device
     opened = open_run(args.run, device, **run_options(args))
     if args.train is not None:
         _train(opened, args, device).save_pretrained(units, {"run": opened.folder.name, "steps": args.train})
         print(f"wrote {units}")
-    attention = SparseAttention.from_pretrained(units, device=device, trust=args.trust_config)
+    attention = load_attention(units, device, trust=args.trust_config)
     found = measure(opened, attention, split=args.split, limit=args.images, seed=args.seed, progress=True)
     print("\n".join(lines(found, line_width())))
     if output is not None:
@@ -96,7 +106,7 @@ def _train(opened: Run, args: argparse.Namespace, device: str) -> Any:
     lightning.seed_everything(args.seed, verbose=False)
     module = AttentionModule(
         opened.clip,
-        AttentionConfig(n_features, TopK(args.k), args.d_qk),
+        AttentionConfig(n_features, TopK(args.k), args.d_qk, kind=args.kind),
         optimizer=lambda params: AdamW(params, lr=args.lr),
         transcoder=opened.transcoder if at_all_mlps(opened.clip, opened.transcoder) else None,
         seed=args.seed,

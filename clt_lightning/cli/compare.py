@@ -6,14 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clt_lightning.cli.options import add_output, add_seed, file_option, write_arrays
+from clt_lightning.cli.options import add_output, add_seed, file_option
 from clt_lightning.core.files import write_json
 from clt_lightning.core.table import Column, lay_out
 from clt_lightning.core.terminal import line_width
 
 if TYPE_CHECKING:
     from clt_lightning.analysis.stability import Comparison
-    from clt_lightning.analysis.stability.groups import Group
+    from clt_lightning.analysis.stability.groups import Anchors, Group
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,6 +80,8 @@ def run(args: argparse.Namespace) -> None:
         write_json(output, found.to_json())
         print(f"wrote {output}")
     if arrays is not None:
+        from clt_lightning.core.arrays import write_arrays
+
         write_arrays(arrays, found.arrays())
         print(f"wrote {arrays}")
 
@@ -97,6 +99,7 @@ def lines(found: Comparison, width: int | None = None) -> list[str]:
         ("by the share of tokens on which a feature fires", _rates),
         ("features that are not found again, as a group", _subspaces),
         ("features that write to one layer (anchors) against the others", _anchors),
+        ("features that alone write to some coordinates (anchors, too) against the others", _coordinates),
     ):
         rows = table(found, width)
         if rows:
@@ -168,11 +171,20 @@ def _rates(found: Comparison, width: int | None) -> list[str]:
 
 
 def _anchors(found: Comparison, width: int | None) -> list[str]:
-    known = [side for pair in found.pairs for side in pair.anchors if side is not None]
+    sides = [side for pair in found.pairs for side in pair.anchors if side is not None]
+    return _against(sides, ["one layer", "several"], width)
+
+
+def _coordinates(found: Comparison, width: int | None) -> list[str]:
+    sides = [side for pair in found.pairs for side in pair.coordinates if side is not None]
+    return _against(sides, ["own coordinates", "none of their own"], width)
+
+
+def _against(known: list[Anchors], names: list[str], width: int | None) -> list[str]:
     if not any(side.anchors.features for side in known):
         return []
     groups = [[side.anchors for side in known], [side.others for side in known]]
-    out = lay_out(Column("features", ["one layer", "several"], left=True), _of_groups(groups), width)
+    out = lay_out(Column("features", names, left=True), _of_groups(groups), width)
     equal = [side.at_equal_rates.value for side in known if not _nan(side.at_equal_rates.value)]
     if equal:
         out.append(f"anchors minus others at equal firing rates: {100 * _mean(equal):+.1f} points of the share kept")

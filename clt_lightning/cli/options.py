@@ -6,14 +6,10 @@ import argparse
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clt_lightning.core.errors import UserError
-from clt_lightning.core.files import disk_errors, whole_file
 from clt_lightning.core.paths import expand
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 def add_output(parser: argparse.ArgumentParser, text: str = "write all numbers there as JSON") -> None:
@@ -35,16 +31,16 @@ def file_option(path: Path | None, name: str = "--output") -> Path | None:
     return found
 
 
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes an npz, whole or not at all.
-
-    Raises:
-        UserError: the place cannot be written.
-    """
-    import numpy as np
-
-    with disk_errors(path), whole_file(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+def add_notes(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """`--notes FILE`, repeatable."""
+    parser.add_argument(
+        "--notes",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="stars, names and comments that the pages have exported, shown as the features' names; repeatable" + more,
+    )
 
 
 def check_least(args: argparse.Namespace, **least: int) -> None:

@@ -79,7 +79,8 @@ def run(args: argparse.Namespace) -> None:
     print(plan.plan_table(plans, chosen, machine, line_width()))
     print("\nper GPU and step, on paper, nothing overlapped; 'groups x R': R GPUs share the features of each layer")
     cascade = _say_cascade(config, shape, machine, chosen or plans[0])
-    beside = _say_attention(units, shape, machine, chosen or plans[0])
+    moves = str(_at(config, "model.attention.kind", "units")) == "units"
+    beside = _say_attention(units, shape, machine, chosen or plans[0], moves)
     if chosen is None:
         smallest = min(plans, key=lambda p: p.memory)
         print(
@@ -96,17 +97,18 @@ def run(args: argparse.Namespace) -> None:
     print(f"a checkpoint takes {size(chosen.checkpoint_bytes)} of disk, and of main memory on the first machine")
 
 
-def _say_attention(units: int, shape: Any, machine: Any, step: Any) -> float:
-    """What sparse attention, which the table leaves out, adds to a step; its seconds, 0 without."""
+def _say_attention(units: int, shape: Any, machine: Any, step: Any, moves: bool) -> float:
+    """What sparse attention, or an autoencoder of it, adds to a step beside the table; its seconds, 0 without."""
     if not units:
         return 0.0
     from clt_lightning.parallel import plan
 
     images = -(-step.tokens // (shape.used or shape.positions))
-    cost = plan.units_cost(shape, machine, units, images)
+    cost = plan.units_cost(shape, machine, units, images, moves)
     print(
-        f"model.attention comes on top: {people_count(cost.weights)} weights, {size(cost.memory)} on every GPU (units "
-        f"are not divided: model.parallel.feature = 1), {1e3 * cost.seconds:.1f} ms a step"
+        f"model.attention comes on top: {people_count(cost.weights)} weights, {size(cost.memory)} on every GPU "
+        f"({'units' if moves else 'its features'} are not divided: model.parallel.feature = 1), "
+        f"{1e3 * cost.seconds:.1f} ms a step"
     )
     return cost.seconds
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from clt_lightning.cli.arguments import add_run_options, run_options
+from clt_lightning.cli.options import add_notes
 from clt_lightning.core.paths import expand
 
 
@@ -59,15 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--neighbours", type=int, default=8, help="images shown a layer beside a query (default: 8)")
     parser.add_argument("--thumbnail", type=int, default=128, help="side of a thumbnail in pixels (default: 128)")
-    parser.add_argument(
-        "--notes",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="stars, names and comments that the pages have exported, shown as the features' names; repeatable, each "
-        "file for the run that it was made on",
-    )
+    add_notes(parser, ", each file for the run that it was made on")
     parser.add_argument(
         "--page",
         action="append",

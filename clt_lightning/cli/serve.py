@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clt_lightning.cli.arguments import add_run_options, run_options
+from clt_lightning.cli.options import add_notes
 from clt_lightning.core.paths import expand
 
 if TYPE_CHECKING:
@@ -42,14 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="the run's report, whose pages are shown (default: <run>/report; made where it is not there)",
     )
-    parser.add_argument(
-        "--notes",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="stars, names and comments that the pages have exported, shown as the features' names; repeatable",
-    )
+    add_notes(parser)
 
 
 def run(args: argparse.Namespace) -> None:

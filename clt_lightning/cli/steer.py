@@ -171,6 +171,7 @@ def run(args: argparse.Namespace) -> None:
         tokens=args.tokens,
         base=args.base,
         nodes=[nodes.name for nodes in sets],
+        keys=args.image,
     )
     if picture is not None:
         _draw(picture, record)

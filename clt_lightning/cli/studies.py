@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clt_lightning.cli.arguments import add_run_options, run_options
-from clt_lightning.cli.options import check_least, file_option, write_arrays
+from clt_lightning.cli.options import check_least, file_option
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import write_json
 from clt_lightning.core.paths import expand
@@ -77,6 +77,8 @@ def run(args: argparse.Namespace) -> None:
     write_json(output, {"run": str(args.run), "split": args.split, **use.to_json(args.fdr)})
     print(f"\nwrote {output}")
     if arrays is not None:
+        from clt_lightning.core.arrays import write_arrays
+
         write_arrays(arrays, use.arrays(args.fdr))
         print(f"wrote {arrays}")
 

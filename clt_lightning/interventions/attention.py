@@ -1,4 +1,4 @@
-"""Sparse attention in the place of a backbone's attention layers."""
+"""Sparse attention, or an autoencoder of what attention adds, in the place of a backbone's attention layers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clt_lightning.backbone.attention_parts import attention_pattern
 from clt_lightning.backbone.taps import ENTRY
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import Codes
-from clt_lightning.transcoder.attention import AttentionOutput, SparseAttention
+from clt_lightning.transcoder.attention import AnyAttention, AttentionOutput, SparseAttention
 
 PatternFn = Callable[[int, Tensor], Tensor | None]
 
@@ -90,31 +90,13 @@ def patterns_at(clip: Backbone, attention: SparseAttention, x: Tensor) -> list[T
     return [attention_pattern(clip.attention_parts(layer), rows) for layer, rows in enumerate(x)]
 
 
-def rebuild_attention(clip: Backbone, attention: SparseAttention, sites: AttentionSites) -> AttentionOutput:
-    """What the units make of what the untouched model's attention layers read."""
-    return attention(sites.x.to(attention.W_enc.dtype), patterns_at(clip, attention, sites.x))  # type: ignore[no-any-return]
-
-
-def check_attention_fit(clip: Backbone, attention: SparseAttention) -> None:
-    """Whether sparse attention is for this backbone.
-
-    Raises:
-        UserError: they have other numbers of layers or heads, or other widths, or the backbone's patterns are not
-            known.
-    """
-    if (attention.n_layers, attention.d_model) != (clip.n_layers, clip.d_model):
-        raise UserError(
-            f"the sparse attention is for {attention.n_layers} layers of width {attention.d_model}, the backbone "
-            f"{clip.name!r} has {clip.n_layers} of width {clip.d_model}"
-        )
-    if attention.d_qk is not None:
-        return
-    heads = {clip.attention_parts(layer).n_heads for layer in range(clip.n_layers)}
-    if heads != {attention.n_heads}:
-        raise UserError(
-            f"the sparse attention moves by the patterns of {attention.n_heads} heads, the backbone {clip.name!r} has "
-            f"{', '.join(map(str, sorted(heads)))}"
-        )
+def rebuild_attention(clip: Backbone, attention: AnyAttention, sites: AttentionSites) -> AttentionOutput:
+    """What the units make of what the untouched model's attention layers read, or an autoencoder of what they add."""
+    if isinstance(attention, SparseAttention):
+        x = sites.x.to(attention.W_enc.dtype)
+        return attention(x, patterns_at(clip, attention, sites.x))  # type: ignore[no-any-return]
+    made = attention(sites.y.flatten(1, 2))
+    return AttentionOutput(made.y_hat.view(sites.y.shape), made.codes, [])
 
 
 def patterns_of(clip: Backbone, attention: SparseAttention) -> PatternFn:
@@ -130,7 +112,7 @@ class AttentionReplacement:
 
     Args:
         clip: the backbone.
-        attention: the units, on the same device.
+        attention: the units, of this backbone, on the same device.
         layers: blocks whose attention is replaced; None for all.
         tokens: query positions at which it is: `all`, `cls`, `register` or `patch`.
         grad: let gradients flow.
@@ -149,7 +131,6 @@ class AttentionReplacement:
         grad: bool,
         error: bool,
     ) -> None:
-        check_attention_fit(clip, attention)
         self.clip, self.attention, self.grad, self.error = clip, attention, grad, error
         self.layers = sorted(clip.check_layers(layers))
         self.span = clip.tokens.span(tokens)

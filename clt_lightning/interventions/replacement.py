@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,7 +16,7 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.core.tokens import TokenLayout
 from clt_lightning.interventions.attention import AttentionReplacement
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
-from clt_lightning.transcoder.attention import SparseAttention
+from clt_lightning.transcoder.attention import AnyAttention, SparseAttention
 
 TermEditor = Callable[[int, Tensor], Tensor]
 """`edit(layer, terms) -> terms`: terms are `(sources, tokens, d_model)`, sources 0..layer, without bias and skip."""
@@ -36,8 +36,8 @@ class ReplacementTrace:
     Attributes:
         codes: the codes of each layer read so far, by layer, of the replaced tokens.
         y_hat: what was put in the place of each layer's site, without the error, by layer, `(tokens, d_out)`.
-        attention: the codes of sparse attention, by block, of all tokens.
-        attention_hat: what it rebuilt, without the error, by block, `(images, positions, d_model)`.
+        attention: the codes of sparse attention, by block, of all tokens; of an autoencoder of the replaced ones.
+        attention_hat: what it rebuilt, without the error, by block, `(images, positions, d_model)` of these tokens.
     """
 
     codes: dict[int, Codes] = field(default_factory=dict)
@@ -78,6 +78,37 @@ def check_fit(clip: Backbone, clt: CrossLayerTranscoder) -> tuple[int, ...]:
     return layers
 
 
+def check_attention_fit(clip: Backbone, attention: AnyAttention) -> None:
+    """Whether sparse attention, or an autoencoder of what attention adds, is for this backbone.
+
+    Raises:
+        UserError: they have other numbers of layers or heads, or other widths, the backbone's patterns are not known,
+            or the autoencoder is one of another site.
+    """
+    if not isinstance(attention, SparseAttention):
+        blocks, site = check_fit(clip, attention), str(attention.sites.write)
+        if attention.topology != "sae" or site != "attn_out" or len(blocks) != clip.n_layers:
+            raise UserError(
+                "for attention there are units (SparseAttention), or features of an autoencoder at attn_out of all "
+                f"{clip.n_layers} blocks; this transcoder is of topology '{attention.topology}' at {site} of "
+                f"{len(blocks)} (see configs/site/attention.yaml)"
+            )
+        return
+    if (attention.n_layers, attention.d_model) != (clip.n_layers, clip.d_model):
+        raise UserError(
+            f"the sparse attention is for {attention.n_layers} layers of width {attention.d_model}, the backbone "
+            f"{clip.name!r} has {clip.n_layers} of width {clip.d_model}"
+        )
+    if attention.d_qk is not None:
+        return
+    heads = {clip.attention_parts(layer).n_heads for layer in range(clip.n_layers)}
+    if heads != {attention.n_heads}:
+        raise UserError(
+            f"the sparse attention moves by the patterns of {attention.n_heads} heads, the backbone {clip.name!r} has "
+            f"{', '.join(map(str, sorted(heads)))}"
+        )
+
+
 def cls_among(clip: Backbone, clt: CrossLayerTranscoder, tokens: str) -> bool | None:
     """Whether [CLS] is the first of an image's replaced tokens; None where the transcoder does not ask."""
     return None if clt.cls_weight == 1 else clip.tokens.span(tokens).start == 0
@@ -98,8 +129,9 @@ def replaced(
     skip: SkipFn | None = None,
     grad: bool = False,
     error: Error = "none",
-    attention: SparseAttention | None = None,
+    attention: AnyAttention | None = None,
     attention_layers: Iterable[int] | None = None,
+    known: Mapping[int, Codes] | None = None,
 ) -> Iterator[ReplacementTrace]:
     """While active, the transcoder's reconstruction stands in the place of the site that it rebuilds.
 
@@ -118,9 +150,12 @@ def replaced(
         grad: let gradients flow (with `clip.encode_image(images, grad=True)`).
         error: `clean` adds back what the reconstruction leaves out in the untouched model (which runs once more, on the
             same images): with nothing else changed, the numbers are the untouched model's. `none` adds nothing.
-        attention: sparse attention in the place of the attention too (docs/attention.md); it moves by the patterns of
-            the running stream.
+        attention: what stands in the place of the attention too (docs/attention.md): sparse attention, which moves by
+            the patterns of the running stream, or an autoencoder at `attn_out`, which reads what the attention makes of
+            that stream.
         attention_layers: the blocks whose attention is replaced; None: `layers`.
+        known: codes of the replaced tokens, by layer of the transcoder, that are not made anew: those of layers whose
+            input no replaced site comes before.
 
     Yields:
         the trace of the last forward.
@@ -132,7 +167,7 @@ def replaced(
     if clt is None and (attention is None or edit is not None or skip is not None):
         raise UserError("replaced: without a transcoder (clt=None) give attention=..., and neither edit nor skip")
     if attention is None and attention_layers is not None:
-        raise UserError("replaced: attention_layers without attention=...: give the sparse attention to put there")
+        raise UserError("replaced: attention_layers without attention=...: give what to put there")
     if clt is not None and attention is not None and {clt.sites.read, clt.sites.write} & {"attn_z", "attn_out"}:
         raise UserError(
             f"replaced: the transcoder stands at {clt.sites.write}, in the attention that attention=... replaces: give "
@@ -144,11 +179,17 @@ def replaced(
         if attention is not None:
             check_error(error)
             blocks = chosen if attention_layers is None else attention_layers
-            heads = AttentionReplacement(clip, attention, blocks, tokens, grad, error == "clean")
-            trace.attention, trace.attention_hat = heads.codes, heads.y_hat
+            check_attention_fit(clip, attention)
+            heads: AttentionReplacement | _AutoencoderReplacement
+            if isinstance(attention, SparseAttention):
+                heads = AttentionReplacement(clip, attention, blocks, tokens, grad, error == "clean")
+                trace.attention, trace.attention_hat = heads.codes, heads.y_hat
+            else:
+                own = ReplacementTrace(trace.attention, trace.attention_hat)
+                heads = _AutoencoderReplacement(clip, attention, blocks, tokens, grad=grad, error=error, trace=own)
             stack.enter_context(heads.active())
         if clt is not None:
-            stack.enter_context(Replacement(clip, clt, chosen, tokens, edit, skip, grad, error, trace).active())
+            stack.enter_context(Replacement(clip, clt, chosen, tokens, edit, skip, grad, error, trace, known).active())
         yield trace
 
 
@@ -185,8 +226,10 @@ class Replacement:
         grad: bool = False,
         error: Error = "none",
         trace: ReplacementTrace | None = None,
+        known: Mapping[int, Codes] | None = None,
     ) -> None:
         self.clip, self.clt = clip, clt
+        self.known = known or {}
         self.edit, self.skip, self.grad = edit, skip, grad
         self.read, self.write = str(clt.sites.read), str(clt.sites.write)
         self.blocks = check_fit(clip, clt)
@@ -256,7 +299,8 @@ class Replacement:
         with self._grad():
             row = self.rows[block]
             self.inputs[row] = self._flat(x)
-            self.trace.codes[row] = self._encoded(self.inputs[row], row)
+            known = self.known.get(row)
+            self.trace.codes[row] = self._encoded(self.inputs[row], row) if known is None else known
 
     def reads_own(self, block: int) -> bool:
         """Whether what is read in a block is there only once the site's own tensor is: it, or a part of it."""
@@ -319,3 +363,13 @@ class Replacement:
 
     def _grad(self) -> torch.set_grad_enabled:
         return torch.set_grad_enabled(self.grad and torch.is_grad_enabled())
+
+
+class _AutoencoderReplacement(Replacement):
+    """One of an autoencoder beside a transcoder: what it rebuilt is kept by image, as sparse attention's is."""
+
+    def made(self, block: int) -> Tensor:
+        result = super().made(block)
+        row = self.rows[block]
+        self.trace.y_hat[row] = self.trace.y_hat[row].unflatten(0, (-1, self.span_size))
+        return result

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -48,6 +49,30 @@ class ExactMetric(Metric):
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         return super()._apply(keep_dtype, exclude_state)
+
+
+class MeanPerLayer(ExactMetric):
+    """A mean over tokens of each layer; a class of it says in `update` what is added up.
+
+    Args:
+        n_layers: layers L.
+    """
+
+    per_layer = True
+    #: of the sums: float64, or int64 where counts are added up
+    dtype_of_sums: ClassVar[torch.dtype] = torch.float64
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, n_layers: int) -> None:
+        super().__init__()
+        self.n_layers = n_layers
+        self.add_state("total", torch.zeros(n_layers, dtype=self.dtype_of_sums), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def compute(self) -> Float[Tensor, " layers"]:
+        """The mean of each layer, `(L,)` float64; NaN without tokens."""
+        return self.total.double() / self.count
 
 
 def metric_device(device: torch.device) -> torch.device:

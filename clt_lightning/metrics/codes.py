@@ -9,25 +9,17 @@ from jaxtyping import Float, Int, Num, Shaped
 from torch import Tensor
 
 from clt_lightning.core.errors import UserError
-from clt_lightning.metrics.base import ExactMetric, check_shape
+from clt_lightning.metrics.base import ExactMetric, MeanPerLayer, check_shape
 
 
-class L0(ExactMetric):
+class L0(MeanPerLayer):
     """Mean number of non-zero codes per token, per layer.
 
     Args:
         n_layers: layers L.
     """
 
-    per_layer = True
-    total: Tensor
-    count: Tensor
-
-    def __init__(self, n_layers: int) -> None:
-        super().__init__()
-        self.n_layers = n_layers
-        self.add_state("total", torch.zeros(n_layers, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+    dtype_of_sums = torch.int64
 
     def update(self, active: Num[Tensor, "layers ..."]) -> None:
         """Take in one batch.
@@ -43,10 +35,6 @@ class L0(ExactMetric):
             raise UserError(f"L0: expected integer counts per token (codes.l0()), got {active.dtype}")
         self.total += active.reshape(self.n_layers, -1).sum(1, dtype=torch.int64).to(self.total.device)
         self.count += active[0].numel()
-
-    def compute(self) -> Float[Tensor, " layers"]:
-        """The mean L0 of each layer, `(L,)` float64; NaN without tokens."""
-        return self.total.double() / self.count
 
 
 class DeadFeatures(ExactMetric):

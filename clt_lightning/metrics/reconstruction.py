@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clt_lightning.metrics.base import ExactMetric, blocks, check_same, check_shape
+from clt_lightning.metrics.base import ExactMetric, MeanPerLayer, blocks, check_same, check_shape
 
 
 def merge_moments(stacked: Tensor) -> Float[Tensor, "... moments"]:
@@ -147,7 +147,7 @@ class FVUAndMSE(ReconstructionSums):
         return torch.stack([self._fvu(), self._mse()])
 
 
-class Cosine(ExactMetric):
+class Cosine(MeanPerLayer):
     """Cosine of true and rebuilt MLP output over the feature axis, averaged over tokens, per layer.
 
     A token counts as 1 where both vectors are exactly zero, and as 0 where one of them is.
@@ -157,15 +157,6 @@ class Cosine(ExactMetric):
     """
 
     higher_is_better = True
-    per_layer = True
-    total: Tensor
-    count: Tensor
-
-    def __init__(self, n_layers: int) -> None:
-        super().__init__()
-        self.n_layers = n_layers
-        self.add_state("total", torch.zeros(n_layers, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, y: Float[Tensor, "layers ... d"], y_hat: Float[Tensor, "layers ... d"]) -> None:
         """Take in one batch of `(L, tokens..., d)` true and rebuilt MLP outputs.
@@ -182,7 +173,3 @@ class Cosine(ExactMetric):
                 cosines = torch.where((norms[0] == 0) != (norms[1] == 0), 0.0, cosines)
                 self.total[layer] += torch.where((norms[0] == 0) & (norms[1] == 0), 1.0, cosines).sum()
         self.count += y[0].numel() // max(1, y.shape[-1])
-
-    def compute(self) -> Float[Tensor, " layers"]:
-        """The mean cosine of each layer, `(L,)` float64; NaN without tokens."""
-        return self.total / self.count

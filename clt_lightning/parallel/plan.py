@@ -229,20 +229,22 @@ class UnitsCost:
     seconds: float
 
 
-def units_cost(shape: Shape, machine: Machine, units: int, images: int) -> UnitsCost:
-    """Sparse attention that moves by the model's own patterns, beside the transcoder.
+def units_cost(shape: Shape, machine: Machine, units: int, images: int, moves: bool = True) -> UnitsCost:
+    """Sparse attention that moves by the model's own patterns, or an autoencoder of attention, beside the transcoder.
 
     Args:
         shape: transcoder and backbone.
         machine: rates.
         units: of each attention layer.
         images: of a GPU's batch.
+        moves: whether they are units; an autoencoder's features move nothing.
     """
     depth, d, P = shape.tower or shape.n_layers, shape.d_model, shape.positions
     n, weights = images * P, depth * units * (2 * d + 1) + depth * d
     codes = depth * n * units * FP32
     # reading and moving, forward and twice backward; the model's patterns once more
-    flop = depth * n * (3 * (2 * d * units + 2 * P * units) + 4 * d * d + 4 * P * d)
+    pattern = (6 * P * units + 4 * d * d + 4 * P * d) if moves else 0
+    flop = depth * n * (6 * d * units + pattern)
     seconds = flop / machine.flops + (6 * codes + 28 * weights) / machine.bandwidth
     return UnitsCost(weights, 16 * weights + 3 * codes, seconds)
 

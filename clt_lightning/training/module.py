@@ -27,6 +27,7 @@ from clt_lightning.runs.timing import StepClock
 from clt_lightning.training.assembly import describe_transcoder, transcoder_form
 from clt_lightning.training.attention.config import AttentionConfig
 from clt_lightning.training.attention.learner import AttentionLearner, active_codes, refuse_part_images
+from clt_lightning.training.attention.make import attention_learner
 from clt_lightning.training.buffer import ActivationBuffer
 from clt_lightning.training.checkpointing import Checkpointing
 from clt_lightning.training.clipping import clip_by_norm
@@ -46,8 +47,8 @@ from clt_lightning.training.settings import (
     from_plain,
     to_plain,
 )
-from clt_lightning.transcoder import AuxiliaryRequest, CrossLayerTranscoder
-from clt_lightning.transcoder.attention import AttentionOutput, SparseAttention
+from clt_lightning.transcoder import AuxiliaryRequest, Codes, CrossLayerTranscoder
+from clt_lightning.transcoder.attention import AnyAttention, AttentionOutput
 from clt_lightning.transcoder.chunked import add_up
 
 # the module's own hook serves every loader, a data module's too
@@ -57,7 +58,7 @@ MYPY = False  # type checkers take it for true; jsonargparse would read a TYPE_C
 if MYPY:
     BackboneOption = AnyBackbone
     Transcoder = TranscoderConfig | CrossLayerTranscoder
-    Attention = AttentionConfig | SparseAttention
+    Attention = AttentionConfig | AnyAttention
 else:  # what the command line reads: a class and its arguments, and settings
     BackboneOption, Transcoder, Attention = Callable[[], Backbone], TranscoderConfig, AttentionConfig
 
@@ -74,8 +75,8 @@ def default_optimizer(params: Iterable[Any]) -> torch.optim.Optimizer:
 
 @dataclass
 class StepPart:
-    """What a step keeps of one chunk of tokens: parts of the loss, `y_hat`, fired features, number of active codes, and
-    the share of rows that a low-precision product left open.
+    """What a step keeps of one chunk of tokens: parts of the loss, `y_hat`, fired features, number of active codes, the
+    share of rows that a low-precision product left open, and the codes where there is one chunk alone.
     """
 
     parts: dict[str, Tensor]
@@ -83,6 +84,7 @@ class StepPart:
     fired: Tensor
     active: Tensor
     repeated: Tensor | None = None
+    codes: Codes | None = None
 
 
 class CLTModule(Preparation, Evaluating, Checkpointing):
@@ -102,8 +104,8 @@ class CLTModule(Preparation, Evaluating, Checkpointing):
         tokens: which tokens a step learns from.
         revive: how features that have stopped firing come back.
         parallel: features over several processes; not in checkpoints, which fit any number of them.
-        attention: sparse attention, trained beside the transcoder: settings, or a `SparseAttention`, which is trained
-            in place. Off by default.
+        attention: sparse attention, or an autoencoder of it, trained beside the transcoder: settings, or a
+            `SparseAttention` or such a `CrossLayerTranscoder`, which is trained in place. Off by default.
         seed: seed of the transcoder's initial weights and of the token draws; null takes that of `seed_everything`.
     """
 
@@ -125,9 +127,9 @@ class CLTModule(Preparation, Evaluating, Checkpointing):
     ) -> None:
         super().__init__()
         self.tokens_config = from_plain(TokensConfig, tokens)
-        if not isinstance(attention, SparseAttention):
+        if not isinstance(attention, AnyAttention):
             attention = from_plain(AttentionConfig, attention)
-        attends = isinstance(attention, SparseAttention) or attention.n_features > 0
+        attends = attention.n_features > 0
         if attends:
             refuse_part_images(self.tokens_config)
         # other backbones have the same methods; those of texts refuse
@@ -142,7 +144,7 @@ class CLTModule(Preparation, Evaluating, Checkpointing):
         self.parallel_config = from_plain(ParallelConfig, parallel)
         self.optimizer_factory = optimizer
         self.seed = seed = seeds.resolve(seed)
-        self.units = AttentionLearner(self.clip, attention, seed) if attends else None
+        self.units = attention_learner(self.clip, attention, seed) if attends else None
         self.attention_config = attention if self.units is None else self.units.config
         # plain values only: a checkpoint must load with weights_only=True
         self.save_hyperparameters(
@@ -228,11 +230,15 @@ class CLTModule(Preparation, Evaluating, Checkpointing):
             cascade = {}
             if clean is not None:
                 images = batch["image"][: config.images]
-                found = cascade_parts(self.clip, self.transcoder, images, config, clean, self._attention_in_cascade())
+                whole = positions is None and self.buffer is None  # the step's tokens are all of the images'
+                found = cascade_parts(
+                    *(self.clip, self.transcoder, images, config, clean, self._attention_in_cascade()),
+                    codes=done[0].codes if whole else None,
+                )
                 cascade = {name: strength * value for name, value in found.items()}
             beside: dict[str, Tensor] = {}
             if self.units is not None and heads is not None:
-                beside, attended = self.units.losses(self.clip, heads)
+                beside, attended = self.units.losses(self.clip, heads, generator)
                 self._follow_units(self.units, attended, len(batch["image"]))
         loss = torch.stack([loss, *cascade.values(), *beside.values()]).sum()
         names = dict.fromkeys(name for part in done for name in part.parts)
@@ -279,12 +285,13 @@ class CLTModule(Preparation, Evaluating, Checkpointing):
                 parts[name] = parts[name] * share
             detached = {name: value.detach() for name, value in parts.items()}
             fired, active = self.transcoder.fired(out.codes), out.codes.l0().sum()
-            done.append(StepPart(detached, out.y_hat.detach(), fired, active, out.repeated))
+            codes = out.codes if chunk >= n_tokens else None
+            done.append(StepPart(detached, out.y_hat.detach(), fired, active, out.repeated, codes))
             yield torch.stack(list(parts.values())).sum()
 
     @property
-    def attention(self) -> SparseAttention | None:
-        """The units that are trained beside the transcoder; None where there are none."""
+    def attention(self) -> AnyAttention | None:
+        """The units, or the autoencoder, trained beside the transcoder; None where there are none."""
         return None if self.units is None else self.units.attention
 
     def _check_beside(self) -> None:
@@ -301,11 +308,11 @@ class CLTModule(Preparation, Evaluating, Checkpointing):
         site = str(self.transcoder.sites.write)
         if {site, str(self.transcoder.sites.read)} & {"attn_z", "attn_out"}:
             raise UserError(
-                f"model.attention: the transcoder stands at {site} itself, in the attention that units replace: leave "
+                f"model.attention: the transcoder stands at {site} itself, in the attention that is replaced: leave "
                 "one of the two out"
             )
 
-    def _attention_in_cascade(self) -> SparseAttention | None:
+    def _attention_in_cascade(self) -> AnyAttention | None:
         if self.units is None or not self.units.config.in_cascade(self.global_step):
             return None
         return self.units.attention

@@ -94,12 +94,17 @@ def load(cls: type[M], folder: Path, dtype: torch.dtype = torch.float32, *, trus
 
 def is_ours(folder: Path) -> bool:
     """Whether a folder's config.json is of this package, in whatever version."""
+    return str(content_of(folder).get("format", "")).startswith(FORMAT.partition("/")[0])
+
+
+def content_of(folder: Path) -> dict[str, Any]:
+    """What a folder's config.json says, whoever wrote it; empty where there is none that can be read."""
     path = folder / CONFIG
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and str(content.get("format", "")).startswith(FORMAT.partition("/")[0])
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def metadata_of_run(results: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from clt_lightning.analysis.neighbours import Neighbours, find_neighbours, load_neighbours, read_directions
+from clt_lightning.analysis.neighbours import Neighbours, find_neighbours, read_directions
 from clt_lightning.analysis.retrieval import Retrieval
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.transcoder import CrossLayerTranscoder
@@ -128,9 +128,9 @@ def test_co_firing_is_pointwise_mutual_information() -> None:
 
 def test_saved_and_read(clip: FrozenCLIP, tmp_path) -> None:  # type: ignore[no-untyped-def]
     found = find(clip, make_clt())
-    assert load_neighbours(tmp_path) is None
+    assert Neighbours.load(tmp_path) is None
     found.save(tmp_path)
-    again = load_neighbours(tmp_path)
+    again = Neighbours.load(tmp_path)
     assert again is not None
     for name, values in found.arrays.items():
         np.testing.assert_array_equal(again[name], values)

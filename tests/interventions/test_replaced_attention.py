@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import open_clip
 import pytest
 import torch
@@ -13,7 +15,7 @@ from clt_lightning.backbone.attention_parts import attention_pattern
 from clt_lightning.backbone.vit import FrozenViT
 from clt_lightning.core.errors import UserError
 from clt_lightning.interventions.replacement import replaced
-from clt_lightning.transcoder.attention import SparseAttention
+from clt_lightning.transcoder.attention import AnyAttention, SparseAttention
 from tests.backbone.models import ROWS, make
 
 ROW = {row.what: row for row in ROWS}
@@ -75,14 +77,45 @@ def by_hand(clip: Backbone, sparse: SparseAttention, layer: int, x: Tensor) -> T
     return codes @ sparse.W_dec[layer] + sparse.b_dec[layer]
 
 
+def autoencoder(seed: int = 0) -> cl.CrossLayerTranscoder:
+    made = cl.CrossLayerTranscoder(3, 32, 48, cl.TopK(6), "sae", seed=seed, sites=cl.Sites("attn_out")).double()
+    for encoder, decoder in zip(made.W_enc, made.W_dec):
+        decoder.data[:, 0] = encoder.data
+    made.b_dec.data += 0.2
+    return made
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_an_autoencoder_reads_what_attention_makes_of_the_running_stream(name: str) -> None:
+    clip, sae = backbone(name), autoencoder()
+
+    def by_features(layer: int, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+        own = compute()
+        top = torch.topk(own @ sae.W_enc[layer].T, 6, -1)
+        codes = torch.zeros(*own.shape[:2], 48, dtype=own.dtype).scatter(-1, top.indices, top.values.relu())
+        written: Tensor = codes @ sae.W_dec[layer][:, 0] + sae.b_dec[layer]
+        return written
+
+    with replaced(clip, transcoder(), attention=sae) as trace:
+        embedding = clip.encode_image(IMAGES, normalize=False)
+    with replaced(clip, transcoder()), clip.override("attn_out", by_features):
+        expected = clip.encode_image(IMAGES, normalize=False)
+    torch.testing.assert_close(embedding, expected, rtol=1e-10, atol=1e-10)
+    assert sorted(trace.attention) == sorted(trace.y_hat) == [0, 1, 2]
+    assert trace.attention_hat[2].shape == (3, clip.n_positions, 32)
+
+
 @pytest.mark.parametrize("tokens", ["all", "patch", "cls"])
 @pytest.mark.parametrize("together", [False, True], ids=["alone", "beside a transcoder"])
-def test_with_the_errors_of_the_clean_model_nothing_changes(together: bool, tokens: str) -> None:
+@pytest.mark.parametrize("made", [units, autoencoder], ids=["units", "autoencoder"])
+def test_with_the_errors_of_the_clean_model_nothing_changes(
+    made: Callable[[], AnyAttention], together: bool, tokens: str
+) -> None:
     clip = backbone("DINOv2 with registers")
     own = clip.encode_image(IMAGES)
-    with replaced(clip, transcoder() if together else None, tokens=tokens, error="clean", attention=units()):
+    with replaced(clip, transcoder() if together else None, tokens=tokens, error="clean", attention=made()):
         torch.testing.assert_close(clip.encode_image(IMAGES), own, rtol=1e-9, atol=1e-9)
-    with replaced(clip, transcoder() if together else None, tokens=tokens, attention=units()):
+    with replaced(clip, transcoder() if together else None, tokens=tokens, attention=made()):
         assert (clip.encode_image(IMAGES) - own).abs().max() > 1e-3
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 import clt_lightning as cl
 from clt_lightning.core.errors import UserError
 from clt_lightning.interventions.replacement import replaced
-from clt_lightning.training.attention import AttentionConfig, AttentionLearner
+from clt_lightning.training.attention import AttentionConfig, attention_learner
 from clt_lightning.training.losses import CascadeConfig
 from clt_lightning.training.losses.cascade import cascade_parts
 from clt_lightning.training.module import CLTModule
@@ -59,6 +59,11 @@ def units(**changes: Any) -> AttentionConfig:
     return AttentionConfig(**(settings | changes))
 
 
+def units_of(module: CLTModule) -> SparseAttention:
+    assert isinstance(module.attention, SparseAttention)
+    return module.attention
+
+
 def fit(module: CLTModule, given: Tensor, batch: int = IMAGES, steps: int = STEPS, **options: Any) -> dict[str, Tensor]:
     """Trains; gives the numbers that were logged last."""
     trainer = pl.Trainer(
@@ -85,8 +90,7 @@ def test_without_a_common_cascade_the_transcoder_is_that_of_a_run_without_units(
     for name, tensor in alone.transcoder.state_dict().items():
         assert torch.equal(tensor, beside.transcoder.state_dict()[name]), name
     assert alone.attention is None
-    assert beside.attention is not None
-    norms = beside.attention.W_dec.norm(dim=-1)
+    norms = units_of(beside).W_dec.norm(dim=-1)
     torch.testing.assert_close(norms, torch.ones_like(norms))
     parts = {name for name in logged if name.startswith("train/loss/")}
     assert parts == {"train/loss/reconstruction", "train/loss/attention"}
@@ -103,7 +107,7 @@ def test_without_a_common_cascade_the_transcoder_is_that_of_a_run_without_units(
     )
     fit(module, given, gradient_clip_val=0.1)  # type: ignore[arg-type]
     for name, tensor in module.attention.state_dict().items():
-        torch.testing.assert_close(tensor, beside.attention.state_dict()[name], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(tensor, units_of(beside).state_dict()[name], rtol=1e-5, atol=1e-6)
 
 
 def test_the_loss_of_units_is_their_error_in_units_of_the_variance() -> None:
@@ -123,10 +127,9 @@ def test_the_loss_of_units_is_their_error_in_units_of_the_variance() -> None:
 def test_trained_units_go_on_from_what_they_are(tmp_path: Path) -> None:
     first, given = made(units()), images(IMAGES)
     fit(first, given, steps=1)
-    assert first.attention is not None
     assert first.units is not None
-    assert bool((first.attention.y_scale != 1).any())
-    first.attention.save_pretrained(tmp_path)  # scales folded into the weights
+    assert bool((units_of(first).y_scale != 1).any())
+    units_of(first).save_pretrained(tmp_path)  # scales folded into the weights
     given_units = SparseAttention.from_pretrained(tmp_path)
     with torch.no_grad():  # and of another length than units of one's own making
         given_units.W_dec[0, :, :] *= 3
@@ -145,12 +148,13 @@ def test_trained_units_go_on_from_what_they_are(tmp_path: Path) -> None:
     assert resumed.units is not None
     assert resumed.units.is_prepared
     assert torch.equal(resumed.units.norms, module.units.norms)
-    for units_of in (module.units, resumed.units):
+    for one in (module, resumed):
+        assert one.units is not None
         with torch.no_grad():
-            units_of.attention.W_dec.mul_(1.7)
-        units_of.after_step()
-    assert torch.equal(resumed.units.attention.W_dec, module.units.attention.W_dec)
-    torch.testing.assert_close(module.units.attention.W_dec.norm(dim=-1), module.units.norms)
+            units_of(one).W_dec.mul_(1.7)
+        one.units.after_step()
+    assert torch.equal(units_of(resumed).W_dec, units_of(module).W_dec)
+    torch.testing.assert_close(units_of(module).W_dec.norm(dim=-1), module.units.norms)
 
 
 def _alone(module: CLTModule, given: Tensor, layer: int) -> Tensor:
@@ -162,20 +166,22 @@ def _alone(module: CLTModule, given: Tensor, layer: int) -> Tensor:
 
 def test_silent_units_learn_from_what_is_left_over() -> None:
     clip = cl.FrozenCLIP(pretrained="demo")
-    learner = AttentionLearner(clip, units(dead_after=3), seed=0)
+    learner = attention_learner(clip, units(dead_after=3), seed=0)
     learner.prepare(clip, DataLoader(images(IMAGES), 2), 100)  # type: ignore[arg-type]
     module = made(units(dead_after=3))
     module.units = learner
     sites = module._capture_with_attention({"image": images(2)}, False)[2]
-    parts, out = learner.losses(clip, sites)
+    drawn = torch.Generator().manual_seed(0)
+    parts, out = learner.losses(clip, sites, drawn)
     assert list(parts) == ["attention"]
     learner.count_fired(out, 2)
     fired = out.codes.fired()
     assert torch.equal(learner.images_since_fired == 0, fired)
     learner.count_fired(out, 2)
     assert torch.equal(learner.dead, ~fired)
-    auxiliary = learner.losses(clip, sites)[0]["attention_auxk"]
+    auxiliary = learner.losses(clip, sites, drawn)[0]["attention_auxk"]
     auxiliary.backward()
+    assert isinstance(learner.attention, SparseAttention)
     grown = learner.attention.W_dec.grad
     assert grown is not None
     moved = grown.abs().sum(-1) > 0
@@ -187,7 +193,7 @@ def test_the_cascade_replaces_both() -> None:
     """Against the replaced model's own embeddings; every part of both learns from it."""
     module = made(units())
     fit(module, images(IMAGES), steps=1)
-    clip, clt, attention = module.clip, module.transcoder, module.attention
+    clip, clt, attention = module.clip, module.transcoder, units_of(module)
     given = images(3, seed=5)
     parts = cascade_parts(clip, clt, given, CascadeConfig(stream=1.0, embedding=1.0), None, attention)
     own = clip.encode_image(given)
@@ -195,7 +201,6 @@ def test_the_cascade_replaces_both() -> None:
         moved = clip.encode_image(given)
     assert float(parts["cascade_embedding"]) == pytest.approx(float((1 - (own * moved).sum(1)).mean()), rel=1e-4)
     torch.stack(list(parts.values())).sum().backward()
-    assert attention is not None
     for weights in (attention.W_enc, attention.W_dec, clt.W_dec[0]):
         assert weights.grad is not None
         assert float(weights.grad.abs().sum()) > 0
@@ -214,6 +219,7 @@ def test_units_alone_learn_in_the_cascade_of_a_transcoder_that_stays(tmp_path: P
         )
         fit(module, images(IMAGES), steps=2)  # type: ignore[arg-type]
         assert not any("transcoder" in name for name in module.state_dict())
+        assert isinstance(module.attention, SparseAttention)
         found.append(module.attention.W_dec.detach())
     assert not torch.equal(found[0], found[1])
     assert all(torch.equal(before[name], tensor) for name, tensor in clt.state_dict().items())

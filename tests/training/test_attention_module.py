@@ -12,12 +12,13 @@ from torch import Tensor
 
 import clt_lightning as cl
 from clt_lightning.backbone.vit import FrozenViT
+from clt_lightning.callbacks import AttentionReconstruction
 from clt_lightning.core.errors import UserError
 from clt_lightning.interventions.attention import read_attention, rebuild_attention
+from clt_lightning.metrics import FVU
 from clt_lightning.training.attention import AttentionConfig, AttentionModule
-from clt_lightning.training.attention.sums import Sums
 from clt_lightning.training.optim import AdamW
-from clt_lightning.transcoder.attention import SparseAttention
+from clt_lightning.transcoder.attention import AnyAttention, SparseAttention, load_attention
 from tests.backbone.models import ROWS, make
 
 ROW = {row.what: row for row in ROWS}
@@ -37,59 +38,69 @@ def trainer(**options: object) -> lightning.Trainer:
     return lightning.Trainer(**quiet, enable_model_summary=False, log_every_n_steps=10, **options)  # type: ignore[arg-type]
 
 
-def fvu(vit: FrozenViT, attention: SparseAttention, held_out: Tensor) -> Tensor:
-    sums = Sums(attention)
-    sites = read_attention(vit, held_out.to(attention.W_enc.dtype))
+def fvu(vit: FrozenViT, attention: AnyAttention, held_out: Tensor) -> Tensor:
+    found = FVU(attention.n_layers, attention.d_model)
+    sites = read_attention(vit, held_out.to(attention.b_dec.dtype))
     with torch.no_grad():
-        sums.update(sites.y, rebuild_attention(vit, attention, sites))
-    return sums.result()[0]
+        found.update(sites.y, rebuild_attention(vit, attention, sites).y_hat)
+    result: Tensor = found.compute()
+    return result
 
 
-@pytest.mark.parametrize("d_qk", [None, 8], ids=["the model's patterns", "own"])
-def test_a_short_training_lowers_fvu(vit: FrozenViT, d_qk: int | None, tmp_path: Path) -> None:
+KINDS: dict[str, dict[str, Any]] = {
+    "the model's patterns": {},
+    "own": {"d_qk": 8},
+    "autoencoder": {"kind": "autoencoder"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_short_training_lowers_fvu(vit: FrozenViT, kind: str, tmp_path: Path) -> None:
     module = AttentionModule(
         vit,
-        AttentionConfig(64, cl.TopK(8), d_qk, dead_after=100),
+        AttentionConfig(64, cl.TopK(8), dead_after=100, **KINDS[kind]),
         optimizer=lambda p: AdamW(p, lr=5e-3),
         tokens=cl.TokensConfig(statistics=600),
     )
-    before = module.attention.W_enc.detach().clone()
+    before = module.attention.W_enc[0].detach().clone()
     loader: Any = torch.utils.data.DataLoader(images(96), batch_size=16)  # type: ignore[arg-type]
     held_out = images(48, seed=1)
     trainer(max_steps=1).fit(module, loader)
     started = fvu(vit, module.attention, held_out)
-    assert not torch.equal(before, module.attention.W_enc)
+    assert not torch.equal(before, module.attention.W_enc[0])
     assert bool((started < 1.05).all()), started  # no worse than the mean
     run = trainer(max_steps=60)
     run.fit(module, loader)
     ended = fvu(vit, module.attention, held_out)
     assert bool((ended < 0.8 * started).all()), (started, ended)
-    norms = module.attention.W_dec.norm(dim=-1)
+    norms = module.units.written_norms()
     torch.testing.assert_close(norms, torch.ones_like(norms))
     for name in ("train/fvu", "train/l0", "train/fvu/layer_02", "train/l0/layer_00", "train/dead"):
         assert name in run.callback_metrics
-    told = trainer().validate(module, torch.utils.data.DataLoader(held_out, batch_size=20), verbose=False)[0]  # type: ignore[arg-type]
+    others: Any = torch.utils.data.DataLoader(held_out, batch_size=20)  # type: ignore[arg-type]
+    told = trainer(callbacks=[AttentionReconstruction()]).validate(module, others, verbose=False)[0]
     assert told["val/fvu/layer_01"] == pytest.approx(float(ended[1]), rel=1e-4)
     assert 1 < told["val/l0"] <= 8
     module.attention.save_pretrained(tmp_path)
-    again = fvu(vit, SparseAttention.from_pretrained(tmp_path), held_out)
+    again = fvu(vit, load_attention(tmp_path), held_out)
     torch.testing.assert_close(again, ended, rtol=1e-4, atol=1e-6)
 
 
-def test_sums_are_those_of_all_tokens() -> None:
+def test_the_callback_measures_all_tokens() -> None:
     vit = FrozenViT.from_model(make(ROW["ViT"]))
     attention = SparseAttention(3, 32, 16, 2, cl.TopK(4), seed=0)
     given = images(10)
-    sums = Sums(attention)
-    for part in given.split(4):
-        sites = read_attention(vit, part)
-        sums.update(sites.y, rebuild_attention(vit, attention, sites))
+    loader: Any = torch.utils.data.DataLoader(given, batch_size=4)  # type: ignore[arg-type]
+    run = trainer(callbacks=[AttentionReconstruction()])
+    told = run.validate(AttentionModule(vit, attention), loader, verbose=False)[0]
     sites = read_attention(vit, given)
     y, out = sites.y, rebuild_attention(vit, attention, sites)
     error, tokens = (y - out.y_hat).double(), y.flatten(1, 2).double()
     spread = (tokens - tokens.mean(1, keepdim=True)).square().sum((1, 2))
-    torch.testing.assert_close(sums.result()[0], error.square().sum((1, 2, 3)) / spread, rtol=1e-6, atol=0)
-    torch.testing.assert_close(sums.result()[1], (out.codes.dense() != 0).sum((1, 2)).double() / tokens.shape[1])
+    fvu_of, l0_of = ([told[f"val/{name}/layer_{layer:02d}"] for layer in range(3)] for name in ("fvu", "l0"))
+    assert fvu_of == pytest.approx((error.square().sum((1, 2, 3)) / spread).tolist(), rel=1e-6)
+    assert l0_of == pytest.approx(((out.codes.dense() != 0).sum((1, 2)).double() / tokens.shape[1]).tolist())
+    assert told["val/fvu"] == pytest.approx(sum(fvu_of) / 3)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from clt_lightning.analysis.target import Target
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.progress import Progress
 from clt_lightning.transcoder import CrossLayerTranscoder
-from clt_lightning.transcoder.attention import SparseAttention
+from clt_lightning.transcoder.attention import AnyAttention, SparseAttention
 
 #: Numbers of the stream that a batch of backwards holds at once
 _BATCH_NUMBERS = 8_000_000
@@ -39,7 +39,7 @@ _BATCH_NUMBERS = 8_000_000
 def attribute_with_attention(
     clip: Any,
     clt: CrossLayerTranscoder,
-    attention: CrossLayerTranscoder | SparseAttention,
+    attention: AnyAttention,
     image: Float[Tensor, "*images 3 size size"] | PIL.Image.Image,
     target: Target | Sequence[Target],
     *,

@@ -13,10 +13,9 @@ from clt_lightning.analysis.circuits.image_model import ImageModel
 from clt_lightning.analysis.circuits.linear import LinearTower
 from clt_lightning.analysis.circuits.sources import Active, active_of, encode, encoder_rows
 from clt_lightning.core.errors import UserError
-from clt_lightning.interventions.attention import check_attention_fit
-from clt_lightning.interventions.replacement import check_fit
+from clt_lightning.interventions.replacement import check_attention_fit
 from clt_lightning.transcoder import CrossLayerTranscoder
-from clt_lightning.transcoder.attention import SparseAttention
+from clt_lightning.transcoder.attention import AnyAttention, SparseAttention
 from clt_lightning.transcoder.normalization import standardise
 
 
@@ -59,13 +58,14 @@ class AttentionNodes(Protocol):
         """How the codes of features at positions, `(rows,)` each, come about."""
 
 
-def nodes_of_attention(model: ImageModel, attention: CrossLayerTranscoder | SparseAttention) -> AttentionNodes:
+def nodes_of_attention(model: ImageModel, attention: AnyAttention) -> AttentionNodes:
     """Runs an autoencoder of attention, or sparse attention, on an image.
 
     Raises:
         UserError: an autoencoder of another site or not at all blocks, or units of another backbone or with patterns
             of their own.
     """
+    check_attention_fit(model.clip, attention)
     return _Units(model, attention) if isinstance(attention, SparseAttention) else _Autoencoder(model, attention)
 
 
@@ -73,18 +73,11 @@ class _Autoencoder:
     """Features that read and write what attention adds, position by position."""
 
     def __init__(self, model: ImageModel, sae: CrossLayerTranscoder) -> None:
-        blocks = check_fit(model.clip, sae)
-        if sae.topology != "sae" or sae.sites.write != "attn_out" or len(blocks) != model.clip.n_layers:
-            raise UserError(
-                f"attention's nodes are features of an autoencoder at attn_out of all {model.clip.n_layers} blocks; "
-                f"this transcoder is of topology '{sae.topology}' at {sae.sites.write} of {len(blocks)} (see "
-                "configs/site/attention.yaml)"
-            )
         seen = model.seen
         self.sae, self.n_features = sae, sae.n_features
         self.active, self.sizes = [], []
         errors, rests = [], []
-        for layer in range(len(blocks)):
+        for layer in range(sae.n_layers):
             out = seen.middles[layer][0] - seen.streams[layer][0]
             normal, mean, size = out, out.new_zeros(()), out.new_ones(len(out), 1)
             if sae.normalization == "token":
@@ -122,7 +115,6 @@ class _Units:
     """Units of sparse attention: they read the normed stream at the keys, by the patterns that are held."""
 
     def __init__(self, model: ImageModel, attention: SparseAttention) -> None:
-        check_attention_fit(model.clip, attention)
         if attention.d_qk is not None:
             raise UserError(
                 "a graph holds the model's own attention patterns, and these units have patterns of their own "

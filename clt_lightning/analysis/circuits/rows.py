@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from clt_lightning.analysis.circuits.linear import Step
 from clt_lightning.analysis.circuits.read_out import ReadOutRow
 from clt_lightning.analysis.circuits.sources import Sources, encoder_rows
 
@@ -31,8 +33,14 @@ class Reads:
 
 
 @torch.no_grad()
-def feature_rows(sources: Sources, reads: Reads) -> Tensor:
-    """`(rows, columns)`: every source's contribution; a row sums to its pre-activations."""
+def feature_rows(sources: Sources, reads: Reads, passed: Callable[[Step], None] | None = None) -> Tensor:
+    """`(rows, columns)`: every source's contribution; a row sums to its pre-activations.
+
+    Args:
+        sources: of the image.
+        reads: what is explained.
+        passed: told of every step of the backward, when it is done.
+    """
     out = sources.like.new_zeros(reads.n_rows, sources.n_columns)
     if not len(reads.row):
         return out
@@ -55,6 +63,8 @@ def feature_rows(sources: Sources, reads: Reads) -> Tensor:
 
     for step in sources.tower.pull(int(reads.layer.max()), reads.n_rows, read):
         sources.add(step, out[: len(step.gradient)])
+        if passed is not None:
+            passed(step)
     out = out[place]
     if sources.tower.tangent:  # to first order rows do not add up by themselves: the rest is constant
         explained = out.new_zeros(reads.n_rows)

@@ -114,6 +114,14 @@ def decoder_rows(clt: CrossLayerTranscoder, layer: int, features: Tensor, target
     return result
 
 
+def written_groups(clt: CrossLayerTranscoder, layer: int, features: Tensor) -> Tensor:
+    """`(features, targets)` bool: which groups of some features' decoders are not exactly 0."""
+    distinct, index = features.unique(return_inverse=True)
+    there = [(clt.W_dec[layer].detach()[some] != 0).any(2) for some in distinct.split(_GATHERED)]
+    result: Tensor = torch.cat(there)[index]
+    return result
+
+
 def skip_matrices(clt: CrossLayerTranscoder, like: Tensor) -> list[Tensor] | None:
     """`(d_model, d_model)` of each layer, from x to y in the backbone's units; None without a skip."""
     if clt.W_skip is None:
@@ -174,6 +182,7 @@ class Sources:
         # what the last layer writes elsewhere is never read
         self.all_active = found
         self.active = [*found[:-1], found[-1].keep(reached[found[-1].positions])]
+        self._written = [written_groups(clt, layer, part.features) for layer, part in enumerate(self.active)]
         starts = [0]
         for part in self.active:
             starts.append(starts[-1] + len(part))
@@ -231,14 +240,17 @@ class Sources:
         for source in range(layer + 1):
             if not self.clt.writes(source, layer):
                 continue
-            part = self.active[source]
-            begin = self.starts[source]
+            part, begin = self.active[source], self.starts[source]
+            chosen = self._written[source][:, layer - source].nonzero().flatten()
+            ends = torch.searchsorted(chosen, torch.tensor(part.offsets, device=chosen.device)).tolist()
             for position in range(self.n_positions):
-                a, b = part.offsets[position], part.offsets[position + 1]
-                if a == b:
+                some = chosen[ends[position] : ends[position + 1]]
+                if not len(some):
                     continue
-                rows = decoder_rows(self.clt, source, part.features[a:b], layer, gradient)
-                out[:, begin + a : begin + b] += (gradient[:, position] @ rows.T) * part.values[a:b]
+                rows = decoder_rows(self.clt, source, part.features[some], layer, gradient)
+                added = (gradient[:, position] @ rows.T) * part.values[some]
+                a, b = part.offsets[position], part.offsets[position + 1]
+                out[:, slice(begin + a, begin + b) if len(some) == b - a else begin + some] += added
 
     def read_gradient(self, layer: int, gradient: Tensor) -> Tensor:
         """From gradients by what an encoder reads to those by its MLP's input, `(rows, positions, d_model)`."""

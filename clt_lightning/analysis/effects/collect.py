@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -14,7 +11,7 @@ from clt_lightning.analysis.effects.direct import direct_effects, read_out, read
 from clt_lightning.analysis.effects.live import per_image, total_effects
 from clt_lightning.analysis.tower import Observation, reads_cls_only
 from clt_lightning.backbone.clip import FrozenCLIP
-from clt_lightning.core.files import whole_file
+from clt_lightning.core.arrays import Arrays
 from clt_lightning.metrics.base import ExactMetric
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
@@ -22,40 +19,12 @@ from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 TARGETS = ("class", "margin")
 #: Classes kept at either end of a feature's direct effect
 ENDS = 8
-FILE = "effects.npz"
 
 
-@dataclass(frozen=True)
-class Effects:
-    """What features do to the logits; arrays as documented in docs/results-schema.md.
+class Effects(Arrays):
+    """What features do to the logits; arrays as documented in docs/results-schema.md, `effects.npz` of `features/`."""
 
-    Attributes:
-        arrays: by name.
-    """
-
-    arrays: dict[str, np.ndarray]
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.arrays[name]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.arrays
-
-    def save(self, folder: str | Path) -> Path:
-        """Write `effects.npz` into a run's `features/`."""
-        path = Path(folder) / FILE
-        with whole_file(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **self.arrays)  # type: ignore[arg-type]
-        return path
-
-
-def load_effects(folder: str | Path) -> Effects | None:
-    """Read `effects.npz` of a run's `features/`; None where effects were not measured."""
-    path = Path(folder) / FILE
-    if not path.is_file():
-        return None
-    with np.load(path, allow_pickle=False) as file:
-        return Effects({name: file[name] for name in file.files})
+    FILE = "effects.npz"
 
 
 def image_directions(

@@ -22,6 +22,7 @@ from clt_lightning.analysis.matching import (
 )
 from clt_lightning.analysis.one_to_one import Assignment
 from clt_lightning.analysis.run import Run
+from clt_lightning.analysis.stability.coordinates import owners_against_others
 from clt_lightning.analysis.stability.groups import Anchors, ByRate, anchors_against_others, by_rate
 from clt_lightning.analysis.stability.members import Member, differences, differing_keys, member, why_apart
 from clt_lightning.analysis.stability.pairs import Spread, over_pairs
@@ -69,6 +70,7 @@ class PairStability:
         subspaces: of each layer, by `decoder` and `encoder`.
         rates: stability by firing rate, of the first and of the second; None where rates are not known.
         anchors: features with one target against the others, of the first and of the second; None where none has two.
+        coordinates: features that alone write to some coordinates against the others; None where none does.
     """
 
     a: int
@@ -78,6 +80,7 @@ class PairStability:
     subspaces: list[dict[str, Subspaces]] = field(repr=False)
     rates: tuple[ByRate | None, ByRate | None] = field(repr=False)
     anchors: tuple[Anchors | None, Anchors | None] = field(repr=False)
+    coordinates: tuple[Anchors | None, Anchors | None] = field(repr=False)
 
     def numbers(self) -> dict[str, float]:
         """Means over layers of both directions, by `NUMBERS`; `kept` is the share of all living features."""
@@ -112,6 +115,7 @@ class PairStability:
             "layers": [_layer_json(layer, found) for layer, found in zip(self.layers, self.subspaces, strict=True)],
             "rates": {name: None if r is None else r.to_json() for name, r in zip("ab", self.rates)},
             "anchors": {name: None if r is None else r.to_json() for name, r in zip("ab", self.anchors)},
+            "coordinates": {name: None if r is None else r.to_json() for name, r in zip("ab", self.coordinates)},
         }
 
 
@@ -275,9 +279,11 @@ def pair_stability(
     both = ((first, [layer.a for layer in layers]), (second, [layer.b for layer in layers]))
     rates = [None if m.rates is None else by_rate(sides, m.rates, seed) for m, sides in both]
     anchors = [anchors_against_others(m.transcoder, sides, m.rates, seed=seed) for m, sides in both]
+    owners = [owners_against_others(m.transcoder, sides, m.power, m.rates, seed=seed) for m, sides in both]
     subspaces = [_subspaces(first.transcoder, second.transcoder, layer, seed) for layer in layers]
     return PairStability(
-        a, b, differences(first, second), layers, subspaces, (rates[0], rates[1]), (anchors[0], anchors[1])
+        *(a, b, differences(first, second), layers, subspaces),
+        *((rates[0], rates[1]), (anchors[0], anchors[1]), (owners[0], owners[1])),
     )
 
 

@@ -123,11 +123,11 @@ def targets_written(clt: CrossLayerTranscoder, least: float = WRITES) -> np.ndar
 
 @dataclass(frozen=True)
 class Anchors:
-    """Features that write to exactly one layer, against the others, in layers from which both are possible.
+    """Features that have something of their own, against the others: a single layer, or coordinates (`coordinates.py`).
 
     Attributes:
-        anchors: features with one target.
-        others: with two or more.
+        anchors: they: features with one target, of those that could have several; or owners of coordinates.
+        others: the rest: with two or more targets; or without a coordinate of their own.
         difference: share kept of the anchors minus that of the others, with its 95 % interval over features.
         at_equal_rates: the same within each decade of the firing rate, averaged by the number of anchors there: what is
             left where anchors only fire more often; NaN without rates, or where no decade has both.
@@ -162,11 +162,26 @@ def anchors_against_others(
     several = np.array([clt.n_targets(layer) > 1 for layer in range(clt.n_layers)])
     if not several.any():
         return None
-    state = np.stack([side.state for side in sides])
     written = targets_written(clt, least)
-    there = several[:, None] & (state != STATES.index("dead")) & (written > 0)
-    anchor, other = there & (written == 1), there & (written > 1)
-    kept = state == STATES.index("kept")
+    there = several[:, None] & (written > 0)
+    return against(sides, there & (written == 1), there & (written > 1), rates, seed)
+
+
+def against(
+    sides: Sequence[Side], first: np.ndarray, second: np.ndarray, rates: np.ndarray | None = None, seed: int = 0
+) -> Anchors:
+    """Whether some features are found again more often than others; of both the living ones.
+
+    Args:
+        sides: one a layer.
+        first: `(L, F)` bool.
+        second: the same.
+        rates: `(L, F)` firing rates.
+        seed: of the intervals.
+    """
+    state = np.stack([side.state for side in sides])
+    alive, kept = state != STATES.index("dead"), state == STATES.index("kept")
+    anchor, other = first & alive, second & alive
     plain = _difference(kept, anchor, other, np.zeros(state.shape, int), seed)
     equal = NOTHING if rates is None else _difference(kept, anchor, other, decades(rates.astype(np.float64)), seed)
     return Anchors(group(sides, anchor, seed), group(sides, other, seed), plain, equal)

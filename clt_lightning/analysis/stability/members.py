@@ -52,6 +52,7 @@ class Member:
         settings: keys of the config that decide what is learned, without the seeds; None where there is no config.
         seeds: by what they decide (`initial weights`, `data order`, `images`); empty without a config.
         backbone: name, pretrained and weights_sha256; empty where nobody wrote them down.
+        power: `(L, F)` about the mean square of each feature's code over tokens; None where that was not collected.
     """
 
     title: str
@@ -60,6 +61,7 @@ class Member:
     settings: dict[str, str] | None = field(default=None, repr=False)
     seeds: dict[str, str] = field(default_factory=dict)
     backbone: dict[str, Any] = field(default_factory=dict, repr=False)
+    power: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def alive(self) -> np.ndarray | None:
@@ -104,15 +106,17 @@ def of_folder(folder: Path, clt: CrossLayerTranscoder | None = None, *, trust: b
         if not run.transcoder.is_dir():
             raise UserError(f"{run.shown} has no transcoder/ folder: its weights are not there to compare")
         clt = CrossLayerTranscoder.from_pretrained(run.transcoder, trust=trust)
-    rates = None
+    rates = power = None
     if (folder / "features" / "features.json").is_file():
-        rates = checked_rates(load_features(folder).stats["frequency"], clt, folder)
+        stats = load_features(folder).stats
+        rates = checked_rates(stats["frequency"], clt, folder)
+        power = rates * stats["mean_code"].astype(np.float64) ** 2
     settings, seeds = None, {}
     if run.config.is_file():
         content = read_config(run.config).content
         settings, seeds = training_settings(content), training_seeds(content)
     record = read_json(run.results).get("run") or {} if run.results.is_file() else {}
-    return Member(run.title, clt, rates, settings, seeds, record.get("clip") or {})
+    return Member(run.title, clt, rates, settings, seeds, record.get("clip") or {}, power)
 
 
 def checked_rates(rates: np.ndarray, clt: CrossLayerTranscoder, folder: Path) -> np.ndarray:

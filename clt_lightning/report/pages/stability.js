@@ -119,20 +119,38 @@
   }
 
   function anchors(data) {
-    const known = data.pairs.flatMap((p) => [p.anchors.a, p.anchors.b]).filter(Boolean);
+    return against(
+      data.pairs.flatMap((p) => [p.anchors.a, p.anchors.b]),
+      "Anchors",
+      "Features that write to one layer against those that write to several, in layers from which both are possible.",
+      ["one layer", "several"],
+    );
+  }
+
+  function coordinates(data) {
+    return against(
+      data.pairs.flatMap((p) => (p.coordinates ? [p.coordinates.a, p.coordinates.b] : [])),
+      "Coordinates of their own",
+      "Features that alone write to some channels of a layer's output, against those without any.",
+      ["some of its own", "none of its own"],
+    );
+  }
+
+  function against(sides, title, note, names) {
+    const known = sides.filter(Boolean);
     const [one, several] = [merged(known.map((k) => k.anchors)), merged(known.map((k) => k.others))];
     if (!one.features) return null;
     const equal = mean(known.map((k) => k.at_equal_rates.value));
     return CLT.figure({
-      title: "Anchors",
-      note: `Features that write to one layer against those that write to several, in layers from which both are possible.${equal === null ? "" : ` At equal firing rates anchors are kept ${CLT.fixed(100 * equal, 1)} points more often.`}`,
+      title,
+      note: `${note}${equal === null ? "" : ` At equal firing rates the first are kept ${CLT.fixed(100 * equal, 1)} points more often.`}`,
       body: scroll(
-        "Anchors",
+        title,
         CLT.table(
           [{ name: "Writes to", text: true }, "features", "kept", "cosine"],
           [
-            ["one layer", one],
-            ["several", several],
+            [names[0], one],
+            [names[1], several],
           ].map(([name, g]) => [
             name,
             cell(g.features, CLT.count),
@@ -192,6 +210,7 @@
         rates(data),
         groups(data),
         anchors(data),
+        coordinates(data),
       ),
     ];
   };

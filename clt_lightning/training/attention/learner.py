@@ -1,8 +1,12 @@
-"""What sparse attention learns in a step, and what it begins with: the same beside a transcoder and alone."""
+"""What learns to stand in the place of attention: its part of a step, and what it begins with.
+
+The same beside a transcoder and alone; `UnitsLearner` and `AutoencoderLearner` (`autoencoder.py`) are its two kinds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,94 +16,105 @@ from torch import Tensor, nn
 from clt_lightning.backbone import Backbone
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.progress import Progress
-from clt_lightning.interventions.attention import (
-    AttentionSites,
-    check_attention_fit,
-    read_attention,
-    rebuild_attention,
-)
+from clt_lightning.interventions.attention import AttentionSites, read_attention
+from clt_lightning.interventions.replacement import check_attention_fit
 from clt_lightning.training.attention.config import AttentionConfig
-from clt_lightning.training.attention.start import start_units
 from clt_lightning.training.batches import as_batch
 from clt_lightning.training.losses.reconstruction import normalized_error
 from clt_lightning.training.settings import TokensConfig
-from clt_lightning.transcoder import StatisticsAccumulator
-from clt_lightning.transcoder.attention import AttentionOutput, SparseAttention
+from clt_lightning.transcoder import ActivationStatistics, StatisticsAccumulator
+from clt_lightning.transcoder.attention import AnyAttention, AttentionOutput
 
 
 class AttentionLearner(nn.Module):
-    """Units in training, with what a checkpoint must hold beside them.
+    """Units, or an autoencoder, in training, with what a checkpoint must hold beside them.
 
     Args:
         clip: the backbone.
-        attention: the units, which are trained in place; or the settings that make them.
+        attention: what is trained, in place.
+        config: the settings.
         seed: of the first weights.
 
     Attributes:
-        attention: the units.
-        config: the settings, or those of the units that were given.
+        attention: the units, or the autoencoder.
         y_var: `(layers,)` total variance of `attn_out`: the scale of the errors.
         images_since_fired: `(layers, F)` int64.
-        norms: `(layers, F)` of what units write, which training keeps: 1 of new units; 0 before `prepare`.
+        norms: `(layers, F)` of what each writes, which training keeps: 1 of new ones; 0 before `prepare`.
 
     Raises:
-        UserError: units that do not fit the backbone.
+        UserError: what does not fit the backbone.
     """
 
+    attention: AnyAttention
     y_var: Tensor
     images_since_fired: Tensor
     norms: Tensor
 
-    def __init__(self, clip: Backbone, attention: SparseAttention | AttentionConfig, seed: int) -> None:
+    def __init__(self, clip: Backbone, attention: AnyAttention, config: AttentionConfig, seed: int) -> None:
         super().__init__()
-        if isinstance(attention, AttentionConfig):
-            self.config = config = attention
-            n_heads = clip.attention_parts(0).n_heads if config.n_heads is None else config.n_heads
-            attention = SparseAttention(
-                *(clip.n_layers, clip.d_model, config.n_features, n_heads, config.activation, config.d_qk), seed=seed
-            )
-        else:
-            own = attention.n_heads if attention.d_qk is not None else None
-            self.config = AttentionConfig(attention.n_features, attention.activation, attention.d_qk, own)
         check_attention_fit(clip, attention)
-        self.attention = attention.train()
-        self.seed = seed
+        self.attention, self.config, self.seed = attention.train(), config, seed
         self.register_buffer("y_var", torch.ones(attention.n_layers))
         self.register_buffer("images_since_fired", torch.zeros(attention.n_layers, attention.n_features).long())
         self.register_buffer("norms", torch.zeros(attention.n_layers, attention.n_features))
 
+    # -- what the kinds differ in ------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def rebuild(
+        self, clip: Backbone, sites: AttentionSites, generator: torch.Generator
+    ) -> tuple[AttentionOutput, Tensor | None]:
+        """What is made of some whole images; and how badly those that stopped firing rebuild what the others leave
+        over, on the scale of the reconstruction: None where none have.
+        """
+
+    @abstractmethod
+    def inputs(self, sites: AttentionSites) -> Tensor:
+        """What is read of these, `(layers, images, positions, d_model)`."""
+
+    @abstractmethod
+    def normalize(self, statistics: ActivationStatistics) -> None:
+        """Sets the scales, from the moments of what is read and what is rebuilt."""
+
+    @abstractmethod
+    def start(self, clip: Backbone, images: Sequence[Tensor]) -> None:
+        """First directions, from the first training images."""
+
+    @abstractmethod
+    def written_norms(self) -> Tensor:
+        """`(layers, F)`: norms of what each writes."""
+
+    @abstractmethod
+    def after_step(self) -> None:
+        """After an optimizer's step: what each writes keeps its norm."""
+
+    # -- a step ------------------------------------------------------------------------------------------------------
+
     @property
     def dead(self) -> Tensor:
-        """`(layers, F)` bool: units that have stopped firing."""
+        """`(layers, F)` bool: those that have stopped firing."""
         return self.images_since_fired >= self.config.dead_after
 
-    def losses(self, clip: Backbone, sites: AttentionSites) -> tuple[dict[str, Tensor], AttentionOutput]:
+    def losses(
+        self, clip: Backbone, sites: AttentionSites, generator: torch.Generator
+    ) -> tuple[dict[str, Tensor], AttentionOutput]:
         """Parts of the loss on some whole images, in units of the variance of each layer's `attn_out`.
 
+        Args:
+            clip: the backbone.
+            sites: of the images.
+            generator: of tokens that are drawn, on the CPU.
+
         Returns:
-            `attention`: the mean over layers of the normalised error; `attention_auxk`, where units are dead: with its
+            `attention`: the mean over layers of the normalised error; `attention_auxk`, where some are dead: with its
             weight. And the output.
         """
-        out = rebuild_attention(clip, self.attention, sites)
+        out, auxiliary = self.rebuild(clip, sites, generator)
         y, y_hat = sites.y.flatten(1, 2), out.y_hat.flatten(1, 2)
         parts = {"attention": normalized_error(y, y_hat, self.y_var).mean()}
-        dead = self.dead
-        # one look at the device for all layers
-        silent = [layer for layer, some in enumerate(dead.any(1).tolist()) if some] if self.config.auxk else []
-        if silent:
-            rests = (y.to(y_hat) - y_hat).detach()
-            found = [self._auxiliary(layer, out, rests[layer], dead[layer]) for layer in silent]
-            parts["attention_auxk"] = self.config.auxk * torch.stack(found).sum() / len(y)
+        if auxiliary is not None:
+            parts["attention_auxk"] = self.config.auxk * auxiliary
         return parts, out
-
-    def _auxiliary(self, layer: int, out: AttentionOutput, rest: Tensor, dead: Tensor) -> Tensor:
-        """How badly the units that stopped firing rebuild what the others leave over."""
-        units, index = self.attention, dead.nonzero()[:, 0]
-        pre = out.pre[layer][:, index]
-        top = torch.topk(pre, min(len(index), max(1, units.d_model // 2)), dim=1)
-        codes = torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
-        made = codes @ units.W_dec[layer][index] * units.y_scale[layer]
-        return normalized_error(rest[None], made[None], self.y_var[layer : layer + 1])[0]
 
     @torch.no_grad()
     def count_fired(self, out: AttentionOutput, images: int, processes: int = 1, replicas: int = 1) -> None:
@@ -134,15 +149,11 @@ class AttentionLearner(nn.Module):
         """Whether `prepare` was called, in this run or in the one of the checkpoint."""
         return bool(self.norms.any())
 
-    def after_step(self) -> None:
-        """After an optimizer's step: what units write keeps its norm."""
-        self.attention.hold_decoders(self.norms)
-
     @torch.no_grad()
     def prepare(self, clip: Backbone, loader: Iterable[Any], tokens: int, processes: int = 1) -> None:
-        """Scales, then first directions of the units, from the first training images; the same on all processes.
+        """Scales, then first directions, from the first training images; the same on all processes.
 
-        Units that are trained already keep what they make: of them the scales alone are set.
+        What is trained already keeps what it makes: of it the scales alone are set.
 
         Args:
             clip: the backbone.
@@ -150,13 +161,13 @@ class AttentionLearner(nn.Module):
             tokens: that the scales are estimated from, of all processes together.
             processes: that train together, on different images.
         """
-        units, wanted = self.attention, -(-tokens // processes)
-        sums, images = StatisticsAccumulator(units.n_layers, units.d_model, self.y_var.device), []
+        attention, wanted = self.attention, -(-tokens // processes)
+        sums, images = StatisticsAccumulator(attention.n_layers, attention.d_model, self.y_var.device), []
         with Progress("normalisation of attention", wanted, "tokens") as bar:
             for raw in loader:
                 batch = as_batch(raw)["image"].to(self.y_var.device)
                 found = read_attention(clip, batch)
-                sums.update(found.x.flatten(1, 2).float(), found.y.flatten(1, 2).float())
+                sums.update(self.inputs(found).flatten(1, 2).float(), found.y.flatten(1, 2).float())
                 images.append(batch)
                 bar.to(min(int(sums.n), wanted))
                 if int(sums.n) >= wanted:
@@ -164,16 +175,16 @@ class AttentionLearner(nn.Module):
         if processes > 1:
             for total in sums.sums():
                 dist.all_reduce(total)
-        statistics, are_trained = sums.result(), bool(units.normalized)
-        units.normalize(statistics)
+        statistics, is_trained = sums.result(), bool(attention.normalized)
+        self.normalize(statistics)
         self.y_var.copy_(torch.where(statistics.y_var > 0, statistics.y_var, 1.0))
-        if are_trained:
-            self.norms.copy_(units.W_dec.norm(dim=-1))
+        if is_trained:
+            self.norms.copy_(self.written_norms())
         else:
-            start_units(clip, units, images, self.seed)
+            self.start(clip, images)
             self.norms.fill_(1.0)
         if processes > 1:  # where they start: at what the first process's images show
-            for tensor in units.state_dict().values():
+            for tensor in attention.state_dict().values():
                 dist.broadcast(tensor, 0)
 
 
@@ -194,6 +205,6 @@ def refuse_part_images(tokens: TokensConfig) -> None:
 
 
 def active_codes(out: AttentionOutput) -> Tensor:
-    """`(layers,)`: active units at a query position, on average."""
+    """`(layers,)`: active units, or features, at a position, on average."""
     counts = [(out.codes.layer(i)[1] != 0).sum() for i in range(out.codes.n_layers)]
     return torch.stack(counts) / max(1, out.codes.n_tokens)

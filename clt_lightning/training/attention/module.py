@@ -1,4 +1,4 @@
-"""AttentionModule: trains sparse attention alone on the attention layers of a frozen backbone, for Lightning."""
+"""AttentionModule: trains what stands in the place of attention alone, for Lightning."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from clt_lightning.backbone import Backbone
 from clt_lightning.backbone.make import AnyBackbone, make_backbone, spec_of
 from clt_lightning.core import seeds
 from clt_lightning.core.errors import UserError
-from clt_lightning.interventions.attention import read_attention, rebuild_attention
+from clt_lightning.interventions.attention import AttentionSites, read_attention, rebuild_attention
 from clt_lightning.interventions.replacement import check_fit
 from clt_lightning.training.attention.config import AttentionConfig
-from clt_lightning.training.attention.learner import AttentionLearner, refuse_part_images
-from clt_lightning.training.attention.sums import Sums
+from clt_lightning.training.attention.learner import active_codes, refuse_part_images
+from clt_lightning.training.attention.make import attention_learner
 from clt_lightning.training.batches import as_batch
 from clt_lightning.training.losses.cascade import CascadeConfig, cascade_parts
+from clt_lightning.training.losses.reconstruction import normalized_error
 from clt_lightning.training.optim import AdamW
 from clt_lightning.training.schedule import lr_factor
 from clt_lightning.training.settings import ScheduleConfig, TokensConfig, from_plain, to_plain
 from clt_lightning.transcoder import CrossLayerTranscoder
-from clt_lightning.transcoder.attention import SparseAttention
+from clt_lightning.transcoder.attention import AnyAttention, AttentionOutput
 
 # the module's own hook serves every loader, a data module's too
 warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in `LightningModule`")
@@ -40,15 +41,17 @@ def default_optimizer(params: Iterable[Any]) -> torch.optim.Optimizer:
 
 
 class AttentionModule(lightning.LightningModule):
-    """Trains sparse attention to rebuild what every attention layer of a backbone adds, from what it reads.
+    """Trains sparse attention, or an autoencoder, to rebuild what every attention layer of a backbone adds.
 
     Alone: `CLTModule(..., attention=...)` trains it beside a transcoder. Batches are whole images: dicts with `image`,
-    tuples `(image, label)`, or images alone, from any loader. Logged are `train/fvu` and `train/l0` (and `val/...`),
-    and the same by layer as `train/fvu/layer_00`.
+    tuples `(image, label)`, or images alone, from any loader. Logged are `train/fvu` of a step's images, in units of
+    the variance that was estimated at the start, `train/l0`, both by layer as well (`train/fvu/layer_00`), and
+    `train/dead`; `callbacks.AttentionReconstruction` measures a validation split.
 
     Args:
         backbone: the frozen backbone, or what `CLTModule` takes for one.
-        attention: units that are trained in place, or the settings that make them; None: 8 x d_model units per layer.
+        attention: units, or an autoencoder, that are trained in place, or the settings that make them; None: 8 x
+            d_model units per layer.
         optimizer: called with the parameters.
         schedule: learning rate over the run.
         tokens: of use for `statistics` alone: attention mixes all tokens of an image.
@@ -67,7 +70,7 @@ class AttentionModule(lightning.LightningModule):
     def __init__(
         self,
         backbone: AnyBackbone,
-        attention: SparseAttention | AttentionConfig | dict[str, Any] | None = None,
+        attention: AnyAttention | AttentionConfig | dict[str, Any] | None = None,
         *,
         optimizer: OptimizerCallable = default_optimizer,
         schedule: ScheduleConfig | dict[str, Any] | None = None,
@@ -88,7 +91,7 @@ class AttentionModule(lightning.LightningModule):
             given = from_plain(AttentionConfig, given)
         if isinstance(given, AttentionConfig) and not given.n_features:
             raise UserError("attention.n_features is 0: how many units per layer? A multiple of its heads")
-        self.units = AttentionLearner(self.clip, given, self.seed)
+        self.units = attention_learner(self.clip, given, self.seed)
         self.cascade_config = from_plain(CascadeConfig, cascade)
         if transcoder is not None and not transcoder.sites.is_mlp:
             raise UserError(
@@ -108,10 +111,9 @@ class AttentionModule(lightning.LightningModule):
                 "seed": self.seed,
             }
         )
-        self.validation: Sums | None = None
 
     @property
-    def attention(self) -> SparseAttention:
+    def attention(self) -> AnyAttention:
         return self.units.attention
 
     # -- hooks -------------------------------------------------------------------------------------------------------
@@ -147,7 +149,8 @@ class AttentionModule(lightning.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         sites = read_attention(self.clip, batch["image"])
-        parts, out = self.units.losses(self.clip, sites)
+        generator = torch.Generator().manual_seed(hash((self.seed, self.global_step)) & 0x7FFF_FFFF_FFFF_FFFF)
+        parts, out = self.units.losses(self.clip, sites, generator)
         parts |= self._cascade(batch["image"])
         loss = torch.stack(list(parts.values())).sum()
         processes = self.trainer.world_size
@@ -157,27 +160,17 @@ class AttentionModule(lightning.LightningModule):
         if not torch.isfinite(loss):
             raise UserError(f"step {self.global_step}: the loss is {loss.item()}: lower the learning rate")
         if (self.global_step + 1) % max(1, self.trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
-            sums = Sums(self.attention)
-            sums.update(sites.y, out)
-            self._log("train", *sums.result(), dead)
+            self._log(sites, out, dead)
         return loss
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         self.units.after_step()
 
-    def on_validation_epoch_start(self) -> None:
-        self.validation = Sums(self.attention)
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        assert self.validation is not None
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """What the callbacks measure: `sites`, and what was made of them, `out`."""
         sites = read_attention(self.clip, batch["image"])
         with self.attention.activation.not_tracking():
-            self.validation.update(sites.y, rebuild_attention(self.clip, self.attention, sites))
-
-    def on_validation_epoch_end(self) -> None:
-        assert self.validation is not None
-        fvu, l0 = self.validation.result(self.trainer.world_size > 1)
-        self._log("val", fvu, l0, None)
+            return {"sites": sites, "out": rebuild_attention(self.clip, self.attention, sites)}
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
@@ -197,9 +190,10 @@ class AttentionModule(lightning.LightningModule):
                 p.requires_grad_(True)
         return {name: strength * value for name, value in found.items()}
 
-    def _log(self, split: str, fvu: Tensor, l0: Tensor, dead: Tensor | None) -> None:
-        rows = {"fvu": fvu.float(), "l0": l0.float()}
-        self.log_dict({f"{split}/{name}": row.mean() for name, row in rows.items()}, prog_bar=True)
-        self.log_dict({f"{split}/{name}/layer_{i:02d}": v for name, row in rows.items() for i, v in enumerate(row)})
-        if dead is not None:
-            self.log(f"{split}/dead", dead)
+    @torch.no_grad()
+    def _log(self, sites: AttentionSites, out: AttentionOutput, dead: Tensor) -> None:
+        fvu = normalized_error(sites.y.flatten(1, 2), out.y_hat.flatten(1, 2), self.units.y_var)
+        rows = {"fvu": fvu.float(), "l0": active_codes(out).float()}
+        self.log_dict({f"train/{name}": row.mean() for name, row in rows.items()}, prog_bar=True)
+        self.log_dict({f"train/{name}/layer_{i:02d}": v for name, row in rows.items() for i, v in enumerate(row)})
+        self.log("train/dead", dead)

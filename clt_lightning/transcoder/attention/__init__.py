@@ -1,5 +1,6 @@
-"""Sparse replacement attention: many units of rank one in the place of an attention layer."""
+"""What stands in the place of attention layers: sparse units of rank one, or an autoencoder of what attention adds."""
 
+from clt_lightning.transcoder.attention.kinds import AnyAttention, load_attention
 from clt_lightning.transcoder.attention.sparse import AttentionOutput, SparseAttention
 
-__all__ = ["AttentionOutput", "SparseAttention"]
+__all__ = ["AnyAttention", "AttentionOutput", "SparseAttention", "load_attention"]

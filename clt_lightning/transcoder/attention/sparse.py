@@ -23,12 +23,12 @@ from clt_lightning.transcoder.saving import Saving
 
 @dataclass(frozen=True)
 class AttentionOutput:
-    """What the units make of a batch of images.
+    """What units, or an autoencoder, make of a batch of images.
 
     Attributes:
         y_hat: `(layers, images, positions, d_model)`: the rebuilt `attn_out`.
         codes: `(layers, images * positions, F)`, image-major: what each unit writes at each query position.
-        pre: one `(images * positions, F)` a layer: pre-activations, differentiable.
+        pre: one `(images * positions, F)` a layer: pre-activations, differentiable; of an autoencoder none.
     """
 
     y_hat: Tensor

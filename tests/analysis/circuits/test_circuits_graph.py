@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from clt_lightning.analysis.circuits.attribution import attribute, partial_influence, top_targets
+from clt_lightning.analysis.circuits.attribution import attribute, top_targets
 from clt_lightning.analysis.circuits.edges import Edges
-from clt_lightning.analysis.circuits.estimate import seconds_of
 from clt_lightning.analysis.circuits.graph import Graph, with_influence
+from clt_lightning.analysis.circuits.making import partial_influence
 from clt_lightning.analysis.circuits.nodes import make_nodes
 from clt_lightning.analysis.circuits.validation import validate
 from clt_lightning.backbone.clip import FrozenCLIP
@@ -337,30 +337,6 @@ def test_mistakes_are_told(clip: FrozenCLIP) -> None:
         arguments = {"target": a_target(), **options}
         with pytest.raises(UserError, match=message):
             attribute(clip, clt, image, **arguments)  # type: ignore[arg-type]
-
-
-def test_too_little_memory_is_said_before(clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clt_lightning.analysis.circuits.attribution.available", lambda: 1000)
-    with pytest.raises(UserError, match="lower max_nodes"):
-        made(clip)
-
-
-def test_the_cost_is_said_before(clip: FrozenCLIP, capsys: pytest.CaptureFixture[str]) -> None:
-    made(clip, progress=True, batch_size=4)
-    said = capsys.readouterr()
-    assert "active features" in said.out + said.err
-
-
-def test_the_time_of_all_rows_follows_from_two_batches() -> None:
-    """Made costs, linear and quadratic in the depth: two of them tell the others."""
-
-    def cost(layer: int) -> float:
-        return 0.3 * (layer + 1) + 0.02 * (layer + 1) ** 2
-
-    layers = torch.arange(12).repeat_interleave(40)
-    expected = sum(cost(layer) for layer in layers.tolist()) / 64
-    assert seconds_of(layers, {5: cost(5), 10: cost(10)}, 64) == pytest.approx(expected)
-    assert seconds_of(layers[layers == 3], {3: cost(3)}, 64) == pytest.approx(40 * cost(3) / 64)
 
 
 def test_a_graph_shows_itself(clip: FrozenCLIP) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from clt_lightning.analysis.circuits import sources as sources_module
 from clt_lightning.analysis.circuits.attribution import attribute
 from clt_lightning.analysis.circuits.forward import see
 from clt_lightning.analysis.circuits.image_model import model_of_image
@@ -16,9 +18,11 @@ from clt_lightning.analysis.circuits.open_clip_parts import parts_of
 from clt_lightning.analysis.circuits.parts import BlockParts, MlpParts, ReadOutParts, TowerParts
 from clt_lightning.analysis.circuits.rerun import live_attention, live_mlp
 from clt_lightning.analysis.circuits.rows import Reads, feature_rows, target_rows
+from clt_lightning.analysis.circuits.sources import written_groups
 from clt_lightning.backbone.attention_parts import AttentionParts, Linear, Norm, cast
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
+from clt_lightning.transcoder.support import depth_support, prune_groups
 from tests.analysis import world
 from tests.analysis.circuits.circuit_world import (
     ACTIVATIONS,
@@ -55,6 +59,27 @@ def test_the_held_tower_is_the_forward_at_the_image(tower: str) -> None:
     held = LinearTower(parts, seen, "libragrad")
     final = held.forward(seen.streams[0], held.past_mlp)
     torch.testing.assert_close(final, seen.streams[-1], rtol=0, atol=1e-12)
+
+
+def test_groups_that_are_zero_are_not_read(clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a transcoder that is cut to half of its groups: as many rows as there are, and the books still add up."""
+    clt, image = copy.deepcopy(clt_of()), an_image()
+    prune_groups(clt, keep=0.5)
+    model = model_of_image(clip, clt, image, torch.float64)
+    sources, L = model.sources, clt.n_layers
+    support = depth_support(clt)
+    written = [written_groups(clt, layer, part.features) for layer, part in enumerate(sources.active)]
+    for layer, part in enumerate(sources.active):
+        assert torch.equal(written[layer], support.written[layer][part.features])
+    read = []
+    own = sources_module.decoder_rows
+    monkeypatch.setattr(sources_module, "decoder_rows", lambda *given: read.append(len(given[2])) or own(*given))
+    row = [model.row(a_target(), "frozen")]
+    rows = target_rows(sources, row)
+    assert 0 < sum(read) == sum(int(w.sum()) for w in written)
+    monkeypatch.setattr(sources_module, "written_groups", lambda clt, layer, f: torch.ones(len(f), L - layer).bool())
+    every = model_of_image(clip, clt, image, torch.float64)
+    torch.testing.assert_close(rows, target_rows(every.sources, row), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("tower", ["plain", "layer_scale", "norm_former"])

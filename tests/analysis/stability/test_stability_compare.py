@@ -19,6 +19,8 @@ from clt_lightning.analysis.stability import (
     anchors_against_others,
     by_rate,
     compare,
+    owned_coordinates,
+    owners_against_others,
     subspace_overlap,
     targets_written,
 )
@@ -166,6 +168,34 @@ def test_anchors_against_others() -> None:
     assert equal.at_equal_rates.value == pytest.approx(0)
     layerwise = CrossLayerTranscoder(LAYERS, WIDTH, FEATURES, TopK(4), "per_layer")
     assert anchors_against_others(layerwise, [side(kept)] * LAYERS) is None
+
+
+def test_features_alone_on_coordinates_against_others() -> None:
+    """A planted world in which features 0 to 7 have channel f of layer 2's output to themselves, but one leaks."""
+    clt = made(0)
+    with torch.no_grad():
+        for source in range(LAYERS):
+            clt.W_dec[source][:, 2 - source if source < 3 else 0, :8] = 0
+        for f in range(8):
+            clt.W_dec[1][f, 1, f] = 1.0
+        clt.W_dec[0][20, 2, 5] = 0.5  # a fifth of channel 5's energy is another's
+        clt.W_dec[0][21, 2, 6] = 0.2
+    owned = owned_coordinates(clt)
+    assert owned[1, :8].tolist() == [1, 1, 1, 1, 1, 0, 1, 1]
+    assert owned.sum() == 7
+    assert owned_coordinates(clt, alone=0.75)[1, 5] == 1
+    power = np.ones((LAYERS, FEATURES))
+    power[0, 20] = 0.01  # it hardly ever fires
+    power[0, 21] = 100.0
+    assert owned_coordinates(clt, power)[1, :8].tolist() == [1, 1, 1, 1, 1, 1, 0, 1]
+    kept = np.zeros(FEATURES, bool)
+    kept[:5] = True
+    found = owners_against_others(clt, [side(kept)] * LAYERS)
+    assert found is not None
+    assert (found.anchors.features, found.anchors.kept) == (7, 5)
+    assert found.others.features == LAYERS * FEATURES - 7
+    assert found.difference.value == pytest.approx(5 / 7 - 10 / (LAYERS * FEATURES - 7))
+    assert owners_against_others(made(1), [side(kept)] * LAYERS) is None
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------

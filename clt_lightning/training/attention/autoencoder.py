@@ -1,0 +1,85 @@
+"""An autoencoder of what attention adds in training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clt_lightning.backbone import Backbone
+from clt_lightning.interventions.attention import AttentionSites
+from clt_lightning.training.attention.learner import AttentionLearner
+from clt_lightning.training.losses.auxk import AuxKConfig, auxiliary_request, auxk_loss
+from clt_lightning.transcoder import ActivationStatistics, CrossLayerTranscoder
+from clt_lightning.transcoder.attention import AttentionOutput
+
+
+class AutoencoderLearner(AttentionLearner):
+    """An autoencoder at `attn_out`, whose features start at outputs of the attention."""
+
+    attention: CrossLayerTranscoder
+    _bias: Tensor | None = None
+    """`b_dec` before the step."""
+
+    def rebuild(
+        self, clip: Backbone, sites: AttentionSites, generator: torch.Generator
+    ) -> tuple[AttentionOutput, Tensor | None]:
+        sae, y = self.attention, sites.y.flatten(1, 2)
+        self._bias = sae.b_dec.detach().clone()
+        asked = AuxKConfig(self.config.auxk, dead_after_tokens=self.config.dead_after)  # both are of images
+        request = auxiliary_request(asked, sae, self.images_since_fired, y.shape[1], generator)
+        made = sae(y, auxiliary=request)
+        out = AttentionOutput(made.y_hat.view(sites.y.shape), made.codes, [])
+        if request is None:
+            return out, None
+        tokens = request.tokens
+        return out, auxk_loss(y[:, tokens], made.y_hat[:, tokens], made.auxiliary, self.y_var)
+
+    def inputs(self, sites: AttentionSites) -> Tensor:
+        return sites.y
+
+    def normalize(self, statistics: ActivationStatistics) -> None:
+        if not bool(self.attention.normalized):  # a trained one's scales stay as they are
+            self.attention.normalize(statistics)
+
+    @torch.no_grad()
+    def start(self, clip: Backbone, images: Sequence[Tensor]) -> None:
+        """Every feature reads and writes the direction of one of the layer's outputs, less their mean."""
+        sae, generator = self.attention, torch.Generator().manual_seed(self.seed)
+        for layer in range(sae.n_layers):
+            y = torch.cat([clip.read(batch, "attn_out", [layer])["attn_out"][0].float() for batch in images])
+            mean, half = y.mean(0), -(-len(y) // 2)
+            chosen = torch.randint(half, (sae.n_features,), generator=generator).to(y.device)
+            rows = F.normalize(y[chosen] - mean, dim=1)
+            blank = rows.norm(dim=1) < 0.5  # an output that is the mean
+            rows[blank] = F.normalize(torch.randn(len(rows), y.shape[1], generator=generator), dim=1).to(rows)[blank]
+            scale = sae.x_scale[layer] * sae.y_scale[layer]
+            sae.W_enc[layer].copy_(rows / scale)
+            sae.W_dec[layer][:, 0].copy_(rows)
+            sae.b_enc[layer].copy_(-(rows @ mean) / sae.y_scale[layer])
+            self._fit_size(layer, y[half:] if len(y) > half else y)  # on others: each rebuilds its own too well
+
+    def _fit_size(self, layer: int, y: Tensor) -> None:
+        """Multiplies a layer's codes by the factor that rebuilds some outputs best: features overlap."""
+        sae = self.attention
+        with sae.activation.not_tracking():
+            made = sae.layer_sum({layer: sae.encode_layer(y, layer)}, layer)
+        factor = (made * (y - sae.b_dec[layer])).sum() / made.square().sum().clamp(min=1e-30)
+        if factor > 0:
+            sae.W_enc[layer] *= factor
+            sae.b_enc[layer] *= factor
+
+    def written_norms(self) -> Tensor:
+        return torch.stack([W[:, 0].norm(dim=-1) for W in self.attention.W_dec])
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        for W, norms in zip(self.attention.W_dec, self.norms):
+            W.copy_(F.normalize(W, dim=-1) * norms[:, None, None])
+        if self._bias is not None:
+            # it is in the backbone's units, and what attention adds may be small beside a step of Adam's
+            bias, before = self.attention.b_dec, self._bias
+            bias.copy_(before + (bias - before) * self.attention.y_scale[:, None])
+            self._bias = None
