@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from textwrap import wrap
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,26 @@ def _block(labels: Column, label_width: int, block: Sequence[Column], tight: boo
             text += " " + cell.ljust(size - 1) if column.left else cell.rjust(size)
         return text.rstrip()
 
-    lines = []
-    if any(column.group for column in block):
-        head = " " * label_width
-        for name, members in groupby(block, key=lambda column: column.group):
-            size = sum(column.width(tight) for column in members)
-            title = f" {name} " if name and len(name) + 4 <= size else name[: size - 2]
-            head += f" {title:-^{size - 2}} " if name else " " * size
-        lines.append(head.rstrip())
+    lines = _group_heads(label_width, block, tight)
     lines.append(row(labels.title, [column.title for column in block]))
     lines += [row(label, cells) for label, *cells in zip(labels.cells, *(column.cells for column in block))]
+    return lines
+
+
+def _group_heads(label_width: int, block: Sequence[Column], tight: bool) -> list[str]:
+    """The names over columns; those that are longer than their columns go over several lines."""
+    heads: list[tuple[int, list[str]]] = []
+    for name, members in groupby(block, key=lambda column: column.group):
+        size = sum(column.width(tight) for column in members)
+        room = max(size - 4, 1)
+        heads.append((size, [name] if len(name) <= room else wrap(name, room)))
+    lines = []
+    for line in range(max((len(names) for _, names in heads if names != [""]), default=0)):
+        head = " " * label_width
+        for size, names in heads:
+            # the last line of each name stands just over its columns
+            at = line - (max(len(other) for _, other in heads) - len(names))
+            name = names[at] if at >= 0 else ""
+            head += f" {f' {name} ':-^{size - 2}} " if name else " " * size
+        lines.append(head.rstrip())
     return lines
