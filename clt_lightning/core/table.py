@@ -91,15 +91,16 @@ def _group_heads(label_width: int, block: Sequence[Column], tight: bool) -> list
     heads: list[tuple[int, list[str]]] = []
     for name, members in groupby(block, key=lambda column: column.group):
         size = sum(column.width(tight) for column in members)
-        room = max(size - 4, 1)
-        heads.append((size, [name] if len(name) <= room else wrap(name, room)))
+        heads.append((size, wrap(name, size - 2) if size > 2 else []))
     lines = []
-    for line in range(max((len(names) for _, names in heads if names != [""]), default=0)):
+    most = max((len(names) for _, names in heads), default=0)
+    for line in range(most):
         head = " " * label_width
         for size, names in heads:
             # the last line of each name stands just over its columns
-            at = line - (max(len(other) for _, other in heads) - len(names))
+            at = line - (most - len(names))
             name = names[at] if at >= 0 else ""
-            head += f" {f' {name} ':-^{size - 2}} " if name else " " * size
+            title = f" {name} " if len(name) + 4 <= size else name
+            head += f" {title:-^{size - 2}} " if name else " " * size
         lines.append(head.rstrip())
     return lines
