@@ -95,7 +95,7 @@ def test_a_long_name_over_columns_goes_over_several_lines() -> None:
         assert width is not None or heads == " ".join(names)
         assert width is None or max(map(len, lines)) <= width
     # beside a name of one line, each stands just over its columns
-    above, below, titles, *_ = lay_out(labels, [Column("a", ["1", "2"], 12, names[0]), columns[-1]])
-    assert "logit" in above
-    assert "probability, log" not in above
-    assert below.index("probability") > titles.index("a")
+    *over, titles, _, _ = lay_out(labels, [Column("a", ["1", "2"], 12, names[0]), columns[-1]])
+    assert len(over) > 2
+    assert [("probability" in line, "logit" in line) for line in over[:2]] == [(False, True), (False, False)]
+    assert "axis" in over[-1][titles.index("a") + 1 :]
