@@ -252,6 +252,7 @@ def main() -> None:
                 table = use.table()["kinds"]
                 figures = {
                     "auc": auc(1 - use.entropy[known], specific),
+                    "auc_strength": auc(1 - use.strength_entropy[known], specific),
                     "specific": int(specific.sum()),
                     "shared": int((~specific).sum()),
                     "kinds": {kind: sum(counts) for kind, counts in table.items()},
@@ -261,11 +262,19 @@ def main() -> None:
                 (place / "figures.json").write_text(json.dumps(figures))
                 np.save(place / "best.npy", kinds.best)
             rows.setdefault(way, []).append(json.loads((place / "figures.json").read_text()))
-    heads = ["AUC", "specific", "shared", "found specific", *(f"FVU {n}" for n in names), *(f"L0 {n}" for n in names)]
+    heads = [
+        "AUC",
+        "AUC of strength",
+        "specific",
+        "shared",
+        "found specific",
+        *(f"FVU {n}" for n in names),
+        *(f"L0 {n}" for n in names),
+    ]
     print(f"\n| trained on | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}")
     for way, found in rows.items():
         cells = [
-            interval([f["auc"] for f in found], 3),
+            *(interval([f[key] for f in found], 3) for key in ("auc", "auc_strength")),
             *(f"{np.mean([f[key] for f in found]):,.0f}" for key in ("specific", "shared")),
             f"{np.mean([f['kinds']['specific'] for f in found]):,.0f}",
             *(interval([f["fvu"][i] for f in found], 4) for i in range(2)),
