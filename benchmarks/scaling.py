@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.common import machine, rates, seconds, write
-from benchmarks.step import Step, build, parts
+from benchmarks.step import Step, build, parts, runs_in_bf16
 
 
 def encoder_product(step: Step, rounds: int, device: str) -> float:
     """Median seconds of the encoder products of all layers alone."""
 
     def products() -> None:
-        with torch.no_grad():
+        with torch.no_grad(), step.autocast:
             for layer in range(step.clt.n_layers):
                 F.linear(step.x[layer], step.clt.W_enc[layer], step.clt.b_enc[layer])
 
@@ -64,13 +64,14 @@ def main() -> None:
     options = parser.parse_args()
     info = machine(options.device)
     print(info)
-    kind = torch.bfloat16 if options.dtype == "bf16" else torch.float32
+    kind = torch.bfloat16 if options.dtype == "bf16" and runs_in_bf16(options.device) else torch.float32
     result: dict[str, Any] = {"machine": info, "rates": rates(options.device, kind), "options": vars(options)}
     grid = {
         "features": [options.features // 2, options.features, 2 * options.features],
         "k": [options.k // 2, options.k, 2 * options.k],
         "tokens": [options.tokens // 2, options.tokens, 2 * options.tokens],
     }
+    point(options)  # unmeasured: the first point of all would be the slowest
     for name, values in grid.items():
         rows = [point(options, **{name: value}) for value in values]
         fits = {part: exponent(values, [row[part] for row in rows]) for part in rows[0]}

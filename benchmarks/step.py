@@ -6,6 +6,8 @@ Variants, all on the same weights, data and loss:
   bag         one embedding_bag a pair of layers, plain autograd
   per_layer   ours with topology per_layer (the baseline's own cost)
   auxk        ours with AuxK as the module asks for it, a tenth of the features dead
+
+With OMP_NUM_THREADS=1 times are the process's CPU time, which other work on the machine hardly moves.
 """
 
 from __future__ import annotations

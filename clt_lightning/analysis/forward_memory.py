@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from clt_lightning.backbone import Backbone
 
+#: What a process takes once, whatever its models: libraries that are loaded late, buffers of threads
+ONCE = 40_000_000
 #: Tensors of the stream's size at the height of a block: the MLP's hidden layer is four of them, and there are the
 #: parts of its activation (up to four times as much), queries, keys, values, attention and the stream itself
 _ALIVE = 26

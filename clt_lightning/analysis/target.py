@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from clt_lightning.core.errors import UserError
+
+if TYPE_CHECKING:
+    from clt_lightning.analysis.probes import Probe
 
 #: What a class is held against by `centred`, in names
 _MEAN = "mean of classes"
@@ -93,26 +96,88 @@ class Target:
         return cls.of_class(head, classnames, words, scale)
 
     @classmethod
-    def parse(
-        cls, head: Float[Tensor, "embed_dim classes"], classnames: Sequence[str], text: str, scale: float = 100.0
-    ) -> Self:
-        """From `cat`, `cat - dog` or `cat - mean of classes`: the inverse of a target's name.
+    def of_caption(cls, backbone: Any, caption: str) -> Self:
+        """The logit of a caption: the image's cosine with it, times CLIP's scale. Its name is the caption in quotes.
 
-        Each side is a class, or words that several classes' names have (`of_words`). Where names hold ` - ` themselves,
-        the first place at which both sides are names counts.
+        Args:
+            backbone: one with a text tower.
+            caption: a sentence.
+
+        Raises:
+            UserError: an empty caption, or a backbone without a text tower.
+        """
+        if not caption.strip():
+            raise UserError("a caption is a sentence, this one is empty")
+        return cls(f'"{caption}"', backbone.encode_text([caption])[0].detach().float().cpu(), backbone.logit_scale)
+
+    @classmethod
+    def of_probe(cls, probe: Probe, which: int, name: str, less: int | None = None) -> Self:
+        """One output of a linear probe of the embedding, without its constant; or one less another.
+
+        Args:
+            probe: of the unit embedding (`analysis.probes`).
+            which: the output.
+            name: in words.
+            less: the output that is taken off.
+
+        Raises:
+            UserError: no such output, or a probe of some columns alone.
+        """
+        n = probe.weight.shape[1]
+        for one in (which, *(() if less is None else (less,))):
+            if not 0 <= one < n:
+                raise UserError(f"output {one} is outside 0..{n - 1} of the probe")
+        if probe.chosen is not None:
+            raise UserError("this probe reads some columns alone: a target reads the whole embedding")
+        direction = probe.weight[:, which] - (0 if less is None else probe.weight[:, less])
+        return cls(name, direction.detach().float().cpu(), 1.0)
+
+    @classmethod
+    def parse(
+        cls,
+        head: Float[Tensor, "embed_dim classes"],
+        classnames: Sequence[str],
+        text: str,
+        scale: float = 100.0,
+        backbone: Any = None,
+    ) -> Self:
+        """From `cat`, `cat - dog`, `cat - mean of classes` or `"a cat, asleep" - dog`: the inverse of a target's name.
+
+        Each side is a class, words that several classes' names have (`of_words`), or a caption in double quotes. Where
+        names hold ` - ` themselves, the first place at which both sides are names counts.
+
+        Args:
+            head: `(embed_dim, classes)`.
+            classnames: names of its columns.
+            text: what is explained.
+            scale: from cosines to logits.
+            backbone: what embeds captions; None: there are none.
 
         Raises:
             UserError: words that name no class.
         """
+
+        def side(words: str) -> Self:
+            if backbone is not None and words not in classnames:
+                if _is_caption(words):
+                    return cls.of_caption(backbone, words[1:-1])
+                if '"' in words:
+                    raise UserError(f"a caption stands between two double quotes, got {words}")
+            return cls.of_words(head, classnames, words, scale)
+
         parts = text.split(" - ")
-        if text in classnames or len(parts) == 1:
-            return cls.of_words(head, classnames, text.strip(), scale)
+        if text in classnames or len(parts) == 1 or _is_caption(text.strip()):
+            return side(text.strip())
         splits = [(" - ".join(parts[:n]).strip(), " - ".join(parts[n:]).strip()) for n in range(1, len(parts))]
-        more, less = next((pair for pair in splits if all(side in (*classnames, _MEAN) for side in pair)), splits[0])
-        a = cls.of_words(head, classnames, more, scale)
+        known = (*classnames, _MEAN)
+        named = [pair for pair in splits if all(words in known or _is_caption(words) for words in pair)]
+        # words of several classes may stand beside a caption
+        whole = [pair for pair in splits if not any(words.count('"') % 2 for words in pair)]
+        more, less = (named or whole or splits)[0]
+        a = side(more)
         if less == _MEAN and less not in classnames:
             return cls(f"{a.name} - {_MEAN}", a.direction - head.mean(1).detach().float().cpu(), scale)
-        b = cls.of_words(head, classnames, less, scale)
+        b = side(less)
         return cls(f"{a.name} - {b.name}", a.direction - b.direction, scale)
 
     def value(self, embeddings: Float[Tensor, "images embed_dim"]) -> Float[Tensor, " images"]:
@@ -134,6 +199,11 @@ class Target:
             return cls(str(content["name"]), torch.tensor(content["direction"]).float(), float(content["scale"]))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"this is no target: {error!r}; it holds name, direction and scale") from error
+
+
+def _is_caption(words: str) -> bool:
+    """Whether words are one caption in double quotes."""
+    return len(words) > 2 and words[0] == words[-1] == '"' and words.count('"') == 2
 
 
 def class_index(head: Tensor, classnames: Sequence[str], which: str | int) -> int:

@@ -189,7 +189,7 @@ def _say_memory(opened: Run, options: AmplifyOptions, images: int | None) -> Non
     most = memory_of(
         Amplifier(opened.clip, opened.transcoder, options.layers),
         images,
-        batch=data.eval_batch_size,
+        batch=max(data.eval_batch_size, _BATCH),  # of images from elsewhere always so many
         classes=len(data.classnames),
         prompts=many if opened.clip.has_text else 0,
         neighbours=options.neighbours,

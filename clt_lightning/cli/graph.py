@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clt_lightning.cli.arguments import add_run_options, run_options
 from clt_lightning.cli.faithful import add_curve_options, baseline, write_curves, write_evolution
+from clt_lightning.cli.graph_validation import add_validation_options, check_validates, precision, write_validation
 from clt_lightning.cli.options import add_seed, check_least, file_option
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.paths import expand
@@ -27,14 +28,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `graph`."""
     add_run_options(parser)
     parser.add_argument(
-        "--image", metavar="KEY", help="the image, by its key in the split; needed but for --curves and --evolution"
+        "--image",
+        metavar="KEY",
+        help="the image, by its key in the split; needed but for --validate, --curves and --evolution",
     )
     parser.add_argument("--split", default="test", help="split that the image is of (default: test)")
     parser.add_argument(
         "--target",
         metavar="CLASS or 'CLASS - CLASS'",
         help="what to explain: a class's logit, or the difference of two; words of several classes' names stand for "
-        "the mean of their logits; default: the most probable classes, each against the mean of all, weighted by "
+        "the mean of their logits, words in double quotes are a caption ('\"a red square\" - blue cross'); default: "
+        "the most probable classes, each against the mean of all, weighted by "
         "probability",
     )
     parser.add_argument(
@@ -87,21 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--show", type=int, default=10, metavar="N", help="most influential nodes printed (default: 10)"
     )
-    parser.add_argument(
-        "--validate",
-        type=int,
-        metavar="N",
-        help="compare predictions with interventions on N nodes an image, half of them the most influential: "
-        "everything held, codes read anew, live model",
-    )
-    parser.add_argument(
-        "--validate-images",
-        type=int,
-        default=8,
-        metavar="N",
-        help="images of --validate: this one and others, evenly spaced over the split, each on its own most probable "
-        "class against the next (default: 8)",
-    )
+    add_validation_options(parser)
     parser.add_argument(
         "--page",
         nargs="?",
@@ -134,19 +124,23 @@ def run(args: argparse.Namespace) -> None:
     check_share("--edge-threshold", args.edge_threshold)
     check_least(args, max_nodes=1, show=0, validate=2, validate_images=1, curves=1, baseline_images=1, evolution=2)
     args.output = file_option(args.output)
-    if args.image is None and args.curves is None and args.evolution is None:
-        raise UserError("graph needs --image KEY (or --curves N, --evolution N)")
+    if args.image is None and args.validate is None and args.curves is None and args.evolution is None:
+        raise UserError("graph needs --image KEY (or --validate N, --curves N, --evolution N)")
     if args.image is None and args.attention is not None:
         raise UserError("--attention needs --image KEY")
     if args.image is None and args.evolution is None and args.page is not None:
         raise UserError("--page needs --image KEY, or --evolution N")
-    if args.image is None and args.validate is not None:
-        raise UserError("--validate needs --image KEY")
+    if args.image is None and args.target is not None:
+        raise UserError("--target needs --image KEY")
     opened = open_run(args.run, **run_options(args))
     opened.require_head("no logit to explain")
     place = _place(args, opened)
+    if args.validate is not None:
+        check_validates(opened)
     if args.image is not None:
         _graph(args, opened, place)
+    if args.validate is not None:
+        write_validation(args, opened, None if args.output is None else args.output.with_suffix(".validation.json"))
     if args.curves is not None:
         write_curves(args, opened, None if args.output is None else args.output.with_suffix(".curves.json"))
     if args.evolution is not None:
@@ -161,19 +155,15 @@ def run(args: argparse.Namespace) -> None:
 
 def _graph(args: argparse.Namespace, opened: Run, place: _Place | None) -> None:
     """One image's graph, and whether it predicts."""
-    import torch
-
     from clt_lightning.analysis.circuits import attribute, attribute_with_attention
     from clt_lightning.analysis.circuits.faithful import Features
     from clt_lightning.analysis.circuits.residual import explains_stream, residual_graph
 
     image = opened.images([args.image], args.split)[args.image]
-    dtype = torch.float64 if args.precision == "64" else torch.float32
+    dtype = precision(args)
     targets, weights = _targets(opened, args.target, image)
     about = {"key": args.image, "split": args.split, "run": str(args.run), "scan": opened.folder.parent.name}
     if explains_stream(opened.transcoder):
-        if args.validate is not None:
-            raise UserError("--validate is of transcoders in the place of MLPs; here --curves says what circuits do")
         usual = baseline(args, opened, Features(opened.clip, opened.transcoder))
         graph = residual_graph(opened.clip, opened.transcoder, image, targets[0], usual, dtype=dtype, about=about)
     elif args.attention is not None:
@@ -212,8 +202,6 @@ def _graph(args: argparse.Namespace, opened: Run, place: _Place | None) -> None:
         print(f"wrote {args.output}")
     if place is not None:
         _add(place, args, opened, graph, image)
-    if args.validate is not None:
-        _validate(args, opened, image, dtype)
 
 
 def _attention(args: argparse.Namespace, opened: Run) -> AnyAttention:
@@ -288,7 +276,7 @@ def _targets(opened: Run, text: str | None, image: Tensor) -> tuple[list[Target]
     names, scale = opened.datamodule.classnames, opened.clip.logit_scale
     assert opened.head is not None
     if text is not None:
-        return [Target.parse(opened.head, names, text, scale)], [1.0]
+        return [Target.parse(opened.head, names, text, scale, opened.clip)], [1.0]
     embedding = opened.clip.encode_image(image)[0]
     return top_targets(opened.head, names, embedding, scale=scale)
 
@@ -325,45 +313,3 @@ def show(graph: Graph, n: int) -> None:
             lay_out(Column("most influential", [nodes[i].name for i in top], 18, left=True), columns, line_width())
         )
     )
-
-
-def _validate(args: argparse.Namespace, opened: Run, image: Tensor, dtype: Any) -> None:
-    from clt_lightning.analysis.circuits import validate
-    from clt_lightning.analysis.circuits.validation import images_of, lines
-    from clt_lightning.analysis.target import Target
-    from clt_lightning.core.files import write_json
-
-    others, keys = images_of(opened.batches(args.split, limit=args.validate_images))
-    chosen = [(args.image, image)]
-    chosen += [(key, other) for key, other in zip(keys, others) if key != args.image]
-    chosen = chosen[: args.validate_images]
-    head, names, scale = opened.head, opened.datamodule.classnames, opened.clip.logit_scale
-    assert head is not None
-
-    def target(number: int) -> Target:
-        if number == 0 and args.target is not None:
-            return Target.parse(head, names, args.target, scale)
-        best = (opened.clip.encode_image(chosen[number][1]) @ head)[0].topk(min(2, len(names))).indices.tolist()
-        if len(best) == 1:
-            return Target.of_class(head, names, best[0], scale)
-        return Target.difference(head, names, best[0], best[1], scale)
-
-    found = validate(
-        opened.clip,
-        opened.transcoder,
-        [other for _, other in chosen],
-        target,
-        args.validate,
-        seed=args.seed,
-        dtype=dtype,
-        progress=True,
-    )
-    print(f"\npredicted and observed change, {args.validate} nodes of {len(chosen)} images, taken away and doubled")
-    print("\n".join(lines(found, line_width())))
-    if args.output is not None:
-        path = args.output.with_suffix(".validation.json")
-        table = {name: values.tolist() for name, values in found.table.items()}
-        write_json(
-            path, {"keys": [key for key, _ in chosen], "agreements": found.to_json(), "table": table}, indent=None
-        )
-        print(f"wrote {path}")

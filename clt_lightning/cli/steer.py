@@ -20,13 +20,15 @@ from clt_lightning.core.table import Column, lay_out
 from clt_lightning.core.terminal import line_width
 
 if TYPE_CHECKING:
-    from clt_lightning.analysis import Run, SteeringResult
+    from clt_lightning.analysis import Edit, Run, SteeringResult
     from clt_lightning.analysis.circuits.nodeset import NodeSet
 
 #: Images a batch where they are named by key
 _BATCH = 32
 #: Edits that are named in the first line
 _NAMED = 8
+#: Changes of a mean probability that are shown at least, as a share: what the table's two decimals can tell
+_SHOWN = 5e-5
 #: Endings of --picture
 _PICTURES = (".png", ".svg", ".pdf")
 
@@ -143,7 +145,7 @@ def run(args: argparse.Namespace) -> None:
         )
     said = "; ".join(str(edit) for edit in edits[:_NAMED])
     more = f" and {len(edits) - _NAMED} more" if len(edits) > _NAMED else ""
-    print(f"{said}{more} at {args.tokens} tokens of the {args.base} model")
+    print(f"{said}{more} {where(edits, args.tokens, args.base)}")
     _say_skip(opened)
     show(found, args.classes)
     if args.output is not None:
@@ -169,12 +171,21 @@ def run(args: argparse.Namespace) -> None:
         tokens=args.tokens,
         base=args.base,
         nodes=[nodes.name for nodes in sets],
+        keys=args.image,
     )
     if picture is not None:
         _draw(picture, record)
         print(f"wrote {args.picture}")
     if args.save is not None:
         print(f"saved {save_edit(opened.folder, record)}; `{_shown_by(opened.folder)}` shows it")
+
+
+def where(edits: Sequence[Edit], tokens: str, base: str) -> str:
+    """At which tokens edits act: those with a position say it themselves."""
+    own = sum(edit.position is not None for edit in edits)
+    if own == len(edits):
+        return f"in the {base} model"
+    return f"at {tokens} tokens{', or where it is said,' if own else ''} of the {base} model"
 
 
 def _picture_file(path: Path) -> Path:
@@ -260,8 +271,8 @@ def show(found: SteeringResult, n: int) -> None:
     change, before, after = found.mean_change, found.before.mean(0), found.after.mean(0)
     order = change.argsort(descending=True).tolist()
     n = min(n, len(order))
-    gain = [c for c in order[:n] if change[c] > 0]
-    loss = [c for c in order[::-1][:n] if change[c] < 0]
+    gain = [c for c in order[:n] if change[c] >= _SHOWN]
+    loss = [c for c in order[::-1][:n] if change[c] <= -_SHOWN]
     classes = gain + loss[::-1]
     spans = [f"{100 * intervals[c].low:+.2f} .. {100 * intervals[c].high:+.2f}" for c in classes]
     columns = [
@@ -271,7 +282,10 @@ def show(found: SteeringResult, n: int) -> None:
         Column("95 % interval", spans, 18),
     ]
     names = Column("mean probability of", [found.classnames[c] for c in classes], 24, left=True)
-    print("\n".join(lay_out(names, columns, line_width())))
+    if classes:
+        print("\n".join(lay_out(names, columns, line_width())))
+    else:
+        print(f"no class's mean probability changes by {100 * _SHOWN:.2f} points")
     if len(found.keys) > 8:
         return
     print()

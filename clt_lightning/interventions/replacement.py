@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -131,6 +131,7 @@ def replaced(
     error: Error = "none",
     attention: AnyAttention | None = None,
     attention_layers: Iterable[int] | None = None,
+    known: Mapping[int, Codes] | None = None,
 ) -> Iterator[ReplacementTrace]:
     """While active, the transcoder's reconstruction stands in the place of the site that it rebuilds.
 
@@ -153,6 +154,8 @@ def replaced(
             the patterns of the running stream, or an autoencoder at `attn_out`, which reads what the attention makes of
             that stream.
         attention_layers: the blocks whose attention is replaced; None: `layers`.
+        known: codes of the replaced tokens, by layer of the transcoder, that are not made anew: those of layers whose
+            input no replaced site comes before.
 
     Yields:
         the trace of the last forward.
@@ -186,7 +189,7 @@ def replaced(
                 heads = _AutoencoderReplacement(clip, attention, blocks, tokens, grad=grad, error=error, trace=own)
             stack.enter_context(heads.active())
         if clt is not None:
-            stack.enter_context(Replacement(clip, clt, chosen, tokens, edit, skip, grad, error, trace).active())
+            stack.enter_context(Replacement(clip, clt, chosen, tokens, edit, skip, grad, error, trace, known).active())
         yield trace
 
 
@@ -223,8 +226,10 @@ class Replacement:
         grad: bool = False,
         error: Error = "none",
         trace: ReplacementTrace | None = None,
+        known: Mapping[int, Codes] | None = None,
     ) -> None:
         self.clip, self.clt = clip, clt
+        self.known = known or {}
         self.edit, self.skip, self.grad = edit, skip, grad
         self.read, self.write = str(clt.sites.read), str(clt.sites.write)
         self.blocks = check_fit(clip, clt)
@@ -294,7 +299,8 @@ class Replacement:
         with self._grad():
             row = self.rows[block]
             self.inputs[row] = self._flat(x)
-            self.trace.codes[row] = self._encoded(self.inputs[row], row)
+            known = self.known.get(row)
+            self.trace.codes[row] = self._encoded(self.inputs[row], row) if known is None else known
 
     def reads_own(self, block: int) -> bool:
         """Whether what is read in a block is there only once the site's own tensor is: it, or a part of it."""

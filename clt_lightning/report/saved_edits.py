@@ -118,6 +118,7 @@ def steering_record(
     tokens: str = "all",
     base: str = "original",
     nodes: Sequence[str] = (),
+    keys: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What the page *Steering* and the picture of `steer` show (docs/results-schema.md).
 
@@ -131,6 +132,7 @@ def steering_record(
         tokens: as of `steer`.
         base: as of `steer`.
         nodes: names of the sets that the edits come from.
+        keys: the images, where they were chosen by key.
     """
     folder = RunFolder(run)
     results = read_json(folder.results) if folder.results.is_file() else {}
@@ -146,6 +148,7 @@ def steering_record(
         "tokens": tokens,
         "base": base,
         "nodes": [text for text in nodes if text],
+        "keys": list(keys),
         **found.summary(edits),
         "labelled": int((found.labels >= 0).sum()),
         "flips": flips.counts,

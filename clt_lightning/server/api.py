@@ -98,7 +98,8 @@ def _targets(content: dict[str, Any]) -> list[str]:
     names = content.get("targets")
     if not isinstance(names, list) or not 1 <= len(names) <= MOST_TARGETS or not all(isinstance(n, str) for n in names):
         raise UserError(
-            f"targets: expected a list of at most {MOST_TARGETS} names, each a class or a difference of two"
+            f"targets: expected a list of at most {MOST_TARGETS} names, each a class, a caption in double quotes, or a "
+            "difference of two"
         )
     return names
 

@@ -334,7 +334,7 @@ class Session:
             if len(nodes) > MOST_NODES:
                 raise UserError(f"{len(nodes)} nodes in a set: at most {MOST_NODES} are changed at once")
         scale = run.clip.logit_scale
-        wanted = [Target.parse(self.head, self.classnames, name, scale) for name in targets]
+        wanted = [Target.parse(self.head, self.classnames, name, scale, run.clip) for name in targets]
         with self.turns.now():
             if opened.circuit is None:
                 opened.circuit = model_of_image(run.clip, run.transcoder, opened.image, skip="through")

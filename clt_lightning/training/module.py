@@ -47,7 +47,7 @@ from clt_lightning.training.settings import (
     from_plain,
     to_plain,
 )
-from clt_lightning.transcoder import AuxiliaryRequest, CrossLayerTranscoder
+from clt_lightning.transcoder import AuxiliaryRequest, Codes, CrossLayerTranscoder
 from clt_lightning.transcoder.attention import AnyAttention, AttentionOutput
 from clt_lightning.transcoder.chunked import add_up
 
@@ -75,8 +75,8 @@ def default_optimizer(params: Iterable[Any]) -> torch.optim.Optimizer:
 
 @dataclass
 class StepPart:
-    """What a step keeps of one chunk of tokens: parts of the loss, `y_hat`, fired features, number of active codes, and
-    the share of rows that a low-precision product left open.
+    """What a step keeps of one chunk of tokens: parts of the loss, `y_hat`, fired features, number of active codes, the
+    share of rows that a low-precision product left open, and the codes where there is one chunk alone.
     """
 
     parts: dict[str, Tensor]
@@ -84,6 +84,7 @@ class StepPart:
     fired: Tensor
     active: Tensor
     repeated: Tensor | None = None
+    codes: Codes | None = None
 
 
 class CLTModule(Preparation, Evaluating, Checkpointing):
@@ -229,7 +230,11 @@ class CLTModule(Preparation, Evaluating, Checkpointing):
             cascade = {}
             if clean is not None:
                 images = batch["image"][: config.images]
-                found = cascade_parts(self.clip, self.transcoder, images, config, clean, self._attention_in_cascade())
+                whole = positions is None and self.buffer is None  # the step's tokens are all of the images'
+                found = cascade_parts(
+                    *(self.clip, self.transcoder, images, config, clean, self._attention_in_cascade()),
+                    codes=done[0].codes if whole else None,
+                )
                 cascade = {name: strength * value for name, value in found.items()}
             beside: dict[str, Tensor] = {}
             if self.units is not None and heads is not None:
@@ -280,7 +285,8 @@ class CLTModule(Preparation, Evaluating, Checkpointing):
                 parts[name] = parts[name] * share
             detached = {name: value.detach() for name, value in parts.items()}
             fired, active = self.transcoder.fired(out.codes), out.codes.l0().sum()
-            done.append(StepPart(detached, out.y_hat.detach(), fired, active, out.repeated))
+            codes = out.codes if chunk >= n_tokens else None
+            done.append(StepPart(detached, out.y_hat.detach(), fired, active, out.repeated, codes))
             yield torch.stack(list(parts.values())).sum()
 
     @property

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder.feature_chunks import FeatureChunks
-from clt_lightning.transcoder.order import stable_order, true_places
+from clt_lightning.transcoder.order import places_above, stable_order, true_places
 
 # torch says so once for every process; only products that are tested here are used
 warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
@@ -56,6 +56,11 @@ class Pairs:
         return torch.repeat_interleave(positions, self.counts, output_size=self.features.numel())
 
     @cached_property
+    def places(self) -> Int[Tensor, " pairs"]:
+        """`(pairs,)` int64: where a flattened `(tokens, F)` tensor holds each pair."""
+        return self.tokens * self.n_features + self.features
+
+    @cached_property
     def by_feature(self) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " features_and_1"]]:
         """The same pairs in feature-major order.
 
@@ -88,7 +93,7 @@ class Pairs:
     def feature_major(self) -> tuple[Int[Tensor, " features_and_1"], Int[Tensor, " pairs"]]:
         """Start of each feature `(F + 1,)` and token of each pair `(pairs,)` in feature-major order, int32."""
         order, offsets = self.by_feature
-        return offsets.to(torch.int32), self.tokens[order].to(torch.int32)
+        return offsets.to(torch.int32), self.tokens.index_select(0, order).to(torch.int32)
 
     @cached_property
     def feature_chunks(self) -> FeatureChunks:
@@ -144,7 +149,10 @@ class Pairs:
         Args:
             kept: int64, their places among the pairs, in ascending order.
         """
-        return Pairs._of(self.tokens[kept], self.features[kept], self.n_tokens, self.n_features)
+        if "places" in self.__dict__:
+            return Pairs._at(self.places.index_select(0, kept), self.n_tokens, self.n_features)
+        tokens, features = (own.index_select(0, kept) for own in (self.tokens, self.features))
+        return Pairs._of(tokens, features, self.n_tokens, self.n_features)
 
     def entries(self, table: Shaped[Tensor, "tokens features"]) -> Shaped[Tensor, " pairs"]:
         """`(pairs,)`: what a `(tokens, F)` tensor holds at the pairs."""
@@ -153,7 +161,7 @@ class Pairs:
                 return table.new_zeros(0)
             return table.gather(1, self.features.view(self.n_tokens, -1)).view(-1)
         if table.is_contiguous():  # one index is read faster than two
-            return table.view(-1).index_select(0, self.tokens * self.n_features + self.features)
+            return table.view(-1).index_select(0, self.places)
         return table[self.tokens, self.features]
 
     @classmethod
@@ -166,19 +174,31 @@ class Pairs:
     @classmethod
     def from_mask(cls, mask: Bool[Tensor, "tokens features"]) -> Pairs:
         """Pairs at the true positions of a `(tokens, F)` mask."""
-        if mask.device.type != "cpu" or not mask.shape[1]:
+        if mask.device.type != "cpu":
             tokens, features = mask.nonzero(as_tuple=True)
             return cls._of(tokens, features, mask.shape[0], mask.shape[1])
-        places = true_places(mask)
-        tokens = torch.div(places, mask.shape[1], rounding_mode="floor")
-        return cls._of(tokens, places - tokens * mask.shape[1], mask.shape[0], mask.shape[1])
+        return cls._at(true_places(mask), mask.shape[0], mask.shape[1])
+
+    @classmethod
+    def above(cls, table: Float[Tensor, "tokens features"], cut: Float[Tensor, ""]) -> Pairs:
+        """Pairs where a `(tokens, F)` tensor is above a number."""
+        if table.device.type != "cpu":
+            return cls.from_mask(table > cut[None])
+        return cls._at(places_above(table, cut), table.shape[0], table.shape[1])
 
     @classmethod
     def largest(cls, table: Float[Tensor, "tokens features"], n: int) -> Pairs:
         """Pairs at the n largest entries of a `(tokens, F)` tensor; a GPU's host need not wait, since n is known."""
         places = torch.topk(table.flatten(), n, sorted=False).indices.sort().values
-        tokens = torch.div(places, table.shape[1], rounding_mode="floor")
-        return cls._of(tokens, places - tokens * table.shape[1], table.shape[0], table.shape[1])
+        return cls._at(places, table.shape[0], table.shape[1])
+
+    @classmethod
+    def _at(cls, places: Tensor, n_tokens: int, n_features: int) -> Pairs:
+        """Pairs at places of a flattened `(tokens, F)` tensor, in ascending order."""
+        tokens = torch.div(places, max(n_features, 1), rounding_mode="floor")
+        pairs = cls._of(tokens, places - tokens * n_features, n_tokens, n_features)
+        pairs.__dict__["places"] = places
+        return pairs
 
     @classmethod
     def _of(cls, tokens: Tensor, features: Tensor, n_tokens: int, n_features: int) -> Pairs:
@@ -372,6 +392,24 @@ class Codes:
                 found = out.new_zeros(self.n_features + 1).index_fill_(0, places, True)
                 out[layer] = found[:-1]
         return out
+
+    def first(self, n_tokens: int) -> Codes:
+        """Codes of the first tokens; gradients flow. A GPU's host waits, but for rectangular pairs.
+
+        Args:
+            n_tokens: how many, at most all.
+        """
+        pairs: list[Pairs | None] = []
+        values = []
+        for p, v in zip(self._pairs, self.layer_values):
+            if p is None or n_tokens == p.n_tokens:
+                pairs.append(p)
+                values.append(v if p is not None else v[:n_tokens])
+                continue
+            end = n_tokens * (p.features.numel() // p.n_tokens) if p.is_rectangular else int(p.offsets[n_tokens])
+            pairs.append(Pairs(p.features[:end], p.offsets[: n_tokens + 1], p.n_features, p.is_rectangular))
+            values.append(v[:end])
+        return Codes(pairs, values)
 
     def select_tokens(self, keep: Bool[Tensor, " tokens"]) -> Codes:
         """Codes of some tokens only.

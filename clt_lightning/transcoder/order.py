@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,8 +15,49 @@ def true_places(mask: Tensor) -> Tensor:
     On a GPU the host waits for their number.
     """
     if mask.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(mask.detach().numpy()))
+        return torch.from_numpy(_places(mask.detach().numpy()))
     return mask.flatten().nonzero().view(-1)
+
+
+def places_above(table: Tensor, cut: Tensor) -> Tensor:
+    """`true_places(table > cut)`, exactly, whatever the types; numpy compares several times faster than torch.
+
+    Args:
+        table: of any shape.
+        cut: scalar.
+    """
+    if _is_numpys(table):
+        return torch.from_numpy(_places(table.detach().numpy() > cut.detach().numpy()))
+    if table.device.type == "cpu" and table.dtype == torch.bfloat16 and bool(cut >= 0):
+        # bf16 is fp32's upper half, and bits of numbers that are not negative are in their order
+        upper = cut.detach().float().view(torch.int32) >> 16
+        return torch.from_numpy(_places(table.detach().view(torch.int16).numpy() > upper.to(torch.int16).numpy()))
+    return true_places(table > cut[None])  # not a scalar: it would be rounded to the table's type
+
+
+def places_from(table: Tensor, least: Tensor) -> Tensor:
+    """Where a CPU's tensor is at least as large as another of its type, which numpy knows; NaN is everywhere.
+
+    Args:
+        table: `(rows, columns)`.
+        least: what broadcasts to it.
+    """
+    return torch.from_numpy(_places(~(table.detach().numpy() < least.detach().numpy())))
+
+
+def _places(mask: Any) -> Any:
+    """Where a numpy mask is true, eight entries at a time: what is searched for is rare."""
+    flat = np.ravel(mask)
+    if flat.size % 8:
+        return np.flatnonzero(flat)
+    eights = flat.reshape(-1, 8)
+    found = np.flatnonzero(flat.view(np.uint64) != 0)
+    within = np.flatnonzero(eights[found])
+    return (found[within >> 3] << 3) + (within & 7)
+
+
+def _is_numpys(values: Tensor) -> bool:
+    return values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
 
 
 def stable_order(keys: Tensor, end: int) -> Tensor:
@@ -27,8 +70,15 @@ def stable_order(keys: Tensor, end: int) -> Tensor:
 
 
 def kth_largest(values: Tensor, k: int) -> Tensor:
-    """Scalar: the k-th largest of all entries, k at least 1; NaN counts as the largest."""
-    if values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64):
-        flat = values.detach().flatten().numpy()
-        return values.new_tensor(np.partition(flat, len(flat) - k)[len(flat) - k])
-    return torch.topk(values.flatten(), k).values[-1]
+    """Scalar: the k-th largest of all entries, k at least 1 (NaN is largest)."""
+    if values.device.type != "cpu":
+        return torch.topk(values.flatten(), k).values[-1]
+    flat = values.detach().flatten()
+    known = (flat if _is_numpys(flat) else flat.float()).numpy()
+    return values.new_tensor(np.partition(known, len(known) - k)[len(known) - k])
+
+
+def kth_largest_of_rows(table: Tensor, k: int) -> Tensor:
+    """`(rows, 1)`: the k-th largest of each row of a CPU's `(rows, columns)`, k at least 1 (NaN is largest)."""
+    place = table.shape[1] - k
+    return torch.from_numpy(np.partition(table.detach().numpy(), place, axis=1)[:, place : place + 1])

@@ -165,13 +165,13 @@ def choose_batch_top(screen: Screen, budget: int, cut: Tensor | None = None) -> 
         None if so many are near the cut that an fp32 product is the cheaper one.
     """
     rough = screen.rough
-    first = None if cut is None else Pairs.from_mask(rough > cut)
+    first = None if cut is None else Pairs.above(rough, cut)
     if first is None or first.features.numel() < budget:
         wanted = budget + max(SLACK, round(SLACK_SHARE * budget))
         if wanted >= MANY * rough.numel():
             return None
         cut = kth_largest(rough, wanted).clamp_min(0)
-        first = Pairs.from_mask(rough > cut)
+        first = Pairs.above(rough, cut)
     assert cut is not None
     pairs, repeated = first, rough.new_zeros((), dtype=torch.int64)
     for _ in range(ROUNDS):
@@ -186,9 +186,10 @@ def choose_batch_top(screen: Screen, budget: int, cut: Tensor | None = None) -> 
         if bool(enough >= cut):
             kept = true_places((exact >= least) & (exact > 0))
             return Chosen(pairs.at(kept), exact[kept], repeated)
-        mask = rough > enough
-        repeated = (mask & (rough <= cut)).any(1).sum()
-        cut, pairs = enough, Pairs.from_mask(mask)
+        pairs = Pairs.above(rough, enough)
+        added = pairs.entries(rough) <= cut[None]
+        repeated = torch.bincount(pairs.tokens[added], minlength=len(rough)).count_nonzero()
+        cut = enough
     return None
 
 
@@ -208,7 +209,7 @@ def choose_batch_largest(screen: Screen, budget: int) -> Chosen:
     cut = candidates.entries(rough).amin()
     enough = best.values.amin().clamp_min(0) - DEVIATIONS * largest_error(screen, candidates, exact)
     doubtful = ~(enough >= cut) if proposed < rough.numel() else torch.zeros_like(cut, dtype=torch.bool)
-    repeated = doubtful * (rough > enough).any(1).sum().clamp_min(1)
+    repeated = doubtful * (rough > enough[None]).any(1).sum().clamp_min(1)
 
     def settle(count: int) -> Chosen:
         every = screen.everything()

@@ -51,6 +51,42 @@ def bag_sum(table: Tensor, pairs: Pairs, values: Tensor) -> Tensor:
     )
 
 
+#: Pairs a feature from which on a bag-sum, and its transpose, run over copies of a few columns that caches hold
+_OFTEN_READ, _OFTEN_WRITTEN = 10, 16
+#: Of so many columns, where a table is larger than this many numbers
+_COLUMNS, _LARGE = 96, 2**20
+
+
+def put_bag(out: Tensor, table: Tensor, pairs: Pairs, values: Tensor, add: bool = False) -> None:
+    """`out = bag_sum(table, pairs, values)`, on a CPU.
+
+    A table of several megabytes is read from far memory for every pair. Where each row is read often, a few columns at
+    a time are copied together first: they stay in a near cache while all tokens read them.
+
+    Args:
+        out: `(tokens, d)`, whatever it holds.
+        table, pairs, values: as `bag_sum` takes them.
+        add: add to what `out` holds.
+    """
+    if _in_columns(table, pairs, _OFTEN_READ):
+        room = table.new_empty(len(table), _COLUMNS)
+        for start in range(0, table.shape[1], _COLUMNS):
+            columns = slice(start, start + _COLUMNS)
+            _put(bag_sum(room.copy_(table[:, columns]), pairs, values), out[:, columns], add)
+    else:
+        _put(bag_sum(table, pairs, values), out, add)
+
+
+def _in_columns(table: Tensor, pairs: Pairs, often: int) -> bool:
+    """Whether a sum over rows is faster over some columns at a time."""
+    return (
+        table.dtype == torch.float32
+        and table.shape[1] % _COLUMNS == 0
+        and pairs.n_features * table.shape[1] > _LARGE
+        and pairs.features.numel() >= often * pairs.n_features
+    )
+
+
 @torch.no_grad()
 def scatter_rows(
     pairs: Pairs, sorted_values: Tensor, rows: Tensor, out: Tensor | None = None, add: bool = False
@@ -79,15 +115,26 @@ def scatter_rows(
         assert sums is not None
         return _put(sums[:, 0], out, add)
     sorted_values = sorted_values.to(rows.dtype)
+    in_columns = rows.device.type == "cpu" and _in_columns(rows, pairs, _OFTEN_WRITTEN)
+    if out is None and (in_columns or _has_sparse_product(rows)):
+        out = rows.new_empty(pairs.n_features, rows.shape[1])
+    if in_columns:
+        assert out is not None
+        for start in range(0, rows.shape[1], _COLUMNS):
+            columns = slice(start, start + _COLUMNS)
+            _put(_bags_of_features(pairs, sorted_values, rows[:, columns].contiguous()), out[:, columns], add)
+        return out
     if _has_sparse_product(rows):
-        if out is None:
-            out = rows.new_empty(pairs.n_features, rows.shape[1])
+        assert out is not None
         # `torch.mm(out=)` would fill `out` with zeros first, and take three times as long
         return torch.addmm(out, pairs.csr(sorted_values), rows, beta=1.0 if add else 0.0, out=out)
+    return _put(_bags_of_features(pairs, sorted_values, rows), out, add)
+
+
+def _bags_of_features(pairs: Pairs, sorted_values: Tensor, rows: Tensor) -> Tensor:
+    """The same bag-sum as `bag_sum`, with the roles of tokens and features exchanged: `(F, d)`."""
     starts, tokens = pairs.feature_major
-    # the same bag-sum as `bag_sum`, with the roles of tokens and features exchanged
-    sums = F.embedding_bag(tokens, rows, starts, mode="sum", per_sample_weights=sorted_values, include_last_offset=True)
-    return _put(sums, out, add)
+    return F.embedding_bag(tokens, rows, starts, mode="sum", per_sample_weights=sorted_values, include_last_offset=True)
 
 
 def _put(sums: Tensor, out: Tensor | None, add: bool) -> Tensor:
@@ -149,15 +196,22 @@ class _EncodePairs(torch.autograd.Function):
         pairs: Pairs = ctx.pairs
         shared: Shared = ctx.shared
         order, _ = pairs.by_feature
-        by_feature = grad[order]
+        by_feature = grad.index_select(0, order)
         dx = bag_sum(shared.weight, pairs, grad) if ctx.needs_input_grad[1] else None
         if ctx.needs_input_grad[2]:
             out, add = shared.block()
             scatter_rows(pairs, by_feature, x, out, add)
         db = None
         if ctx.needs_input_grad[3]:
-            db = scatter_rows(pairs, by_feature, x.new_ones(pairs.n_tokens, 1)).view(-1)
+            db = _sums_of_features(pairs, grad, by_feature)
         return None, dx, shared.nothing() if ctx.needs_input_grad[2] else None, db, None, None
+
+
+def _sums_of_features(pairs: Pairs, values: Tensor, by_feature: Tensor) -> Tensor:
+    """`(F,)`: the sum of each feature's values, in token order, from values in both orders."""
+    if values.device.type == "cpu":  # one thread adds them, in their order
+        return values.new_zeros(pairs.n_features).index_add_(0, pairs.features, values)
+    return scatter_rows(pairs, by_feature, values.new_ones(pairs.n_tokens, 1)).view(-1)
 
 
 def encode_pairs(
@@ -244,12 +298,17 @@ class _DecodePairs(torch.autograd.Function):
         ctx.parts = parts
         ctx.save_for_backward(*values)
         table = parts[0].shared.weight
-        y = table.new_zeros(n_rows, parts[0].pairs.n_tokens, table.shape[2])
-        if use_triton(y):
-            return _forward_triton(y, parts, values)
+        shape = n_rows, parts[0].pairs.n_tokens, table.shape[2]
+        if use_triton(table):
+            return _forward_triton(table.new_zeros(shape), parts, values)
+        y, written = table.new_empty(shape), [False] * n_rows
         for part, v in zip(parts, values):
-            for row, block in zip(part.of(y), part.blocks.unbind(1)):
-                row += bag_sum(block, part.pairs, v)
+            for row, block in enumerate(part.blocks.unbind(1) if v.numel() else (), part.row):
+                put_bag(y[row], block, part.pairs, v, written[row])
+                written[row] = True
+        for row, done in enumerate(written):
+            if not done:
+                y[row].zero_()
         return y
 
     @staticmethod
@@ -262,7 +321,7 @@ class _DecodePairs(torch.autograd.Function):
         for number, (part, v) in enumerate(zip(parts, ctx.saved_tensors)):
             pairs, blocks, rows = part.pairs, part.blocks, part.of(G)
             order, _ = pairs.by_feature
-            by_feature = v[order].to(blocks.dtype)
+            by_feature = v.index_select(0, order).to(blocks.dtype)
             want_dots = ctx.needs_input_grad[2 + number]
             want_sums = ctx.needs_input_grad[2 + len(parts) + number]
             if use_triton(blocks):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import accumulate
-from typing import Any
 
 import pytest
 import torch
@@ -16,22 +14,14 @@ from clt_lightning.analysis.amplify import Amplifier, GateBy, memory_of, trainin
 from clt_lightning.analysis.amplify.places import Observed, Seen
 from clt_lightning.analysis.amplify.store import Store, mean_of, parts
 from clt_lightning.analysis.amplify.training import read_training
+from clt_lightning.analysis.forward_memory import forward_bytes
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.transcoder import CrossLayerTranscoder
+from tests.allocated import peak_bytes
 
 from .world import FEATURES, WIDTH, make_clt
 
 pytestmark = pytest.mark.filterwarnings("ignore:this CLIP has random weights")
-
-
-def peak_bytes(work: Callable[[], Any]) -> int:
-    """The most bytes of tensors that some work holds at once, by torch's own account."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        work()
-    assert profile.profiler is not None
-    assert profile.profiler.kineto_results is not None
-    found = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return max(accumulate(event.nbytes() for event in sorted(found, key=lambda event: event.start_ns())))
 
 
 def stream(layers: list[int]) -> CrossLayerTranscoder:
@@ -68,9 +58,15 @@ def test_training_images_take_what_is_said(
 
 
 def test_a_forward_pass_takes_what_is_said(clip: FrozenCLIP) -> None:
+    images = torch.randn(256, 3, clip.image_size, clip.image_size)
+    took = peak_bytes(lambda: clip.encode_image(images)) + 3 * images.nbytes  # these, one by one and those before
+    assert 0.7 < took / forward_bytes(clip, 256) < 1.3
+
+
+def test_a_study_says_the_sum_of_its_parts(clip: FrozenCLIP) -> None:
     amplifier = Amplifier(clip, stream([2]))
     said = [memory_of(amplifier, 10, batch=n, classes=2, probe=False) for n in (64, 256)]
-    assert said[1] - said[0] > 3 * 4 * 192 * 3 * clip.image_size**2
+    assert said[1] - said[0] >= forward_bytes(clip, 256) - forward_bytes(clip, 64)
     # twice the training images, twice their part
     one, two, four = (memory_of(amplifier, n, batch=8, classes=2, probe=False) for n in (10**6, 2 * 10**6, 4 * 10**6))
     assert (four - two) / (two - one) == pytest.approx(2, rel=1e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from clt_lightning.analysis.effects import (
 )
 from clt_lightning.analysis.effects.check import agreement
 from clt_lightning.analysis.effects.direct import direct_effects, read_out, read_out_scale
+from clt_lightning.analysis.probes import Probe
 from clt_lightning.analysis.target import Target
 from clt_lightning.analysis.tower import Observation, observe
 from clt_lightning.backbone.clip import FrozenCLIP
@@ -80,6 +82,16 @@ def test_ablation_is_what_taking_a_feature_out_does(clip: FrozenCLIP, head: Tens
         order = torch.tensor([4, 0, 0, 5])
         some = ablation_effects(clip, clt, layer, which[order], z[order], seen, order, directions[:, order])
         torch.testing.assert_close(some, real[:, order], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("measured", [ablation_effects, integrated_effects])
+def test_of_no_features_there_are_no_effects(clip: FrozenCLIP, head: Tensor, measured: Any) -> None:
+    clt = world.make_clt()
+    seen, _ = look(clip, clt)
+    none = torch.zeros(0, dtype=torch.int64)
+    directions = image_directions(head, seen.embeddings)[0][:, :0]
+    found = measured(clip, clt, 1, none, torch.zeros(0, world.POSITIONS), seen, none, directions)
+    assert found.shape == (len(directions), 0)
 
 
 def test_many_nodes_give_the_ablation(clip: FrozenCLIP, head: Tensor) -> None:
@@ -272,3 +284,37 @@ def test_targets(clip: FrozenCLIP, head: Tensor, tmp_path: Path) -> None:
         Target.parse(head, world.CLASSES, "cat - dgo")
     with pytest.raises(UserError, match="no target"):
         Target.from_json({"name": "x"})
+
+
+def test_targets_of_captions_and_probes(clip: FrozenCLIP, head: Tensor) -> None:
+    embeddings = clip.encode_image(world.Made(n=3).everything()[0])
+    texts = ["a cat - asleep, at night", "cat"]
+    by_text = 100 * embeddings @ clip.encode_text(texts).T
+    alone = Target.parse(head, world.CLASSES, f'"{texts[0]}"', backbone=clip)
+    assert alone.name == f'"{texts[0]}"'
+    torch.testing.assert_close(alone.value(embeddings), by_text[:, 0])
+    for text, expected in (
+        (f'"{texts[0]}" - dog', by_text[:, 0] - 100 * embeddings @ head[:, 1]),
+        (f'dog - "{texts[0]}"', 100 * embeddings @ head[:, 1] - by_text[:, 0]),
+        (f'"{texts[0]}" - "{texts[1]}"', by_text[:, 0] - by_text[:, 1]),
+        (f'"{texts[1]}" - mean of classes', by_text[:, 1] - 100 * (embeddings @ head).mean(1)),
+    ):
+        found = Target.parse(head, world.CLASSES, text, backbone=clip)
+        assert found.name == text
+        torch.testing.assert_close(found.value(embeddings), expected, atol=1e-3, rtol=1e-3)
+    with pytest.raises(UserError, match="no class"):
+        Target.parse(head, world.CLASSES, '"cat"')  # nothing embeds it
+    with pytest.raises(UserError, match="between two double quotes"):
+        Target.parse(head, world.CLASSES, 'dog - "a cat', backbone=clip)
+    with pytest.raises(UserError, match="this one is empty"):
+        Target.of_caption(clip, " ")
+    probe = Probe(torch.randn(embeddings.shape[1], 3), torch.randn(3), 0.1)
+    outputs = probe(embeddings)
+    read = Target.of_probe(probe, 2, "a beak")
+    torch.testing.assert_close(read.value(embeddings), outputs[:, 2] - probe.bias[2])
+    between = Target.of_probe(probe, 2, "a beak", less=0).value(embeddings)
+    torch.testing.assert_close(between, outputs[:, 2] - outputs[:, 0] - probe.bias[2] + probe.bias[0])
+    with pytest.raises(UserError, match=r"output 3 is outside 0\.\.2"):
+        Target.of_probe(probe, 0, "none", less=3)
+    with pytest.raises(UserError, match="some columns alone"):
+        Target.of_probe(Probe(probe.weight[:1], probe.bias, 0.1, torch.tensor([4])), 0, "one column")

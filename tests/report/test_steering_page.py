@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -51,14 +52,17 @@ def test_images_are_counted_by_the_way_they_went() -> None:
 def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
     found = SteeringResult([f"k{n}" for n in range(5)], torch.tensor([1, 0, 0, 1, -1]), list("abc"), BEFORE, AFTER)
     edits = [Edit(0, 3, "set", 2.0), Edit(1, 4, "scale", 0.0, 0)]
-    record = steering_record(tmp_path, found, edits, seen(labels=[1, 0, 0, 1, -1]), name="a.b-1", tokens="cls")
+    keys = found.keys
+    record = steering_record(
+        tmp_path, found, edits, seen(labels=[1, 0, 0, 1, -1]), name="a.b-1", tokens="cls", keys=keys
+    )
     path = save_edit(tmp_path, record)
     assert path == tmp_path / "steering" / "a.b-1.json"
     ((again,), others) = saved_edits(tmp_path, 7)
     assert others == []
     assert again == json.loads(json.dumps(record))
     assert again["edits"][1] == {"layer": 1, "feature": 4, "kind": "scale", "value": 0.0, "position": 0}
-    assert again["labelled"] == 4
+    assert (again["labelled"], again["keys"]) == (4, keys)
     assert again["top1"]["before"] == pytest.approx(0.25)
     assert [a + b for a, b in zip(again["mean_before"], again["mean_change"])] == pytest.approx(AFTER.mean(0).tolist())
     assert classes_of(again) == [2, 1, 0]
@@ -118,13 +122,17 @@ def test_the_page_in_a_browser(made: Made, browser: Browser) -> None:
     assert browser.js("document.querySelectorAll('.went.lost li.moved').length") == PICTURES
     assert browser.js("document.querySelector('li.moved a.thumb').getAttribute('href')").startswith("#/image/")
     command = browser.js("CLT.load('steering/crosses').then((d) => CLT.steering.command(d.edits, d, d.name))")
-    assert command.endswith("made/version_0 --set 1/3=2 --scale 3/120@0=0 --save crosses")
+    images = read_data(made.folder, "steering/crosses")["images"]
+    assert command.endswith(f"made/version_0 --set 1/3=2 --scale 3/120@0=0 --images {images} --save crosses")
     edit, place = (
         "{kind: 'add', layer: 1, feature: 3, value: -0.123456}",
         "{tokens: 'cls', base: 'replaced', split: 'val'}",
     )
     command = browser.js(f"CLT.steering.command([{edit}], {place})")
     assert command.endswith("--add 1/3=-0.123456 --tokens cls --base replaced --split val --save NAME")
+    by_key = "{tokens: 'all', base: 'original', images: 2, keys: ['0/s0000050', \"a cat's.png\"]}"
+    command = browser.js(f"CLT.steering.command([{edit}], {by_key})")
+    assert shlex.split(command)[-6:] == ["--image", "0/s0000050", "--image", "a cat's.png", "--save", "NAME"]
     # by keyboard to the other edit
     browser.js("[...document.querySelectorAll('main th a')].find(a => a.textContent === 'many').focus()")
     browser.press("Enter")

@@ -119,6 +119,41 @@ def test_the_first_images_of_a_larger_batch(clip: FrozenCLIP) -> None:
             torch.testing.assert_close(shared[name], value, rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize("activation", [TopK(8), BatchTopK(8), JumpReLU(0.3, 0.2)], ids=repr)
+@pytest.mark.parametrize("images", [5, 2])
+def test_the_steps_codes_serve_the_first_layer(
+    clip: FrozenCLIP, activation: Activation, images: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = images_of(clip, 5)
+    found, encoded = [], []
+    encode_layer = CrossLayerTranscoder.encode_layer
+    monkeypatch.setattr(
+        CrossLayerTranscoder,
+        "encode_layer",
+        lambda clt, x, layer, cls=None: encoded.append(layer) or encode_layer(clt, x, layer, cls),
+    )
+    for shared in (False, True):
+        clt = transcoder(clip, activation, False)
+        acts, clean = capture_clean(clip, batch)
+        encoded.clear()
+        with clt.one_gradient():
+            out = clt(acts.x)
+            codes = out.codes if shared else None
+            if not shared and isinstance(activation, BatchTopK):
+                # the cut is the whole batch's, which the codes then carry over to a part of it
+                with clt.activation.not_tracking():
+                    codes = clt.encode(acts.x)
+            parts = cascade_parts(clip, clt, batch[:images], CONFIG, clean, codes=codes)
+            loss = out.y_hat.square().mean() + torch.stack(list(parts.values())).sum()
+        loss.backward()
+        assert encoded == list(range(0 if codes is None else 1, clip.n_layers))
+        found.append((loss.detach(), [gradient(p) for p in clt.parameters()]))
+    (apart_loss, apart), (loss, gradients) = found
+    torch.testing.assert_close(loss, apart_loss, rtol=1e-12, atol=0)
+    for a, b in zip(gradients, apart):
+        assert float((a - b).abs().max()) <= 1e-10 * float(b.abs().max())
+
+
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_fused_attention_is_attention(batch_first: bool) -> None:
     attention = nn.MultiheadAttention(24, 4, batch_first=batch_first, dtype=torch.float64).requires_grad_(False).eval()

@@ -169,10 +169,37 @@ def test_mistakes_are_named() -> None:
         from_config({"class_path": "TopQ"})
 
 
-@settings(max_examples=60, deadline=None)
-@given(rows=st.integers(0, 9), groups=st.integers(1, 40), k=st.integers(1, 9), seed=st.integers(0, 2**20))
-def test_top_indices_are_torchs(rows: int, groups: int, k: int, seed: int) -> None:
-    pre = torch.randn(rows, 16 * groups, generator=torch.Generator().manual_seed(seed))
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.integers(0, 9),
+    groups=st.integers(1, 40),
+    k=st.integers(1, 9),
+    seed=st.integers(0, 2**20),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    levels=st.sampled_from([None, 2, 5]),
+    shift=st.sampled_from([0.0, -3.0]),
+    special=st.sampled_from([None, torch.nan, -torch.nan, torch.inf, -torch.inf]),
+)
+def test_top_indices_are_torchs(
+    rows: int,
+    groups: int,
+    k: int,
+    seed: int,
+    dtype: torch.dtype,
+    levels: int | None,
+    shift: float,
+    special: float | None,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    pre = torch.randn(rows, 16 * groups, generator=generator)
+    if levels is not None:  # many equal ones
+        pre = (pre * levels).round() / levels
+    pre = (pre + shift).to(dtype)
+    if special is not None:
+        there = torch.rand(pre.shape, generator=generator) < 0.02
+        pre = torch.where(there, torch.tensor(abs(special), dtype=dtype).copysign(torch.tensor(special)), pre)
     k = min(k, 16 * groups)
-    ours = pre.gather(1, top_indices(pre, k)).sort(1).values
-    assert torch.equal(ours, pre.topk(k, dim=1).values.sort(1).values)
+    indices = top_indices(pre, k)
+    assert (indices.sort(1).values.diff(dim=1) > 0).all(), "distinct"
+    ours = pre.gather(1, indices).sort(1).values
+    torch.testing.assert_close(ours, pre.topk(k, dim=1).values.sort(1).values, rtol=0, atol=0, equal_nan=True)

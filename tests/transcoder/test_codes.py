@@ -148,3 +148,24 @@ def test_mistakes_are_named() -> None:
     for index in (-1, 4):
         with pytest.raises(UserError, match=rf"indices must lie in 0\.\.3, got {min(index, 0)}\.\.{max(index, 0)}"):
             Codes.from_topk(torch.zeros(1, 1, 2), torch.tensor([[[0, index]]]), 4)
+
+
+@pytest.mark.parametrize("kind", ["topk", "ragged", "dense"])
+def test_the_first_tokens(kind: str) -> None:
+    table = torch.randn(2, 6, 9, generator=torch.Generator().manual_seed(0)).relu()
+    if kind == "topk":
+        best = table.topk(3, dim=2)
+        codes = Codes.from_topk(best.values.requires_grad_(), best.indices, 9)
+    elif kind == "ragged":
+        codes = Codes.from_dense(table.requires_grad_())
+    else:
+        codes = Codes([None, None], list(table.requires_grad_()))
+    for n in (0, 4, 6):
+        first = codes.first(n)
+        assert first.shape == (2, n, 9)
+        assert torch.equal(first.dense(), codes.dense()[:, :n])
+        assert torch.equal(first.l0(), codes.l0()[:, :n])
+    weight = codes.layer_values[0]
+    (gradient,) = torch.autograd.grad(codes.first(4).dense_layer(0).square().sum(), weight)
+    (expected,) = torch.autograd.grad(codes.dense_layer(0)[:4].square().sum(), weight)
+    assert torch.equal(gradient, expected)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from clt_lightning.transcoder.codes import Pairs
-from clt_lightning.transcoder.order import kth_largest, stable_order, true_places
+from clt_lightning.transcoder.order import kth_largest, places_above, stable_order, true_places
 
 
 @pytest.mark.parametrize("end", [1, 7, 2**15, 2**16, 2**16 + 1])
@@ -61,3 +61,17 @@ def test_the_kth_largest(dtype: torch.dtype) -> None:
     table[3, 4] = float("nan")
     assert kth_largest(table, 1).isnan()
     assert torch.equal(kth_largest(table, 2), table.nan_to_num(-9.0).max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("cut", [0.7001, 0.0, -0.3001, torch.inf])
+def test_places_above_a_cut_are_exact_whatever_its_type(dtype: torch.dtype, cut: float) -> None:
+    table = torch.randn(40, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
+    table[0, 0], table[1, 1], table[2, 2] = cut, torch.inf, -0.0
+    for kind in {dtype, torch.float32}:
+        # a bf16 just above the cut, which the cut rounded to bf16 would not be below
+        limit = torch.tensor(cut, dtype=kind)
+        places = places_above(table, limit)
+        assert torch.equal(places, (table.double() > limit.double()).flatten().nonzero().view(-1))
+        pairs = Pairs.above(table, limit)
+        assert torch.equal(pairs.tokens * 32 + pairs.features, places)

@@ -6,13 +6,11 @@ from clt_lightning.analysis.amplify.gate import GateBy
 from clt_lightning.analysis.amplify.places import Amplifier
 from clt_lightning.analysis.amplify.store import NUMBERS
 from clt_lightning.analysis.amplify.training import BLOCK
-from clt_lightning.analysis.forward_memory import forward_bytes
+from clt_lightning.analysis.forward_memory import ONCE, forward_bytes
 
 #: Prompts that are encoded at once, and what each takes in numbers of the embedding's size: ten tokens or so, eleven
 #: tensors of the stream's size alive
 _PROMPTS, _PROMPT = 512, 110
-#: What a process takes once, whatever its models: libraries that are loaded late, buffers of threads
-_ONCE = 40_000_000
 
 
 def training_bytes(amplifier: Amplifier, images: int, gate_by: GateBy = "fvu") -> int:
@@ -56,4 +54,4 @@ def memory_of(
     arms = forward_bytes(clip, batch) + stream + 4 * gathered
     text = 4 * min(_PROMPTS, classes * prompts) * _PROMPT * clip.embed_dim
     fitted = 4 * images * (3 * clip.embed_dim + 4 * classes) if probe else 0
-    return _ONCE + training_bytes(amplifier, images, gate_by) + max(arms, text, fitted)
+    return ONCE + training_bytes(amplifier, images, gate_by) + max(arms, text, fitted)

@@ -40,6 +40,7 @@ class ImageModel:
         tangent: whether rows are to first order instead of held (`tangent.py`).
         skip: `node`: what the linear skip adds is a source of its own; `through`: the stream passes it. Without a skip,
             both are the same.
+        copied: whether the tower's weights are a copy, in another type than the backbone's.
     """
 
     clip: Any
@@ -49,6 +50,7 @@ class ImageModel:
     seen: Seen
     skip: Skip
     tangent: bool = False
+    copied: bool = False
 
     @cached_property
     def tower(self) -> LinearTower:
@@ -100,8 +102,10 @@ def model_of_image(
     # inference mode's tensors could not be differentiated later, for tangent rows
     with torch.inference_mode(False):
         prepared = prepared_image(clip, image, dtype)
-        parts = cast(parts_of(clip), dtype, clip.device)
-        return ImageModel(clip, clt, prepared, parts, see(parts, parts.embed(prepared)), skip, tangent)
+        own = parts_of(clip)
+        parts = cast(own, dtype, clip.device)
+        copied = own.blocks[0].attention.out.weight.dtype != dtype
+        return ImageModel(clip, clt, prepared, parts, see(parts, parts.embed(prepared)), skip, tangent, copied)
 
 
 def prepared_image(clip: Any, image: Tensor | PIL.Image.Image, dtype: torch.dtype) -> Tensor:

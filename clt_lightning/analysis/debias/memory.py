@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from clt_lightning.analysis.debias.options import DebiasOptions
+from clt_lightning.analysis.forward_memory import ONCE
 from clt_lightning.backbone import Backbone
 from clt_lightning.transcoder import CrossLayerTranscoder
 
 #: Images of a batch of relevance, whose forward is kept for the gradient
 _BATCH = 32
+#: What a block keeps for the gradient, in tensors of the stream's size: those of norms, attention and activation
+#: (weights have no gradient, so that inputs of linear maps are let go)
+_KEPT = 14
 
 
 def memory_of(
@@ -40,6 +44,11 @@ def memory_of(
     for clt in clts:
         codes, tokens = clt.n_layers * clt.n_features, clip.n_positions
         relevance = 2 * (samples + o.images) * codes  # the largest once more while its batches are put together
-        forward = _BATCH * tokens * (4 * clt.n_features + 24 * clip.d_model * clip.n_layers)
-        per_run.append(relevance + 2 * tokens * codes + forward + batch * tokens * (clt.n_features + 8 * clip.d_model))
-    return 4 * (pictures + embedded + max(per_run))
+        passes = gradient_bytes(clip, clt, _BATCH) // 4 + batch * tokens * (clt.n_features + 8 * clip.d_model)
+        per_run.append(relevance + 2 * tokens * codes + passes)
+    return ONCE + 4 * (pictures + embedded + max(per_run))
+
+
+def gradient_bytes(clip: Backbone, clt: CrossLayerTranscoder, images: int) -> int:
+    """Bytes at the height of one batch of relevance, about: what its blocks keep, and codes of one layer."""
+    return 4 * images * clip.n_positions * (4 * clt.n_features + _KEPT * clip.d_model * clip.n_layers)

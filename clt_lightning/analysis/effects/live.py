@@ -153,6 +153,11 @@ def _chunks(clip: FrozenCLIP, n: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, n, size))
 
 
+def _nothing(directions: Tensor) -> Tensor:
+    """`(targets, 0)`: of no rows."""
+    return directions.new_zeros(len(directions), 0)
+
+
 def _slopes(
     clip: FrozenCLIP, behind: Tensor, first: int, directions: Tensor, parts: Sequence[Tensor], missing: float
 ) -> Tensor:
@@ -197,7 +202,7 @@ def ablation_effects(
     Returns:
         `(targets, rows)`.
     """
-    out = []
+    out = [_nothing(directions)]
     for rows in _chunks(clip, len(features)):
         parts = written(clt, layer, features[rows], codes[rows])
         without = embeddings_without(clip, clt, layer, parts, seen, images[rows])
@@ -246,7 +251,7 @@ def integrated_effects(
     Args:
         nodes: how many gradients; 1 is the one at half of the code.
     """
-    total: list[Tensor] = []
+    total = [_nothing(directions)]
     for rows in _chunks(clip, len(features)):
         parts = written(clt, layer, features[rows], codes[rows])
         total.append(path_effects(clip, layer, parts, seen, images[rows], directions[:, rows], nodes))

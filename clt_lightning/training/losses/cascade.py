@@ -20,7 +20,7 @@ from clt_lightning.backbone.attention import fused_attention
 from clt_lightning.core.arguments import check_fields
 from clt_lightning.interventions.replacement import replaced
 from clt_lightning.training.losses.reconstruction import normalized_error
-from clt_lightning.transcoder import CrossLayerTranscoder
+from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 from clt_lightning.transcoder.attention import AnyAttention
 
 
@@ -126,6 +126,7 @@ def cascade_parts(
     config: CascadeConfig,
     clean: Clean | None = None,
     attention: AnyAttention | None = None,
+    codes: Codes | None = None,
 ) -> dict[str, Tensor]:
     """The cascade's parts of the loss, with their coefficients.
 
@@ -136,6 +137,8 @@ def cascade_parts(
         config: coefficients.
         clean: what `capture_clean` gave for these images, or for more of which these are the first; None makes it here.
         attention: replaces every attention as well, and gets its gradients too.
+        codes: the transcoder's of the clean activations at all positions, of these images or of more of which these are
+            the first. The first layer reads in the cascade what it reads there, so its codes are taken from them.
 
     Returns:
         `cascade_stream`: normalised error of the residual stream after every block;
@@ -147,8 +150,11 @@ def cascade_parts(
         clean = capture_clean(clip, images)[1]
     clean = clean.first(len(images))
     entry, mid = clean.before
+    known: dict[int, Codes] = {}
+    if codes is not None and attention is None:  # what the first MLP reads is the clean model's
+        known[0] = codes.slice(0).first(len(images) * mid.shape[1])
     with _streams(clip) as stream, fused_attention(clip.blocks), ExitStack() as stack:
-        trace = stack.enter_context(replaced(clip, clt, grad=True, attention=attention))
+        trace = stack.enter_context(replaced(clip, clt, grad=True, attention=attention, known=known))
         stack.enter_context(clt.activation.not_tracking())
         if attention is None:  # the first attention has run
             stack.enter_context(clip.override("resid_mid", lambda layer, x, compute: mid, [0]))

@@ -98,7 +98,7 @@ class BatchTopK(Activation):
         guess, budget = self._guess(pre, layer), self.budget(layer, pre.shape[0])
         if guess is None:
             return None
-        pairs = Pairs.from_mask(pre > guess)
+        pairs = Pairs.above(pre, guess)
         if pairs.features.numel() < budget:
             return None
         values = pairs.entries(pre)

@@ -62,6 +62,15 @@ def test_the_command(made_run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert found["keys"][0] == key
     assert len(found["keys"]) == 2
     assert found["agreements"]["frozen"]["all"]["correlation"]["value"] == pytest.approx(1.0)
+    # without an image: those of the split, each on its own class
+    output = tmp_path / "all.json"
+    options = ["--run", str(made_run), "--output", str(output), "--validate-target", "class"]
+    main(["graph", *options, "--validate", "2", "--validate-images", "3"])
+    assert "2 nodes of 3 images" in capsys.readouterr().out
+    assert not output.exists()
+    found = json.loads(output.with_suffix(".validation.json").read_text())
+    assert found["keys"] == batch["key"]
+    assert all(name.endswith(" - mean of classes") for name in found["targets"])
     # without a target: the probable classes, weighted
     main(["graph", "--run", str(made_run), "--image", key, "--summed", "--max-nodes", "20", "--show", "2"])
     said = capsys.readouterr().out
@@ -81,6 +90,7 @@ def test_the_command(made_run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--image", "KEY", "--skip", "over"], "there is no 'over'"),
         (["--image", "KEY", "--targte", "x"], "did you mean --target"),
         ([], "needs --image"),
+        (["--validate", "2", "--target", "red square"], "--target needs --image"),
     ],
 )
 def test_mistakes_are_a_few_lines(

@@ -89,7 +89,7 @@ def test_curves_of_a_cross_layer_transcoder(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], r"graph needs --image KEY \(or --curves N, --evolution N\)"),
+        ([], r"graph needs --image KEY \(or --validate N, --curves N, --evolution N\)"),
         (["--curves", "0"], "--curves must be at least 1"),
         (["--curves", "3", "--baseline-images", "0"], "--baseline-images must be at least 1"),
         (["--curves", "3", "--arms", "graph"], "--arms: there is no 'graph'.*edges_plain"),
@@ -97,7 +97,7 @@ def test_curves_of_a_cross_layer_transcoder(
         (["--evolution", "1"], "--evolution must be at least 2"),
         (["--page"], r"graph needs --image KEY"),
         (["--page", "--curves", "3"], "--page needs --image KEY, or --evolution N"),
-        (["--validate", "4", "--curves", "3"], "--validate needs --image"),
+        (["--validate", "4", "--curves", "3"], "--validate is of transcoders in the place"),
         (["--validate", "4", "--image", "KEY", "--baseline", "zero"], "--validate is of transcoders in the place"),
     ],
 )
