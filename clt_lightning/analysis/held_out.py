@@ -27,6 +27,6 @@ def refuse_shared(data: Any, measured: str = "test", chosen: str = "val") -> Non
         raise UserError(
             f"{chosen} and {measured} are the same images here ({both[0]}{' …' if len(both) > 1 else ''}): what is "
             f"chosen on {chosen} would be chosen on what it is measured on. Hold a part of the training images out: "
-            "`shard` does (--val-fraction), or name some of the tars with --data.init_args.train and "
-            "--data.init_args.val"
+            "`shard` does (--val-fraction), or name some of the tars with data.init_args.train and "
+            "data.init_args.val"
         )

@@ -24,7 +24,7 @@ def test_a_split_that_stands_in_for_another_is_refused(tmp_path: Path) -> None:
     tar = test.shards[0].file.url
     lacks = cl.data.WebImages(train=tar, test=tar)
     lacks.setup("test")
-    with pytest.raises(UserError, match=r"val and test are the same images here .*--data\.init_args\.val"):
+    with pytest.raises(UserError, match=r"val and test are the same images here .* data\.init_args\.val"):
         refuse_shared(lacks)
 
 
