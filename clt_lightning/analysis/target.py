@@ -158,8 +158,11 @@ class Target:
         """
 
         def side(words: str) -> Self:
-            if _is_caption(words) and words not in classnames and backbone is not None:
-                return cls.of_caption(backbone, words[1:-1])
+            if backbone is not None and words not in classnames:
+                if _is_caption(words):
+                    return cls.of_caption(backbone, words[1:-1])
+                if '"' in words:
+                    raise UserError(f"a caption stands between two double quotes, got {words}")
             return cls.of_words(head, classnames, words, scale)
 
         parts = text.split(" - ")

@@ -187,7 +187,7 @@ def choose_batch_top(screen: Screen, budget: int, cut: Tensor | None = None) -> 
             kept = true_places((exact >= least) & (exact > 0))
             return Chosen(pairs.at(kept), exact[kept], repeated)
         pairs = Pairs.above(rough, enough)
-        added = pairs.entries(rough) <= cut
+        added = pairs.entries(rough) <= cut[None]
         repeated = torch.bincount(pairs.tokens[added], minlength=len(rough)).count_nonzero()
         cut = enough
     return None

@@ -42,7 +42,7 @@ def _searched(keys: Tensor, k: int) -> Tensor | None:
     """The same of keys that numpy knows; None where far more than k entries reach the bound, or fewer."""
     rows, width = keys.shape
     # group g holds columns g, g + groups, ...: the maximum runs along memory
-    maxima = keys.view(rows, 16, width // 16).amax(1)
+    maxima = keys.reshape(rows, 16, width // 16).amax(1)
     least = kth_largest_of_rows(maxima, k)
     if not keys.is_floating_point():
         least.clamp_min_(0)
@@ -56,7 +56,7 @@ def _searched(keys: Tensor, k: int) -> Tensor | None:
         return (places - tokens * width).view(rows, k)
     spare = tokens * most - (torch.cumsum(counts, 0) - counts).index_select(0, tokens)
     at = torch.arange(len(places)).add_(spare)
-    values = keys.new_full((rows * most,), _lowest(keys)).index_copy_(0, at, keys.view(-1).index_select(0, places))
+    values = keys.new_full((rows * most,), _lowest(keys)).index_copy_(0, at, keys.reshape(-1).index_select(0, places))
     best = torch.topk(values.view(rows, most), k, dim=1, sorted=False).indices
     columns = places.new_zeros(rows * most).index_copy_(0, at, places - tokens * width)
     return columns.view(rows, most).gather(1, best)

@@ -304,6 +304,8 @@ def test_targets_of_captions_and_probes(clip: FrozenCLIP, head: Tensor) -> None:
         torch.testing.assert_close(found.value(embeddings), expected, atol=1e-3, rtol=1e-3)
     with pytest.raises(UserError, match="no class"):
         Target.parse(head, world.CLASSES, '"cat"')  # nothing embeds it
+    with pytest.raises(UserError, match="between two double quotes"):
+        Target.parse(head, world.CLASSES, 'dog - "a cat', backbone=clip)
     with pytest.raises(UserError, match="this one is empty"):
         Target.of_caption(clip, " ")
     probe = Probe(torch.randn(embeddings.shape[1], 3), torch.randn(3), 0.1)

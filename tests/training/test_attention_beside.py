@@ -273,11 +273,12 @@ def test_a_checkpoint_of_another_form_is_refused(tmp_path: Path) -> None:
     made(units(lr=0.5, cascade=0.0)).check_form(content)
 
 
-def one_of_two(folder: Path, world: int) -> dict[str, Any]:
+def one_of_two(folder: Path, world: int, kind: str) -> dict[str, Any]:
     """Two processes of half the images each, or one of all, from one start."""
+    chosen = units(dead_after=8) if kind == "units" else units(kind=kind, auxk=0.0)  # which draws tokens a process
     rank = torch.distributed.get_rank() if world > 1 else 0
     # plain descent: Adam would blow up the rounding of gradients near 0
-    module = made(units(dead_after=8), AT_ONCE, lr=0.05, optimizer=torch.optim.SGD)
+    module = made(chosen, AT_ONCE, lr=0.05, optimizer=torch.optim.SGD)
     assert module.units is not None
     with torch.random.fork_rng():
         module.units.prepare(module.clip, DataLoader(images(IMAGES, 7), IMAGES), 37 * IMAGES)  # type: ignore[arg-type]
@@ -289,9 +290,10 @@ def one_of_two(folder: Path, world: int) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
-    one = one_of_two(tmp_path, 1)
-    two = processes.run(one_of_two, tmp_path, 2, tmp_path, 2)
+@pytest.mark.parametrize("kind", ["units", "autoencoder"])
+def test_two_processes_learn_what_one_learns(tmp_path: Path, kind: str) -> None:
+    one = one_of_two(tmp_path, 1, kind)
+    two = processes.run(one_of_two, tmp_path, 2, tmp_path, 2, kind)
     assert any(name.startswith("units.attention") for name in one)
     for name, tensor in one.items():
         assert torch.equal(two[0][name], two[1][name]), name

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 import clt_lightning as cl
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.training.losses import AuxKConfig, CascadeConfig, L1Config
+from clt_lightning.training.losses.cascade import cascade_parts
 from clt_lightning.training.settings import LossConfig, TokensConfig, TranscoderConfig
 from clt_lightning.transcoder import Activation
 from tests.parallel import processes
@@ -214,6 +215,29 @@ def test_the_cascade_begins_after_its_share_of_the_run(tmp_path: Path) -> None:
         parts = {key for key in row if key.startswith("train/loss/")}
         assert parts == (with_cascade if step >= STEPS // 2 else {"train/loss/reconstruction"})
         assert row["train/loss"] == pytest.approx(sum(row[key] for key in parts), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "same"),
+    [({}, True), ({"per_image": 4}, False), ({"buffer": 400}, False), ({"max_tokens_per_chunk": 40}, False)],
+    ids=["whole", "positions", "buffer", "chunks"],
+)
+def test_the_cascade_takes_the_steps_codes_where_their_tokens_are_the_images(
+    tokens: dict[str, Any], same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[bool] = []
+
+    def watched(*given: Any, codes: Any = None) -> dict[str, Tensor]:
+        taken.append(codes is not None)
+        found, alone = cascade_parts(*given, codes=codes), cascade_parts(*given)
+        for name, value in alone.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=0)
+        return found
+
+    monkeypatch.setattr("clt_lightning.training.module.cascade_parts", watched)
+    cascade = CascadeConfig(embedding=1.0, stream=0.5, images=2, start=0.0, warmup=0.0)
+    fit(made(cl.TopK(2), LossConfig(auxk=AuxKConfig(0.0), cascade=cascade), **tokens), tmp_path)
+    assert taken == [same] * STEPS
 
 
 def test_positions_are_drawn_anew_for_every_batch_and_seed(tmp_path: Path) -> None:

@@ -19,15 +19,24 @@ from torch import Tensor
 
 from clt_lightning.analysis.circuits.attention_nodes import AttentionNodes, Reading, nodes_of_attention
 from clt_lightning.analysis.circuits.edges import Edges
+from clt_lightning.analysis.circuits.estimate import (
+    Estimate,
+    check_memory,
+    count_edges,
+    finishing_bytes,
+    image_bytes,
+)
 from clt_lightning.analysis.circuits.graph import Graph, with_influence
 from clt_lightning.analysis.circuits.image_model import ImageModel, Skip, model_of_image
 from clt_lightning.analysis.circuits.layout import lay_out
+from clt_lightning.analysis.circuits.making import BLOCK
 from clt_lightning.analysis.circuits.nodes import BIASES, make_nodes
 from clt_lightning.analysis.circuits.read_out import ReadOutRow
 from clt_lightning.analysis.circuits.sources import encoder_rows
 from clt_lightning.analysis.target import Target
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.progress import Progress
+from clt_lightning.core.say import say
 from clt_lightning.transcoder import CrossLayerTranscoder
 from clt_lightning.transcoder.attention import AnyAttention, SparseAttention
 
@@ -85,13 +94,19 @@ def attribute_with_attention(
             f"max_nodes ({max_nodes:,})"
         )
     batch = max(8, _BATCH_NUMBERS // (model.parts.n_positions * clt.d_model))
-    parts: list[Tensor] = []
+    held = image_bytes(model)
+    expected = Estimate(len(reads), len(reads), held + rows.peak_bytes(batch))
+    check_memory(expected, held, "there is no growth with attention's features; fewer active features need less")
+    if progress:
+        say(f"attribution: {expected}")
+    store, done = rows.sources.like.new_empty(len(reads), rows.n_columns, device="cpu"), 0
     with Progress("attribution", len(reads), "rows", show=progress) as bar:
         for layer, kind, members in rows.groups(reads):
             for some in members.split(batch):
-                parts.append(rows.features(layer, kind, some).cpu())
+                store[done : done + len(some)] = rows.features(layer, kind, some)
+                done += len(some)
                 bar.update(len(some))
-    held = rows.targets([model.row(one, "frozen") for one in targets]).cpu()
+    frozen = rows.targets([model.row(one, "frozen") for one in targets]).cpu()
     tangent = rows.targets([model.row(one, "tangent") for one in targets]).cpu()
     facts = {
         "backbone": model.parts.name,
@@ -109,8 +124,9 @@ def attribute_with_attention(
         "tower": "held",
         "dtype": str(dtype).removeprefix("torch."),
     }
-    graph = rows.graph(torch.cat(parts) if parts else held[:0], held, tangent, targets)
-    return replace(graph, about=facts | (about or {}) | {"seconds": time.monotonic() - began})
+    graph = rows.graph(store, frozen, tangent, targets)
+    del store  # influence needs as much again
+    return replace(with_influence(graph), about=facts | (about or {}) | {"seconds": time.monotonic() - began})
 
 
 class _Rows:
@@ -208,8 +224,30 @@ class _Rows:
         out[:, at : at + P] += torch.einsum("rpd,pd->rp", gradient, outputs.errors[layer])
         out[:, self.sources.bias_column(layer, 0)] += torch.einsum("rpd,pd->r", gradient, outputs.rest[layer])
 
+    def peak_bytes(self, batch: int) -> int:
+        """Bytes at the peak of making the graph, beyond what is kept of the image."""
+        layout, like = lay_out(self.sources, False), self.sources.like
+        L, P = self.sources.n_layers, self.sources.n_positions
+        places = torch.cat(
+            [layout.position, *(part.positions.cpu() for part in self.active), torch.arange(P).repeat(L)]
+        )
+        # a block's attention comes before its MLP, and both after what is below
+        own = [torch.full((len(part),), 2 * layer) for layer, part in enumerate(self.active)]
+        layers = torch.cat([layout.layer * 2 + 1, *own, 2 * torch.arange(L).repeat_interleave(P)])
+        # attention reads every position; what an MLP reads of others comes by attention's nodes
+        edges = count_edges(torch.cat(own), layers)
+        for position in range(P):
+            here = places == position
+            edges += count_edges(layers[: layout.n_features][here[: layout.n_features]], layers[here])
+        readers, n, item = layout.n_features + sum(len(part) for part in own), self.n_columns, like.element_size()
+        # two streams more than in a graph of MLPs: what attention's features read
+        at_once = min(batch, max(len(part) for part in (*self.active, *self.sources.active)))
+        backward = at_once * (8 * like.numel() + 2 * n) * item
+        store = readers * n
+        return max(store * item + backward, finishing_bytes(store, edges, 2 * BLOCK * n, item))
+
     def graph(self, rows: Tensor, held: Tensor, tangent: Tensor, targets: tuple[Target, ...]) -> Graph:
-        """The graph of rows in the order of `reads`."""
+        """The graph of rows in the order of `reads`, without influence."""
         layout, L, P = lay_out(self.sources, False), self.sources.n_layers, self.sources.n_positions
         n = layout.n_features
         own = (layout.layer, layout.position, layout.feature)
@@ -238,10 +276,9 @@ class _Rows:
             return torch.cat([block, block.new_zeros(len(block), len(targets))], 1)
 
         readers = self.reads()
-        found = [
-            Edges.from_rows(wide(block), numbers, total) for block, numbers in zip(rows.split(256), readers.split(256))
-        ]
+        blocks = zip(rows.split(BLOCK), readers.split(BLOCK))
+        found = [Edges.from_rows(wide(block), numbers, total) for block, numbers in blocks]
         found.append(Edges.from_rows(wide(held), torch.arange(total - len(targets), total), total))
         weights = torch.full((len(targets),), 1.0 / len(targets), dtype=torch.float64)
         skip = self.model.skip if self.model.clt.W_skip is not None else "through"
-        return with_influence(Graph(nodes, Edges.cat(found), targets, weights, wide(tangent), False, skip, {}))
+        return Graph(nodes, Edges.cat(found), targets, weights, wide(tangent), False, skip, {})

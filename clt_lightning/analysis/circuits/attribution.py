@@ -11,14 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clt_lightning.analysis.circuits.estimate import clock, estimate, image_bytes
+from clt_lightning.analysis.circuits.estimate import check_memory, clock, estimate, image_bytes
 from clt_lightning.analysis.circuits.graph import Graph
 from clt_lightning.analysis.circuits.image_model import Skip, model_of_image
 from clt_lightning.analysis.circuits.layout import lay_out
 from clt_lightning.analysis.circuits.making import Maker
 from clt_lightning.analysis.target import Target
 from clt_lightning.core.errors import UserError
-from clt_lightning.core.memory import available
 from clt_lightning.core.say import say
 from clt_lightning.transcoder import CrossLayerTranscoder
 
@@ -88,12 +87,7 @@ def attribute(
     batch = batch_size or max(8, min(256, _BATCH_NUMBERS // per_row))
     maker = Maker(model, layout, targets, shares, min(batch, max(layout.n_features, 1)), max_nodes)
     expected = estimate(maker, began if progress else None)
-    free = available()
-    if free is not None and expected.bytes - image_bytes(model) > free:
-        raise UserError(
-            f"this graph needs about {expected.bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: lower max_nodes "
-            f"({max_nodes}), or sum positions"
-        )
+    check_memory(expected, image_bytes(model), f"lower max_nodes ({max_nodes}), or sum positions")
     if progress:
         say(f"attribution: {expected}")
     graph = maker.make(progress)

@@ -13,11 +13,15 @@ from clt_lightning.analysis.circuits.image_model import ImageModel
 from clt_lightning.analysis.circuits.layout import Layout
 from clt_lightning.analysis.circuits.making import BLOCK, RANK_EVERY, Maker, first_of, partial_influence
 from clt_lightning.analysis.circuits.pace import Pace, Stopwatch, Timed
+from clt_lightning.core.errors import UserError
+from clt_lightning.core.memory import available
 from clt_lightning.core.people import count, duration
 
 clock = time.monotonic
 #: Rows of a layer that tell where influence goes from it
 _PILOTS = 12
+#: Numbers that say where an active feature is, as a source and as a node to be
+_PLACES = 12
 #: Of all rows, one in so many is made to be timed, a batch at most
 _TIMED = 8
 
@@ -70,7 +74,8 @@ def image_bytes(model: ImageModel) -> int:
     # streams, middles, x, y; errors, what is rebuilt and skipped, constants of attention
     kept = held + (7 + (clt.W_skip is not None)) * len(seen.held) * seen.streams[0].numel()
     copied = _numbers(model.parts) if model.copied else 0
-    return (kept + copied) * model.image.element_size()
+    tables = _PLACES * 8 * model.sources.n_features
+    return (kept + copied) * model.image.element_size() + tables
 
 
 def _numbers(part: Any) -> int:
@@ -108,10 +113,28 @@ def peak_bytes(maker: Maker, edges: int, nodes: int) -> int:
     block = min(BLOCK, maker.n_rows)
     ranking = 3 * block * columns if maker.grows else 0
     making = (store + max(min(maker.batch, maker.n_rows) * _row_numbers(maker), ranking)) * item
+    return max(making, finishing_bytes(store, edges, block * (columns + nodes), item))
+
+
+def finishing_bytes(store: int, edges: int, block: int, item: int) -> int:
+    """Bytes at the peak of making edges of rows, and of influence along them.
+
+    Args:
+        store: numbers of all rows.
+        edges: how many.
+        block: numbers of the rows that become edges at once.
+        item: bytes of a number.
+    """
     edge = 16 + item  # two numbers of nodes, and the weight
-    blocks, joined = edge * edges + block * (columns + nodes) * item, 2 * edge * edges
-    influence = (edge + 40) * edges  # in float64, after the rows are gone
-    return max(making, store * item + max(blocks, joined), influence)
+    joining = store * item + max(edge * edges + block * item, 2 * edge * edges)
+    return max(joining, (edge + 40) * edges)  # influence is in float64, after the rows are gone
+
+
+def check_memory(expected: Estimate, held: int, advice: str) -> None:
+    """A UserError with some advice where a graph does not fit in free memory, of which `held` bytes are its already."""
+    free = available()
+    if free is not None and expected.bytes - held > free:
+        raise UserError(f"this graph needs about {expected.bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: {advice}")
 
 
 def _row_numbers(maker: Maker) -> int:

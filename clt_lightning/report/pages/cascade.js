@@ -26,7 +26,7 @@
     random: "random features",
     skip_alone: "linear skip alone",
     features_alone: "features alone",
-    attention: "every attention by units",
+    attention: "every attention replaced",
     with_attention: "every MLP and every attention",
     attention_mean: "every attention at its mean",
   };
@@ -73,7 +73,7 @@
     return [
       CLT.figure({
         title: "Attention replaced as well",
-        note: "Sparse units in the place of every attention layer, alone and beside the transcoder; every attention at its mean at each position is what they must beat. All tokens, cascaded.",
+        note: "Sparse units, or features of an autoencoder, in the place of every attention layer, alone and beside the transcoder; every attention at its mean at each position is what they must beat. All tokens, cascaded.",
         body: arms.length
           ? h(
               "div",
@@ -93,7 +93,7 @@
       }),
       CLT.figure({
         title: "Units of attention by layer",
-        note: "FVU of what attention adds, on the untouched model; heads that a unit stands for: the covariance of its code with the layer's output along what it writes, as a sum over the model's heads.",
+        note: "FVU of what attention adds, on the untouched model; heads that a unit, or a feature, stands for: the covariance of its code with the layer's output along what it writes, as a sum over the model's heads.",
         body: h("div", { class: "scroll" }, CLT.table([{ name: "Layer" }, "FVU", "L0", "dead", ...of], rows)),
       }),
     ];

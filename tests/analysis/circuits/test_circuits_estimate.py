@@ -10,7 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from clt_lightning.analysis.circuits import attribution, estimate
+from clt_lightning.analysis.circuits import attention_features, attribution, estimate
 from clt_lightning.analysis.circuits.attribution import attribute
 from clt_lightning.analysis.circuits.estimate import Estimate
 from clt_lightning.analysis.circuits.graph import Graph
@@ -19,6 +19,7 @@ from clt_lightning.analysis.circuits.pace import Pace, Stopwatch, Timed
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
 from tests.analysis.circuits.circuit_world import a_target, an_image, clip_of, clt_of
+from tests.analysis.circuits.residual_world import sae_of
 
 Said = list[Estimate]
 
@@ -115,8 +116,24 @@ def test_the_edges_are_counted(clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch
         assert len(graph.edges) == pytest.approx(counted[-1], rel=0.06)
 
 
+def test_the_bytes_of_a_graph_with_attention(clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: Said = []
+    monkeypatch.setattr(attention_features, "check_memory", lambda expected, *_: said.append(expected))
+    clt, sae = clt_of("ReLU", skip=True), sae_of("ReLU", "layer", site="attn_out")
+
+    def make() -> Graph:
+        return attention_features.attribute_with_attention(clip, clt, sae, an_image().float(), a_target())
+
+    make()
+    assert peak_of(make) == pytest.approx(said[-1].bytes, rel=0.15)
+    monkeypatch.undo()
+    monkeypatch.setattr(estimate, "available", lambda: 1000)
+    with pytest.raises(UserError, match=r"needs about 0\.0 GB.*no growth with attention's features"):
+        make()
+
+
 def test_too_little_memory_is_said_before(clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attribution, "available", lambda: 1000)
+    monkeypatch.setattr(estimate, "available", lambda: 1000)
     with pytest.raises(UserError, match="lower max_nodes"):
         attribute(clip, clt_of(), an_image(), a_target())
 
