@@ -13,7 +13,7 @@ from clt_lightning.backbone.attention import fused_attention
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.training.losses import CascadeConfig
 from clt_lightning.training.losses.cascade import capture_clean, cascade_parts
-from clt_lightning.transcoder import Activation, BatchTopK, CrossLayerTranscoder, JumpReLU, TopK
+from clt_lightning.transcoder import Activation, BatchTopK, Codes, CrossLayerTranscoder, JumpReLU, TopK
 from clt_lightning.transcoder.reference import encode_dense
 from tests.gradients import gradient
 
@@ -125,13 +125,15 @@ def test_the_steps_codes_serve_the_first_layer(
     clip: FrozenCLIP, activation: Activation, images: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = images_of(clip, 5)
-    found, encoded = [], []
+    found: list[tuple[Tensor, list[Tensor]]] = []
+    encoded: list[int] = []
     encode_layer = CrossLayerTranscoder.encode_layer
-    monkeypatch.setattr(
-        CrossLayerTranscoder,
-        "encode_layer",
-        lambda clt, x, layer, cls=None: encoded.append(layer) or encode_layer(clt, x, layer, cls),
-    )
+
+    def watched(clt: CrossLayerTranscoder, x: Tensor, layer: int, cls: Tensor | None = None) -> Codes:
+        encoded.append(layer)
+        return encode_layer(clt, x, layer, cls)
+
+    monkeypatch.setattr(CrossLayerTranscoder, "encode_layer", watched)
     for shared in (False, True):
         clt = transcoder(clip, activation, False)
         acts, clean = capture_clean(clip, batch)
