@@ -226,11 +226,12 @@ def test_the_cascade_takes_the_steps_codes_where_their_tokens_are_the_images(
     tokens: dict[str, Any], same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[bool] = []
+    parts: Any = cascade_parts
 
     def watched(*given: Any, codes: Any = None) -> dict[str, Tensor]:
         taken.append(codes is not None)
-        found, alone = cascade_parts(*given, codes=codes), cascade_parts(*given)
-        for name, value in alone.items():
+        found: dict[str, Tensor] = parts(*given, codes=codes)
+        for name, value in parts(*given).items():
             torch.testing.assert_close(found[name], value, rtol=1e-5, atol=0)
         return found
 

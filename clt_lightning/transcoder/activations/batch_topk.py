@@ -82,7 +82,9 @@ class BatchTopK(Activation):
 
     def select(self, pre: Float[Tensor, "tokens features"], layer: int) -> Pairs | Bool[Tensor, "tokens features"]:
         if not self.training:
-            return (pre > self.threshold[layer]) & (pre > 0)
+            cut = self.threshold[layer].clamp_min(0)
+            # a cut of 0 may leave half of all, which are better held densely
+            return Pairs.above(pre, cut) if _searched(pre) and bool(cut > 0) else pre > cut[None]
         budget = self.budget(layer, pre.shape[0])
         if not _searched(pre):
             pairs = Pairs.largest(pre, min(budget, pre.numel()))
