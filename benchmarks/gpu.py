@@ -151,7 +151,7 @@ def waits(options: argparse.Namespace) -> list[Row]:
         finally:
             torch.cuda.set_sync_debug_mode("default")
         count = sum("synchroniz" in str(warning.message) for warning in told)
-        rows.append((activation.__name__, f"{count} times a step"))
+        rows.append((activation.__name__, f"{count} times per step"))
     return rows
 
 

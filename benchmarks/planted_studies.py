@@ -2,8 +2,8 @@
 
 Two studies of one planted world: a third of the true features is on in both, a third in each alone, or nearly so
 (`leak`). A transcoder is trained on both at once, without the prior and with it, and one on each study alone, all of as
-many steps and tokens a step. Its features are matched to the true ones by their decoders, one to one; `AUC` is that of
-1 - entropy of use, and of the prior's own inclusion probabilities, for the true kind of those that were found.
+many steps and tokens per step. Its features are matched to the true ones by their decoders, one to one; `AUC` is that
+of 1 - entropy of use, and of the prior's own inclusion probabilities, for the true kind of those that were found.
 """
 
 from __future__ import annotations

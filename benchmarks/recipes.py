@@ -216,7 +216,7 @@ def main() -> None:
     )
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument(
-        "--k", type=int, nargs="+", default=[12, 4], help="features a token: d/8 and d/24 of the worlds"
+        "--k", type=int, nargs="+", default=[12, 4], help="features per token: d/8 and d/24 of the worlds"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="of 64 images; default: 1400 on the demo, 900 on photos")

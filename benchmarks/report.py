@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--features", type=int, default=6144, help="features a layer")
+    parser.add_argument("--features", type=int, default=6144, help="features per layer")
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--grid", type=int, default=7, help="patches a side: 7 for ViT-B/32, 14 for ViT-B/16")
     parser.add_argument("--folder", type=Path, help="where the run goes and stays (default: a temporary folder)")

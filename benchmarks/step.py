@@ -2,7 +2,7 @@
 
 Variants, all on the same weights, data and loss:
   ours        the sparse path
-  dense       the packed dense reference: one matrix product a source layer
+  dense       the packed dense reference: one matrix product per source layer
   bag         one embedding_bag a pair of layers, plain autograd
   per_layer   ours with topology per_layer (the baseline's own cost)
   auxk        ours with AuxK as the module asks for it, a tenth of the features dead

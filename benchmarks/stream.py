@@ -1,4 +1,4 @@
-"""`python -m benchmarks.stream`: images and tokens a second end to end, and where the time goes.
+"""`python -m benchmarks.stream`: images and tokens per second end to end, and where the time goes.
 
 Tars are read, decoded and pushed through CLIP and a training step, as `fit` does; each part is also timed alone:
   data        reading and decoding, as the step waits for it
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--autocast", action="store_true", help="the encoder's product in bf16")
     parser.add_argument("--features", type=int, default=3072)
     parser.add_argument("--k", type=int, default=32)
-    parser.add_argument("--batch_size", type=int, default=16, help="images a step")
+    parser.add_argument("--batch_size", type=int, default=16, help="images per step")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--num_workers", type=int, default=1)
     parser.add_argument("--render_size", type=int, default=224, help="side of the renders in the tars, in pixels")
@@ -103,7 +103,7 @@ def main() -> None:
     print(info)
     print(f"{result['images_per_second']:.1f} images/s, {result['tokens_per_second']:,.0f} tokens/s")
     for part, value in result["seconds"].items():
-        print(f"  {part:<11} {value / options.steps:7.3f} s a step  {100 * result['share'][part]:5.1f} %")
+        print(f"  {part:<11} {value / options.steps:7.3f} s per step  {100 * result['share'][part]:5.1f} %")
     write(options.json, {"machine": info, "options": vars(options), **result})
 
 

@@ -78,7 +78,7 @@ class _WholeSteps(_TrainingEpochLoop):
             return super()._should_check_val_fx(data_fetcher)
         batch = self.batch_progress.total.ready
         if self._decided[0] != batch:
-            # once a batch: an interval in time would give another answer a moment later
+            # once per batch: an interval in time would give another answer a moment later
             self._decided = batch, super()._should_check_val_fx(data_fetcher) or self._fell_into_this_step()
         return self._decided[1]
 

@@ -29,7 +29,7 @@ PACKAGE = Path(compat.__file__).parent
 
 
 class Model(BoringModel):
-    """64 random vectors, one a batch."""
+    """64 random vectors, one per batch."""
 
     def train_dataloader(self) -> Any:
         return torch.utils.data.DataLoader(torch.randn(6, 32))  # type: ignore[arg-type]

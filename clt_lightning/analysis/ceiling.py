@@ -1,7 +1,7 @@
 """What a transcoder's decoders could explain with the best codes: the ceiling of its amortised encoder.
 
-An encoder finds codes in one product; a search finds better ones of the same decoders, at the same number a token. The
-gap is the encoder's, the rest the dictionary's.
+An encoder finds codes in one product; a search finds better ones of the same decoders, at the same number per token.
+The gap is the encoder's, the rest the dictionary's.
 """
 
 from __future__ import annotations

@@ -114,10 +114,10 @@ class LayerCollector:
 
     Args:
         n_features: F.
-        n_positions: P, tokens an image.
+        n_positions: P, tokens per image.
         embed_dim: width of the image embeddings.
         n_classes: 0 without labels.
-        k: top images a feature.
+        k: top images per feature.
         samples: images of a uniform sample of those on which a feature is active.
         device: where to keep the state.
     """

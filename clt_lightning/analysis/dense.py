@@ -159,7 +159,7 @@ def read_out(
         UserError: a target of another shape, an empty split, or one that never changes.
     """
     if clt.sites.write == "final":
-        raise UserError("a dense read-out is of patches: the site final has one vector an image")
+        raise UserError("a dense read-out is of patches: the site final has one vector per image")
     seen = {split: _collect(backbone, clt, splits[split], target, classes, layer, split) for split in SPLITS}
     n_classes = 0 if classes is None else len(classes)
     found: list[ReadOut] = []

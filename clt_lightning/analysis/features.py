@@ -38,8 +38,8 @@ class FeatureOptions:
 
     Args:
         enabled: collect features at all.
-        k: top images a feature.
-        samples: further images a feature, drawn uniformly from those on which it is active, for quantile rows.
+        k: top images per feature.
+        samples: further images per feature, drawn uniformly from those on which it is active, for quantile rows.
         words: file with words to name features by, one a line; null takes the list that comes with the package.
         device: where the collected state lives: cpu, or `auto` for the device of the model. Bytes:
             4 L F (k + samples) (positions + 4) + 8 L F (classes + embed_dim) + 4 L F (classes + positions + 64); the

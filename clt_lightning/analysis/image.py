@@ -165,7 +165,7 @@ def explain_image(
         head: `(embed_dim, classes)` from `clip.zero_shot_head`.
         classnames: names of the head's columns.
         class_index: the class whose logit is decomposed; None takes the untouched model's top one.
-        n_features: features a layer.
+        n_features: features per layer.
         n_classes: top classes shown of either model.
 
     Raises:

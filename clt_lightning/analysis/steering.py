@@ -204,7 +204,7 @@ class SteeringResult:
     """Class probabilities with and without the edits.
 
     Attributes:
-        keys: one an image.
+        keys: one per image.
         labels: `(images,)` int64, -1 for none.
         classnames: names of the classes.
         before: `(images, classes)` probabilities of the base model, fp64.

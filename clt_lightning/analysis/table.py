@@ -1,4 +1,4 @@
-"""One row an image: what a split's numbers, their intervals and their population check are computed from."""
+"""One row per image: what a split's numbers, their intervals and their population check are computed from."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def gather_rows(rows: Any) -> list[Any]:
 
 
 class ImageTable:
-    """Columns of numbers, one row an image, filled batch by batch and merged over processes.
+    """Columns of numbers, one row per image, filled batch by batch and merged over processes.
 
     After `gathered` rows are sorted by key: the order in which images came, batch size and number of processes leave no
     trace in what is computed from them.

@@ -55,7 +55,7 @@ class BackboneWithSAE(nn.Module):
             )
         span = backbone.tokens.span(tokens)
         if self.site == "final" and tokens != "all":
-            raise UserError(f"the site final is one vector an image: tokens must be all, got {tokens!r}")
+            raise UserError(f"the site final is one vector per image: tokens must be all, got {tokens!r}")
         self.positions = None if tokens == "all" else torch.arange(span.start, span.stop)
         self.backbone, self.sae, self.output = backbone, sae.eval(), output
         self.width = sae.n_features if output == "codes" else sae.d_out

@@ -52,7 +52,7 @@ class Reading(Running):
         images = self.check_images(images)
         found, kept, pooled = self._collect(images, sites, layers, embeddings, stop, positions)
         wanted = (0,) if sites[0] in FINAL_SITES else self.check_layers(layers)
-        once = "final" in sites  # one vector an image
+        once = "final" in sites  # one vector per image
         return Activations(
             found[sites[0]],
             found[sites[1]],

@@ -110,7 +110,7 @@ def layout(per_layer: bool = False) -> dict[str, dict[str, list[Any]]]:
             "loss and its parts": lines("train/loss$", "train/loss/.*"),
             "the cascade's share of its weight": lines("train/cascade$"),
             "L0": lines("train/l0$"),
-            "tokens a second": lines("train/tokens_per_second"),
+            "tokens per second": lines("train/tokens_per_second"),
             "seconds of a step": lines("train/time/.*"),
         },
         "reconstruction": {

@@ -44,7 +44,7 @@ class Figures(pl.Callback):
     `figures/features/layer_<ll>` (a few features of a few layers and their strongest images among the first `images` of
     process 0; the same features every time, chosen among those that fire in the first batch).
 
-    `val/histogram/log10_frequency` (one count a feature: the share of the tokens on which it fired; silent ones are
+    `val/histogram/log10_frequency` (one count per feature: the share of the tokens on which it fired; silent ones are
     left out) and `val/histogram/log2_code` (all codes by magnitude), over the images of the contribution maps.
 
     Args:
@@ -52,7 +52,7 @@ class Figures(pl.Callback):
         images: images of the split, a process, behind contribution maps and feature grids.
         token_sets: token sets of the contribution maps.
         features: features a layer in the grids; 0 draws none.
-        top: images a feature.
+        top: images per feature.
         per_layer: draw histograms and feature grids (at most 4 otherwise) of every layer; the run's logger then keeps
             the curves of every layer, too: 150 in a ViT-B.
 

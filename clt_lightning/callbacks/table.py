@@ -118,7 +118,7 @@ def share_lines(metrics: Mapping[str, float], width: int | None = None) -> list[
         width: characters that a line may have; None: any number.
 
     Returns:
-        One line a token set, and with a skip one a layer, for the set `all`; empty if it was not measured.
+        One line a token set, and with a skip one per layer, for the set `all`; empty if it was not measured.
     """
     if "share/features" not in metrics:
         return []

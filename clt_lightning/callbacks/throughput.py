@@ -60,7 +60,7 @@ class Throughput(pl.Callback):
     """Logs speed, the parts of a step and memory every `trainer.log_every_n_steps` steps, and says how far the run is.
 
     Tags: `train/tokens` (seen by all processes since the run's first start), `train/tokens_per_second` (over all
-    processes), `train/step_time` (seconds), `train/time/<part>` (seconds a step: `data` waiting for the loader, `clip`,
+    processes), `train/step_time` (seconds), `train/time/<part>` (seconds: `data` waiting for the loader, `clip`,
     `transcoder` forward and backward, `optimizer` with clipping, `other`), `train/memory/rss` and `train/memory/cuda`
     (peak so far in GiB, process 0). A step's time includes waiting for data and leaves out validation; the first step,
     which allocates and compiles, is in none of the numbers. On a GPU the parts are times on the GPU, except `data`, and
@@ -175,7 +175,7 @@ class Throughput(pl.Callback):
         peaks = ", ".join(f"{kind} {gib:.2f} GiB" for kind, gib in memory(pl_module.device).items()) or "n/a"
         speed = f"{taken.tokens_per_second:,.0f} tokens/s, " if taken.tokens else ""
         which = "" if trainer.world_size == 1 else f" (process 0 of {trainer.world_size})"
-        trainer.print(f"training: {taken.step_time:.4g} s a step, {speed}peak memory{which}: {peaks}", flush=True)
+        trainer.print(f"training: {taken.step_time:.4g} s per step, {speed}peak memory{which}: {peaks}", flush=True)
 
     def on_exception(self, trainer: Any, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._release(trainer)
@@ -214,8 +214,8 @@ class Throughput(pl.Callback):
         workers = getattr(getattr(trainer, "datamodule", None), "num_workers", None)
         now = "" if workers is None else f" (now {workers}; this machine has {os.cpu_count()} cores)"
         rank_zero_warn(
-            f"the data loader is the bottleneck: of {whole:.3g} s a step, {starved:.3g} s ({starved / whole:.0%}) are "
-            f"spent waiting for data, {parts['clip']:.3g} s in the CLIP, {parts['transcoder']:.3g} s in the transcoder "
+            f"the data loader is the bottleneck: of {whole:.3g} s per step, {starved:.3g} s ({starved / whole:.0%}) "
+            f"are spent waiting for data, {parts['clip']:.3g} s in the CLIP, {parts['transcoder']:.3g} s in the transcoder "
             f"and {parts['optimizer']:.3g} s in the optimizer. Raise data.init_args.num_workers{now}, put the shards "
             "on a faster disk, or store smaller images"
         )

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "hungarian", "greedy"),
         default="auto",
         help="one-to-one matching of PW-MCC: hungarian is the best there is, greedy takes the largest cosines first; "
-        "auto (default) is hungarian up to 8,192 features a layer",
+        "auto (default) is hungarian up to 8,192 features per layer",
     )
     add_seed(parser, "seed of the nulls and of the intervals")
     add_output(parser, "write all numbers there as JSON (docs/results-schema.md)")

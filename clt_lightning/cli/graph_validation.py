@@ -22,7 +22,7 @@ def add_validation_options(parser: argparse.ArgumentParser) -> None:
         "--validate",
         type=int,
         metavar="N",
-        help="compare predictions with interventions on N nodes an image, half of them the most influential: "
+        help="compare predictions with interventions on N nodes per image, half of them the most influential: "
         "everything held, codes read anew, live model; --image may be left out",
     )
     parser.add_argument(

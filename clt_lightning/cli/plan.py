@@ -36,8 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--gpu_memory", type=_bytes, default=80e9, help="memory of a GPU (default: 80GB)")
     parser.add_argument("--flops", type=float, default=500e12, help="bf16 operations a second (default: 500e12)")
-    parser.add_argument("--bandwidth", type=_bytes, default=2.8e12, help="GPU memory, bytes a second (default: 2.8TB)")
-    parser.add_argument("--gather", type=_bytes, default=3.5e12, help="decoder rows, bytes a second (default: 3.5TB)")
+    parser.add_argument(
+        "--bandwidth", type=_bytes, default=2.8e12, help="GPU memory, bytes per second (default: 2.8TB)"
+    )
+    parser.add_argument("--gather", type=_bytes, default=3.5e12, help="decoder rows, bytes per second (default: 3.5TB)")
     parser.add_argument("--link", type=_bytes, default=300e9, help="between GPUs of a machine (default: 300GB)")
     parser.add_argument("--far_link", type=_bytes, default=40e9, help="between machines, a GPU (default: 40GB)")
     parser.add_argument("--node", type=int, default=8, help="GPUs of a machine (default: 8)")
@@ -74,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
     chosen = plan.best(plans, machine)
     print(
         f"{shape.n_layers} layers of width {shape.d_model}, F = {shape.n_features:,}, k = {shape.k}: "
-        f"{shape.divided / 1e6:,.0f} M weights; {gpus} GPUs of {size(machine.memory)}, {tokens:,} tokens a step\n"
+        f"{shape.divided / 1e6:,.0f} M weights; {gpus} GPUs of {size(machine.memory)}, {tokens:,} tokens per step\n"
     )
     print(plan.plan_table(plans, chosen, machine, line_width()))
     print("\nper GPU and step, on paper, nothing overlapped; 'groups x R': R GPUs share the features of each layer")
@@ -92,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"take plain training{' with trainer.strategy: ddp' if gpus > 1 else ''}: model.parallel.feature = 1")
     else:
         print(f"take feature sharding: model.parallel: {{feature: {chosen.feature}}}, data.init_args.batch_size counts")
-        print(f"for a group of {chosen.feature} GPUs: {chosen.tokens:,} tokens, for the tokens a step stated above")
+        print(f"for a group of {chosen.feature} GPUs: {chosen.tokens:,} tokens, for the tokens per step stated above")
     _say_whole_run(config, chosen, cascade, beside)
     print(f"a checkpoint takes {size(chosen.checkpoint_bytes)} of disk, and of main memory on the first machine")
 
@@ -108,7 +110,7 @@ def _say_attention(units: int, shape: Any, machine: Any, step: Any, moves: bool)
     print(
         f"model.attention comes on top: {people_count(cost.weights)} weights, {size(cost.memory)} on every GPU "
         f"({'units' if moves else 'its features'} are not divided: model.parallel.feature = 1), "
-        f"{1e3 * cost.seconds:.1f} ms a step"
+        f"{1e3 * cost.seconds:.1f} ms per step"
     )
     return cost.seconds
 
@@ -149,7 +151,7 @@ def _say_cascade(config: dict[str, Any], shape: Any, machine: Any, step: Any) ->
     more = plan.cascade_seconds(shape, machine, step.feature, images)
     print(
         f"loss.cascade comes on top from {cascade.start:.0%} of the run on: {images} images of a batch through the "
-        f"clean and the replaced CLIP, {1e3 * more:.1f} ms a step ({more / step.seconds:.0%} of {step.name}'s); "
+        f"clean and the replaced CLIP, {1e3 * more:.1f} ms per step ({more / step.seconds:.0%} of {step.name}'s); "
         "model.loss.cascade='{stream: 0, embedding: 0}' leaves it out"
     )
     return more, cascade.start

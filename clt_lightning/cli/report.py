@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "replaced",
     )
     parser.add_argument(
-        "--features", type=int, help="cards a layer, the most frequent features first (default: all that ever fired)"
+        "--features", type=int, help="cards per layer, the most frequent features first (default: all that ever fired)"
     )
     parser.add_argument(
         "--images", type=int, default=24, help="images to study in full, evenly over the classes (default: 24)"

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=256,
         help="images kept at hand, evenly spaced over the split: flips are counted on them, phrases look among them "
-        "(default: 256). Memory: 8 x images x tokens an image x width bytes, and their pixels",
+        "(default: 256). Memory: 8 x images x tokens per image x width bytes, and their pixels",
     )
     parser.add_argument(
         "--report",

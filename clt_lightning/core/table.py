@@ -14,7 +14,7 @@ class Column:
 
     Attributes:
         title: its head.
-        cells: one a row.
+        cells: one per row.
         least: characters that it takes at least, with the space in front of it, where there is room.
         group: a head over neighbouring columns; they are cut apart only where they do not fit together.
         left: whether it is set to the left.

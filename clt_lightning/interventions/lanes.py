@@ -65,7 +65,7 @@ class Lane:
 
     def put(self, block: int, x: Tensor, own: Own) -> Tensor:
         """The site's tensor in one of `blocks`, of the shape of `x`."""
-        if x.ndim == 2:  # one vector an image
+        if x.ndim == 2:  # one vector per image
             return self.made(block, x[:, None], lambda span: own(span)[:, None])[:, 0].to(x.dtype)
         here = _ALL if self.tokens == "all" else self.clip.tokens.span(self.tokens)
         if self.clt.sites.write == "mlp_out" and ends_at_cls(self.clip, block):

@@ -115,7 +115,7 @@ def cls_among(clip: Backbone, clt: CrossLayerTranscoder, tokens: str) -> bool | 
 
 
 def tokens_of(clip: Backbone, clt: CrossLayerTranscoder) -> TokenLayout:
-    """Which token is what at a transcoder's sites: the backbone's own; at `final` one vector an image, as of [CLS]."""
+    """Which token is what at a transcoder's sites: the backbone's own; at `final` one vector per image, as of [CLS]."""
     return TokenLayout(0) if clt.sites.read == "final" else clip.tokens
 
 
@@ -239,7 +239,7 @@ class Replacement:
         span = clip.tokens.span(tokens)
         self.span_size = span.stop - span.start
         if self.write == "final" and not self.whole:
-            raise UserError(f"the site final is one vector an image: tokens must be all, got {tokens!r}")
+            raise UserError(f"the site final is one vector per image: tokens must be all, got {tokens!r}")
         self.span = slice(None) if self.whole else span
         check_error(error)
         self.error = error

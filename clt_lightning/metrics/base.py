@@ -28,7 +28,7 @@ class ExactMetric(Metric):
     full_state_update = False
     is_differentiable = False
     per_layer = False
-    """Whether `compute` gives one number a layer, `(L,)`."""
+    """Whether `compute` gives one number per layer, `(L,)`."""
 
     def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
         wrapped = super()._wrap_compute(compute)

@@ -84,7 +84,7 @@ class FeatureExchange:
     # -- any activation ------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def select(self, pre: Tensor, layer: int, scope: Literal["token", "batch"]) -> Pairs | Tensor:
-        """This process's part of what `select` names of all pre-activations; F numbers a token travel."""
+        """This process's part of what `select` names of all pre-activations; F numbers per token travel."""
         whole = self._of_all_features(pre.device)
         step = max(1, _ENTRIES // (self.width * self.shards.size)) if scope == "token" else max(1, len(pre))
         parts = []

@@ -55,7 +55,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Machine:
-    """Rates that a step reaches, in units a second, and what a GPU holds. Defaults: an H100 of 80 GB, cautiously.
+    """Rates that a step reaches, in units per second, and what a GPU holds. Defaults: an H100 of 80 GB, cautiously.
 
     Attributes:
         memory: bytes of a GPU.

@@ -1,7 +1,7 @@
 """Exact top-k over features that lie on several processes.
 
 Every process proposes its own k largest entries of a token; whatever belongs to the k largest of all is among these
-proposals. Only their values travel (k numbers a token, process and layer); the k-th largest of them is the cut.
+proposals. Only their values travel (k numbers per token, process and layer); the k-th largest of them is the cut.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def cut_module(clt: ShardedTranscoder, tensors: Mapping[str, Tensor], prefix: st
 
 
 def _state_dim(value: Any, shape: torch.Size, dim: int | None) -> int | None:
-    """The divided dimension of one entry of an optimizer's state: like its parameter's, or a number a row."""
+    """The divided dimension of one entry of an optimizer's state: like its parameter's, or a number per row."""
     if dim is None or not isinstance(value, Tensor) or value.dim() == 0:
         return None
     if value.shape == shape:

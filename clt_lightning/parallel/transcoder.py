@@ -159,7 +159,7 @@ class ShardedTranscoder(CrossLayerTranscoder):
 
     @torch.no_grad()
     def gather_codes(self, codes: Codes) -> Codes:
-        """The codes of all features on every process, without gradients; moves 20 bytes a code."""
+        """The codes of all features on every process, without gradients; moves 20 bytes per code."""
         layers = [codes.layer(layer) for layer in range(codes.n_layers)]
         n = codes.n_tokens
         places = torch.cat([layer * n + p.tokens for layer, (p, _) in enumerate(layers)])

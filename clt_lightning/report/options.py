@@ -17,7 +17,7 @@ class ReportOptions:
 
     Args:
         split: the split that was evaluated.
-        features: cards a layer, the most frequent features first; None: every feature that ever fired.
+        features: cards per layer, the most frequent features first; None: every feature that ever fired.
         images: images studied in full, evenly over the classes.
         image_keys: further images to study in full, by key.
         mistakes: images that the model mistakes, the first of the split, to study in full as well.

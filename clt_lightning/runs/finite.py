@@ -30,7 +30,7 @@ def message(step: int, loss: float, parts: Mapping[str, float], sites: Mapping[s
         step: optimizer steps before this one.
         loss: the loss.
         parts: the loss's parts.
-        sites: for `x`, `y` and `y_hat` one number a layer, not finite if anything in that layer is not.
+        sites: for `x`, `y` and `y_hat` one number per layer, not finite if anything in that layer is not.
 
     Returns:
         None if everything is finite.

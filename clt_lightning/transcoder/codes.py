@@ -305,7 +305,7 @@ class Codes:
 
     def __repr__(self) -> str:
         kinds = ", ".join("dense" if p is None else str(p.features.numel()) for p in self._pairs)
-        return f"Codes(shape={tuple(self.shape)}, dtype={self.dtype}, pairs a layer: {kinds})"
+        return f"Codes(shape={tuple(self.shape)}, dtype={self.dtype}, pairs per layer: {kinds})"
 
     # -- views -------------------------------------------------------------------------------------------------------
     def is_dense(self, layer: int) -> bool:

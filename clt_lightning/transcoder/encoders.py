@@ -25,7 +25,7 @@ Backend = Literal["auto", "sparse", "dense"]
 
 
 class SparseEncoders(nn.Module):
-    """One sparse encoder a layer, `z[l] = activation(W_enc[l] x[l] + b_enc[l])`: the half of a transcoder that reads.
+    """One sparse encoder per layer, `z[l] = activation(W_enc[l] x[l] + b_enc[l])`: the half of a transcoder that reads.
 
     The product with `W_enc` runs over all features without gradients; only what fires (and what AuxK asks for) gets
     one, unless codes are so many that the dense path is the faster one.

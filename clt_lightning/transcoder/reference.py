@@ -1,6 +1,6 @@
 """The plain dense transcoder: what every fast path is held against.
 
-One matrix product a source layer over packed decoders (never L x L), ordinary autograd, nothing clever.
+One matrix product per source layer over packed decoders (never L x L), ordinary autograd, nothing clever.
 """
 
 from __future__ import annotations

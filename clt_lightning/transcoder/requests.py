@@ -38,7 +38,7 @@ class AuxiliaryRequest:
         dead: `(layers, F)` bool.
         k: number of dead features a token may use in a layer.
         tokens: `(auxiliary tokens,)` int64, the tokens to do it for.
-        counts: number of dead features a layer, where known: the device then need not be waited for.
+        counts: number of dead features per layer, where known: the device then need not be waited for.
     """
 
     dead: Bool[Tensor, "layers features"]

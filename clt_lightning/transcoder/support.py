@@ -150,7 +150,7 @@ def cut_rank(ranks: Tensor, keep: float) -> float:
     """The rank that a group must exceed where a share `keep` of all is to stay.
 
     Raises:
-        UserError: fewer than one a feature.
+        UserError: fewer than one per feature.
     """
     wanted, least = round(keep * ranks.numel()), int(ranks.isinf().sum())
     if wanted < least:

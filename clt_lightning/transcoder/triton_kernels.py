@@ -2,7 +2,7 @@
 
 Two gathers do everything. `add_bags` sums decoder rows over a token's pairs, for all targets of a source layer in one
 launch. `gradients` walks the pairs feature by feature and reads every row of the output's gradient once, for both the
-code gradient (a dot product a pair) and the decoder's (a weighted sum a feature).
+code gradient (a dot product per pair) and the decoder's (a weighted sum a feature).
 
 How they use the machine:
 - A program handles one token (or one chunk of a feature), one target and one block of columns. Neighbouring programs
@@ -13,7 +13,7 @@ How they use the machine:
 - No atomics. Sums over a token run in pair order; sums over a feature in token order, chunk by chunk
   (`feature_chunks`); parts of a dot product (a column block of a target each) are laid down side by side and added up
   afterwards. The same input gives the same bits.
-- Tables are read in the type they have. Casting fp32 masters to bf16 once a step would halve the gather's bytes, and
+- Tables are read in the type they have. Casting fp32 masters to bf16 once per step would halve the gather's bytes, and
   cost 6 bytes a weight and half the weights' memory again.
 """
 

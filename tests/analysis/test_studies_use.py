@@ -78,7 +78,7 @@ def test_strength_is_what_weak_stray_codes_do_not_change() -> None:
     """Known codes: feature 0 is the first set's, with a tenth of its strength in the second; feature 1 is of both."""
     counter = StudyCounter(["a", "b"], 1, 2, 3)
     for study, (first, images) in enumerate(((1.0, 6), (0.1, 3))):
-        codes = torch.zeros(1, 2 * images, 2)  # two tokens an image
+        codes = torch.zeros(1, 2 * images, 2)  # two tokens per image
         codes[0, ::2, 0], codes[0, 1::2, 1] = first, 2.0
         y = torch.zeros(1, 2 * images, 3)
         for part in torch.arange(images).split(2):  # batch by batch

@@ -86,7 +86,7 @@ def test_wrong_numbers_are_refused(options: dict[str, int]) -> None:
 def test_the_strongest_images_are_kept_with_their_codes() -> None:
     generator = torch.Generator().manual_seed(0)
     dense = torch.randn(2, 60, 8, generator=generator) * (torch.rand(2, 60, 8, generator=generator) < 0.3)
-    images = [np.full((4, 4, 3), i, np.uint8) for i in range(12)]  # 5 positions an image
+    images = [np.full((4, 4, 3), i, np.uint8) for i in range(12)]  # 5 positions per image
     top = TopImages(layer=1, features=[3, 6], k=4)
     for start in (0, 5, 10):
         stop = min(start + 5, 12)

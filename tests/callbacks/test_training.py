@@ -32,7 +32,7 @@ def test_speed_and_memory_are_logged_and_summed_up(tmp_path: Path, capsys: pytes
     assert all(value > 0 for _, value in logged["train/memory/rss"])
     summary = [line for line in capsys.readouterr().out.splitlines() if line.startswith("training: ")]
     assert len(summary) == 1
-    assert "s a step" in summary[0]
+    assert "s per step" in summary[0]
     assert "tokens/s" in summary[0]
     assert "peak memory: rss" in summary[0]
 

@@ -39,4 +39,4 @@ def test_two_processes_log_the_numbers_of_one(tmp_path: Path) -> None:
     register(tmp_path)
     for two in processes.run(validated_by_two, tmp_path / "ranks", 2, tmp_path, tmp_path):
         assert two == pytest.approx(one, rel=1e-6)
-    assert len(list((tmp_path / "run").rglob("results.json"))) == 2  # one a run, whatever the number of processes
+    assert len(list((tmp_path / "run").rglob("results.json"))) == 2  # one per run, whatever the number of processes

@@ -123,7 +123,7 @@ def test_a_starving_step_is_named_once_with_what_to_do(
     play.steps(30, **parts)
     assert len(recwarn.list) == 1
     told = str(recwarn.list[0].message)
-    assert "the data loader is the bottleneck: of 1 s a step, 0.5 s (50%)" in told
+    assert "the data loader is the bottleneck: of 1 s per step, 0.5 s (50%)" in told
     assert "0.2 s in the CLIP" in told
     assert "data.init_args.num_workers (now 1;" in told
     assert play.logged["train/tokens_per_second"] == pytest.approx(100)

@@ -275,7 +275,7 @@ def test_a_checkpoint_of_another_form_is_refused(tmp_path: Path) -> None:
 
 def one_of_two(folder: Path, world: int, kind: str) -> dict[str, Any]:
     """Two processes of half the images each, or one of all, from one start."""
-    chosen = units(dead_after=8) if kind == "units" else units(kind=kind, auxk=0.0)  # which draws tokens a process
+    chosen = units(dead_after=8) if kind == "units" else units(kind=kind, auxk=0.0)  # which draws tokens per process
     rank = torch.distributed.get_rank() if world > 1 else 0
     # plain descent: Adam would blow up the rounding of gradients near 0
     module = made(chosen, AT_ONCE, lr=0.05, optimizer=torch.optim.SGD)

@@ -246,7 +246,7 @@ def test_pruning_goes_on_from_a_state() -> None:
         GroupPruning(keep=0.0)
     with pytest.raises(UserError, match="write to one"):
         GroupPruning().attach(small("per_layer"))
-    GroupPruning(keep=0.5).attach(small())  # 3 of 6 groups: one a feature
+    GroupPruning(keep=0.5).attach(small())  # 3 of 6 groups: one per feature
     with pytest.raises(UserError, match=r"GroupPruning\.keep=0\.49 would leave less than one.*take 0\.5 or more"):
         GroupPruning(keep=0.49).attach(small())  # before the first step, not at a cut
     assert GroupPruning(start=0.999, refit=0.0).share(9, 10) == 0.5  # no run is too short for its cut

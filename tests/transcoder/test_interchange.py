@@ -364,7 +364,7 @@ def test_the_command_converts(make_clt: MakeCLT, tmp_path: Path, capsys: pytest.
     main([*words, str(tmp_path / "theirs"), "--format", "sae-lens"])
     said = capsys.readouterr().out
     assert "note: load each layer with SAE.load_from_disk" in said
-    assert "note: BatchTopK becomes one threshold a layer" in said
+    assert "note: BatchTopK becomes one threshold per layer" in said
     main(["export", "--transcoder", str(tmp_path / "theirs"), "--output", str(tmp_path / "again")])
     x = tokens().float()
     again = CrossLayerTranscoder.from_pretrained(tmp_path / "again")

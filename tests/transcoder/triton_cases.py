@@ -34,7 +34,7 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
 
 
 def ragged(counts: list[int], n_features: int, seed: int = 0, among: int | None = None) -> Pairs:
-    """Pairs with these numbers a token; features repeat, and those from `among` on have none."""
+    """Pairs with these numbers per token; features repeat, and those from `among` on have none."""
     features = torch.randint(0, among or n_features, (sum(counts),), generator=torch.Generator().manual_seed(seed))
     offsets = torch.tensor([0, *counts]).cumsum(0)
     return Pairs(features.to(DEVICE), offsets.to(DEVICE), n_features)

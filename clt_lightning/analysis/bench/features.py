@@ -21,7 +21,7 @@ class Coherence:
     Args:
         n_features: F.
         grid: patches as (rows, columns).
-        seed: of the shuffles, one an image.
+        seed: of the shuffles, one per image.
     """
 
     def __init__(self, n_features: int, grid: tuple[int, int], seed: int) -> None:

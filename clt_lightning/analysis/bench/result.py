@@ -56,7 +56,7 @@ class Measure:
         title: in words.
         of: what the number is of; `control`: what the control is.
         unit: `features` or `images`: what intervals resample.
-        trained: a row a layer; `untrained`: the same of the untrained transcoder.
+        trained: a row per layer; `untrained`: the same of the untrained transcoder.
         columns: of k-sparse probes, the features that each layer's probe reads.
     """
 

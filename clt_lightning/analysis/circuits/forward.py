@@ -43,7 +43,7 @@ class Seen:
         streams: at the entry of every block, and after the last: L + 1 of `(images, positions, d_model)`.
         middles: before every MLP's norm.
         x: the MLPs' inputs, after the norm; y: what the MLPs add.
-        held: one a block.
+        held: one per block.
         embedding: `(images, embed_dim)`, not normalised.
     """
 

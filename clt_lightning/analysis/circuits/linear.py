@@ -60,7 +60,7 @@ class LinearBlock:
         if heads is not None:
             z = z * heads[:, :, None, None]
         pattern = self.held.pattern
-        if len(pattern) == 1:  # one image, many rows: one product a head
+        if len(pattern) == 1:  # one image, many rows: one product per head
             back = torch.einsum("hqk,rhqc->rkhc", pattern[0], z)
         else:
             back = (pattern.transpose(-1, -2) @ z).transpose(1, 2)

@@ -85,7 +85,7 @@ class TowerParts:
         name: the backbone's, for messages.
         embed: preprocessed images `(images, 3, size, size)` to the residual stream at the entry of block 0, in the
             images' own type: patch and position embeddings, prefix tokens, and the norm before the blocks, if any.
-        blocks: one a layer.
+        blocks: one per layer.
         read_out: the end.
         n_prefix: [CLS] and registers, which come before the patches.
         grid: patches as (rows, columns).

@@ -99,7 +99,7 @@ def validate(
     if not len(images):
         raise UserError("validation needs at least one image")
     if nodes < 2:
-        raise UserError(f"validation needs at least 2 nodes an image, got {nodes}")
+        raise UserError(f"validation needs at least 2 nodes per image, got {nodes}")
     rng = np.random.default_rng(seed)
     parts: list[dict[str, np.ndarray]] = []
     with Progress("validation", len(images), "images", show=progress) as bar:

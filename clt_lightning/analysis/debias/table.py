@@ -9,7 +9,7 @@ from clt_lightning.core.table import Column, lay_out
 
 
 def debias_lines(found: DebiasResult, width: int | None = None) -> list[str]:
-    """All arms, one a row: worst group and overall, then groups and what changed, then collateral and AUC.
+    """All arms, one per row: worst group and overall, then groups and what changed, then collateral and AUC.
 
     Runs and groups are numbered, and named below the table, so that a row of any study has room in 80 characters.
     """

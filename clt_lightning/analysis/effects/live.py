@@ -163,7 +163,7 @@ def _slopes(
 ) -> Tensor:
     """`(targets, rows)`: how fast each target grows with what a row's feature writes, `missing` of it taken away.
 
-    The gradient by one number a row: nothing of the size of the gradients by MLP outputs is kept.
+    The gradient by one number per row: nothing of the size of the gradients by MLP outputs is kept.
     """
     with torch.inference_mode(False), torch.enable_grad():
         taken = torch.full((len(behind),), -missing, device=behind.device, requires_grad=True)

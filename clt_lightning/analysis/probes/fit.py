@@ -143,7 +143,7 @@ def class_score(x: Float[Tensor, "n d"], y: Int[Tensor, " n"], n_classes: int) -
     """How much of each column's variance lies between the classes, less where few images are behind it.
 
     The F statistic orders columns by the share of their variance between the classes. Of thousands of rare features
-    some fire on two images that happen to be of one class, and with few images a class their share is 1. So the share
+    some fire on two images that happen to be of one class, and with few images per class their share is 1. So the share
     is what it would be had `_UNSEEN` more images been seen, as far from the mean and of chance classes (`support`).
     """
     f = f_statistic(x.double(), y, n_classes)

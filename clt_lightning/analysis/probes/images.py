@@ -72,7 +72,7 @@ def collect(
     pool: str = "mean",
     layer: int = -1,
 ) -> dict[str, Rows]:
-    """By source one vector an image, with its label; images without a label (-1) are left out. One pass over them.
+    """By source one vector per image, with its label; images without a label (-1) are left out. One pass over them.
 
     Args:
         backbone: the frozen backbone.
@@ -115,7 +115,7 @@ def collect(
 
 
 def pooled(tokens: Float[Tensor, "images ... width"], span: slice, pool: str) -> Float[Tensor, "images width"]:
-    """`(images, width)`: one vector an image, the mean of its tokens in a span, or with `pool="max"` their maximum."""
+    """`(images, width)`: one vector per image, the mean of its tokens in a span, or with `pool="max"` their maximum."""
     tokens = tokens[:, None] if tokens.ndim == 2 else tokens[:, span]
     return tokens.amax(1) if pool == "max" else tokens.mean(1)
 

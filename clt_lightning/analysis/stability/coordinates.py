@@ -57,7 +57,7 @@ def owners_against_others(
 
     Args:
         clt: the transcoder whose features they are.
-        sides: one a layer.
+        sides: one per layer.
         power: as `owned_coordinates` takes it.
         rates: `(L, F)` firing rates.
         alone: as `owned_coordinates` takes it.

@@ -86,7 +86,7 @@ def by_rate(sides: Sequence[Side], rates: np.ndarray, seed: int = 0) -> ByRate:
     """By the share of tokens on which they fire.
 
     Args:
-        sides: one a layer.
+        sides: one per layer.
         rates: `(L, F)`; features that are 0 there count nowhere.
         seed: of the intervals.
     """
@@ -154,7 +154,7 @@ def anchors_against_others(
 
     Args:
         clt: the transcoder whose features they are.
-        sides: one a layer.
+        sides: one per layer.
         rates: `(L, F)` firing rates.
         least: as `targets_written` takes it.
         seed: of the intervals.
@@ -173,7 +173,7 @@ def against(
     """Whether some features are found again more often than others; of both the living ones.
 
     Args:
-        sides: one a layer.
+        sides: one per layer.
         first: `(L, F)` bool.
         second: the same.
         rates: `(L, F)` firing rates.

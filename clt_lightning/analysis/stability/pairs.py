@@ -42,7 +42,7 @@ def over_pairs(values: Sequence[float], pairs: Sequence[tuple[int, int]], runs: 
     of order two), with Student's t for runs - 1 degrees of freedom.
 
     Args:
-        values: one a pair; NaN ones do not count.
+        values: one per pair; NaN ones do not count.
         pairs: numbers of the two runs of each.
         runs: how many runs there are.
         interval: False where the runs are no sample, so that there is none.

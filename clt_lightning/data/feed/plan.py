@@ -31,7 +31,7 @@ class EvalPlan:
 
     Args:
         counts: samples of each shard.
-        batch_size: samples a batch at most (but for the corner above).
+        batch_size: samples per batch at most (but for the corner above).
         rank, world: this rank and their number.
         limit: use only this many samples, evenly spaced over the split.
     """
@@ -95,10 +95,10 @@ class TrainPlan:
         counts: samples of each shard; None for shards that nobody has counted (then whole shards are dealt out, and
             workers that must share one take every n-th sample of it).
         batches: batches of every rank in the epoch.
-        batch_size: samples a batch.
+        batch_size: samples per batch.
         seed, epoch: the order is a function of both.
         rank, world, workers: the grid of readers.
-        block: samples a block; None keeps shards whole (for tars that cannot be entered in the middle).
+        block: samples per block; None keeps shards whole (for tars that cannot be entered in the middle).
     """
 
     counts: Sequence[int | None]

@@ -41,7 +41,7 @@ class WebImages(Loaders, pl.LightningDataModule):
             http(s) addresses.
         val: Patterns of the validation tars.
         test: Patterns of the test tars.
-        batch_size: Training images a step on each rank.
+        batch_size: Training images per step on each rank.
         eval_batch_size: Images a batch in validation, test and prediction; null: as `batch_size`.
         num_workers: Worker processes that read and decode, on each rank; 0 works in the main process.
         shuffle: Raw samples in each worker's shuffle buffer (they stay compressed); 0 or 1 leaves the order of the

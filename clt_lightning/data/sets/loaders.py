@@ -67,8 +67,8 @@ class Loaders(Names):
             )
         if samples < step:
             log.warning(
-                "train: %d samples an epoch are fewer than one step (%d ranks x batch_size %d): the epoch is one step, "
-                "and samples repeat in it",
+                "train: %d samples per epoch are fewer than one step (%d ranks x batch_size %d): the epoch is one "
+                "step, and samples repeat in it",
                 samples,
                 world,
                 self.batch_size,
@@ -111,7 +111,7 @@ class Loaders(Names):
         Args:
             split: `train`, `val` or `test`.
             limit: only this many samples, evenly spaced; None: all.
-            batch_size: images a batch; None: `eval_batch_size`.
+            batch_size: images per batch; None: `eval_batch_size`.
 
         Raises:
             UserError: no such split, no transform, or remote tars without counts.

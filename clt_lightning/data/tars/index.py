@@ -44,7 +44,7 @@ def build_index(
         UserError: as said, or `counts` does not fit, or `shards.json` is damaged.
     """
     if counts is not None and len(counts) != len(shards):
-        raise UserError(f"shard_counts lists {len(counts)} numbers for {len(shards)} shards: give one a shard")
+        raise UserError(f"shard_counts lists {len(counts)} numbers for {len(shards)} shards: give one per shard")
     if counts is not None and any(count < 0 for count in counts):
         raise UserError(f"shard_counts holds a number below 0: {min(counts)}")
     by_folder: dict[str, list[ShardFile]] = {}

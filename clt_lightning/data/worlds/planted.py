@@ -157,7 +157,7 @@ def _directions(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def _support(generator: torch.Generator, n_features: int, targets: int, share: float, anchors: float) -> Tensor:
-    """`(n_features, targets)`, bool, at least one a row; in the anchors' rows exactly one."""
+    """`(n_features, targets)`, bool, at least one per row; in the anchors' rows exactly one."""
     there = torch.rand(n_features, targets, generator=generator) < share
     one = torch.randint(targets, (n_features, 1), generator=generator)
     single = torch.zeros_like(there).scatter_(1, one, True)

@@ -22,7 +22,7 @@ class TopImages:
     Args:
         layer: which layer.
         features: which of its features.
-        k: images a feature.
+        k: images per feature.
 
     Attributes:
         found: for each feature, strongest first: the image's largest |code|, its pixels `(H, W, 3)` and its codes
@@ -59,7 +59,7 @@ class TopImages:
 
 
 def top_images_grid(top: TopImages, grid: tuple[int, int], n_prefix: int = 1) -> Figure:
-    """Features along y, their strongest images along x; squares on one colour scale a feature.
+    """Features along y, their strongest images along x; squares on one colour scale per feature.
 
     Args:
         top: what was found.

@@ -30,7 +30,7 @@ def write(draft: Draft) -> None:
 PAGE = Page(
     name="feature",
     title="Feature",
-    about="A card a feature: what drives it, and what it does.",
+    about="A card per feature: what drives it, and what it does.",
     source="`features/`",
     under="features",
     addresses=("feature/1/3", "feature/1/6"),

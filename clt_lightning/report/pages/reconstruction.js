@@ -12,7 +12,7 @@
     r2: ["R²", "1 − FVU, with a mean for every dimension.", (v) => CLT.fixed(v, 3), false],
     cosine: ["Cosine", "Mean cosine between MLP output and reconstruction.", (v) => CLT.fixed(v, 3), false],
     mse: ["Mean squared error", "Mean over tokens and dimensions, in the backbone's units.", (v) => CLT.num(v), true],
-    l0: ["Active features", "L0: mean number of non-zero codes a token.", (v) => CLT.num(v), true],
+    l0: ["Active features", "L0: mean number of non-zero codes per token.", (v) => CLT.num(v), true],
     dead: ["Dead features", "Share of the features that no token of the split activates.", (v) => CLT.percent(v), true],
   };
   const GOOD_IS_HIGH = ["r2", "cosine"],

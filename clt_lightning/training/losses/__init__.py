@@ -1,4 +1,4 @@
-"""The loss and its terms, one a file, each with its settings.
+"""The loss and its terms, one per file, each with its settings.
 
 Conventions, the same for every part: mean over tokens, mean over layers, sum over features; weighed codes are in scaled
 units (`|z| * decoder norm`). A part's value contains its coefficient, so the parts add up to the loss.

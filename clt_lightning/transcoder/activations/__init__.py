@@ -1,4 +1,4 @@
-"""Activation functions, one a file: which pre-activations become codes, and with what gradient."""
+"""Activation functions, one per file: which pre-activations become codes, and with what gradient."""
 
 from clt_lightning.transcoder.activations.abs_topk import AbsTopK
 from clt_lightning.transcoder.activations.base import Activation, Scope, dense

@@ -23,7 +23,7 @@ class Exchange(Protocol):
         """
 
     def top(self, score: Tensor, k: int, floor: float = 0.0) -> Pairs:
-        """This process's share of the k largest entries of every token, above `floor`; k numbers a token travel."""
+        """This process's share of the k largest entries of every token, above `floor`; k numbers per token travel."""
 
     def largest(self, pre: Tensor, budget: int) -> Tensor:
         """The largest `budget` of all entries of a batch, the same on every process; so many numbers travel."""

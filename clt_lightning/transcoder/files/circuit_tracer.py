@@ -66,7 +66,7 @@ def notes(clt: CrossLayerTranscoder) -> list[str]:
     if clt.cls_weight != 1:
         told.append(cls_note(clt))
     if isinstance(clt.activation, BatchTopK):
-        told.append("BatchTopK becomes one threshold a layer, as in evaluation here")
+        told.append("BatchTopK becomes one threshold per layer, as in evaluation here")
     return told
 
 

@@ -168,7 +168,7 @@ _ALSO = {"hook_mlp_out": "mlp_out", "ln2.hook_normalized": "mlp_in", "ln_2.outpu
 
 
 def cls_note(clt: CrossLayerTranscoder) -> str:
-    """What files with one threshold a layer leave out of a transcoder that weights [CLS]."""
+    """What files with one threshold per layer leave out of a transcoder that weights [CLS]."""
     return (
         f"at [CLS] the threshold is 1/{clt.cls_weight:g} of the others' here (cls_weight), which the files cannot say: "
         "at [CLS] they give fewer codes"

@@ -74,7 +74,7 @@ def notes(clt: CrossLayerTranscoder) -> list[str]:
     if clt.skip:
         told.append("decode(encode(x)) leaves its skip out: only calling it, or forward, has it")
     if isinstance(clt.activation, BatchTopK):
-        told.append("BatchTopK becomes one threshold a layer, as in evaluation here")
+        told.append("BatchTopK becomes one threshold per layer, as in evaluation here")
     if clt.cls_weight != 1:
         told.append(cls_note(clt))
     return told
@@ -172,7 +172,7 @@ def _is_export(folder: Path) -> bool:
 
 
 def read(folder: Path) -> CrossLayerTranscoder | None:
-    """A transcoder from SAELens's files: one folder, or one a layer (`layer_0`, `layer_1`, ...); None without any.
+    """A transcoder from SAELens's files: one folder, or one per layer (`layer_0`, `layer_1`, ...); None without any.
 
     Raises:
         UserError: an architecture, normalisation or shape that has no counterpart here, or layers that differ in kind.

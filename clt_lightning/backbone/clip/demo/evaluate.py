@@ -33,8 +33,8 @@ def evaluate(
 
     Returns:
         Accuracies in percent: `top1`, `top1_held_out` (the held-out classes, among all classes), `top1_mean_ablated`
-        (one mean over all tokens a layer), `top1_mean_ablated_by_position` (one mean a position), each layer ablated
-        alone; and per layer the root mean square of the MLP's output and the share of it that is not its mean.
+        (one mean over all tokens per layer), `top1_mean_ablated_by_position` (one mean per position), each layer
+        ablated alone; and per layer the root mean square of the MLP's output and the share of it that is not its mean.
     """
     head = clip.zero_shot_head(classnames, templates)
 

@@ -66,7 +66,7 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write to; made if it is not there")
     parser.add_argument("--steps", type=int, default=2500, help="optimizer steps")
-    parser.add_argument("--batch-size", type=int, default=128, help="pairs a step")
+    parser.add_argument("--batch-size", type=int, default=128, help="pairs per step")
     parser.add_argument("--n-train", type=int, default=60_000, help="renders to train on")
     parser.add_argument("--n-eval", type=int, default=6400, help="renders of another seed to measure on")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")

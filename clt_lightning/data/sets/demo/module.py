@@ -55,7 +55,7 @@ class Demo(WebImages):
         colours: Objects are of these colours alone, as `[red, orange]`; labels stay those of all. null: of all eight.
         spurious: A cue that goes with the class in training and validation, and is balanced in the test split, such as
             `{cue: background, strength: 0.95}`; batches then have the `group` of each image. null: none.
-        batch_size: Training images a step on each rank.
+        batch_size: Training images per step on each rank.
         num_workers: Worker processes that read and decode, on each rank; 0 works in the main process.
         **kwargs: As in `WebImages`.
     """

@@ -28,7 +28,7 @@ class Studies(WebImages):
     Args:
         sets: The sets by name, each `{class_path: ..., init_args: {...}}`. Sets of other packages: import them first.
         weights: Share of each set in a batch by name, rescaled to sum 1; null: all alike.
-        batch_size: Training images a step on each rank, of all sets together.
+        batch_size: Training images per step on each rank, of all sets together.
         eval_batch_size: Images a batch in validation, test and prediction, of one set; null: as `batch_size`.
         seed: Seed of the order in sets that name none; null: that of `seed_everything`.
         samples_per_epoch: Length of a training epoch over all ranks; null: that of all sets together. A set that is
@@ -199,7 +199,7 @@ class Studies(WebImages):
         Args:
             split: `train`, `val` or `test`.
             limit: only this many samples of each set, evenly spaced; None: all.
-            batch_size: images a batch; None: `eval_batch_size`.
+            batch_size: images per batch; None: `eval_batch_size`.
         """
         loaders = {}
         for name in self.names:
