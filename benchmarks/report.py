@@ -54,11 +54,13 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
 
     before = peak()
     pictures = MadePictures(load_features(run), size=128)
+    busy = time.process_time()
     built = build_report(run, pictures=pictures)
-    print(f"report: {built.seconds:.0f} s, {built.bytes / 1e6:,.0f} MB, {built.files:,} files")
+    busy = time.process_time() - busy
+    print(f"report: {built.seconds:.0f} s ({busy:.0f} s of CPU), {built.bytes / 1e6:,.0f} MB, {built.files:,} files")
     print(f"memory: {before} before, {peak()} at the peak")
     report = built.index.parent
-    for part in ("data/cards", "data/layers", "thumbs", "figures", "tables"):
+    for part in ("data/cards", "data/crops", "data/images", "data/layers", "thumbs", "figures", "tables"):
         files = [path for path in (report / part).rglob("*") if path.is_file()]
         largest = max((path.stat().st_size for path in files), default=0)
         size = disk(report / part) / 1e6

@@ -37,6 +37,7 @@ from clt_lightning.transcoder import CrossLayerTranscoder
 
 WORLD = 77_000_000  # of the twins, which are in no split
 LEVEL = 1e-4  # p-value of a factor from which a feature goes with it
+CLEAR, TWICE = 0.005, 2.0  # its kind is clear from so many nats on, and so many times what the next factor has
 WARM, COLD = ("red", "orange", "yellow", "pink"), ("green", "cyan", "blue", "purple")
 #: The two studies of each world by name: what the data set `Demo` is told
 STUDIES: dict[str, dict[str, dict[str, Any]]] = {
@@ -58,6 +59,13 @@ class Kinds:
 
     information: np.ndarray
     best: np.ndarray
+
+    @property
+    def clear(self) -> np.ndarray:
+        """`(L, F)` bool: features that go with one factor, and far less with the next."""
+        second, first = np.moveaxis(np.sort(self.information, -1)[..., -2:], -1, 0)
+        result: np.ndarray = (self.best >= 0) & (first > CLEAR) & (first > TWICE * np.maximum(second, 0))
+        return result
 
 
 def information(fires: np.ndarray, factor: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -252,6 +260,8 @@ def main() -> None:
                 table = use.table()["kinds"]
                 figures = {
                     "auc": auc(1 - use.entropy[known], specific),
+                    "auc_strength": auc(1 - use.strength_entropy[known], specific),
+                    "auc_clear": auc(1 - use.strength_entropy[known & kinds.clear], specific[kinds.clear[known]]),
                     "specific": int(specific.sum()),
                     "shared": int((~specific).sum()),
                     "kinds": {kind: sum(counts) for kind, counts in table.items()},
@@ -261,11 +271,20 @@ def main() -> None:
                 (place / "figures.json").write_text(json.dumps(figures))
                 np.save(place / "best.npy", kinds.best)
             rows.setdefault(way, []).append(json.loads((place / "figures.json").read_text()))
-    heads = ["AUC", "specific", "shared", "found specific", *(f"FVU {n}" for n in names), *(f"L0 {n}" for n in names)]
+    heads = [
+        "AUC",
+        "AUC of strength",
+        "where clear",
+        "specific",
+        "shared",
+        "found specific",
+        *(f"FVU {n}" for n in names),
+        *(f"L0 {n}" for n in names),
+    ]
     print(f"\n| trained on | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}")
     for way, found in rows.items():
         cells = [
-            interval([f["auc"] for f in found], 3),
+            *(interval([f[key] for f in found], 3) for key in ("auc", "auc_strength", "auc_clear")),
             *(f"{np.mean([f[key] for f in found]):,.0f}" for key in ("specific", "shared")),
             f"{np.mean([f['kinds']['specific'] for f in found]):,.0f}",
             *(interval([f["fvu"][i] for f in found], 4) for i in range(2)),

@@ -16,4 +16,5 @@ def peak_bytes(work: Callable[[], Any]) -> int:
     assert profile.profiler is not None
     assert profile.profiler.kineto_results is not None
     found = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return max(accumulate(event.nbytes() for event in sorted(found, key=lambda event: event.start_ns())))
+    found.sort(key=lambda event: event.start_ns())
+    return int(max(accumulate(event.nbytes() for event in found)))

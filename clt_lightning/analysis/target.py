@@ -157,7 +157,7 @@ class Target:
             UserError: words that name no class.
         """
 
-        def side(words: str) -> Self:
+        def side(words: str) -> Target:
             if backbone is not None and words not in classnames:
                 if _is_caption(words):
                     return cls.of_caption(backbone, words[1:-1])
@@ -167,7 +167,8 @@ class Target:
 
         parts = text.split(" - ")
         if text in classnames or len(parts) == 1 or _is_caption(text.strip()):
-            return side(text.strip())
+            alone = side(text.strip())
+            return cls(alone.name, alone.direction, alone.scale)
         splits = [(" - ".join(parts[:n]).strip(), " - ".join(parts[n:]).strip()) for n in range(1, len(parts))]
         known = (*classnames, _MEAN)
         named = [pair for pair in splits if all(words in known or _is_caption(words) for words in pair)]

@@ -134,6 +134,7 @@ def run_amplify(args: argparse.Namespace) -> None:
     """
     from clt_lightning.analysis import open_run
     from clt_lightning.analysis.amplify import AmplifyOptions, amplify
+    from clt_lightning.analysis.held_out import refuse_shared
 
     _check(args)
     opened = open_run(args.run, **run_options(args))
@@ -152,8 +153,9 @@ def run_amplify(args: argparse.Namespace) -> None:
     embed, index = second_backbone(opened, args.index)
     wanted = {"train": args.train_images, "val": args.val_images, "test": args.images}
     of_run = {"train": "train", "val": "val", "test": args.split}
-    # before the first long pass: all three are there
+    # before the first long pass: all three are there, and are three
     totals = {name: opened.count(of_run[name], limit) for name, limit in wanted.items()}
+    refuse_shared(opened.datamodule, args.split)
     splits = {name: opened.batches(of_run[name], limit) for name, limit in wanted.items()}
     outside = _outside(opened, args.split, args.outside, args.seed)
     _say_memory(opened, options, totals["train"])

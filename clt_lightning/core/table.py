@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from textwrap import wrap
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,27 @@ def _block(labels: Column, label_width: int, block: Sequence[Column], tight: boo
             text += " " + cell.ljust(size - 1) if column.left else cell.rjust(size)
         return text.rstrip()
 
-    lines = []
-    if any(column.group for column in block):
-        head = " " * label_width
-        for name, members in groupby(block, key=lambda column: column.group):
-            size = sum(column.width(tight) for column in members)
-            title = f" {name} " if name and len(name) + 4 <= size else name[: size - 2]
-            head += f" {title:-^{size - 2}} " if name else " " * size
-        lines.append(head.rstrip())
+    lines = _group_heads(label_width, block, tight)
     lines.append(row(labels.title, [column.title for column in block]))
     lines += [row(label, cells) for label, *cells in zip(labels.cells, *(column.cells for column in block))]
+    return lines
+
+
+def _group_heads(label_width: int, block: Sequence[Column], tight: bool) -> list[str]:
+    """The names over columns; those that are longer than their columns go over several lines."""
+    heads: list[tuple[int, list[str]]] = []
+    for name, members in groupby(block, key=lambda column: column.group):
+        size = sum(column.width(tight) for column in members)
+        heads.append((size, wrap(name, size - 2) if size > 2 else []))
+    lines = []
+    most = max((len(names) for _, names in heads), default=0)
+    for line in range(most):
+        head = " " * label_width
+        for size, names in heads:
+            # the last line of each name stands just over its columns
+            at = line - (most - len(names))
+            name = names[at] if at >= 0 else ""
+            title = f" {name} " if len(name) + 4 <= size else name
+            head += f" {title:-^{size - 2}} " if name else " " * size
+        lines.append(head.rstrip())
     return lines

@@ -60,7 +60,8 @@ def test_training_images_take_what_is_said(
 def test_a_forward_pass_takes_what_is_said(clip: FrozenCLIP) -> None:
     images = torch.randn(256, 3, clip.image_size, clip.image_size)
     took = peak_bytes(lambda: clip.encode_image(images)) + 3 * images.nbytes  # these, one by one and those before
-    assert 0.7 < took / forward_bytes(clip, 256) < 1.3
+    # said of the whole process, whose heap is larger than its tensors, and of the activation that takes most
+    assert 0.5 < took / forward_bytes(clip, 256) < 1
 
 
 def test_a_study_says_the_sum_of_its_parts(clip: FrozenCLIP) -> None:

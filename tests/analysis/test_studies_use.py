@@ -74,6 +74,26 @@ def test_planted_kinds_come_out() -> None:
         assert ((low <= use.rates) & (use.rates <= high)).all()
 
 
+def test_strength_is_what_weak_stray_codes_do_not_change() -> None:
+    """Known codes: feature 0 is the first set's, with a tenth of its strength in the second; feature 1 is of both."""
+    counter = StudyCounter(["a", "b"], 1, 2, 3)
+    for study, (first, images) in enumerate(((1.0, 6), (0.1, 3))):
+        codes = torch.zeros(1, 2 * images, 2)  # two tokens an image
+        codes[0, ::2, 0], codes[0, 1::2, 1] = first, 2.0
+        y = torch.zeros(1, 2 * images, 3)
+        for part in torch.arange(images).split(2):  # batch by batch
+            tokens = (2 * part[:, None] + torch.arange(2)).flatten()
+            counter.update(
+                torch.full((len(part),), study), Codes.from_dense(codes[:, tokens]), y[:, tokens], y[:, tokens]
+            )
+    use = counter.result()
+    np.testing.assert_allclose(use.power, [[[0.5, 0.005], [2.0, 2.0]]], rtol=1e-6)
+    np.testing.assert_allclose(use.entropy, [[1.0, 1.0]])
+    share = 0.01 / 1.01
+    expected = -(share * np.log2(share) + (1 - share) * np.log2(1 - share))
+    np.testing.assert_allclose(use.strength_entropy, [[expected, 1.0]], rtol=1e-6)
+
+
 def test_false_discoveries_are_few_where_all_sets_are_alike() -> None:
     counter = StudyCounter(["a", "b"], 1, 400, 2)
     generator = torch.Generator().manual_seed(0)

@@ -81,3 +81,21 @@ def test_the_tables_of_a_validation_at_every_width() -> None:
         lines = reconstruction_lines(metrics, width) + zero_shot_lines(metrics, width)
         assert max(map(len, lines)) <= width, width
         assert sum(line.count("layer") for line in lines if line.startswith("layer ")) in (1, 2, 3)
+
+
+def test_a_long_name_over_columns_goes_over_several_lines() -> None:
+    labels = Column("arm", ["edges", "random"], 30, left=True)
+    names = ("logit less mean, linear axis", "probability, log axis")
+    columns = [Column(mode, ["0.834", "0.5"], 20, name) for name in names for mode in ("insertion", "deletion")]
+    for width in (40, 72, None):
+        lines = lay_out(labels, columns, width)
+        over = [line for line in lines if line.startswith(" ")]
+        heads = " ".join(word for line in over for word in line.replace("-", " ").split())
+        assert set(heads.split()) == {word for name in names for word in name.split()}
+        assert width is not None or heads == " ".join(names)
+        assert width is None or max(map(len, lines)) <= width
+    # beside a name of one line, each stands just over its columns
+    *over, titles, _, _ = lay_out(labels, [Column("a", ["1", "2"], 12, names[0]), columns[-1]])
+    assert len(over) > 2
+    assert [("probability" in line, "logit" in line) for line in over[:2]] == [(False, True), (False, False)]
+    assert "axis" in over[-1][titles.index("a") + 1 :]

@@ -62,7 +62,7 @@ class Gate:
         if by == "domain":
             maps = torch.stack([_whitening(fitted[:, n], means[n]).to(y) for n in range(y.shape[1])])
         bare = cls(by, means, maps, y.new_zeros(0))
-        scores = torch.cat([bare.read(*some, slice(None)) for some in parts(y[kept], error[kept])], 2)
+        scores = torch.cat([bare.read(some, e, slice(None)) for some, e in parts(y[kept], error[kept])], 2)
         return cls(by, means, maps, scores.sort(dim=2).values)
 
     def read(self, y: Tensor, error: Tensor, rows: slice) -> Tensor:

@@ -64,8 +64,8 @@ class Pace:
 
     def seconds(self, begun: Tensor) -> float:
         """Of one backward; `(layers,)` how many rows begin at each layer, one at least."""
-        passing = begun.flip(0).cumsum(0).flip(0).tolist()
-        layers = begun.nonzero().flatten().tolist()
+        passing: list[int] = begun.flip(0).cumsum(0).flip(0).tolist()
+        layers: list[int] = begun.nonzero().flatten().tolist()
         (_, base, each), *others = self.steps
         reading = sum(base + each * passing[layer] for layer in layers)
         return reading + sum(base + each * passing[begin] for begin, base, each in others if begin <= layers[-1])

@@ -11,6 +11,7 @@ import torch
 from clt_lightning.analysis.debias.groups import Groups
 from clt_lightning.analysis.debias.options import DebiasOptions
 from clt_lightning.analysis.debias.predictor import Edit, Embedded, Head, Reservoir, Sample, embed, no_groups
+from clt_lightning.analysis.held_out import refuse_shared
 from clt_lightning.backbone import Backbone
 from clt_lightning.core.errors import UserError
 
@@ -72,6 +73,7 @@ class Setting:
         names = data.classnames
         if names is not None and len(names) < 2:
             raise UserError("the data have one class: there is nothing that a cue could go with")
+        refuse_shared(data)
         for split in ("train", "val", "test"):  # before the long passes
             first = next(iter(data.eval_dataloader(split)), {"group": None})
             if "group" not in first:

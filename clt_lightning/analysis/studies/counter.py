@@ -36,6 +36,7 @@ class StudyCounter:
         self.images = torch.zeros(sets, dtype=torch.int64)
         self.tokens = torch.zeros(sets, dtype=torch.int64)
         self.counts = torch.zeros(sets, n_layers, n_features, dtype=torch.int64)
+        self.power = torch.zeros(sets, n_layers, n_features, dtype=torch.float64)
         self.active = torch.zeros(sets, n_layers, dtype=torch.float64)
         self.rest = torch.zeros(sets, n_layers, dtype=torch.float64)
         self.squares = torch.zeros(sets, n_layers, dtype=torch.float64)
@@ -73,6 +74,9 @@ class StudyCounter:
             on[tokens // each, features] = True
             self.counts[:, layer].index_add_(0, study.cpu(), on.to(torch.int64))
             self.active[:, layer].index_add_(0, of_token[tokens], torch.ones(len(tokens), dtype=torch.float64))
+            place = of_token[tokens] * self.power.shape[2] + features
+            squares = values[fires].double().square().cpu()
+            self.power[:, layer] += torch.bincount(place, squares, sets * self.power.shape[2]).view(sets, -1)
             bins = values[fires].abs().float().cpu().view(torch.int32) >> _DROPPED
             for i in range(sets):
                 self.strengths[i] += torch.bincount(bins[of_token[tokens] == i], minlength=_BINS)
@@ -101,6 +105,7 @@ class StudyCounter:
             (self.active / n).numpy(),
             (self.rest / variance.clamp_min(1e-300)).numpy(),
             edges.double().numpy(),
+            (self.power / n[..., None]).permute(1, 2, 0).numpy(),
         )
 
 

@@ -28,6 +28,7 @@ class StudyUse:
         threshold: `(sets,)` the one number that codes must exceed for the set to have the L0 that all sets have
             together, in units of the codes: where these differ, one threshold for all gives sets different L0. A set
             that has fewer codes than that: its smallest code, which the threshold would have to be below.
+        power: `(L, F, sets)` mean square of each feature's code over the set's tokens.
     """
 
     names: tuple[str, ...]
@@ -36,6 +37,7 @@ class StudyUse:
     l0: np.ndarray
     fvu: np.ndarray
     threshold: np.ndarray
+    power: np.ndarray
 
     @property
     def rates(self) -> np.ndarray:
@@ -56,6 +58,11 @@ class StudyUse:
     def entropy(self) -> np.ndarray:
         """`(L, F)` entropy of use, 0 (one set's own) to 1 (used alike)."""
         return use_entropy(self.rates)
+
+    @property
+    def strength_entropy(self) -> np.ndarray:
+        """`(L, F)` the same of `power`: stray weak codes in a set that a feature is not of count for little."""
+        return use_entropy(self.power)
 
     def kinds(self, fdr: float = 0.05) -> np.ndarray:
         """`(L, F)` int8, an index of `KINDS`.
@@ -125,7 +132,7 @@ class StudyUse:
         return {"schema": 1, "fdr": fdr, "own": OWN, "level": LEVEL, **table}
 
     def arrays(self, fdr: float = 0.05) -> dict[str, np.ndarray]:
-        """Of every feature: `counts`, `rates`, `low`, `high` `(L, F, sets)`; `q`, `entropy`, `kind` `(L, F)`."""
+        """Of every feature: `counts`, `rates`, `low`, `high`, `power` `(L, F, sets)`; the rest `(L, F)`."""
         low, high = self.intervals()
         return {
             "names": np.asarray(self.names),
@@ -135,6 +142,8 @@ class StudyUse:
             "low": low,
             "high": high,
             "q": self.q,
+            "power": self.power,
             "entropy": self.entropy,
+            "strength_entropy": self.strength_entropy,
             "kind": self.kinds(fdr),
         }

@@ -15,6 +15,7 @@ from clt_lightning.analysis.circuits.attribution import attribute
 from clt_lightning.analysis.circuits.estimate import Estimate
 from clt_lightning.analysis.circuits.graph import Graph
 from clt_lightning.analysis.circuits.linear import Step
+from clt_lightning.analysis.circuits.making import Maker
 from clt_lightning.analysis.circuits.pace import Pace, Stopwatch, Timed
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
@@ -110,7 +111,12 @@ def test_without_progress_no_time_is_measured(clip: FrozenCLIP, said: Said) -> N
 def test_the_edges_are_counted(clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[int] = []
     count = estimate.peak_bytes
-    monkeypatch.setattr(estimate, "peak_bytes", lambda maker, edges, n: counted.append(edges) or count(maker, edges, n))
+
+    def keep(maker: Maker, edges: int, nodes: int) -> int:
+        counted.append(edges)
+        return count(maker, edges, nodes)
+
+    monkeypatch.setattr(estimate, "peak_bytes", keep)
     for options in ({}, {"positions": "summed"}, {"skip": "through"}):
         graph = attribute(clip, clt_of("ReLU", skip=True), an_image(), a_target(), **options)  # type: ignore[arg-type]
         assert len(graph.edges) == pytest.approx(counted[-1], rel=0.06)

@@ -22,6 +22,7 @@ from clt_lightning.analysis.circuits.sources import written_groups
 from clt_lightning.backbone.attention_parts import AttentionParts, Linear, Norm, cast
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.core.errors import UserError
+from clt_lightning.transcoder import CrossLayerTranscoder
 from clt_lightning.transcoder.support import depth_support, prune_groups
 from tests.analysis import world
 from tests.analysis.circuits.circuit_world import (
@@ -71,9 +72,14 @@ def test_groups_that_are_zero_are_not_read(clip: FrozenCLIP, monkeypatch: pytest
     written = [written_groups(clt, layer, part.features) for layer, part in enumerate(sources.active)]
     for layer, part in enumerate(sources.active):
         assert torch.equal(written[layer], support.written[layer][part.features])
-    read = []
+    read: list[int] = []
     own = sources_module.decoder_rows
-    monkeypatch.setattr(sources_module, "decoder_rows", lambda *given: read.append(len(given[2])) or own(*given))
+
+    def counted(clt: CrossLayerTranscoder, layer: int, features: Tensor, target: int, like: Tensor) -> Tensor:
+        read.append(len(features))
+        return own(clt, layer, features, target, like)
+
+    monkeypatch.setattr(sources_module, "decoder_rows", counted)
     row = [model.row(a_target(), "frozen")]
     rows = target_rows(sources, row)
     assert 0 < sum(read) == sum(int(w.sum()) for w in written)
