@@ -215,9 +215,9 @@ class Throughput(pl.Callback):
         now = "" if workers is None else f" (now {workers}; this machine has {os.cpu_count()} cores)"
         rank_zero_warn(
             f"the data loader is the bottleneck: of {whole:.3g} s per step, {starved:.3g} s ({starved / whole:.0%}) "
-            f"are spent waiting for data, {parts['clip']:.3g} s in the CLIP, {parts['transcoder']:.3g} s in the transcoder "
-            f"and {parts['optimizer']:.3g} s in the optimizer. Raise data.init_args.num_workers{now}, put the shards "
-            "on a faster disk, or store smaller images"
+            f"are spent waiting for data, {parts['clip']:.3g} s in the CLIP, {parts['transcoder']:.3g} s in the "
+            f"transcoder and {parts['optimizer']:.3g} s in the optimizer. Raise data.init_args.num_workers{now}, put "
+            "the shards on a faster disk, or store smaller images"
         )
 
     def _say_how_far(self, trainer: Any) -> None:

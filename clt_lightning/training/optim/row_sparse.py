@@ -24,8 +24,8 @@ resting row's moments are brought up to date in closed form, `m * beta_1^g` and 
   other rows stand still, and so do their weights (no momentum, no weight decay).
 
 **When it pays.** Fused dense AdamW moves 28 bytes per weight (fp32). This class looks at every gradient to find its
-rows (unless the parameter has an attribute `touched_rows`, a bool `(rows,)` tensor that the module sets in every step; it
-leaves `updated_rows` there, the int64 numbers of the rows that it moved in a step, None for all), and
+rows (unless the parameter has an attribute `touched_rows`, a bool `(rows,)` tensor that the module sets in every step;
+it leaves `updated_rows` there, the int64 numbers of the rows that it moved in a step, None for all), and
 moves several times 28 bytes per weight of the rows that it updates, since it is made of torch operations. A step's time
 relative to fused AdamW, by the share of rows that are updated (one CPU thread, 19 M weights): all 1.2, 50 % 2.1 (lazy
 1.7), 20 % 0.7, 10 % 0.4, 1 % 0.2. `exact` therefore falls back to the fused kernel for a parameter when more than
