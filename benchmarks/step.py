@@ -68,7 +68,8 @@ class Setting:
         shape = (args.layers, args.tokens, args.d_model)
         self.x = torch.randn(shape, generator=generator).to(args.device)
         self.y = torch.randn(shape, generator=generator).to(args.device)
-        self.optimizer = AdamW(self.clt.parameters(), lr=1e-4)
+        # weights stay what they are: steps on one batch of noise would crowd its features at the cut
+        self.optimizer = AdamW(self.clt.parameters(), lr=1e-7)
         self.variance = torch.full((args.layers,), float(args.d_model), device=args.device)
 
 

@@ -126,7 +126,8 @@ def screen_batch(screen: Screen, budget: int, shards: Shards) -> tuple[Chosen, T
         exact = screen.exact(pairs)
         winners = batch_winners(_spread_out(pairs, exact), budget, shards)
         least = winners.min().clamp_min(0) if winners.numel() else cut
-        error = shards.all_gather(largest_error(screen, pairs, exact)).amax()
+        guess = pairs.entries(screen.rough)
+        error = shards.all_gather(largest_error(guess, exact, pairs, guess)).amax()
         enough = least - DEVIATIONS * error
         if bool(enough >= cut):
             chosen = (exact >= least) & (exact > 0)

@@ -23,7 +23,7 @@ from clt_lightning.transcoder.sparse import pair_dots
 from clt_lightning.transcoder.top import top_indices
 
 #: Candidates beyond the k that are wanted: a share of k, and at least so many
-SLACK_SHARE, SLACK = 0.25, 8
+SLACK_SHARE, SLACK = 0.5, 8
 #: How many standard deviations of its error the product is given
 DEVIATIONS = 5.0
 #: How often candidates are widened before an fp32 product is made
@@ -133,9 +133,12 @@ def choose_top(screen: Screen, k: int, magnitude: bool = False) -> Chosen:
         doubtful = torch.zeros(tokens, dtype=torch.bool, device=exact.device)
     else:
         guess = screen.rough.gather(1, candidates).to(exact.dtype)
-        error = (exact - guess).square_().mean(1).sqrt_()
+        size = guess.abs() if magnitude else guess
+        # of those nearest to the cut: large codes are rounded more, and no doubt of theirs matters
+        near = torch.topk(size, nearest(proposed), dim=1, largest=False, sorted=False).indices
+        error = (exact - guess).square_().gather(1, near).mean(1).sqrt_()
         least = best.values.amin(1)
-        left_out = (guess.abs() if magnitude else guess).amin(1)
+        left_out = size.amin(1)
         # what is not positive is no code, so it does not matter which of it is kept
         doubtful = ~(left_out + DEVIATIONS * error <= (least if magnitude else least.clamp_min(0)))
     chosen = pairs.columns(best.indices)
@@ -182,7 +185,8 @@ def choose_batch_top(screen: Screen, budget: int, cut: Tensor | None = None) -> 
             least = exact.new_zeros(())  # there are not that many positive ones
         else:
             least = kth_largest(exact, budget).clamp_min(0)
-        enough = least - DEVIATIONS * largest_error(screen, pairs, exact)
+        guess = pairs.entries(rough)
+        enough = least - DEVIATIONS * largest_error(guess, exact, pairs, guess)
         if bool(enough >= cut):
             kept = true_places((exact >= least) & (exact > 0))
             return Chosen(pairs.at(kept), exact[kept], repeated)
@@ -206,8 +210,9 @@ def choose_batch_largest(screen: Screen, budget: int) -> Chosen:
     exact = screen.exact(candidates)
     best = torch.topk(exact, budget, sorted=False)
     kept = best.indices.sort().values
-    cut = candidates.entries(rough).amin()
-    enough = best.values.amin().clamp_min(0) - DEVIATIONS * largest_error(screen, candidates, exact)
+    guess = candidates.entries(rough)
+    enough = best.values.amin().clamp_min(0) - DEVIATIONS * largest_error(guess, exact, candidates, guess)
+    cut = guess.amin()
     doubtful = ~(enough >= cut) if proposed < rough.numel() else torch.zeros_like(cut, dtype=torch.bool)
     repeated = doubtful * (rough > enough[None]).any(1).sum().clamp_min(1)
 
@@ -242,9 +247,10 @@ def choose_above(screen: Screen, threshold: Tensor) -> Chosen | None:
         if pairs.features.numel() > MANY * rough.numel():
             return None
         exact = screen.exact(pairs)
-        enough = DEVIATIONS * largest_error(screen, pairs, exact)
+        limit = threshold if threshold.dim() == 0 else threshold[pairs.features]
+        guess = pairs.entries(rough)
+        enough = DEVIATIONS * largest_error(guess, exact, pairs, guess - limit)
         if bool((margin >= enough).all()) and bool(margin.isfinite().all()):
-            limit = threshold if threshold.dim() == 0 else threshold[pairs.features]
             kept = true_places(exact > limit)
             return Chosen(pairs.at(kept), exact[kept], repeated)
         repeated = (margin < enough).sum()
@@ -252,12 +258,31 @@ def choose_above(screen: Screen, threshold: Tensor) -> Chosen | None:
     return None
 
 
-def largest_error(screen: Screen, pairs: Pairs, exact: Tensor) -> Tensor:
-    """Root mean square of the product's error on the pairs of the token where it is largest; 0 without pairs."""
+def nearest(candidates: int) -> int:
+    """Of so many candidates, how many lie near the cut: those that tell the product's error there."""
+    return min(candidates, max(8, candidates // 2))
+
+
+def largest_error(guess: Tensor, exact: Tensor, pairs: Pairs, above: Tensor) -> Tensor:
+    """Root mean square of the product's error near the cut, on the pairs of the token where it is largest.
+
+    Args:
+        guess: `(pairs,)` what the product gives.
+        exact: `(pairs,)` what it should be.
+        pairs: which these are.
+        above: `(pairs,)` how far each is above the cut, or up to a constant. The nearer half is looked at: a large code
+            is rounded more, and no doubt of it matters.
+
+    Returns:
+        a scalar; 0 without pairs.
+    """
     if not exact.numel():
         return exact.new_zeros(())
-    square = (exact - pairs.entries(screen.rough).to(exact.dtype)).square_()
+    count = nearest(exact.numel())
+    near = above <= -kth_largest(-above, count)[None]
+    square = torch.where(near, (exact - guess.to(exact.dtype)).square_(), exact.new_zeros(()))
     sums = square.new_zeros(pairs.n_tokens).index_add_(0, pairs.tokens, square)
+    counts = square.new_zeros(pairs.n_tokens).index_add_(0, pairs.tokens, near.to(square))
     # few pairs of a token say little of its error
-    worst = torch.where(pairs.counts >= 8, sums / pairs.counts.clamp_min(1), sums.new_zeros(())).amax()
-    return torch.maximum(worst, square.mean()).sqrt_()
+    worst = torch.where(counts >= 8, sums / counts.clamp_min(1), sums.new_zeros(())).amax()
+    return torch.maximum(worst, square.sum() / near.sum()).sqrt_()

@@ -49,8 +49,8 @@ def _searched(keys: Tensor, k: int) -> Tensor | None:
     places = places_from(keys, least)
     tokens = torch.div(places, width, rounding_mode="floor")
     counts = torch.bincount(tokens, minlength=rows)
-    most = int(counts.max())
-    if int(counts.min()) < k or most > 4 * k:
+    least_count, most = (int(found) for found in (counts.numpy().min(), counts.numpy().max()))
+    if least_count < k or most > 4 * k:
         return None
     if most == k:
         return (places - tokens * width).view(rows, k)

@@ -208,3 +208,23 @@ def test_on_weights_that_were_trained(activation: Activation) -> None:
         assert same_rows(full, out.codes) >= 0.999
         assert out.repeated is not None
         assert float(out.repeated) < 0.05
+
+
+@pytest.mark.parametrize("activation", [TopK(8), AbsTopK(8), BatchTopK(8)], ids=lambda a: type(a).__name__)
+def test_large_codes_bring_no_doubt(make_clt: MakeCLT, activation: Activation) -> None:
+    """Half of a token's codes are a hundred times the cut, and rounded as much more: the cut is as sure as without."""
+    model = make_clt(1, 64, 1600, torch.float32, activation=activation, scales=False).train()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 200, 64, generator=generator)
+    with torch.no_grad():
+        model.W_enc[0][:, 0] = 0
+        model.W_enc[0][:4] = 0
+        model.W_enc[0][:4, 0] = 1
+        x[0, :, 0] = 100 + 50 * torch.rand(200, generator=generator)
+    full = codes_of(model, x, False)
+    assert bool((full.dense()[0, :, :4] != 0).all())
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(x)
+    assert out.repeated is not None
+    assert float(out.repeated) < 0.05
+    assert same_rows(full, out.codes) >= 0.999
