@@ -82,7 +82,7 @@ def deep(layers: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> CLTModul
     return CLTModule(FrozenCLIP("deep", None), TranscoderConfig(48, TopK(4)), loss, seed=0)
 
 
-@pytest.mark.parametrize("per_layer", [False, True])
+@pytest.mark.parametrize("per_layer", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_vit_b_has_at_most_sixty_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per_layer: bool) -> None:
     windows = ZeroShot(["0-", "3-", "7-", "10-"], include_mean_ablation=True)
     figures = Figures(images=8, top=2, per_layer=per_layer)

@@ -55,7 +55,9 @@ def whole(run: Path) -> dict[str, Any]:
 
 
 # val_check_interval 5 is in the middle of a step of 2 or 3 batches most of the time
-@pytest.mark.parametrize(("accumulate", "every", "interval"), [(2, 3, 5), (3, 2, 7)])
+@pytest.mark.parametrize(
+    ("accumulate", "every", "interval"), [(2, 3, 5), pytest.param(3, 2, 7, marks=pytest.mark.slow)]
+)
 def test_a_death_after_each_starts_first_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int, every: int, interval: int
 ) -> None:
