@@ -259,7 +259,7 @@ def choose_above(screen: Screen, threshold: Tensor) -> Chosen | None:
 
 
 def nearest(candidates: int) -> int:
-    """Of so many candidates, how many lie near the cut: those that tell the product's error there."""
+    """Of a token's candidates, how many lie near the cut: those that tell the product's error there."""
     return min(candidates, max(8, candidates // 2))
 
 
@@ -270,19 +270,22 @@ def largest_error(guess: Tensor, exact: Tensor, pairs: Pairs, above: Tensor) -> 
         guess: `(pairs,)` what the product gives.
         exact: `(pairs,)` what it should be.
         pairs: which these are.
-        above: `(pairs,)` how far each is above the cut, or up to a constant. The nearer half is looked at: a large code
-            is rounded more, and no doubt of it matters.
+        above: `(pairs,)` how far each is above the cut, or up to a constant. In a token the far ones count less, by the
+            square of their distance: a large code is rounded more, and no doubt of it matters. A token whose pairs are
+            all far, since it is long, has nothing nearer and is told by these.
 
     Returns:
         a scalar; 0 without pairs.
     """
     if not exact.numel():
         return exact.new_zeros(())
-    count = nearest(exact.numel())
-    near = above <= -kth_largest(-above, count)[None]
-    square = torch.where(near, (exact - guess.to(exact.dtype)).square_(), exact.new_zeros(()))
-    sums = square.new_zeros(pairs.n_tokens).index_add_(0, pairs.tokens, square)
-    counts = square.new_zeros(pairs.n_tokens).index_add_(0, pairs.tokens, near.to(square))
+    distance = above - above.amin()
+    usual = kth_largest(distance, -(-distance.numel() // 2))[None]
+    weight = torch.where(distance <= usual, 1.0, (usual / distance).square()).to(exact.dtype)
+    square = (exact - guess.to(exact.dtype)).square_() * weight
+    sums, weights = (
+        square.new_zeros(pairs.n_tokens).index_add_(0, pairs.tokens, values) for values in (square, weight)
+    )
     # few pairs of a token say little of its error
-    worst = torch.where(counts >= 8, sums / counts.clamp_min(1), sums.new_zeros(())).amax()
-    return torch.maximum(worst, square.sum() / near.sum()).sqrt_()
+    worst = torch.where(pairs.counts >= 8, sums / weights, sums.new_zeros(())).amax()
+    return torch.maximum(worst, square.sum() / weight.sum()).sqrt_()

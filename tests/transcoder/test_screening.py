@@ -228,3 +228,17 @@ def test_large_codes_bring_no_doubt(make_clt: MakeCLT, activation: Activation) -
     assert out.repeated is not None
     assert float(out.repeated) < 0.05
     assert same_rows(full, out.codes) >= 0.999
+
+
+def test_the_error_is_told_near_the_cut_and_of_long_tokens_too() -> None:
+    """Errors of .01 near the cut and of 1 far above it; then one token whose pairs are all far above, with errors of .2."""
+    generator = torch.Generator().manual_seed(0)
+    pairs = Pairs.rectangular(torch.arange(24).expand(40, 24), 64)
+    guess = 2 + 0.5 * torch.rand(40, 24, generator=generator)
+    error = 0.01 * torch.ones(40, 24)
+    guess[:, :6], error[:, :6] = 200, 1.0
+    told = screening.largest_error(guess.view(-1), (guess + error).view(-1), pairs, guess.view(-1))
+    assert 0.009 < float(told) < 0.03
+    guess[7], error[7] = 40 + 10 * torch.rand(24, generator=generator), 0.2
+    told = screening.largest_error(guess.view(-1), (guess + error).view(-1), pairs, guess.view(-1) - 2)
+    assert 0.19 < float(told) < 0.3
