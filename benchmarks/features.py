@@ -14,7 +14,7 @@ import time
 import torch
 
 from clt_lightning.analysis.collector import Best, LayerCollector, key_seeds
-from clt_lightning.transcoder.codes import Pairs
+from clt_lightning.transcoder.pairs import Pairs
 
 
 def state_bytes(collector: LayerCollector) -> int:

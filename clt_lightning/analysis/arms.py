@@ -21,7 +21,7 @@ from clt_lightning.interventions.resume import PAST_ATTENTION, starts
 from clt_lightning.metrics import TOKEN_SETS, TokenLayout, check_token_sets, present
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 from clt_lightning.transcoder.attention import AnyAttention
-from clt_lightning.transcoder.codes import Pairs
+from clt_lightning.transcoder.pairs import Pairs
 
 #: Controls that tell the linear skip's part from the features'
 OF_SKIP = ("skip_alone", "features_alone")

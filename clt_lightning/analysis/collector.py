@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clt_lightning.metrics import metric_device
-from clt_lightning.transcoder.codes import Pairs
+from clt_lightning.transcoder.pairs import Pairs
 
 
 def key_seeds(keys: Sequence[str]) -> Tensor:

@@ -13,7 +13,7 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.parallel.selection import batch_winners, screen_batch, screen_topk, select_topk
 from clt_lightning.parallel.shards import Shards
 from clt_lightning.transcoder.activations import Activation, TopK
-from clt_lightning.transcoder.codes import Pairs
+from clt_lightning.transcoder.pairs import Pairs
 from clt_lightning.transcoder.screening import Chosen, Screen
 
 #: Pre-activations of so many entries are put together at a time, where a token decides alone

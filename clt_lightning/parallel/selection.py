@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clt_lightning.parallel.shards import Shards
-from clt_lightning.transcoder.codes import Pairs
+from clt_lightning.transcoder.pairs import Pairs
 from clt_lightning.transcoder.screening import DEVIATIONS, ROUNDS, Chosen, Screen, choose_top, largest_error
 from clt_lightning.transcoder.top import top_indices
 

@@ -17,9 +17,10 @@ from clt_lightning.parallel.selection import select_topk
 from clt_lightning.parallel.shards import Shards
 from clt_lightning.transcoder.activations import Activation, from_config
 from clt_lightning.transcoder.clt import CrossLayerTranscoder
-from clt_lightning.transcoder.codes import Codes, Pairs
+from clt_lightning.transcoder.codes import Codes
 from clt_lightning.transcoder.decoders import Topology
 from clt_lightning.transcoder.encoders import Backend
+from clt_lightning.transcoder.pairs import Pairs
 from clt_lightning.transcoder.requests import AuxiliaryRequest
 from clt_lightning.transcoder.scaled import Normalize
 from clt_lightning.transcoder.screening import Chosen, Screen

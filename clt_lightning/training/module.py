@@ -263,7 +263,7 @@ class CLTModule(Preparation, Evaluating, Checkpointing):
         marks: Tensor | None = None,
         cls: Tensor | None = None,
     ) -> Iterator[Tensor]:
-        """The loss of each chunk of tokens, weighed so that they sum to the batch's; the rest goes to `done`."""
+        """The loss of each chunk of tokens, weighted so that they sum to the batch's; the rest goes to `done`."""
         n_tokens = x.shape[1]
         want_pre = self.loss_config.needs("pre")
         for start in range(0, n_tokens, chunk):

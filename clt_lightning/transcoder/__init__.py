@@ -2,8 +2,9 @@
 
 from clt_lightning.transcoder.activations import AbsTopK, Activation, BatchTopK, JumpReLU, ReLU, TopK
 from clt_lightning.transcoder.clt import CrossLayerTranscoder
-from clt_lightning.transcoder.codes import Codes, Pairs
+from clt_lightning.transcoder.codes import Codes
 from clt_lightning.transcoder.normalization import ActivationStatistics, StatisticsAccumulator
+from clt_lightning.transcoder.pairs import Pairs
 from clt_lightning.transcoder.requests import AuxiliaryRequest, CLTOutput
 
 __all__ = [

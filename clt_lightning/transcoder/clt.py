@@ -51,10 +51,10 @@ class CrossLayerTranscoder(ScaledDecoders, TranscoderSaving):
     in, exactly.
 
     Attributes:
-        W_enc: one `(F, d_model)` a layer.
+        W_enc: one `(F, d_model)` per layer.
         b_enc: `(layers, F)`.
-        W_dec: one `(F, targets, d_model)` a layer, targets = L - i for cross_layer, else 1. In memory a target's block
-            `(F, d_model)` is contiguous, which is what the kernels read; the shape is the public one.
+        W_dec: one `(F, targets, d_model)` per layer, targets = L - i for cross_layer, else 1. In memory a target's
+            block `(F, d_model)` is contiguous, which is what the kernels read; the shape is the public one.
         b_dec: `(layers, d_model)`.
         W_skip: one `(d_out, d_model)` a layer with `skip=True`: a linear path from x[l] to y_hat[l].
         sites: what of a backbone is read and rebuilt, with the topology's own sites where none were named.

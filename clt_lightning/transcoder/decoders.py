@@ -25,7 +25,7 @@ class SparseDecoders(SparseEncoders):
     Attributes:
         topology: which later layers a feature writes to.
         d_out: width of what is rebuilt.
-        W_dec: one `(F, targets, d_out)` a layer.
+        W_dec: one `(F, targets, d_out)` per layer.
         b_dec: `(layers, d_out)`.
         y_scale: `(layers,)`, from scaled units to the backbone's.
     """
@@ -66,7 +66,7 @@ class SparseDecoders(SparseEncoders):
             gradient: `(layers, tokens, d_model)` in the backbone's units, e.g. of a logit by every MLP output.
 
         Returns:
-            one `(pairs,)` a layer, in the order of `codes.layer(l)`: the sum over targets j of
+            one `(pairs,)` per layer, in the order of `codes.layer(l)`: the sum over targets j of
             `<gradient[j], W_dec[l -> j]>`.
         """
         layers = [codes.layer(layer) for layer in range(self.n_layers)]

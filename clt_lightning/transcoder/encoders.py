@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from clt_lightning.transcoder.activations import Activation
 from clt_lightning.transcoder.buffers import GradientBuffers
-from clt_lightning.transcoder.codes import Pairs
 from clt_lightning.transcoder.costs import SPARSE_ENCODING
 from clt_lightning.transcoder.favoured import Favoured
+from clt_lightning.transcoder.pairs import Pairs
 from clt_lightning.transcoder.requests import AuxiliaryRequest, EncodedLayer
 from clt_lightning.transcoder.screening import Chosen, Screen, settle_all
 from clt_lightning.transcoder.shared import Shared
@@ -32,7 +32,7 @@ class SparseEncoders(nn.Module):
 
     Attributes:
         n_layers: L.
-        W_enc: one `(F, d_model)` a layer.
+        W_enc: one `(F, d_model)` per layer.
         b_enc: `(layers, F)`.
         activation: which pre-activations become codes.
         backend: `auto` chooses the sparse path by density, `sparse` and `dense` force one.

@@ -35,8 +35,8 @@ def decode_dense(
     """Sum of all sources' terms in every target layer.
 
     Args:
-        codes: one `(tokens, F)` a source layer.
-        decoders: one `(F, targets, d_model)` a source layer; block t writes to layer `source + t`.
+        codes: one `(tokens, F)` per source layer.
+        decoders: one `(F, targets, d_model)` per source layer; block t writes to layer `source + t`.
         n_layers: number of target layers.
         low: the type of the products; sources are added up in the codes' own. None: theirs.
 

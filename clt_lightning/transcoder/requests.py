@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
-from clt_lightning.transcoder.codes import Codes, Pairs
+from clt_lightning.transcoder.codes import Codes
+from clt_lightning.transcoder.pairs import Pairs
 
 
 @dataclass

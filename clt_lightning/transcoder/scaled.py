@@ -21,7 +21,7 @@ class ScaledDecoders(SparseDecoders):
 
     Attributes:
         normalization: `layer` or `token`.
-        W_skip: one `(d_out, d_model)` a layer, or None.
+        W_skip: one `(d_out, d_model)` per layer, or None.
         x_scale, y_scale: `(layers,)`; `y_mean (layers, d_out)` and `y_var (layers,)` of the training data.
         normalized: whether they were set.
     """

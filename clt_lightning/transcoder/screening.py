@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clt_lightning.transcoder.codes import Pairs
 from clt_lightning.transcoder.favoured import Favoured
 from clt_lightning.transcoder.order import kth_largest, true_places
+from clt_lightning.transcoder.pairs import Pairs
 from clt_lightning.transcoder.sparse import pair_dots
 from clt_lightning.transcoder.top import top_indices
 

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from clt_lightning.transcoder.codes import Pairs
 from clt_lightning.transcoder.dispatch import use_triton
+from clt_lightning.transcoder.pairs import Pairs
 from clt_lightning.transcoder.shared import Shared
 
 
@@ -51,7 +51,7 @@ def bag_sum(table: Tensor, pairs: Pairs, values: Tensor) -> Tensor:
     )
 
 
-#: Pairs a feature from which on a bag-sum, and its transpose, run over copies of a few columns that caches hold
+#: Pairs per feature from which on a bag-sum, and its transpose, run over copies of a few columns that caches hold
 _OFTEN_READ, _OFTEN_WRITTEN = 10, 16
 #: Of so many columns, where a table is larger than this many numbers
 _COLUMNS, _LARGE = 96, 2**20
@@ -340,9 +340,9 @@ def decode_parts(n_rows: int, parts: Sequence[Part], values: Sequence[Tensor]) -
     """Sum of decoder rows over the active pairs of all parts: `y[row + t, n] = sum of value * W[f, start + t]`.
 
     Args:
-        n_rows: rows of the result, one a target layer.
+        n_rows: rows of the result, one per target layer.
         parts: at least one.
-        values: one `(pairs,)` a part.
+        values: one `(pairs,)` per part.
 
     Returns:
         `(n_rows, tokens, d)`, without bias.
@@ -358,9 +358,9 @@ def decode_pairs(
 
     Args:
         n_layers: number of target layers.
-        all_pairs: one `Pairs` a source layer.
-        values: one `(pairs,)` a source layer.
-        decoders: one `(F, targets, d)` a source layer, or its shared gradient; block t writes to layer `source + t`.
+        all_pairs: one `Pairs` per source layer.
+        values: one `(pairs,)` per source layer.
+        decoders: one `(F, targets, d)` per source layer, or its shared gradient; block t writes to layer `source + t`.
 
     Returns:
         `(n_layers, tokens, d)`, without bias.

@@ -136,7 +136,7 @@ def prune_groups(clt: CrossLayerTranscoder, keep: float | None = None, below: fl
 
 
 def group_ranks(clt: CrossLayerTranscoder) -> list[Tensor]:
-    """One `(F, targets)` a layer: relative norms, and infinity for the largest group of each feature."""
+    """One `(F, targets)` per layer: relative norms, and infinity for the largest group of each feature."""
     ranks = []
     for layer in range(clt.n_layers):
         norms = relative_norms(group_norms(clt, layer))

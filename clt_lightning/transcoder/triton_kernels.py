@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from clt_lightning.transcoder.codes import Pairs
+from clt_lightning.transcoder.pairs import Pairs
 
 # one warp reads one block of columns, 16 or 32 bytes a thread and row, and holds a round's rows in registers
 MAX_COLUMNS = 256

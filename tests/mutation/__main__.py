@@ -62,6 +62,7 @@ TESTS: dict[str, list[str]] = {
     "clt_lightning/transcoder/files/prisma.py": ["tests/transcoder/test_interchange.py"],
     "clt_lightning/transcoder/encoders.py": _transcoder("precision", "buffers"),
     "clt_lightning/transcoder/codes.py": _transcoder("codes", "feature_chunks"),
+    "clt_lightning/transcoder/pairs.py": _transcoder("codes", "feature_chunks", "order"),
     "clt_lightning/transcoder/sparse.py": [*_transcoder("buffers"), "tests/transcoder/test_triton.py"],
     **{
         f"clt_lightning/transcoder/activations/{name}.py": _transcoder("activations")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from clt_lightning.training.losses import LossInputs, LossTerm
 from clt_lightning.transcoder import Activation, BatchTopK, ReLU, TopK
-from clt_lightning.transcoder.codes import Pairs
+from clt_lightning.transcoder.pairs import Pairs
 
 
 class Gate(Activation):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from clt_lightning.core.errors import UserError
-from clt_lightning.transcoder.codes import Codes, Pairs
+from clt_lightning.transcoder.codes import Codes
+from clt_lightning.transcoder.pairs import Pairs
 
 KINDS = ("ragged", "rectangular", "dense")
 

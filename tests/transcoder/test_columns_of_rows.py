@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from clt_lightning.transcoder import sparse
-from clt_lightning.transcoder.codes import Pairs
+from clt_lightning.transcoder.pairs import Pairs
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from clt_lightning.transcoder.codes import Pairs
 from clt_lightning.transcoder.order import kth_largest, places_above, stable_order, true_places
+from clt_lightning.transcoder.pairs import Pairs
 
 
 @pytest.mark.parametrize("end", [1, 7, 2**15, 2**16, 2**16 + 1])

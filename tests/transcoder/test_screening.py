@@ -26,7 +26,7 @@ from clt_lightning.transcoder import (
     precision,
     screening,
 )
-from clt_lightning.transcoder.codes import Pairs
+from clt_lightning.transcoder.pairs import Pairs
 from clt_lightning.transcoder.screening import Screen
 from tests.gradients import gradient
 from tests.transcoder.conftest import MakeCLT
@@ -231,7 +231,7 @@ def test_large_codes_bring_no_doubt(make_clt: MakeCLT, activation: Activation) -
 
 
 def test_the_error_is_told_near_the_cut_and_of_long_tokens_too() -> None:
-    """Errors of .01 near the cut and of 1 far above it; then one token whose pairs are all far above, with errors of .2."""
+    """Errors of .01 near the cut and of 1 far above it; then a token of far pairs alone, with errors of .2."""
     generator = torch.Generator().manual_seed(0)
     pairs = Pairs.rectangular(torch.arange(24).expand(40, 24), 64)
     guess = 2 + 0.5 * torch.rand(40, 24, generator=generator)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from clt_lightning.transcoder import CrossLayerTranscoder, TopK, triton_kernels
-from clt_lightning.transcoder.codes import Pairs
 from clt_lightning.transcoder.feature_chunks import FeatureChunks
+from clt_lightning.transcoder.pairs import Pairs
 from clt_lightning.transcoder.sparse import bag_sum, decode_pairs, encode_pairs, pair_dots, scatter_rows
 from tests.transcoder.conftest import MakeCLT
 

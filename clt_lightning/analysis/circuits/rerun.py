@@ -16,7 +16,7 @@ from clt_lightning.analysis.circuits.parts import BlockParts
 from clt_lightning.analysis.circuits.sources import add_written, encoder_rows, pre_activations
 from clt_lightning.backbone.attention_parts import attention_pattern, values
 from clt_lightning.core.errors import UserError
-from clt_lightning.transcoder.codes import Pairs
+from clt_lightning.transcoder.pairs import Pairs
 
 Mode = Literal["frozen", "reencoded", "live"]
 MODES = ("frozen", "reencoded", "live")

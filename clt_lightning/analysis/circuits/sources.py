@@ -16,7 +16,7 @@ from torch import Tensor
 from clt_lightning.analysis.circuits.linear import LinearTower, Step
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder import Activation, CrossLayerTranscoder
-from clt_lightning.transcoder.codes import Pairs
+from clt_lightning.transcoder.pairs import Pairs
 
 #: Decoder rows gathered at once
 _GATHERED = 1 << 14
@@ -150,7 +150,7 @@ class Sources:
         reached: `(positions,)` bool: the positions from which the last stream is read.
 
     Attributes:
-        active: the features that can reach the read-out, one `Active` a layer.
+        active: the features that can reach the read-out, one `Active` per layer.
         errors: `(layers, positions, d_model)`: what the MLPs add, less what is rebuilt.
         written: `(layers, positions, d_model)`: what is rebuilt.
         n_features: columns of features.

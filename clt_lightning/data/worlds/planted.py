@@ -31,7 +31,7 @@ class Planted:
     """Sparse features that are read at one layer and written to some of the later ones, as in a cross-layer transcoder.
 
     A feature of layer i is on at a token with its own rate, in an amount drawn evenly from `amplitude`. It is read
-    along its direction of `W_enc[i]`, which later layers see too, smaller by `carry` a layer; and it writes its
+    along its direction of `W_enc[i]`, which later layers see too, smaller by `carry` per layer; and it writes its
     directions of `W_dec[i]` to the layers of its support:
 
         x[l] = sum over i <= l of carry^(l - i) * codes[i] @ W_enc[i]      + noise

@@ -45,7 +45,7 @@ def pre_activation_penalty(pre: Sequence[Tensor], thresholds: Tensor | float, no
     """Depth of pre-activations below the threshold x decoder norm, see `PreActivationConfig`.
 
     Args:
-        pre: one `(tokens, F)` a layer.
+        pre: one `(tokens, F)` per layer.
         thresholds: `(layers, F)` or a number.
         norms: `(layers, F)`.
     """

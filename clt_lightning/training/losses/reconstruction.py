@@ -12,7 +12,7 @@ from clt_lightning.core.errors import UserError
 
 
 class _SquaredErrors(torch.autograd.Function):
-    """`sum over tokens of ||y_hat - y||^2` a layer, in one pass each way over tensors as large as the activations."""
+    """`sum over tokens of ||y_hat - y||^2` per layer, in one pass each way over tensors as large as the activations."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, y_hat: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from clt_lightning.transcoder.activations.exchange import Exchange
 from clt_lightning.transcoder.activations.topk import TopK
-from clt_lightning.transcoder.codes import Pairs
+from clt_lightning.transcoder.pairs import Pairs
 from clt_lightning.transcoder.screening import Chosen, Screen, choose_top
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from clt_lightning.core.classes import Recorded
 from clt_lightning.transcoder.activations.exchange import Exchange
-from clt_lightning.transcoder.codes import Pairs
+from clt_lightning.transcoder.pairs import Pairs
 from clt_lightning.transcoder.screening import Chosen, Screen
 
 #: What `select` must see to decide on one entry: the entry alone, all features of its token, or the whole batch

@@ -10,8 +10,8 @@ from clt_lightning.core.arguments import number, whole
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder.activations.base import Activation
 from clt_lightning.transcoder.activations.exchange import Exchange
-from clt_lightning.transcoder.codes import Pairs
 from clt_lightning.transcoder.order import kth_largest
+from clt_lightning.transcoder.pairs import Pairs
 from clt_lightning.transcoder.screening import Chosen, Screen, choose_above, choose_batch_largest, choose_batch_top
 
 #: Share of a batch's winners below the stored threshold

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from clt_lightning.core.arguments import number
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder.activations.base import Activation
-from clt_lightning.transcoder.codes import Pairs
+from clt_lightning.transcoder.pairs import Pairs
 from clt_lightning.transcoder.screening import Chosen, Screen, choose_above
 
 

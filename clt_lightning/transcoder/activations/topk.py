@@ -9,7 +9,7 @@ from torch import Tensor
 from clt_lightning.core.arguments import whole
 from clt_lightning.transcoder.activations.base import Activation
 from clt_lightning.transcoder.activations.exchange import Exchange
-from clt_lightning.transcoder.codes import Pairs
+from clt_lightning.transcoder.pairs import Pairs
 from clt_lightning.transcoder.screening import Chosen, Screen, choose_top
 from clt_lightning.transcoder.top import top_indices
 

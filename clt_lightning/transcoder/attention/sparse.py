@@ -15,8 +15,9 @@ from clt_lightning.core.arguments import whole
 from clt_lightning.core.errors import UserError
 from clt_lightning.transcoder.activations import Activation, TopK
 from clt_lightning.transcoder.card import Upload, units_card
-from clt_lightning.transcoder.codes import Codes, Pairs
+from clt_lightning.transcoder.codes import Codes
 from clt_lightning.transcoder.normalization import ActivationStatistics, input_scales, output_scales
+from clt_lightning.transcoder.pairs import Pairs
 from clt_lightning.transcoder.precision import full_precision
 from clt_lightning.transcoder.saving import Saving
 
@@ -28,7 +29,7 @@ class AttentionOutput:
     Attributes:
         y_hat: `(layers, images, positions, d_model)`: the rebuilt `attn_out`.
         codes: `(layers, images * positions, F)`, image-major: what each unit writes at each query position.
-        pre: one `(images * positions, F)` a layer: pre-activations, differentiable; of an autoencoder none.
+        pre: one `(images * positions, F)` per layer: pre-activations, differentiable; of an autoencoder none.
     """
 
     y_hat: Tensor
@@ -125,7 +126,7 @@ class SparseAttention(Saving):
 
         Args:
             x: `(layers, images, positions, d_model)`, `attn_in` of each layer: all positions of every image.
-            patterns: the model's, one `(images, n_heads, queries, keys)` a layer; None with `d_qk`.
+            patterns: the model's, one `(images, n_heads, queries, keys)` per layer; None with `d_qk`.
 
         Raises:
             UserError: another shape, or patterns that are missing or not wanted.
