@@ -87,7 +87,7 @@ class _Autoencoder:
             written = torch.zeros_like(out).index_add_(
                 0, found.positions, decoders[found.features] * found.values[:, None] * size[found.positions]
             )
-            rest = sae.b_dec[layer].detach().to(out) * size + mean
+            rest = sae.bias(layer, out).detach() * size + mean
             self.active.append(found)
             self.sizes.append(size)
             errors.append(out - rest - written)
@@ -133,7 +133,7 @@ class _Units:
             written = torch.zeros_like(out).index_add_(
                 0, found.positions, self.decoders(layer, found.features) * found.values[:, None]
             )
-            rest = (self.units.b_dec[layer] * self.units.y_scale[layer]).expand_as(out)
+            rest = self.units.bias(layer).expand_as(out)
             self.active.append(found)
             self.sizes.append(out.new_ones(len(out), 1))
             errors.append(out - rest - written)
