@@ -132,7 +132,7 @@ def _form_keys(own: dict[str, Any], theirs: dict[str, Any]) -> Iterator[tuple[st
         yield f"transcoder.{key}", a, b
     mine, other = own["attention"], to_plain(AttentionConfig()) | theirs.get("attention", {})
     if mine["n_features"] or other["n_features"]:
-        for key in ("kind", "n_features", "d_qk", "n_heads"):
+        for key in ("kind", "site", "n_features", "d_qk", "n_heads"):
             yield f"attention.{key}", mine[key], other[key]
         yield "attention.activation.class_path", mine["activation"]["class_path"], other["activation"]["class_path"]
     a = own["transcoder"]["activation"]["class_path"]

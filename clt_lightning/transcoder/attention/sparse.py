@@ -30,11 +30,13 @@ class AttentionOutput:
         y_hat: `(layers, images, positions, d_model)`: the rebuilt `attn_out`.
         codes: `(layers, images * positions, F)`, image-major: what each unit writes at each query position.
         pre: one `(images * positions, F)` per layer: pre-activations, differentiable; of an autoencoder none.
+        z_hat: `(layers, images, positions, width)`: the rebuilt `attn_z`, of an autoencoder of the heads' outputs.
     """
 
     y_hat: Tensor
     codes: Codes
     pre: list[Tensor]
+    z_hat: Tensor | None = None
 
 
 class SparseAttention(Saving):
