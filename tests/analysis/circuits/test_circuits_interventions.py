@@ -221,7 +221,7 @@ def test_error_and_bias_nodes(clip: FrozenCLIP) -> None:
     image = an_image().float()[None]
     seen = observe(clip, image)
     errors = (seen.y - clt.decode(clt.encode(seen.x), seen.x)).detach()
-    for row, (layer, change) in enumerate(((1, -errors[1]), (1, None), (0, -0.5 * clt.b_dec[0].detach()))):
+    for row, (layer, change) in enumerate(((1, -errors[1]), (1, None), (0, -0.5 * clt.bias(0).detach()))):
         if change is None:
             change = torch.zeros_like(errors[1])
             change[0] = 2 * errors[1][0]
