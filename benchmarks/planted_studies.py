@@ -3,7 +3,8 @@
 Two studies of one planted world: a third of the true features is on in both, a third in each alone, or nearly so
 (`leak`). A transcoder is trained on both at once, without the prior and with it, and one on each study alone, all of as
 many steps and tokens per step. Its features are matched to the true ones by their decoders, one to one; `AUC` is that
-of 1 - entropy of use, and of the prior's own inclusion probabilities, for the true kind of those that were found.
+of what the study explains of use, of 1 - entropy of use, and of the prior's own inclusion probabilities, for the true
+kind of those that were found.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ class Found:
     """One transcoder held against the studies.
 
     Attributes:
-        auc: of 1 - entropy of use, for the true kind; NaN: of one study.
+        auc: of what the study explains of use, for the true kind; NaN: of one study.
+        entropy: the same of 1 - entropy of use.
         inclusion: the same of the prior's inclusion probabilities; NaN without one.
         kinds: of the features that were found, the share whose kind, by the tests, is the true one.
         matched: share of the true features that were found.
@@ -96,6 +98,7 @@ class Found:
     """
 
     auc: float
+    entropy: float
     inclusion: float
     kinds: float
     matched: float
@@ -111,7 +114,7 @@ def held_against(data: Studies, clt: CrossLayerTranscoder, prior: MultiStudy | N
         out = clt(x)
         counter.update(place, out.codes, y, out.y_hat)
     use = counter.result()
-    specific, scores, inclusion, right, matched = [], [], [], [], []
+    specific, scores, entropy, inclusion, right, matched = [], [], [], [], [], []
     for layer in range(clt.n_layers):
         mine = torch.nn.functional.normalize((clt.W_dec[layer] * clt.y_scale[layer:, None]).flatten(1), dim=1)
         true = torch.nn.functional.normalize(data.world.W_dec[layer].flatten(1), dim=1)
@@ -122,7 +125,8 @@ def held_against(data: Studies, clt: CrossLayerTranscoder, prior: MultiStudy | N
         own = (data.owner[layer][torch.from_numpy(rows)] >= 0).numpy()
         matched.append(len(rows) / len(true))
         specific.append(own)
-        scores.append(1 - use.entropy[layer, columns])
+        scores.append(np.nan_to_num(use.explained[layer, columns]))
+        entropy.append(1 - use.entropy[layer, columns])
         right.append((use.kinds()[layer, columns] == 3) == own)
         if prior is not None:
             p = prior.p[layer][torch.from_numpy(columns)]
@@ -130,6 +134,7 @@ def held_against(data: Studies, clt: CrossLayerTranscoder, prior: MultiStudy | N
     known = np.concatenate(specific)
     return Found(
         auc(np.concatenate(scores), known),
+        auc(np.concatenate(entropy), known),
         auc(np.concatenate(inclusion), known) if inclusion else float("nan"),
         float(np.concatenate(right).mean()),
         float(np.mean(matched)),
@@ -145,8 +150,7 @@ def compare(seed: int, leak: float, steps: int, coefficients: Sequence[float]) -
         prior = MultiStudy(coefficient)
         found[f"prior {coefficient:g}"] = held_against(data, train(data, prior, steps, seed), prior)
     alone = [held_against(data, train(data, None, steps, seed, [study])) for study in (0, 1)]
-    nothing = float("nan")
-    found["each alone"] = Found(nothing, nothing, nothing, nothing, tuple(f.fvu[i] for i, f in enumerate(alone)))
+    found["each alone"] = Found(*5 * [float("nan")], fvu=tuple(f.fvu[i] for i, f in enumerate(alone)))
     return found
 
 
@@ -163,6 +167,7 @@ def main() -> None:
         found = compare(seed, options.leak, options.steps, options.coefficients)
         columns = [
             Column("AUC", [f"{f.auc:.3f}" for f in found.values()], 8),
+            Column("of entropy", [f"{f.entropy:.3f}" for f in found.values()], 12),
             Column("of p", [f"{f.inclusion:.3f}" for f in found.values()], 8),
             Column("kinds right", [f"{f.kinds:.3f}" for f in found.values()], 13),
             Column("matched", [f"{f.matched:.2f}" for f in found.values()], 9),

@@ -1,10 +1,11 @@
-"""`python -m benchmarks.studies`: does entropy of use tell one study's own features from those that two studies share?
+"""`python -m benchmarks.studies`: does use tell one study's own features from those that two studies share?
 
 Two studies of the demo's world have the same shapes, and differ in one factor: the background (sand or water), the
 objects' colours (warm or cold), or their texture. A feature's true kind is measured on twins, renders in no split that
 are equal but for that factor: the feature is specific where its firing shares most information with the factor, shared
 where it shares most with the object's shape (or colour, where both studies have all colours); one that goes with none
-has no kind. Entropy of use is that of the studies' own test images, as of the command `studies`.
+has no kind. Use is that on the studies' own test images, as of the command `studies`: what the study explains of it
+(`StudyUse.explained`), the entropy of its rates, and that of the codes' strength.
 
 Each seed trains four transcoders: on both studies, on both with the prior on use (`MultiStudy`), and on each alone, all
 of as many steps. Intervals are 95 %: of an AUC bootstrap over features, over seeds Student's t.
@@ -156,21 +157,28 @@ def true_kinds(clip: FrozenCLIP, clt: CrossLayerTranscoder, given: Twins, batch:
     return Kinds(nats, np.where(clear, best, -1))
 
 
+def scores(use: StudyUse) -> dict[str, np.ndarray]:
+    """By measure, `(L, F)`: the higher, the more a feature is one study's own; NaN where it fired nowhere."""
+    fired = use.counts.sum(-1) > 0
+    explained = np.where(fired, np.nan_to_num(use.explained), np.nan)  # on in all images: nothing to explain
+    return {"explained": explained, "entropy": 1 - use.entropy, "strength": 1 - use.strength_entropy}
+
+
 def report(use: StudyUse, kinds: Kinds) -> list[str]:
     """The lines of the measurement."""
-    entropy, best = use.entropy, kinds.best
+    scores_of, best = scores(use)["explained"], kinds.best
     out = ["layer  specific  shared  neither   AUC"]
     layers = [*range(len(best)), None]
     for layer in layers:
         at = (slice(None) if layer is None else slice(layer, layer + 1),)
-        known = (best[at] >= 0) & np.isfinite(entropy[at])
-        specific = (best[at] == 0)[known]
-        scores = 1 - entropy[at][known]
-        neither = int((np.isfinite(entropy[at]) & ~known).sum())
+        used = np.isfinite(scores_of[at])
+        known = (best[at] >= 0) & used
+        specific, found = (best[at] == 0)[known], scores_of[at][known]
+        neither = int((used & ~known).sum())
         line = f"{'all' if layer is None else layer!s:<5}  {int(specific.sum()):8,}  {int((~specific).sum()):6,}"
-        line += f"  {neither:7,}  {auc(scores, specific):.3f}"
+        line += f"  {neither:7,}  {auc(found, specific):.3f}"
         if layer is None:
-            line += "  ({:.3f} .. {:.3f})".format(*auc_interval(scores, specific))
+            line += "  ({:.3f} .. {:.3f})".format(*auc_interval(found, specific))
         out.append(line)
     return out
 
@@ -254,14 +262,15 @@ def main() -> None:
                 clt = CrossLayerTranscoder.from_pretrained(place)
                 use = study_use(clip, clt, data.eval_dataloader("test"), data.names)
                 kinds = true_kinds(clip, clt, pictures)
+                ranked = scores(use)
                 known = (kinds.best >= 0) & np.isfinite(use.entropy)
                 specific = kinds.best[known] == 0
+                clear = known & kinds.clear
                 print(f"\n{way}, seed {seed}", *report(use, kinds), sep="\n", flush=True)
                 table = use.table()["kinds"]
                 figures = {
-                    "auc": auc(1 - use.entropy[known], specific),
-                    "auc_strength": auc(1 - use.strength_entropy[known], specific),
-                    "auc_clear": auc(1 - use.strength_entropy[known & kinds.clear], specific[kinds.clear[known]]),
+                    **{name: auc(values[known], specific) for name, values in ranked.items()},
+                    "clear": auc(ranked["explained"][clear], kinds.best[clear] == 0),
                     "specific": int(specific.sum()),
                     "shared": int((~specific).sum()),
                     "kinds": {kind: sum(counts) for kind, counts in table.items()},
@@ -272,9 +281,10 @@ def main() -> None:
                 np.save(place / "best.npy", kinds.best)
             rows.setdefault(way, []).append(json.loads((place / "figures.json").read_text()))
     heads = [
-        "AUC",
-        "AUC of strength",
+        "AUC of what is explained",
         "where clear",
+        "of entropy of use",
+        "of strength",
         "specific",
         "shared",
         "found specific",
@@ -284,7 +294,7 @@ def main() -> None:
     print(f"\n| trained on | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}")
     for way, found in rows.items():
         cells = [
-            *(interval([f[key] for f in found], 3) for key in ("auc", "auc_strength", "auc_clear")),
+            *(interval([f[key] for f in found], 3) for key in ("explained", "clear", "entropy", "strength")),
             *(f"{np.mean([f[key] for f in found]):,.0f}" for key in ("specific", "shared")),
             f"{np.mean([f['kinds']['specific'] for f in found]):,.0f}",
             *(interval([f["fvu"][i] for f in found], 4) for i in range(2)),

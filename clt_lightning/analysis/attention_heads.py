@@ -13,9 +13,10 @@ from clt_lightning.backbone import Backbone
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.files import finite
 from clt_lightning.interventions.attention import read_attention, rebuild_attention
+from clt_lightning.interventions.heads import HeadProjection
 from clt_lightning.metrics import ExactMetric
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
-from clt_lightning.transcoder.attention import AnyAttention, SparseAttention
+from clt_lightning.transcoder.attention import AnyAttention, SparseAttention, at_heads
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def spanned_heads(clip: Backbone, attention: AnyAttention, batches: Iterable[Ten
     """
     found = HeadSums(clip, attention)
     for images in batches:
-        sites = read_attention(clip, images.to(clip.device))
+        sites = read_attention(clip, images.to(clip.device), at_heads(attention))
         found.update(images.to(clip.device), rebuild_attention(clip, attention, sites).codes)
     return found.spans()
 
@@ -93,15 +94,14 @@ class HeadSums(ExactMetric):
         if isinstance(attention, CrossLayerTranscoder) and attention.normalization == "token":
             raise UserError("normalize: token: what a feature writes is in units of each token, and no sum over heads")
         self._of = clip, attention  # a tuple: no parts of this module
-        self._parts = [clip.attention_parts(layer) for layer in range(clip.n_layers)]
-        self._scales = [clip.family.branch_scale(layer, 1) for layer in range(clip.n_layers)]
-        L, units, H = attention.n_layers, attention.n_features, self._parts[0].n_heads
-        shapes = {"products": (L, units, H), "codes": (L, units), "outputs": (L, self._parts[0].out.weight.shape[1])}
+        self._project = HeadProjection(clip)
+        L, units, H = attention.n_layers, attention.n_features, self._project.parts[0].n_heads
+        shapes = {"products": (L, units, H), "codes": (L, units), "outputs": (L, clip.site_width("attn_z"))}
         for name, shape in shapes.items():
             self.add_state(name, torch.zeros(*shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("n", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self._heads = H
-        self._check()
+        self._project.check()
 
     def update(self, images: Tensor, codes: Codes) -> None:
         """Takes in some images.
@@ -147,24 +147,9 @@ class HeadSums(ExactMetric):
 
     def _through(self, layer: int) -> Tensor:
         """`(F, heads x channels)`: how the heads' outputs move the layer's output along what each unit writes."""
-        attention, scale = self._of[1], self._scales[layer]
+        attention = self._of[1]
         vectors = attention.W_dec[layer].detach().to(self.products)
         vectors = vectors if isinstance(attention, SparseAttention) else vectors[:, 0]
         writes = vectors * attention.y_scale[layer].to(self.products)
-        writes = writes if scale is None else writes * scale.to(writes)
-        return writes @ self._parts[layer].out.weight.to(writes)
-
-    def _check(self) -> None:
-        clip = self._of[0]
-        noise = torch.randn(1, 3, clip.image_size, clip.image_size, generator=torch.Generator().manual_seed(0))
-        found = clip.read(noise.to(clip.device), ("attn_z", "attn_out"))
-        for layer, (part, scale) in enumerate(zip(self._parts, self._scales)):
-            z, y = (found[site][layer].float() for site in ("attn_z", "attn_out"))
-            made = z @ part.out.weight.to(z).T
-            made = made if part.out.bias is None else made + part.out.bias.to(z)
-            made = made if scale is None else made * scale.to(z)
-            if (made - y).norm() > 2e-2 * made.norm():
-                raise UserError(
-                    f"'{clip.name}', layer {layer}: the output of attention is no sum over heads (a norm stands "
-                    "behind them), so that heads have no shares in it"
-                )
+        weight = self._project.weight(layer, writes)
+        return (writes @ weight.T if at_heads(attention) else writes) @ weight

@@ -16,7 +16,9 @@ from clt_lightning.core.errors import UserError
 from clt_lightning.core.say import say
 from clt_lightning.core.tokens import TOKEN_SETS, present
 from clt_lightning.interventions.attention import rebuild_attention
+from clt_lightning.interventions.heads import HeadProjection
 from clt_lightning.metrics import L0, DeadFeatures, ExactMetric, FVUAndMSE, select, token_mask
+from clt_lightning.transcoder.attention import at_heads
 
 #: What is measured of every layer and token set
 KINDS = ("fvu", "l0", "dead")
@@ -27,7 +29,8 @@ class UnitsResult:
     """Of sparse attention on the untouched model.
 
     Attributes:
-        tables: `fvu` of `attn_out`, `l0`, `dead` -> token set -> `(L,)` float64.
+        tables: `fvu` of `attn_out`, `l0`, `dead` -> token set -> `(L,)` float64; of an autoencoder of the heads'
+            outputs also `fvu_z`, of these.
         spans: heads that units stand for; None where that was not asked for, or the output of attention is no sum over
             heads.
     """
@@ -55,11 +58,15 @@ class AttentionUnits(Analysis):
         self._clip, self._units, device = subject.clip, subject.attention, subject.device
         self._layout = subject.clip.tokens  # at attention there is always one of every kind
         self._sets = present(self.token_sets, self._layout, "token_sets", TOKEN_SETS)
-        L, d, F = self._units.n_layers, self._units.d_model, self._units.n_features
+        L, d, F = self._units.n_layers, self._clip.d_model, self._units.n_features
         self._metrics: dict[str, dict[str, ExactMetric]] = {
             name: {"errors": FVUAndMSE(L, d).to(device), "l0": L0(L).to(device), "dead": DeadFeatures(L, F).to(device)}
             for name in self._sets
         }
+        if at_heads(self._units):
+            HeadProjection(self._clip).check()
+            for metrics in self._metrics.values():
+                metrics["z"] = FVUAndMSE(L, self._units.d_model).to(device)
         self._heads: HeadSums | None = None
         if self.with_spans:
             try:
@@ -76,6 +83,9 @@ class AttentionUnits(Analysis):
         for name, metrics in self._metrics.items():
             true, rebuilt, counts = (select(t, name, self._layout) for t in (y, y_hat, active))
             metrics["errors"].update(true, rebuilt)
+            if out.z_hat is not None:
+                z, z_hat = (select(t.flatten(1, 2), name, self._layout) for t in (sites.of_heads(), out.z_hat))
+                metrics["z"].update(z, z_hat)
             metrics["l0"].update(counts)
             mask = None if name == "all" else token_mask(name, self._layout, active.shape[1], active.device)
             chosen = out.codes if mask is None else out.codes.select_tokens(mask)
@@ -84,11 +94,14 @@ class AttentionUnits(Analysis):
             self._heads.update(batch.data["image"].to(self._clip.device), out.codes)
 
     def result(self) -> UnitsResult:
-        tables: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS}
+        kinds = (*KINDS, *(["fvu_z"] if at_heads(self._units) else []))
+        tables: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
         for name, metrics in self._metrics.items():
             found: dict[str, Any] = {kind: metric.compute() for kind, metric in metrics.items()}
             found["fvu"] = found.pop("errors")[0]
-            for kind in KINDS:
+            if "z" in found:
+                found["fvu_z"] = found.pop("z")[0]
+            for kind in kinds:
                 tables[kind][name] = found[kind].reshape(-1).cpu()
         return UnitsResult(tables, None if self._heads is None else self._heads.spans())
 

@@ -22,7 +22,7 @@ from clt_lightning.core.tokens import TokenLayout
 from clt_lightning.interventions.replacement import tokens_of
 from clt_lightning.metrics import metric_device
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
-from clt_lightning.transcoder.attention import AnyAttention
+from clt_lightning.transcoder.attention import AnyAttention, at_heads
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,9 @@ class Suite:
         self._images = 0
         for analysis in self._all:
             analysis.begin(subject)
-        self.needs = functools.reduce(Needs.__or__, (needs_of(a, subject.clip) for a in self._all), Needs())
+        heads = subject.attention is not None and at_heads(subject.attention)
+        first = Needs(attention_heads=heads)
+        self.needs = functools.reduce(Needs.__or__, (needs_of(a, subject.clip) for a in self._all), first)
 
     @torch.no_grad()
     def take(self, data: Mapping[str, Any]) -> Batch | None:

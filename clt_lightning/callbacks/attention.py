@@ -19,7 +19,7 @@ class AttentionReconstruction(pl.Callback):
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         attention = pl_module.attention
-        self._errors = FVUAndMSE(attention.n_layers, attention.d_model).to(pl_module.device)
+        self._errors = FVUAndMSE(attention.n_layers, pl_module.clip.d_model).to(pl_module.device)
         self._l0 = L0(attention.n_layers).to(pl_module.device)
 
     def on_validation_batch_end(

@@ -187,6 +187,8 @@ def unit_lines(found: UnitsResult, width: int | None = None) -> list[str]:
     """Sparse attention, or an autoencoder of it, by layer, for the terminal."""
     fvu, l0 = found.tables["fvu"]["all"], found.tables["l0"]["all"]
     columns = [Column("FVU", [f"{v:.4f}" for v in fvu.tolist()], 8), Column("L0", [f"{v:.1f}" for v in l0.tolist()], 7)]
+    if "fvu_z" in found.tables:
+        columns.insert(1, Column("of heads", [f"{v:.4f}" for v in found.tables["fvu_z"]["all"].tolist()], 10))
     if found.spans is not None:
         rows, group = found.spans.numbers(), "units that explain anything"
         columns += [

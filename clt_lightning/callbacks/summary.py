@@ -96,7 +96,7 @@ def transcoder_line(transcoder: Any) -> str:
 def attention_line(attention: Any) -> str:
     """Sparse attention: units, activation, whose patterns, parameters; or an autoencoder of attention."""
     if isinstance(attention, CrossLayerTranscoder):
-        return f"{transcoder_line(attention)} of attn_out"
+        return f"{transcoder_line(attention)} of {attention.sites.write}"
     k = getattr(attention.activation, "k", None)
     whose = "of their own" if attention.d_qk is not None else "of the model"
     words = [

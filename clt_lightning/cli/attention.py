@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 
 
 #: Options that mean something with --train alone
-_OF_TRAINING: dict[str, Any] = {"kind": "units", "n_features": None, "d_qk": None, "k": 32, "lr": 1e-3}
+_OF_TRAINING: dict[str, Any] = {
+    "kind": "units",
+    "site": "attn_out",
+    "n_features": None,
+    "d_qk": None,
+    "k": 32,
+    "lr": 1e-3,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--units",
         required=True,
         metavar="FOLDER",
-        help="folder of the sparse attention, or of an autoencoder at attn_out of all blocks; --train writes it",
+        help="folder of the sparse attention, or of an autoencoder at attn_out or attn_z of all blocks; --train "
+        "writes it",
     )
     parser.add_argument("--train", type=int, metavar="STEPS", help="train it first, on the run's training images")
     parser.add_argument(
@@ -40,6 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=_OF_TRAINING["kind"],
         help="with --train: units, which read the stream at the keys, or an autoencoder of what attention adds "
         "(default: units)",
+    )
+    parser.add_argument(
+        "--site",
+        choices=("attn_out", "attn_z"),
+        default=_OF_TRAINING["site"],
+        help="with --train --kind autoencoder: what it reads and rebuilds: what the attention adds, or the heads' "
+        "outputs before the output projection (default: attn_out)",
     )
     parser.add_argument(
         "--n_features", type=int, help="with --train: units of a layer, a multiple of the heads (default: 8 x d_model)"
@@ -106,7 +121,7 @@ def _train(opened: Run, args: argparse.Namespace, device: str) -> Any:
     lightning.seed_everything(args.seed, verbose=False)
     module = AttentionModule(
         opened.clip,
-        AttentionConfig(n_features, TopK(args.k), args.d_qk, kind=args.kind),
+        AttentionConfig(n_features, TopK(args.k), args.d_qk, kind=args.kind, site=args.site),
         optimizer=lambda params: AdamW(params, lr=args.lr),
         transcoder=opened.transcoder if at_all_mlps(opened.clip, opened.transcoder) else None,
         seed=args.seed,

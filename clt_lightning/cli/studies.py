@@ -125,7 +125,8 @@ def lines(use: StudyUse, fdr: float = 0.05, width: int | None = None) -> list[st
         *out,
         "",
         "threshold: what codes must exceed for the L0 that all have together",
-        "rates: share of images, of the set itself and then of the others",
+        "rates: share of images, of the set itself and then of the others; first the features whose use the set tells "
+        "best",
         f"uneven: the rates differ (q <= {fdr:g}); specific: and one set has {100 * OWN:.0f} % of the use, as its own "
         "features",
         "shared: no difference was found",

@@ -13,8 +13,9 @@ from clt_lightning.backbone import Backbone
 from clt_lightning.backbone.attention_parts import attention_pattern
 from clt_lightning.backbone.taps import ENTRY
 from clt_lightning.core.errors import UserError
+from clt_lightning.interventions.heads import HeadProjection
 from clt_lightning.transcoder import Codes
-from clt_lightning.transcoder.attention import AnyAttention, AttentionOutput, SparseAttention
+from clt_lightning.transcoder.attention import AnyAttention, AttentionOutput, SparseAttention, at_heads
 
 PatternFn = Callable[[int, Tensor], Tensor | None]
 
@@ -26,14 +27,23 @@ class AttentionSites:
     Attributes:
         x: `(layers, images, positions, d_model)`, `attn_in`: the normed stream.
         y: the same shape, `attn_out`.
+        z: `(layers, images, positions, width)`, `attn_z`: the heads' outputs; None where they were not asked for.
     """
 
     x: Tensor
     y: Tensor
+    z: Tensor | None = None
 
     def select(self, chosen: Tensor) -> AttentionSites:
         """Of some images, `(images,)` bool."""
-        return AttentionSites(self.x[:, chosen], self.y[:, chosen])
+        z = None if self.z is None else self.z[:, chosen]
+        return AttentionSites(self.x[:, chosen], self.y[:, chosen], z)
+
+    def of_heads(self) -> Tensor:
+        """`z`, which must be there."""
+        if self.z is None:
+            raise UserError("an autoencoder of the heads' outputs needs attn_z: read_attention(..., heads=True)")
+        return self.z
 
 
 class AttentionWatch:
@@ -41,39 +51,41 @@ class AttentionWatch:
 
     Args:
         clip: the backbone.
+        heads: keep the heads' outputs, too.
     """
 
-    def __init__(self, clip: Backbone) -> None:
+    def __init__(self, clip: Backbone, heads: bool = False) -> None:
         self.clip = clip
-        self._x: dict[int, Tensor] = {}
-        self._y: dict[int, Tensor] = {}
+        names = ("attn_in", "attn_out", *(["attn_z"] if heads else []))
+        self._kept: dict[str, dict[int, Tensor]] = {name: {} for name in names}
 
     @contextmanager
     def active(self) -> Iterator[AttentionWatch]:
         """While active, forwards are kept."""
-        with (
-            self.clip.watch(self._x.__setitem__, site="attn_in"),
-            self.clip.watch(self._y.__setitem__, site="attn_out"),
-        ):
+        with ExitStack() as stack:
+            for site, kept in self._kept.items():
+                stack.enter_context(self.clip.watch(kept.__setitem__, site=site))
             yield self
 
     def sites(self) -> AttentionSites:
         """Of the last forward, which must have run through all blocks; without images where none was run."""
-        if not self._x:
-            nothing = torch.zeros(self.clip.n_layers, 0, self.clip.n_positions, self.clip.d_model)
-            return AttentionSites(nothing.to(self.clip.device), nothing.to(self.clip.device))
-        x, y = (torch.stack([kept[layer] for layer in range(self.clip.n_layers)]) for kept in (self._x, self._y))
-        self._x.clear()
-        self._y.clear()
-        return AttentionSites(x, y)
+        clip, found = self.clip, []
+        for site, kept in self._kept.items():
+            if kept:
+                found.append(torch.stack([kept[layer] for layer in range(clip.n_layers)]))
+            else:
+                nothing = torch.zeros(clip.n_layers, 0, clip.n_positions, clip.site_width(site))
+                found.append(nothing.to(clip.device))
+            kept.clear()
+        return AttentionSites(*found)
 
 
 @torch.no_grad()
-def read_attention(clip: Backbone, images: Tensor) -> AttentionSites:
-    """What attention layers read and add for `images (images, 3, size, size)`."""
-    found = clip.read(images, ("attn_in", "attn_out"))
-    x, y = (found[site].unflatten(1, (len(images), clip.n_positions)) for site in ("attn_in", "attn_out"))
-    return AttentionSites(x, y)
+def read_attention(clip: Backbone, images: Tensor, heads: bool = False) -> AttentionSites:
+    """What attention layers read and add for `images (images, 3, size, size)`; with the heads' outputs on request."""
+    sites = ("attn_in", "attn_out", *(["attn_z"] if heads else []))
+    found = clip.read(images, sites)
+    return AttentionSites(*(found[site].unflatten(1, (len(images), clip.n_positions)) for site in sites))
 
 
 @torch.no_grad()
@@ -91,10 +103,17 @@ def patterns_at(clip: Backbone, attention: SparseAttention, x: Tensor) -> list[T
 
 
 def rebuild_attention(clip: Backbone, attention: AnyAttention, sites: AttentionSites) -> AttentionOutput:
-    """What the units make of what the untouched model's attention layers read, or an autoencoder of what they add."""
+    """What the units make of what the untouched model's attention layers read, or an autoencoder of what they add.
+
+    What an autoencoder of the heads' outputs makes of them goes through the model's own projection.
+    """
     if isinstance(attention, SparseAttention):
         x = sites.x.to(attention.W_enc.dtype)
         return attention(x, patterns_at(clip, attention, sites.x))  # type: ignore[no-any-return]
+    if at_heads(attention):
+        made = attention(sites.of_heads().flatten(1, 2))
+        z_hat = made.y_hat.unflatten(1, sites.y.shape[1:3])
+        return AttentionOutput(HeadProjection(clip)(z_hat), made.codes, [], z_hat)
     made = attention(sites.y.flatten(1, 2))
     return AttentionOutput(made.y_hat.view(sites.y.shape), made.codes, [])
 

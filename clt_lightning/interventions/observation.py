@@ -24,12 +24,14 @@ class Needs:
         before_mlp: blocks whose stream before the MLP is kept.
         attention: whether to keep what each block's attention adds at [CLS].
         attention_sites: whether to keep what every attention layer reads and adds, at all positions.
+        attention_heads: whether to keep the heads' outputs with these.
     """
 
     streams: frozenset[int] = frozenset()
     before_mlp: frozenset[int] = frozenset()
     attention: bool = False
     attention_sites: bool = False
+    attention_heads: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(
@@ -37,6 +39,7 @@ class Needs:
             self.before_mlp | other.before_mlp,
             self.attention or other.attention,
             self.attention_sites or other.attention_sites,
+            self.attention_heads or other.attention_heads,
         )
 
     @classmethod
@@ -111,7 +114,7 @@ def observe(
     streams: dict[int, Tensor] = {}
     attention: list[Tensor] = []
     kept: dict[int, Tensor] = {}
-    heads = AttentionWatch(clip) if wanted.attention_sites else None
+    heads = AttentionWatch(clip, wanted.attention_heads) if wanted.attention_sites else None
     with ExitStack() as stack:
         if heads is not None:
             stack.enter_context(heads.active())

@@ -37,7 +37,8 @@ class ReplacementTrace:
         codes: the codes of each layer read so far, by layer, of the replaced tokens.
         y_hat: what was put in the place of each layer's site, without the error, by layer, `(tokens, d_out)`.
         attention: the codes of sparse attention, by block, of all tokens; of an autoencoder of the replaced ones.
-        attention_hat: what it rebuilt, without the error, by block, `(images, positions, d_model)` of these tokens.
+        attention_hat: what it rebuilt, without the error, by block, `(images, positions, d_model)` of these tokens; of
+            an autoencoder at `attn_z` the heads' outputs, `(images, positions, width)`.
     """
 
     codes: dict[int, Codes] = field(default_factory=dict)
@@ -57,7 +58,7 @@ def check_fit(clip: Backbone, clt: CrossLayerTranscoder) -> tuple[int, ...]:
     """
     sites = clt.sites
     layers = sites.resolve(clip.n_layers, clip.name)
-    widths = [clip.embed_dim if site == "final" else clip.d_model for site in (sites.read, sites.write)]
+    widths = [clip.site_width(str(site)) for site in (sites.read, sites.write)]
     if (clt.n_layers, clt.d_model) != (len(layers), widths[0]):
         raise UserError(
             f"the transcoder is for {clt.n_layers} layers of width {clt.d_model}, "
@@ -87,11 +88,11 @@ def check_attention_fit(clip: Backbone, attention: AnyAttention) -> None:
     """
     if not isinstance(attention, SparseAttention):
         blocks, site = check_fit(clip, attention), str(attention.sites.write)
-        if attention.topology != "sae" or site != "attn_out" or len(blocks) != clip.n_layers:
+        if attention.topology != "sae" or site not in ("attn_out", "attn_z") or len(blocks) != clip.n_layers:
             raise UserError(
                 "for attention there are units (SparseAttention), or features of an autoencoder at attn_out of all "
-                f"{clip.n_layers} blocks; this transcoder is of topology '{attention.topology}' at {site} of "
-                f"{len(blocks)} (see configs/site/attention.yaml)"
+                f"{clip.n_layers} blocks, or at attn_z of these; this transcoder is of topology '{attention.topology}' "
+                f"at {site} of {len(blocks)} (see configs/site/attention.yaml)"
             )
         return
     if (attention.n_layers, attention.d_model) != (clip.n_layers, clip.d_model):
@@ -151,8 +152,8 @@ def replaced(
         error: `clean` adds back what the reconstruction leaves out in the untouched model (which runs once more, on the
             same images): with nothing else changed, the numbers are the untouched model's. `none` adds nothing.
         attention: what stands in the place of the attention too (docs/attention.md): sparse attention, which moves by
-            the patterns of the running stream, or an autoencoder at `attn_out`, which reads what the attention makes of
-            that stream.
+            the patterns of the running stream, or an autoencoder at `attn_out` (or `attn_z`), which reads what the
+            attention (or its heads) makes of that stream.
         attention_layers: the blocks whose attention is replaced; None: `layers`.
         known: codes of the replaced tokens, by layer of the transcoder, that are not made anew: those of layers whose
             input no replaced site comes before.
@@ -337,7 +338,7 @@ class Replacement:
             added = clt.in_units(clt.layer_sum(sources, row), x)
         else:
             added = edit(row, clt.in_units(clt.layer_terms(sources, row), x)).sum(0)
-        return added + (clt.rest_term(x, row) if self.skip is None else clt.b_dec[row] + self.skip(row, x))
+        return added + (clt.rest_term(x, row) if self.skip is None else clt.bias(row) + self.skip(row, x))
 
     @torch.no_grad()
     def _left_out(self, row: int) -> Tensor:

@@ -60,16 +60,17 @@ class Capturing(lightning.LightningModule):
             clean: whether the cascade wants to know the untouched model.
         """
         images, blocks, names = batch["image"], self._blocks, self._names
+        with_heads = self.units is not None and self.units.reads_heads
 
         def forward() -> tuple[Activations, Clean | None, AttentionSites]:
-            with AttentionWatch(self.clip).active() as heads:
+            with AttentionWatch(self.clip, with_heads).active() as heads:
                 if clean:
                     acts, found = capture_clean(self.clip, images, None, names)
                     return acts, found, heads.sites()
                 acts = self.clip.capture(images, blocks, sites=names, stop=False)
                 return acts, None, heads.sites()
 
-        return self._forward(("with attention", clean, blocks, names), (images,), forward)
+        return self._forward(("with attention", clean, with_heads, blocks, names), (images,), forward)
 
     def _forward(self, kind: Hashable, tensors: tuple[Tensor | None, ...], forward: Callable[[], T]) -> T:
         return forward() if self.forwards is None else self.forwards(kind, tensors, forward)

@@ -108,18 +108,23 @@ def test_one_set_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert f"--data {config}: its data are one set (Demo)" in capsys.readouterr().err
 
 
-def test_distinctive_features_lead_by_their_rate() -> None:
-    rates = torch.tensor([[0.5, 0.5], [0.6, 0.1], [0.3, 0.0], [0.1, 0.9], [0.0, 0.0]])
-    counter = StudyCounter(["a", "b"], 1, 5, 2)
+def test_distinctive_features_lead_by_what_the_set_explains() -> None:
+    rates = torch.tensor([[0.5, 0.5], [0.6, 0.1], [0.3, 0.0], [0.1, 0.9], [0.0, 0.0], [1.0, 0.6], [0.6, 0.15]])
+    counter = StudyCounter(["a", "b"], 1, 7, 2)
     for study in range(2):
         codes = (torch.arange(200)[None, :, None] < 200 * rates[:, study]).float()
         y = torch.randn(1, 200, 2, generator=torch.Generator().manual_seed(study))
         counter.update(torch.full((200,), study), Codes.from_dense(codes), y, y)
     use = counter.result()
-    assert [(entry["feature"], entry["kind"]) for entry in use.distinctive(0)] == [(1, "uneven"), (2, "specific")]
+    found = [(entry["feature"], entry["kind"]) for entry in use.distinctive(0)]
+    # the difference of rates is larger in feature 6 than in 5, which the set tells better: where it is off
+    assert found == [(5, "uneven"), (2, "specific"), (1, "uneven"), (6, "uneven")]
+    explained = [entry["explained"] for entry in use.distinctive(0)]
+    assert explained == sorted(explained, reverse=True)
     assert [(entry["feature"], entry["kind"]) for entry in use.distinctive(1)] == [(3, "specific")]
     assert len(use.distinctive(0, top=1)) == 1
-    assert use.kinds()[0].tolist() == [KINDS.index(k) for k in ("shared", "uneven", "specific", "specific", "dead")]
+    kinds = ("shared", "uneven", "specific", "specific", "dead", "uneven", "uneven")
+    assert use.kinds()[0].tolist() == [KINDS.index(k) for k in kinds]
 
 
 def test_the_threshold_gives_each_set_the_common_l0() -> None:

@@ -11,6 +11,7 @@ from clt_lightning.analysis.studies import (
     KINDS,
     StudyCounter,
     benjamini_hochberg,
+    explained_use,
     same_rate,
     use_entropy,
     wilson,
@@ -46,6 +47,40 @@ def test_q_values_leave_out_what_was_not_tested() -> None:
 def test_entropy_of_use() -> None:
     rates = np.array([[0.3, 0.3, 0.3], [0.2, 0.0, 0.0], [0.0, 0.0, 0.0], [0.1, 0.1, 0.0]])
     np.testing.assert_allclose(use_entropy(rates), [1, 0, np.nan, np.log(2) / np.log(3)], atol=1e-12)
+
+
+def test_explained_use_is_the_information_of_the_set_over_the_entropy_of_use() -> None:
+    """Of equal sets: that of the contingency table; it treats being on and being off alike, and sets alike."""
+    counts, totals = np.array([[980, 600], [30, 30], [1000, 0], [20, 400]]), np.array([1000, 1000])
+    found = explained_use(counts, totals)
+    for i, on in enumerate(counts):
+        table = np.stack([on, totals - on]) / totals.sum()
+        alone = table.sum(0) * table.sum(1, keepdims=True)
+        information = np.where(table > 0, table * np.log(np.where(table > 0, table, 1) / alone), 0).sum()
+        used = table.sum(1)
+        want = (information - 1 / (2 * totals.sum())) / stats.entropy(used)
+        assert found[i] == pytest.approx(max(want, 0), abs=1e-12)
+    np.testing.assert_allclose(found, explained_use(totals - counts, totals), atol=1e-12)
+    assert use_entropy(counts[0] / totals) > 0.95  # the rates alone hide the first
+    assert found[0] > 0.2
+    assert found[2] == pytest.approx(1, abs=1e-3)
+    larger = explained_use(counts * [1, 3], totals * [1, 3])
+    np.testing.assert_allclose(larger, found, atol=1e-3)
+    assert np.isnan(explained_use(np.array([[0, 0], [1000, 1000]]), totals)).all()
+    assert np.isnan(explained_use(np.array([3, 0]), np.array([5, 0])))
+
+
+def test_explained_use_is_small_where_nothing_is_to_be_explained() -> None:
+    """Chance gives rare features an entropy near 0, as if they were one set's own, and explains hardly anything."""
+    rng = np.random.default_rng(0)
+    totals = np.array([500, 500, 500])
+    rare, common = (rng.binomial(totals, rate, (4000, 3)) for rate in (0.001, 0.3))
+    once = rare[rare.sum(1) == 1]
+    assert use_entropy(once / totals).max() < 1e-6
+    assert explained_use(once, totals).max() < 0.1
+    # what is left of a chi-square of 2 degrees of freedom, less its mean, where negative values are set to 0
+    expected = 2 * np.exp(-1) / (2 * totals.sum()) / stats.entropy([0.3, 0.7])
+    assert explained_use(common, totals).mean() == pytest.approx(expected, rel=0.1)
 
 
 def _use(seed: int, sets: int = 2, images: int = 400, each: int = 4):  # type: ignore[no-untyped-def]

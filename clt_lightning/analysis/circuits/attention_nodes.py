@@ -13,9 +13,10 @@ from clt_lightning.analysis.circuits.image_model import ImageModel
 from clt_lightning.analysis.circuits.linear import LinearTower
 from clt_lightning.analysis.circuits.sources import Active, active_of, encode, encoder_rows
 from clt_lightning.core.errors import UserError
+from clt_lightning.interventions.heads import HeadProjection
 from clt_lightning.interventions.replacement import check_attention_fit
 from clt_lightning.transcoder import CrossLayerTranscoder
-from clt_lightning.transcoder.attention import AnyAttention, SparseAttention
+from clt_lightning.transcoder.attention import AnyAttention, SparseAttention, at_heads
 from clt_lightning.transcoder.normalization import standardise
 
 
@@ -66,7 +67,9 @@ def nodes_of_attention(model: ImageModel, attention: AnyAttention) -> AttentionN
             of their own.
     """
     check_attention_fit(model.clip, attention)
-    return _Units(model, attention) if isinstance(attention, SparseAttention) else _Autoencoder(model, attention)
+    if isinstance(attention, SparseAttention):
+        return _Units(model, attention)
+    return _Heads(model, attention) if at_heads(attention) else _Autoencoder(model, attention)
 
 
 class _Autoencoder:
@@ -75,40 +78,80 @@ class _Autoencoder:
     def __init__(self, model: ImageModel, sae: CrossLayerTranscoder) -> None:
         seen = model.seen
         self.sae, self.n_features = sae, sae.n_features
+        self.like = seen.streams[0]
         self.active, self.sizes = [], []
         errors, rests = [], []
         for layer in range(sae.n_layers):
             out = seen.middles[layer][0] - seen.streams[layer][0]
-            normal, mean, size = out, out.new_zeros(()), out.new_ones(len(out), 1)
+            own = self.own(model, layer, out)
+            normal, mean, size = own, own.new_zeros(()), own.new_ones(len(own), 1)
             if sae.normalization == "token":
-                normal, mean, size = standardise(out)
+                normal, mean, size = standardise(own)
             found = encode(sae, layer, normal)
-            decoders = sae.W_dec[layer].detach()[:, 0].to(out) * sae.y_scale[layer].to(out)
             written = torch.zeros_like(out).index_add_(
-                0, found.positions, decoders[found.features] * found.values[:, None] * size[found.positions]
+                0,
+                found.positions,
+                self.decoders(layer, found.features).to(out) * found.values[:, None] * size[found.positions],
             )
-            rest = sae.b_dec[layer].detach().to(out) * size + mean
+            rest = self.added(layer, sae.bias(layer, own).detach() * size + mean)
             self.active.append(found)
             self.sizes.append(size)
             errors.append(out - rest - written)
             rests.append(rest)
         self.errors, self.rest = torch.stack(errors), torch.stack(rests)
 
+    def own(self, model: ImageModel, layer: int, out: Tensor) -> Tensor:
+        """What is read and rebuilt, `(positions, width)`, where the attention adds `out`."""
+        return out
+
+    def added(self, layer: int, rebuilt: Tensor) -> Tensor:
+        """What the attention adds where this is rebuilt, `(positions, d_model)`."""
+        return rebuilt
+
     def decoders(self, layer: int, features: Tensor) -> Tensor:
-        rows = self.sae.W_dec[layer].detach()[features, 0].to(self.errors)
-        result: Tensor = rows * self.sae.y_scale[layer].to(self.errors)
+        rows = self.sae.W_dec[layer].detach()[features, 0].to(self.like)
+        result: Tensor = rows * self.sae.y_scale[layer].to(rows)
         return result
 
     def reading(self, tower: LinearTower, layer: int, features: Tensor, positions: Tensor) -> Reading:
+        gradient, rows, bias = self.readers(layer, features, positions)
+        always = tower.constants(layer)[0][0]  # what attention adds whatever the stream is
+        return Reading(gradient, None, (rows * always[positions]).sum(1) + bias)
+
+    def readers(self, layer: int, features: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`(rows, positions, width)` gradients by what is read; these at the rows' own positions; and the biases."""
         rows = encoder_rows(self.sae, layer, features, self.errors)
         if self.sae.normalization == "token":  # a token's size is held, its mean is not
             rows = rows - rows.mean(1, keepdim=True)
         rows = rows / self.sizes[layer][positions]
-        gradient = rows.new_zeros(len(rows), *self.errors.shape[1:])
+        gradient = rows.new_zeros(len(rows), self.errors.shape[1], rows.shape[1])
         gradient[torch.arange(len(rows), device=rows.device), positions] = rows
-        always = tower.constants(layer)[0][0]  # what attention adds whatever the stream is
-        bias = self.sae.b_enc[layer].detach()[features].to(rows)
-        return Reading(gradient, None, (rows * always[positions]).sum(1) + bias)
+        return gradient, rows, self.sae.b_enc[layer].detach()[features].to(rows)
+
+
+class _Heads(_Autoencoder):
+    """Features of the heads' outputs, which the model's own projection reads."""
+
+    def __init__(self, model: ImageModel, sae: CrossLayerTranscoder) -> None:
+        self.project = HeadProjection(model.clip)
+        self.project.check()
+        super().__init__(model, sae)
+
+    def own(self, model: ImageModel, layer: int, out: Tensor) -> Tensor:
+        return model.tower.blocks[layer].heads(model.seen.streams[layer])[0]
+
+    def added(self, layer: int, rebuilt: Tensor) -> Tensor:
+        return rebuilt @ self.project.weight(layer, rebuilt).T + self.project.bias(layer, rebuilt)
+
+    def decoders(self, layer: int, features: Tensor) -> Tensor:
+        rows = super().decoders(layer, features)
+        return rows @ self.project.weight(layer, rows).T
+
+    def reading(self, tower: LinearTower, layer: int, features: Tensor, positions: Tensor) -> Reading:
+        gradient, rows, bias = self.readers(layer, features, positions)
+        block = tower.blocks[layer]
+        always = block.heads(torch.zeros_like(self.like))[0]
+        return Reading(None, block.read_heads_adjoint(gradient), (rows * always[positions]).sum(1) + bias)
 
 
 class _Units:
@@ -133,7 +176,7 @@ class _Units:
             written = torch.zeros_like(out).index_add_(
                 0, found.positions, self.decoders(layer, found.features) * found.values[:, None]
             )
-            rest = (self.units.b_dec[layer] * self.units.y_scale[layer]).expand_as(out)
+            rest = self.units.bias(layer).expand_as(out)
             self.active.append(found)
             self.sizes.append(out.new_ones(len(out), 1))
             errors.append(out - rest - written)

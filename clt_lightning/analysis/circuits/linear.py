@@ -37,13 +37,21 @@ class LinearBlock:
 
     def attend(self, stream: Tensor) -> Tensor:
         """What the attention adds, `(rows, positions, d_model)`, constants included."""
+        out = self.part.attention.out(self.heads(stream))
+        if self.part.post_attention is not None:
+            out = self.part.post_attention(out, self.held.post)
+        return scaled(out, self.part.scale_1)
+
+    def heads(self, stream: Tensor) -> Tensor:
+        """What the attention's output projection reads, `(rows, positions, width)`, constants included."""
         attention, held = self.part.attention, self.held
         value = values(attention, self.part.norm_1(stream, held.norm_1))
-        heads = mixed(attention, value, held.pattern)
-        out = attention.out(normed_by(attention.inner_norm, heads, held.inner))
-        if self.part.post_attention is not None:
-            out = self.part.post_attention(out, held.post)
-        return scaled(out, self.part.scale_1)
+        return normed_by(attention.inner_norm, mixed(attention, value, held.pattern), held.inner)
+
+    def read_heads_adjoint(self, gradient: Tensor) -> Tensor:
+        """From the gradient by what the output projection reads to that by the stream at the block's entry."""
+        by_normed = self._from_heads(self._past_inner_norm(gradient))
+        return self.part.norm_1.adjoint(by_normed, self.held.norm_1)
 
     def attend_adjoint(self, gradient: Tensor, heads: Tensor | None = None) -> Tensor:
         """From the gradient by what the attention adds to that by the stream at the block's entry.
@@ -57,8 +65,9 @@ class LinearBlock:
     def values_adjoint(self, gradient: Tensor, heads: Tensor | None = None) -> Tensor:
         """As `attend_adjoint`, up to the output of the norm before the attention."""
         z = self.heads_adjoint(gradient)
-        if heads is not None:
-            z = z * heads[:, :, None, None]
+        return self._from_heads(z if heads is None else z * heads[:, :, None, None])
+
+    def _from_heads(self, z: Tensor) -> Tensor:
         pattern = self.held.pattern
         if len(pattern) == 1:  # one image, many rows: one product per head
             back = torch.einsum("hqk,rhqc->rkhc", pattern[0], z)
@@ -77,7 +86,10 @@ class LinearBlock:
         if self.part.post_attention is not None:
             assert self.held.post is not None
             gradient = self.part.post_attention.adjoint(gradient, self.held.post)
-        gradient = attention.out.adjoint(gradient)
+        return self._past_inner_norm(attention.out.adjoint(gradient))
+
+    def _past_inner_norm(self, gradient: Tensor) -> Tensor:
+        attention = self.part.attention
         if attention.inner_norm is not None:
             assert self.held.inner is not None
             gradient = attention.inner_norm.adjoint(gradient, self.held.inner)

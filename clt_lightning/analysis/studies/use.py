@@ -7,7 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from clt_lightning.analysis.studies.rates import LEVEL, benjamini_hochberg, same_rate, use_entropy, wilson
+from clt_lightning.analysis.studies.rates import (
+    LEVEL,
+    benjamini_hochberg,
+    explained_use,
+    same_rate,
+    use_entropy,
+    wilson,
+)
 
 #: What a feature is to the sets: it fired in none; it is used alike; it is used unevenly; one set has nearly all of it
 KINDS = ("dead", "shared", "uneven", "specific")
@@ -55,6 +62,11 @@ class StudyUse:
         return benjamini_hochberg(same_rate(self.counts, self.images))
 
     @property
+    def explained(self) -> np.ndarray:
+        """`(L, F)` how far the set tells whether an image has the feature, 0 to 1 (`explained_use`)."""
+        return explained_use(self.counts, self.images)
+
+    @property
     def entropy(self) -> np.ndarray:
         """`(L, F)` entropy of use, 0 (one set's own) to 1 (used alike)."""
         return use_entropy(self.rates)
@@ -96,18 +108,19 @@ class StudyUse:
         }
 
     def distinctive(self, study: int, top: int = 50, fdr: float = 0.05) -> list[dict[str, Any]]:
-        """The features that a set uses more often than every other, the largest difference of rates first.
+        """The features that a set uses more often than every other, those first whose use the set explains most.
 
         Args:
             study: number of the set.
             top: how many at most.
             fdr: false-discovery rate at which the sets must differ.
         """
-        rates, (low, high), q, entropy = self.rates, self.intervals(), self.q, self.entropy
+        rates, (low, high), q = self.rates, self.intervals(), self.q
+        entropy, explained = self.entropy, self.explained
         kinds = self.kinds(fdr)
         lead = rates[..., study] - np.delete(rates, study, -1).max(-1)
-        lead = np.where(np.isin(kinds, [KINDS.index("uneven"), KINDS.index("specific")]), lead, -1.0)
-        order = np.argsort(-lead, axis=None, kind="stable")[:top]
+        leads = (lead > 0) & np.isin(kinds, [KINDS.index("uneven"), KINDS.index("specific")])
+        order = np.argsort(-np.where(leads, explained, -1.0), axis=None, kind="stable")[: min(top, int(leads.sum()))]
         places = [tuple(int(i) for i in np.unravel_index(place, lead.shape)) for place in order]
         return [
             {
@@ -119,9 +132,9 @@ class StudyUse:
                 "high": high[at].tolist(),
                 "q": float(q[at]),
                 "entropy": float(entropy[at]),
+                "explained": float(explained[at]),
             }
             for at in places
-            if lead[at] > 0
         ]
 
     def to_json(self, fdr: float = 0.05, top: int = 50) -> dict[str, Any]:
@@ -143,6 +156,7 @@ class StudyUse:
             "high": high,
             "q": self.q,
             "power": self.power,
+            "explained": self.explained,
             "entropy": self.entropy,
             "strength_entropy": self.strength_entropy,
             "kind": self.kinds(fdr),

@@ -50,7 +50,7 @@
   const own = (data, set) =>
     CLT.figure({
       title: `More often in ${set.name}`,
-      note: `Share of images on which a feature is active, with ${CLT.percent(data.level, 0)} intervals; the largest differences first.`,
+      note: `Share of images on which a feature is active, with ${CLT.percent(data.level, 0)} intervals. Explained: how far the set tells whether an image has the feature, of 1; the largest first. Entropy: of the rates, 0 for a feature of one set, 1 for one that all use alike.`,
       body: set.distinctive.length
         ? scroll(
             `Features of ${set.name}`,
@@ -59,6 +59,7 @@
                 { name: "Feature", text: true },
                 { name: "kind", text: true },
                 ...data.sets.map((s) => s.name),
+                "explained",
                 "entropy",
               ],
               set.distinctive
@@ -67,6 +68,7 @@
                   h("a", { href: CLT.href("feature", [f.layer, f.feature]) }, `L${f.layer} · ${f.feature}`),
                   f.kind,
                   ...data.sets.map((_, n) => rate(f, n)),
+                  cell(f.explained, (v) => CLT.fixed(v, 2)),
                   cell(f.entropy, (v) => CLT.fixed(v, 2)),
                 ]),
               { sortable: false },

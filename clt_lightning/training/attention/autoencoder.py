@@ -17,28 +17,40 @@ from clt_lightning.transcoder.attention import AttentionOutput
 
 
 class AutoencoderLearner(AttentionLearner):
-    """An autoencoder at `attn_out`, whose features start at outputs of the attention."""
+    """An autoencoder at `attn_out`, whose features start at outputs of the attention; see `HeadsLearner`."""
 
     attention: CrossLayerTranscoder
-    _bias: Tensor | None = None
-    """`b_dec` before the step."""
 
     def rebuild(
         self, clip: Backbone, sites: AttentionSites, generator: torch.Generator
     ) -> tuple[AttentionOutput, Tensor | None]:
-        sae, y = self.attention, sites.y.flatten(1, 2)
-        self._bias = sae.b_dec.detach().clone()
+        sae, whole = self.attention, self.own(sites)
+        y = whole.flatten(1, 2)
         asked = AuxKConfig(self.config.auxk, dead_after_tokens=self.config.dead_after)  # both are of images
         request = auxiliary_request(asked, sae, self.images_since_fired, y.shape[1], generator)
         made = sae(y, auxiliary=request)
-        out = AttentionOutput(made.y_hat.view(sites.y.shape), made.codes, [])
+        y_hat, z_hat = self.output(clip, made.y_hat.view(whole.shape))
+        out = AttentionOutput(y_hat, made.codes, [], z_hat)
         if request is None:
             return out, None
         tokens = request.tokens
-        return out, auxk_loss(y[:, tokens], made.y_hat[:, tokens], made.auxiliary, self.y_var)
+        return out, auxk_loss(y[:, tokens], made.y_hat[:, tokens], made.auxiliary, self.own_var)
 
-    def inputs(self, sites: AttentionSites) -> Tensor:
+    def own(self, sites: AttentionSites) -> Tensor:
+        """What is read and rebuilt, `(layers, images, positions, width)`."""
         return sites.y
+
+    @property
+    def own_var(self) -> Tensor:
+        """`(layers,)`: its total variance."""
+        return self.y_var
+
+    def output(self, clip: Backbone, rebuilt: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`attn_out`, and `attn_z` where that is what was rebuilt."""
+        return rebuilt, None
+
+    def moments(self, sites: AttentionSites) -> list[tuple[Tensor, Tensor]]:
+        return [(sites.y, sites.y)]
 
     def normalize(self, statistics: ActivationStatistics) -> None:
         if not bool(self.attention.normalized):  # a trained one's scales stay as they are
@@ -48,8 +60,9 @@ class AutoencoderLearner(AttentionLearner):
     def start(self, clip: Backbone, images: Sequence[Tensor]) -> None:
         """Every feature reads and writes the direction of one of the layer's outputs, less their mean."""
         sae, generator = self.attention, torch.Generator().manual_seed(self.seed)
+        site = str(sae.sites.write)
         for layer in range(sae.n_layers):
-            y = torch.cat([clip.read(batch, "attn_out", [layer])["attn_out"][0].float() for batch in images])
+            y = torch.cat([clip.read(batch, site, [layer])[site][0].float() for batch in images])
             mean, half = y.mean(0), -(-len(y) // 2)
             chosen = torch.randint(half, (sae.n_features,), generator=generator).to(y.device)
             rows = F.normalize(y[chosen] - mean, dim=1)
@@ -66,7 +79,7 @@ class AutoencoderLearner(AttentionLearner):
         sae = self.attention
         with sae.activation.not_tracking():
             made = sae.layer_sum({layer: sae.encode_layer(y, layer)}, layer)
-        factor = (made * (y - sae.b_dec[layer])).sum() / made.square().sum().clamp(min=1e-30)
+        factor = (made * (y - sae.bias(layer))).sum() / made.square().sum().clamp(min=1e-30)
         if factor > 0:
             sae.W_enc[layer] *= factor
             sae.b_enc[layer] *= factor
@@ -78,8 +91,3 @@ class AutoencoderLearner(AttentionLearner):
     def after_step(self) -> None:
         for W, norms in zip(self.attention.W_dec, self.norms):
             W.copy_(F.normalize(W, dim=-1) * norms[:, None, None])
-        if self._bias is not None:
-            # it is in the backbone's units, and what attention adds may be small beside a step of Adam's
-            bias, before = self.attention.b_dec, self._bias
-            bias.copy_(before + (bias - before) * self.attention.y_scale[:, None])
-            self._bias = None

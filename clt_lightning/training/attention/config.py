@@ -30,6 +30,8 @@ class AttentionConfig:
         dead_after: images (of all processes together) after which one that did not fire counts as stopped.
         kind: `units` read the stream at the keys and move what they read (they say from where); `autoencoder`: features
             read what the attention adds at their own position (they say what).
+        site: of an autoencoder: `attn_out`, what the attention adds; or `attn_z`, the outputs of all heads before the
+            model's own output projection, which then reads what is rebuilt of them.
     """
 
     n_features: int = 0
@@ -41,6 +43,7 @@ class AttentionConfig:
     auxk: float = 1 / 32
     dead_after: int = 2000
     kind: Literal["units", "autoencoder"] = "units"
+    site: Literal["attn_out", "attn_z"] = "attn_out"
 
     def __post_init__(self) -> None:
         check_fields(self, "attention")
@@ -48,6 +51,11 @@ class AttentionConfig:
             raise UserError(f"attention.n_features must be 0 (off) or more, got {self.n_features}")
         if self.kind == "autoencoder" and (self.d_qk is not None or self.n_heads is not None):
             raise UserError("attention: d_qk and n_heads are of units; an autoencoder moves nothing: leave them out")
+        if self.kind == "units" and self.site != "attn_out":
+            raise UserError(
+                f"attention.site={self.site}: units write what the attention adds; give kind: autoencoder for another "
+                "site"
+            )
         for name in ("d_qk", "n_heads"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"attention.{name} must be at least 1 or null, got {value}")

@@ -1,6 +1,7 @@
 """What learns to stand in the place of attention: its part of a step, and what it begins with.
 
-The same beside a transcoder and alone; `UnitsLearner` and `AutoencoderLearner` (`autoencoder.py`) are its two kinds.
+The same beside a transcoder and alone; `UnitsLearner` and `AutoencoderLearner` (`autoencoder.py`, and `heads.py` of the
+heads' outputs) are its kinds.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from torch import Tensor, nn
 from clt_lightning.backbone import Backbone
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.progress import Progress
-from clt_lightning.interventions.attention import AttentionSites, read_attention
+from clt_lightning.interventions.attention import AttentionSites, AttentionWatch, read_attention
 from clt_lightning.interventions.replacement import check_attention_fit
 from clt_lightning.training.attention.config import AttentionConfig
 from clt_lightning.training.batches import as_batch
 from clt_lightning.training.losses.reconstruction import normalized_error
 from clt_lightning.training.settings import TokensConfig
 from clt_lightning.transcoder import ActivationStatistics, StatisticsAccumulator
-from clt_lightning.transcoder.attention import AnyAttention, AttentionOutput
+from clt_lightning.transcoder.attention import AnyAttention, AttentionOutput, at_heads
 
 
 class AttentionLearner(nn.Module):
@@ -69,8 +70,8 @@ class AttentionLearner(nn.Module):
         """
 
     @abstractmethod
-    def inputs(self, sites: AttentionSites) -> Tensor:
-        """What is read of these, `(layers, images, positions, d_model)`."""
+    def moments(self, sites: AttentionSites) -> list[tuple[Tensor, Tensor]]:
+        """Tensors whose moments are wanted, in pairs: what is read and what is rebuilt; with `attn_out` in the last."""
 
     @abstractmethod
     def normalize(self, statistics: ActivationStatistics) -> None:
@@ -89,6 +90,11 @@ class AttentionLearner(nn.Module):
         """After an optimizer's step: what each writes keeps its norm."""
 
     # -- a step ------------------------------------------------------------------------------------------------------
+
+    @property
+    def reads_heads(self) -> bool:
+        """Whether `AttentionSites` must have the heads' outputs."""
+        return at_heads(self.attention)
 
     @property
     def dead(self) -> Tensor:
@@ -162,22 +168,26 @@ class AttentionLearner(nn.Module):
             processes: that train together, on different images.
         """
         attention, wanted = self.attention, -(-tokens // processes)
-        sums, images = StatisticsAccumulator(attention.n_layers, attention.d_model, self.y_var.device), []
+        nothing = AttentionWatch(clip, self.reads_heads).sites()
+        sums = [StatisticsAccumulator(len(x), x.shape[-1], x.device, y.shape[-1]) for x, y in self.moments(nothing)]
+        images = []
         with Progress("normalisation of attention", wanted, "tokens") as bar:
             for raw in loader:
                 batch = as_batch(raw)["image"].to(self.y_var.device)
-                found = read_attention(clip, batch)
-                sums.update(self.inputs(found).flatten(1, 2).float(), found.y.flatten(1, 2).float())
+                pairs = self.moments(read_attention(clip, batch, self.reads_heads))
+                for one, (x, y) in zip(sums, pairs):
+                    one.update(x.flatten(1, 2).float(), y.flatten(1, 2).float())
                 images.append(batch)
-                bar.to(min(int(sums.n), wanted))
-                if int(sums.n) >= wanted:
+                bar.to(min(int(sums[0].n), wanted))
+                if int(sums[0].n) >= wanted:
                     break
         if processes > 1:
-            for total in sums.sums():
+            for total in (total for one in sums for total in one.sums()):
                 dist.all_reduce(total)
-        statistics, is_trained = sums.result(), bool(attention.normalized)
-        self.normalize(statistics)
-        self.y_var.copy_(torch.where(statistics.y_var > 0, statistics.y_var, 1.0))
+        statistics, is_trained = [one.result() for one in sums], bool(attention.normalized)
+        self.normalize(statistics[0])
+        added = statistics[-1].y_var
+        self.y_var.copy_(torch.where(added > 0, added, 1.0))
         if is_trained:
             self.norms.copy_(self.written_norms())
         else:

@@ -148,7 +148,7 @@ class AttentionModule(lightning.LightningModule):
             self.units.prepare(self.clip, loader, self.tokens_config.statistics, self.trainer.world_size)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        sites = read_attention(self.clip, batch["image"])
+        sites = read_attention(self.clip, batch["image"], self.units.reads_heads)
         generator = torch.Generator().manual_seed(hash((self.seed, self.global_step)) & 0x7FFF_FFFF_FFFF_FFFF)
         parts, out = self.units.losses(self.clip, sites, generator)
         parts |= self._cascade(batch["image"])
@@ -168,7 +168,7 @@ class AttentionModule(lightning.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """What the callbacks measure: `sites`, and what was made of them, `out`."""
-        sites = read_attention(self.clip, batch["image"])
+        sites = read_attention(self.clip, batch["image"], self.units.reads_heads)
         with self.attention.activation.not_tracking():
             return {"sites": sites, "out": rebuild_attention(self.clip, self.attention, sites)}
 

@@ -42,8 +42,8 @@ class UnitsLearner(AttentionLearner):
         made = codes @ units.W_dec[layer][index] * units.y_scale[layer]
         return normalized_error(rest[None], made[None], self.y_var[layer : layer + 1])[0]
 
-    def inputs(self, sites: AttentionSites) -> Tensor:
-        return sites.x
+    def moments(self, sites: AttentionSites) -> list[tuple[Tensor, Tensor]]:
+        return [(sites.x, sites.y)]
 
     def normalize(self, statistics: ActivationStatistics) -> None:
         self.attention.normalize(statistics)

@@ -10,8 +10,13 @@ from clt_lightning.transcoder import pretrained
 from clt_lightning.transcoder.attention.sparse import SparseAttention
 from clt_lightning.transcoder.clt import CrossLayerTranscoder
 
-#: Units, which read the stream at the keys; or an autoencoder at `attn_out`, a transcoder of topology `sae`
+#: Units, which read the stream at the keys; or an autoencoder at `attn_out` or `attn_z`, a transcoder of topology `sae`
 AnyAttention = SparseAttention | CrossLayerTranscoder
+
+
+def at_heads(attention: AnyAttention) -> bool:
+    """Whether it is an autoencoder of the heads' outputs, `attn_z`, which the model's own projection then reads."""
+    return isinstance(attention, CrossLayerTranscoder) and attention.sites.write == "attn_z"
 
 
 def load_attention(folder: str | Path, device: torch.device | str = "cpu", *, trust: bool = False) -> AnyAttention:

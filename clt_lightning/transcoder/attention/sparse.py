@@ -30,11 +30,13 @@ class AttentionOutput:
         y_hat: `(layers, images, positions, d_model)`: the rebuilt `attn_out`.
         codes: `(layers, images * positions, F)`, image-major: what each unit writes at each query position.
         pre: one `(images * positions, F)` per layer: pre-activations, differentiable; of an autoencoder none.
+        z_hat: `(layers, images, positions, width)`: the rebuilt `attn_z`, of an autoencoder of the heads' outputs.
     """
 
     y_hat: Tensor
     codes: Codes
     pre: list[Tensor]
+    z_hat: Tensor | None = None
 
 
 class SparseAttention(Saving):
@@ -199,6 +201,10 @@ class SparseAttention(Saving):
             else:
                 y = weights.new_zeros(pairs.n_tokens, self.d_model)
             return (y + self.b_dec[layer]) * self.y_scale[layer]
+
+    def bias(self, layer: int) -> Float[Tensor, " d_model"]:
+        """`b_dec` of a layer, `(d_model,)`, in the backbone's units."""
+        return self.b_dec[layer] * self.y_scale[layer]
 
     def pattern(
         self, layer: int, x: Float[Tensor, "images positions d_model"]

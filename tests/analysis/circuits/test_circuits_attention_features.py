@@ -12,6 +12,7 @@ from clt_lightning.analysis.circuits import attribute, attribute_with_attention,
 from clt_lightning.analysis.circuits.graph import Graph
 from clt_lightning.analysis.circuits.image_model import ImageModel
 from clt_lightning.analysis.circuits.nodes import BIASES
+from clt_lightning.core.sites import SiteName
 from tests.analysis import world
 from tests.analysis.circuits.circuit_world import a_target, an_image, clip_of, clt_of
 from tests.analysis.circuits.residual_world import sae_of
@@ -26,10 +27,12 @@ CASES = [
 ]
 
 
-def made(case: tuple[str, str, str, bool, str, str], seed: int = 0) -> tuple[ImageModel, Graph, Graph]:
+def made(
+    case: tuple[str, str, str, bool, str, str], seed: int = 0, site: SiteName = "attn_out"
+) -> tuple[ImageModel, Graph, Graph]:
     tower, activation, topology, skip, way, normalize = case
     clip, clt = clip_of(tower), clt_of(activation, topology, skip)
-    sae = sae_of("TopK", normalize, site="attn_out")
+    sae = sae_of("TopK", normalize, site=site)
     targets = [a_target(0, "one"), a_target(1, "two")]
     options = {"skip": way, "dtype": F64}
     graph = attribute_with_attention(clip, clt, sae, an_image(seed), targets, **options)  # type: ignore[arg-type]
@@ -37,9 +40,11 @@ def made(case: tuple[str, str, str, bool, str, str], seed: int = 0) -> tuple[Ima
     return model_of_image(clip, clt, an_image(seed), F64, way), graph, without  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_books_add_up(case: tuple[str, str, str, bool, str, str]) -> None:
-    _, graph, without = made(case)
+@pytest.mark.parametrize(
+    ("case", "site"), [*((case, "attn_out") for case in CASES), *((case, "attn_z") for case in CASES[:3])]
+)
+def test_books_add_up(case: tuple[str, str, str, bool, str, str], site: SiteName) -> None:
+    _, graph, without = made(case, site=site)
     nodes = graph.nodes
     explained = nodes.of("feature", "attention", "target")
     torch.testing.assert_close(graph.edges.inputs()[explained], nodes.activation[explained], atol=1e-10, rtol=0)
@@ -52,10 +57,11 @@ def test_books_add_up(case: tuple[str, str, str, bool, str, str]) -> None:
     assert float(graph.edges.weight[nodes.of("attention")[graph.edges.source]].abs().max()) > 1e-3
 
 
-def test_codes_are_the_autoencoder_s_own() -> None:
-    model, graph, _ = made(CASES[2])
-    sae = sae_of("TopK", "token", site="attn_out")
-    read = model.clip.read(an_image().float()[None], "attn_out")["attn_out"]
+@pytest.mark.parametrize("site", ["attn_out", "attn_z"])
+def test_codes_are_the_autoencoder_s_own(site: SiteName) -> None:
+    model, graph, _ = made(CASES[2], site=site)
+    sae = sae_of("TopK", "token", site=site)
+    read = model.clip.read(an_image().float()[None], site)[site]
     codes = sae.encode(read).dense().detach()
     nodes = graph.nodes
     for node in (node for node in nodes if node.kind == "attention"):
@@ -126,5 +132,7 @@ def test_what_cannot_be() -> None:
         attribute_with_attention(clip, clt, sae_of(), an_image(), target)
     with pytest.raises(cl.UserError, match="attn_out of 2"):
         attribute_with_attention(clip, clt, sae_of(layers=[0, 1], site="attn_out"), an_image(), target)
+    with pytest.raises(cl.UserError, match="no sum over heads"):
+        made(CASES[3], site="attn_z")  # a norm stands behind the projection
     with pytest.raises(cl.UserError, match=r"features are active.*raise max_nodes \(10\)"):
         attribute_with_attention(clip, clt, sae_of(site="attn_out"), an_image(), target, max_nodes=10)
