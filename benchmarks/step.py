@@ -34,7 +34,7 @@ VARIANTS = ("ours", "dense", "bag", "per_layer", "auxk")
 
 def bag_forward(clt: CrossLayerTranscoder, x: torch.Tensor, k: int) -> torch.Tensor:
     """The way that many take: top-k, then one embedding_bag a (source, target), everything by autograd."""
-    y: list[Any] = [clt.b_dec[j] for j in range(clt.n_layers)]
+    y: list[Any] = [clt.bias(j) for j in range(clt.n_layers)]
     for source in range(clt.n_layers):
         pre = F.linear(x[source], clt.W_enc[source], clt.b_enc[source])
         indices = top_indices(pre.detach(), k)

@@ -273,7 +273,7 @@ class ArmRunner:
             known.random = self._random_y(known)
         models = [self.model_of(arm) for arm in arms]
         on_all = {model for arm, model in zip(arms, models) if not arm.sampled}
-        part = known.select(some)
+        part = known if bool(some.all()) or on_all.issuperset(models) else known.select(some)
         lanes: dict[Arm, Lane] = {}
         found = {ORIGINAL: known.seen.embeddings}
         for model in dict.fromkeys(models):
@@ -285,11 +285,13 @@ class ArmRunner:
             else:
                 lanes[model] = self._lane(model, given)
         found |= dict(zip(lanes, run_lanes(list(lanes.values()))))
-        few = dict.fromkeys(models, part.seen.embeddings) | {
-            model: embeddings[some] if model in on_all or model == ORIGINAL else embeddings
-            for model, embeddings in found.items()
-        }
-        return [(few if arm.sampled else found)[model] for arm, model in zip(arms, models)]
+
+        def of_some(model: Arm) -> Tensor:
+            if model in on_all or model == ORIGINAL:
+                return found[model][some]
+            return found.get(model, known.seen.embeddings[some])  # no image among them
+
+        return [of_some(model) if arm.sampled else found[model] for arm, model in zip(arms, models)]
 
     def model_of(self, arm: Arm) -> Arm:
         """The arm that stands for all arms of the same model."""

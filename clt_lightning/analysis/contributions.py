@@ -149,7 +149,7 @@ class Contributions(ExactMetric):
         for target in range(clt.n_layers):
             terms = clt.layer_terms(sources[: target + 1], target)
             skip = terms.new_zeros(terms.shape[1:]) if x is None else clt.skip_term(x[target], target)
-            bias = clt.b_dec[target].detach().to(device).double()
+            bias = clt.bias(target).detach().to(device).double()
             step = max(1, _BLOCK // (terms.shape[0] * terms.shape[2]))
             for start in range(0, n_tokens, step):
                 part = slice(start, start + step)

@@ -254,7 +254,7 @@ class Faithfulness(ExactMetric):
         positions = clip.tokens.span(self.target_tokens)
         orders = self._orders(terms[:, :, positions])
         masks = keep_masks(orders).to(terms.dtype)  # (terms + 1, rows, images, terms)
-        constant = (clt.b_dec[self.layer] + clt.skip_term(seen.x[self.layer], self.layer)).view(b, -1, clt.d_model)
+        constant = (clt.bias(self.layer) + clt.skip_term(seen.x[self.layer], self.layer)).view(b, -1, clt.d_model)
         original = seen.embeddings.float() @ head
         self.images += b
         self.labelled += (labels >= 0).sum()

@@ -115,5 +115,5 @@ def terms_at_cls(
     x = at_cls(seen.x, n)
     for target in range(clt.n_layers):
         terms = clt.layer_terms(sources[: target + 1], target).detach().double()
-        bias = clt.b_dec[target].detach().double().expand(n, -1)
+        bias = clt.bias(target).detach().double().expand(n, -1)
         yield target, terms, clt.skip_term(x[target], target).detach().double(), bias

@@ -57,7 +57,7 @@ class LogitShares:
         directions, norm_bias = residual.reading(torch.stack([own, own - other], -1).transpose(0, 1))
         x, rebuilt = at_cls(seen.x, n), at_cls(y_hat, n).double().sum(0)
         skip = torch.stack([clt.skip_term(x[layer], layer).double() for layer in range(clt.n_layers)]).sum(0)
-        bias = clt.b_dec.double().sum(0)
+        bias = torch.stack([clt.bias(layer).double() for layer in range(clt.n_layers)]).sum(0)
         vectors = torch.stack(
             [
                 residual.embedding,

@@ -61,7 +61,8 @@ class Edit:
         found = re.fullmatch(rf"(\d+)/(\d+)(?:@(\d+))?={number}", text.strip())
         if found is None:
             raise UserError(
-                f"--{kind} {text}: expected LAYER/FEATURE=VALUE, such as 2/117=4.0, or LAYER/FEATURE@POSITION=VALUE"
+                f"--{kind} {text}: expected LAYER/FEATURE=VALUE, such as 2/117=4.0, or LAYER/FEATURE@POSITION=VALUE, "
+                "the value a finite number"
             )
         position = None if found[3] is None else int(found[3])
         return cls(int(found[1]), int(found[2]), kind, float(found[4]), position)

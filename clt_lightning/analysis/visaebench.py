@@ -49,4 +49,4 @@ class ViSAEBenchAdapter:
         """Codes `(tokens, F)` to activations `(tokens, d_model)`."""
         rows = torch.arange(self.clt.n_features, device=self.clt.b_dec.device)
         directions = self.clt.rows(self.layer, rows, self.layer)
-        return z.to(directions) @ directions + self.clt.b_dec[self.layer]
+        return z.to(directions) @ directions + self.clt.bias(self.layer)

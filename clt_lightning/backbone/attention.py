@@ -25,7 +25,7 @@ def fused_attention(blocks: Sequence[Any]) -> Iterator[None]:
     try:
         for block in blocks:
             attention = getattr(block, "attn", None)
-            if type(attention) is nn.MultiheadAttention and _is_plain(attention) and "forward" not in vars(attention):
+            if type(attention) is nn.MultiheadAttention and is_plain(attention) and "forward" not in vars(attention):
                 attention.forward = partial(_attend, attention)  # type: ignore[method-assign]
                 changed.append(attention)
         yield
@@ -34,7 +34,8 @@ def fused_attention(blocks: Sequence[Any]) -> Iterator[None]:
             del attention.forward
 
 
-def _is_plain(attention: nn.MultiheadAttention) -> bool:
+def is_plain(attention: nn.MultiheadAttention) -> bool:
+    """Whether it mixes what one projection of its input gives, and nothing more."""
     return (
         attention._qkv_same_embed_dim
         and attention.bias_k is None

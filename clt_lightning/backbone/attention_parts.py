@@ -180,6 +180,28 @@ def values(part: AttentionParts, normed: Tensor) -> Tensor:
     return _split(part, normed)[2]
 
 
+def first_attends(part: AttentionParts, normed: Tensor) -> Tensor:
+    """`(images, 1, d_model)`: what attention makes of the first position, a prefix token; no other's query is made.
+
+    Args:
+        part: of the attention.
+        normed: `(images, positions, d_model)` what it reads.
+    """
+    width = len(part.qkv.weight) // 3
+    bias = (None, None) if part.qkv.bias is None else part.qkv.bias.split([width, 2 * width])
+    query, both = part.qkv.weight.split([width, 2 * width])
+    q = F.linear(normed[:, :1], query, bias[0]).unflatten(-1, (part.n_heads, -1)).transpose(1, 2)
+    k, v = F.linear(normed, both, bias[1]).unflatten(-1, (2, part.n_heads, -1)).permute(2, 0, 3, 1, 4)
+    q = q if part.q_norm is None else part.q_norm(q)
+    k = k if part.k_norm is None else part.k_norm(k)
+    k = k if part.rope is None else part.rope(k)  # prefix tokens, as the query's, are not turned
+    mixed = F.scaled_dot_product_attention(q, k, v, scale=part.scale)
+    if part.head_scale is not None:
+        mixed = mixed * part.head_scale[:, None, None]
+    joined = mixed.transpose(1, 2).flatten(2)
+    return part.out(joined if part.inner_norm is None else part.inner_norm(joined))
+
+
 def _split(part: AttentionParts, normed: Tensor) -> Tensor:
     result: Tensor = part.qkv(normed).unflatten(-1, (3, part.n_heads, -1)).permute(2, 0, 3, 1, 4)
     return result

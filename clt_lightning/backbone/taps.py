@@ -132,6 +132,10 @@ class Taps:
         """Whether anything reads or overrides a site of a block."""
         return (site, layer) in self._reads or (site, layer) in self._overrides
 
+    def tapped(self, layer: int) -> bool:
+        """Whether anything reads or overrides a site of a block."""
+        return any(key[1] == layer for table in (self._reads, self._overrides) for key in table)
+
     def _overridden(self, key: Key, x: Tensor, compute: Callable[[], Tensor], fn: OverrideFn) -> Tensor:
         site, layer = key
         kind = x.device.type

@@ -89,7 +89,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: 512)",
     )
     parser.add_argument(
-        "--group-images", type=int, default=64, help="training images of each group that are looked at (default: 64)"
+        "--group-images",
+        type=int,
+        default=128,
+        help="training images of each group behind circuits and the choice of sizes (default: 128)",
+    )
+    parser.add_argument(
+        "--code-images",
+        type=int,
+        default=4000,
+        help="training images, and unbiased ones, whose codes are compared to find what carries the cue; with labels "
+        "of groups the same share of each group, or all that it has (default: 4000)",
     )
     parser.add_argument(
         "--random", type=int, default=3, help="draws of random features of equal activity (default: 3; 0: none)"
@@ -111,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
     """
     from clt_lightning.analysis import open_run
 
-    check_least(args, images=1, group_images=1, random=0)
+    check_least(args, images=1, group_images=1, code_images=1, random=0)
     args.output = file_option(args.output)
     if args.erase is not None:
         _refuse_beside_erase(args)
@@ -157,6 +167,7 @@ def _debias(args: argparse.Namespace, runs: dict[str, Run]) -> dict[str, Any]:
         sizes=args.sizes,
         group_images=args.group_images,
         images=args.images,
+        code_images=args.code_images,
         random=args.random,
         seed=args.seed,
         progress=True,

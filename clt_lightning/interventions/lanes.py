@@ -11,9 +11,17 @@ import torch
 from torch import Tensor
 
 from clt_lightning.backbone import Backbone
+from clt_lightning.backbone.attention import fused_attention
 from clt_lightning.interventions.observation import Observation
 from clt_lightning.interventions.replacement import Replacement, ReplacementTrace, check_fit
-from clt_lightning.interventions.resume import advance, ends_at_cls, last_mlp_at_cls, resume, start_of
+from clt_lightning.interventions.resume import (
+    advance,
+    ends_at_cls,
+    last_attention_at_cls,
+    last_mlp_at_cls,
+    resume,
+    start_of,
+)
 from clt_lightning.transcoder import Codes, CrossLayerTranscoder
 
 #: Numbers of the stream that go through a block at once, where a single lane has no more: what a cache holds
@@ -224,6 +232,9 @@ class _Together:
         clip, first, last = self.clip, self.lanes[0].start, self.clip.n_layers - 1
         changed = {block for lane in self.lanes for block in lane.blocks}
         with ExitStack() as stack:
+            stack.enter_context(fused_attention(clip.blocks[first:]))
+            if self.write == "mlp_out":
+                stack.enter_context(last_attention_at_cls(clip))
             if self.read != self.write and changed:
                 stack.enter_context(clip.watch(self._see, sorted(self._seen(changed)), self.read))
             if self.write == "mlp_out" and clip.readout() is not None:

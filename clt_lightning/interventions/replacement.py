@@ -338,7 +338,7 @@ class Replacement:
             added = clt.in_units(clt.layer_sum(sources, row), x)
         else:
             added = edit(row, clt.in_units(clt.layer_terms(sources, row), x)).sum(0)
-        return added + (clt.rest_term(x, row) if self.skip is None else clt.b_dec[row] + self.skip(row, x))
+        return added + (clt.rest_term(x, row) if self.skip is None else clt.bias(row) + self.skip(row, x))
 
     @torch.no_grad()
     def _left_out(self, row: int) -> Tensor:

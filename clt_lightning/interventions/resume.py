@@ -88,3 +88,24 @@ def last_mlp_at_cls(clip: Backbone) -> AbstractContextManager[None]:
         return y
 
     return clip.override("mlp_out", at_cls, [clip.n_layers - 1])
+
+
+def last_attention_at_cls(clip: Backbone) -> AbstractContextManager[None]:
+    """While active, the last block's attention runs for [CLS] alone, where nothing else is read.
+
+    Not where something else looks at that block, or its attention is of a form that is not known.
+    """
+    last = clip.n_layers - 1
+    if clip.readout() is None or clip.taps.tapped(last):
+        return nullcontext()
+
+    def at_cls(block: int, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            found = clip.family.attention_at_cls(block, x)
+        if found is None:
+            return compute()
+        y = torch.zeros_like(x)
+        y[:, :1] = found
+        return y
+
+    return clip.override("attn_out", at_cls, [last])

@@ -17,6 +17,9 @@ from clt_lightning.training.buffer import ActivationBuffer
 from clt_lightning.training.proximal import Proximal
 from clt_lightning.training.settings import LossConfig, TranscoderConfig, from_plain, to_plain
 
+#: Of what is in a checkpoint, and in which units; 2: `b_dec` in scaled units
+FORMAT = 2
+
 
 class Checkpointing(Proximal):
     """The hooks of Lightning for checkpoints."""
@@ -52,6 +55,7 @@ class Checkpointing(Proximal):
         stored = content.get("hyper_parameters")
         if not isinstance(stored, dict) or "state_dict" not in content:
             raise UserError(f"{checkpoint_path} is no checkpoint of fit: it has no hyper_parameters and state_dict")
+        check_format(content, str(checkpoint_path))
         known = inspect.signature(cls.__init__).parameters
         if trust and "backbone" not in arguments:
             stored = stored | {"backbone": make_backbone(stored.get("backbone"), trusted=True)}
@@ -63,6 +67,7 @@ class Checkpointing(Proximal):
         return module
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["format"] = FORMAT
         checkpoint["batches_seen"] = self.batches_seen
         if self.buffer is not None:
             checkpoint["activation_buffer"] = self._gather(self.buffer.state_dict())
@@ -85,6 +90,7 @@ class Checkpointing(Proximal):
                 )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_format(checkpoint, "the checkpoint")
         self.check_form(checkpoint)
         self.batches_seen = checkpoint.get("batches_seen", 0)
         self._load_priors(checkpoint.get("priors", {}))
@@ -100,6 +106,21 @@ class Checkpointing(Proximal):
         states: list[Any] = [None] * self.trainer.world_size
         dist.all_gather_object(states, state)
         return states[:: self.trainer.world_size // self._data_place()[1]]  # one of each batch
+
+
+def check_format(checkpoint: dict[str, Any], name: str) -> None:
+    """Whether the weights of a checkpoint mean what they mean here.
+
+    Raises:
+        UserError: another version wrote it.
+    """
+    found = checkpoint.get("format", 1)
+    if found != FORMAT:
+        raise UserError(
+            f"{name}: format {found}, this version reads {FORMAT}: another version of clt_lightning wrote it. The "
+            "trained transcoder beside it, transcoder/, is read by every version (from_pretrained); to go on with the "
+            "training, use the version that began it"
+        )
 
 
 def _form_keys(own: dict[str, Any], theirs: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:

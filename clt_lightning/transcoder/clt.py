@@ -47,8 +47,8 @@ class CrossLayerTranscoder(ScaledDecoders, TranscoderSaving):
     "Circuit tracing"; Chatzoudis et al. 2026 for CLIP).
 
     Inputs and outputs are always in the backbone's own units. Inside, x and y are scaled per layer (`normalize`):
-    `W_enc`, `b_enc`, `W_dec` are in scaled units while training, `b_dec` never. `save_pretrained` folds the scales
-    in, exactly.
+    `W_enc`, `b_enc`, `W_dec`, `b_dec` are in scaled units while training, so that a step of the optimizer is as long at
+    every site; `save_pretrained` folds the scales in, exactly. `bias(layer)` is `b_dec` in the backbone's units.
 
     Attributes:
         W_enc: one `(F, d_model)` per layer.
@@ -292,8 +292,7 @@ class CrossLayerTranscoder(ScaledDecoders, TranscoderSaving):
 
         Returns:
             `(layers, tokens, d_model)`, `c[i -> j] = W_dec[i -> j] z[i]` (zero for sources that do not write to j).
-            Their sum
-            + `b_dec[j]` (+ the skip path) is `y_hat[j]`.
+            Their sum + `bias(j)` (+ the skip path) is `y_hat[j]`.
         """
         codes = self._as_codes(codes)
         if not 0 <= target < self.n_layers:
@@ -362,7 +361,8 @@ class CrossLayerTranscoder(ScaledDecoders, TranscoderSaving):
         if self.W_skip is not None:
             assert scaled is not None
             y = y + torch.einsum("lnd,led->lne", scaled, torch.stack(list(self.W_skip)))
-        return torch.addcmul(self.b_dec[:, None, :], y, self.y_scale[:, None, None])
+        scale = self.y_scale[:, None, None]
+        return torch.addcmul(self.b_dec[:, None, :] * scale, y, scale)
 
     def train(self, mode: bool = True) -> Self:
         """Training mode on or off; off gives the gradients' memory back."""

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from clt_lightning.core.errors import UserError
+from clt_lightning.transcoder.order import true_places
 from clt_lightning.transcoder.pairs import Pairs
 
 
@@ -223,15 +224,18 @@ class Codes:
             keep: `(tokens,)` bool mask.
         """
         pairs: list[Pairs | None] = []
-        values = []
+        values, kept = [], true_places(keep)
         for p, v in zip(self._pairs, self.layer_values):
             if p is None:
                 pairs.append(None)
-                values.append(v[keep])
+                values.append(v.index_select(0, kept))
                 continue
-            chosen = keep[p.tokens]
-            offsets = p.offsets.new_zeros(int(keep.sum()) + 1)
-            torch.cumsum(p.counts[keep], 0, out=offsets[1:])
-            pairs.append(Pairs(p.features[chosen], offsets, p.n_features, p.is_rectangular))
-            values.append(v[chosen])
+            counts = p.counts.index_select(0, kept)
+            offsets = p.offsets.new_zeros(len(kept) + 1)
+            torch.cumsum(counts, 0, out=offsets[1:])
+            chosen = torch.arange(int(offsets[-1]), device=offsets.device)
+            shifts = p.offsets.index_select(0, kept) - offsets[:-1]
+            chosen += torch.repeat_interleave(shifts, counts, output_size=len(chosen))
+            pairs.append(Pairs(p.features.index_select(0, chosen), offsets, p.n_features, p.is_rectangular))
+            values.append(v.index_select(0, chosen))
         return Codes(pairs, values)

@@ -26,7 +26,7 @@ class SparseDecoders(SparseEncoders):
         topology: which later layers a feature writes to.
         d_out: width of what is rebuilt.
         W_dec: one `(F, targets, d_out)` per layer.
-        b_dec: `(layers, d_out)`.
+        b_dec: `(layers, d_out)`, in scaled units, as `W_dec` is.
         y_scale: `(layers,)`, from scaled units to the backbone's.
     """
 
@@ -37,6 +37,11 @@ class SparseDecoders(SparseEncoders):
     y_scale: Tensor
     #: Called before rows `(n,)` (may repeat; None: all) of a layer's decoder are read, for what changes them late
     before_read: Callable[[int, Tensor | None], None] | None = None
+
+    def bias(self, layer: int, like: Tensor | None = None) -> Float[Tensor, " d_out"]:
+        """`b_dec` of a layer, `(d_out,)`, in the backbone's units; of the type of `like` and where it is."""
+        like = self.b_dec if like is None else like
+        return self.b_dec[layer].to(like) * self.y_scale[layer].to(like)
 
     def n_targets(self, source: int) -> int:
         """Number of layers that features of layer `source` write to: `source .. source + n_targets - 1`."""
@@ -93,7 +98,7 @@ class SparseDecoders(SparseEncoders):
             target: layer j.
 
         Returns:
-            `(target + 1, tokens, d_model)`; their sum + `b_dec[target]` (+ skip) is `y_hat[target]`.
+            `(target + 1, tokens, d_model)`; their sum + `bias(target)` (+ skip) is `y_hat[target]`.
         """
         return torch.stack(
             [

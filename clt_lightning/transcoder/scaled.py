@@ -54,7 +54,7 @@ class ScaledDecoders(SparseDecoders):
         self.y_mean.copy_(statistics.y_mean)
         # a constant layer has nothing to explain; 1 keeps its loss term at 0 instead of 0 / 0
         self.y_var.copy_(torch.where(statistics.y_var > 0, statistics.y_var, torch.ones_like(statistics.y_var)))
-        self.b_dec.copy_(statistics.y_mean)
+        self.b_dec.copy_(statistics.y_mean.to(self.b_dec) / self.y_scale[:, None])
         for layer, W in enumerate(self.W_enc):
             centre = statistics.x_mean[layer].to(W) * self.x_scale[layer]
             self.b_enc[layer] -= W @ centre
@@ -77,8 +77,8 @@ class ScaledDecoders(SparseDecoders):
         """
         if self.normalization == "token":
             _, mean, std = standardise(x)
-            return self.b_dec[layer] * std + mean
-        return self.b_dec[layer] + self.skip_term(x, layer)
+            return self.bias(layer) * std + mean
+        return self.bias(layer) + self.skip_term(x, layer)
 
     @torch.no_grad()
     def folded_state(self) -> dict[str, Tensor]:
@@ -95,6 +95,7 @@ class ScaledDecoders(SparseDecoders):
             )
             if self.W_skip is not None:
                 state[f"W_skip.{layer}"] = self.W_skip[layer] * (self.x_scale[layer] * self.y_scale[layer])
+        state["b_dec"] = self.b_dec * self.y_scale[:, None]
         state["x_scale"], state["y_scale"] = torch.ones_like(self.x_scale), torch.ones_like(self.y_scale)
         return state
 

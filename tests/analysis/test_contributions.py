@@ -129,7 +129,7 @@ def test_skip_and_bias_are_rows_of_the_whole_scores(clip: FrozenCLIP, topology: 
     y_hat = out.y_hat.detach().double().numpy().reshape(LAYERS, 9, POSITIONS, -1)
     terms = np.zeros((LAYERS + 2, *y_hat.shape))
     terms[:-2] = features.reshape(LAYERS, *y_hat.shape)
-    terms[-1] = clt.b_dec.detach().double().numpy()[:, None, None]
+    terms[-1] = (clt.b_dec * clt.y_scale[:, None]).detach().double().numpy()[:, None, None]
     terms[-2] = y_hat - terms.sum(0)  # what is left is the linear path
     for name, cut in (("cls", slice(0, 1)), ("patch", slice(1, None)), ("all", slice(None))):
         part, y = (a[..., cut, :].reshape(*a.shape[:-3], -1, a.shape[-1]) for a in (terms, y_hat))
@@ -174,7 +174,7 @@ def test_the_whole_of_each_class_has_skip_and_bias(clip: FrozenCLIP, skip: bool)
     whole[:LAYERS] = terms
     for j in range(LAYERS):
         whole[LAYERS, j] = clt.skip_term(acts.x[j], j).detach().double().numpy()
-        whole[LAYERS + 1, j] = clt.b_dec[j].detach().double().numpy()
+        whole[LAYERS + 1, j] = clt.bias(j).detach().double().numpy()
     assert found.whole_by_class is not None
     std, rows = found.whole_std_over_classes(), []
     for c in range(5):

@@ -80,7 +80,7 @@ def test_reconstruction_by_hand(clip: FrozenCLIP, clt: CrossLayerTranscoder, fou
     images = Made().everything()[0]
     acts = clip.capture(images)
     codes = numpy_codes(clt, acts.x.double().numpy())
-    y_hat = numpy_terms(clt, codes).sum(0) + clt.b_dec.detach().double().numpy()[:, None]
+    y_hat = numpy_terms(clt, codes).sum(0) + (clt.b_dec * clt.y_scale[:, None]).detach().double().numpy()[:, None]
     y = acts.y.double().numpy()
     shaped = [v.reshape(LAYERS, len(images), POSITIONS, -1) for v in (y, y_hat, codes)]
     for name, cut in (("cls", slice(0, 1)), ("patch", slice(1, None)), ("all", slice(None))):

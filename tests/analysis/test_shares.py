@@ -97,9 +97,9 @@ def test_skip_and_features_alone(clip: FrozenCLIP, kind: str, tokens: str, first
             features += (codes @ clt.W_dec[source][:, layer - source] * clt.y_scale[layer]).view_as(y)
         skip = clt.skip_term(x.flatten(0, 1), layer).view_as(y)
         if kind == "skip_alone":
-            new = means[0, layer, place] + skip + clt.b_dec[layer]
+            new = means[0, layer, place] + skip + clt.bias(layer)
         else:
-            new = features + means[1, layer, place] + clt.b_dec[layer]
+            new = features + means[1, layer, place] + clt.bias(layer)
         y[:, chosen] = new[:, chosen]
         return y
 

@@ -45,7 +45,7 @@ def edited_by_hand(
                 }[edit.kind]
         codes[layer], deltas[layer] = z, new - z
         use = deltas if base == "original" else {i: codes[i] + deltas[i] for i in deltas}
-        y = compute_y() if base == "original" else clt.b_dec[layer] + clt.skip_term(flat, layer).view_as(x)
+        y = compute_y() if base == "original" else clt.bias(layer) + clt.skip_term(flat, layer).view_as(x)
         for i in range(layer + 1):
             if clt.writes(i, layer):
                 y = y + use[i] @ clt.W_dec[i][:, layer - i] * clt.y_scale[layer]

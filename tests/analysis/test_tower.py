@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from clt_lightning.analysis import Arm, ArmRunner, finish, observe, plan_arms
 from clt_lightning.analysis.arms import CascadeOptions, default_firsts
@@ -76,6 +77,33 @@ def test_arms_equal_whole_forwards(clip: FrozenCLIP, topology: str, tokens: str)
                 handle.remove()
             found = runner.embeddings(Arm(kind, first, last, tokens), seen, out.codes, out.y_hat)
             assert torch.allclose(found, whole, atol=1e-5), kind
+
+
+def test_the_last_attention_is_made_at_cls_alone_unless_it_is_looked_at(
+    clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clt, images = make_clt("cross_layer"), Made(n=3).everything()[0]
+    runner, arm = ArmRunner(clip, clt), Arm("replaced", 0, LAYERS - 1, "all")
+    seen = observe(clip, images, clt=clt, needs=runner.needs([arm]))
+    out = clt(seen.x)
+    alone = runner.embeddings(arm, seen, out.codes, out.y_hat)
+    seen_here: list[Tensor] = []
+    with clip.watch(lambda layer, y: seen_here.append(y), [LAYERS - 1], site="attn_out"):
+        watched = runner.embeddings(arm, seen, out.codes, out.y_hat)
+    (y,) = seen_here
+    assert bool((y.abs().sum(-1) > 0).all())  # all of it, where someone looks
+    torch.testing.assert_close(alone, watched, atol=1e-6, rtol=0)
+    asked: list[int] = []
+    family = clip.family
+    own = type(family).attention_at_cls
+
+    def at_cls(layer: int, x: Tensor) -> Tensor | None:
+        asked.append(layer)
+        return own(family, layer, x)
+
+    monkeypatch.setattr(family, "attention_at_cls", at_cls)
+    runner.embeddings(arm, seen, out.codes, out.y_hat)
+    assert asked == [LAYERS - 1]
 
 
 def test_plans() -> None:

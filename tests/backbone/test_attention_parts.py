@@ -34,5 +34,11 @@ def test_patterns_and_values_make_the_heads_outputs(row: Row) -> None:
         out = F.linear(z, parts.out.weight, parts.out.bias).flatten(0, 1)
         scale = vit.family.branch_scale(layer, 1)
         out = out if scale is None else out * scale
-        if row.what not in ("open_clip's custom blocks", "EVA's post-norm blocks"):  # a norm stands behind
+        norm_behind = row.what in ("open_clip's custom blocks", "EVA's post-norm blocks")
+        if not norm_behind:
             torch.testing.assert_close(out, found["attn_out"][layer], rtol=1e-9, atol=1e-9)
+        at_cls = vit.family.attention_at_cls(layer, x)
+        assert (at_cls is None) == (norm_behind or not vit.has_cls)
+        if at_cls is not None:
+            whole = found["attn_out"][layer].unflatten(0, (2, vit.n_positions))
+            torch.testing.assert_close(at_cls, whole[:, :1], rtol=1e-9, atol=1e-9)

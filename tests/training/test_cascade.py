@@ -67,7 +67,7 @@ def plainly(clip: FrozenCLIP, clt: CrossLayerTranscoder, images: Tensor) -> Tens
         y = torch.stack([codes[i] @ clt.W_dec[i][:, layer - i] for i in range(layer + 1)]).sum(0)
         if clt.W_skip is not None:
             y = y + flat @ clt.W_skip[layer].T
-        added.append(y * clt.y_scale[layer] + clt.b_dec[layer])
+        added.append((y + clt.b_dec[layer]) * clt.y_scale[layer])
         return added[-1].view(x.shape)
 
     with clip.mlp_override(branch), clt.activation.not_tracking():

@@ -132,7 +132,7 @@ def reconstruction(module: cl.CLTModule, x: Tensor, codes: Tensor) -> Tensor:
     clt = module.transcoder
     assert clt.W_skip is not None
     skip = torch.einsum("lnd,led->lne", x * clt.x_scale[:, None, None], torch.stack(list(clt.W_skip)).double())
-    return written(module, codes) + skip * clt.y_scale[:, None, None] + clt.b_dec[:, None].double()
+    return written(module, codes) + (skip + clt.b_dec[:, None].double()) * clt.y_scale[:, None, None]
 
 
 def fvu(module: cl.CLTModule, y: Tensor, y_hat: Tensor) -> float:
@@ -187,7 +187,7 @@ def test_normalisation_comes_from_the_tokens_that_are_asked_for(tmp_path: Path) 
     x, y = (torch.cat(parts, 1) for parts in zip(*seen(module)[:2]))
     clt = module.transcoder
     torch.testing.assert_close(clt.y_mean.double(), y.mean(1), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(clt.b_dec.double(), y.mean(1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close((clt.b_dec * clt.y_scale[:, None]).double(), y.mean(1), rtol=1e-5, atol=1e-6)
     variance = (y - y.mean(1, keepdim=True)).square().sum(2).mean(1)
     torch.testing.assert_close(clt.y_var.double(), variance, rtol=1e-5, atol=0)
     for scale, size in ((clt.x_scale, x.norm(dim=2).mean(1) / clt.d_model**0.5), (1 / clt.y_scale, variance.sqrt())):

@@ -114,7 +114,7 @@ def test_a_residual_autoencoder_by_hand(vit: FrozenViT, images: Tensor) -> None:
         pre = x * clt.x_scale[layer] @ W_enc.T + b_enc
         top = pre.topk(6, dim=-1)
         codes = torch.zeros_like(pre).scatter_(-1, top.indices, top.values.relu())
-        result: Tensor = codes @ W_dec * clt.y_scale[layer] + clt.b_dec[layer]
+        result: Tensor = (codes @ W_dec + clt.b_dec[layer]) * clt.y_scale[layer]
         return result
 
     for tokens, cut in {

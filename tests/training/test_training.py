@@ -185,6 +185,17 @@ def test_the_checkpoint_holds_no_clip_weight(run: Path) -> None:
     assert n_moments == len(list(module.transcoder.parameters())) == len(list(module.parameters()))
 
 
+def test_a_checkpoint_of_another_format_is_refused(run: Path, tmp_path: Path) -> None:
+    """Its weights would be read in other units."""
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    del content["format"]
+    torch.save(content, tmp_path / "older.ckpt")
+    with pytest.raises(UserError, match=r"older\.ckpt: format 1, this version reads 2.*from_pretrained"):
+        cl.CLTModule.load_from_checkpoint(tmp_path / "older.ckpt")
+    with pytest.raises(UserError, match="format 1, this version reads 2"):
+        cl.CLTModule.load_from_checkpoint(run / "checkpoints" / "last.ckpt").on_load_checkpoint(content)
+
+
 def test_from_pretrained_gives_the_codes_of_the_checkpoint(run: Path) -> None:
     module = cl.CLTModule.load_from_checkpoint(run / "checkpoints" / "last.ckpt").eval()
     exported = cl.CrossLayerTranscoder.from_pretrained(run / "transcoder")

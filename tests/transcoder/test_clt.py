@@ -107,7 +107,7 @@ def test_contributions_sum_to_the_reconstruction(make_clt: MakeCLT, topology: st
         terms = clt.contributions(out.codes, target)
         assert terms.shape == (3, 11, 8)
         assert terms[target + 1 :].abs().sum() == 0
-        total = terms.sum(0) + clt.b_dec[target] + clt.skip_term(x[target], target)
+        total = terms.sum(0) + clt.bias(target) + clt.skip_term(x[target], target)
         torch.testing.assert_close(total, out.y_hat[target], rtol=1e-12, atol=1e-12)
 
 
@@ -142,6 +142,27 @@ def test_normalisation_brings_layers_to_one_size() -> None:
     # about half of all pre-activations are positive in every layer: no layer starts dead or saturated
     pre = torch.stack([clt.W_enc[i] @ (x[i] * clt.x_scale[i]).T + clt.b_enc[i][:, None] for i in range(3)])
     assert ((pre > 0).float().mean((1, 2)) - 0.5).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_what_is_learned_does_not_depend_on_the_scale_of_a_site(skip: bool) -> None:
+    """Adam's steps are of one length in scaled units; there `b_dec` was once in the backbone's own."""
+    learned = []
+    for scale in (1.0, 2.0**-7):
+        x, y = data()
+        y = scale * y
+        clt = CrossLayerTranscoder(3, 8, 32, TopK(4), skip=skip, seed=0)
+        clt.normalize(statistics(x, y))
+        optimizer = torch.optim.AdamW(clt.parameters(), lr=1e-2, weight_decay=0.0)
+        for _ in range(4):
+            optimizer.zero_grad()
+            ((clt(x).y_hat - y).square().sum(2).mean(1) / clt.y_var).mean().backward()
+            optimizer.step()
+        with torch.no_grad():
+            learned.append(clt(x).y_hat / scale)
+            whole = clt.layer_sum({i: clt.encode_layer(x[i], i) for i in range(3)}, 2) + clt.rest_term(x[2], 2)
+            torch.testing.assert_close(whole / scale, learned[-1][2])
+    torch.testing.assert_close(learned[0], learned[1], rtol=1e-4, atol=1e-6)
 
 
 def test_normalising_twice_is_refused() -> None:

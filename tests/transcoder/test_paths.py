@@ -81,7 +81,7 @@ def test_all_codes_zero(make_clt: MakeCLT) -> None:
     out = clt(torch.randn(3, 5, 8, dtype=torch.float64))
     out.y_hat.sum().backward()
     assert out.codes.l0().sum() == 0
-    torch.testing.assert_close(out.y_hat, clt.b_dec[:, None].expand(3, 5, 8))
+    torch.testing.assert_close(out.y_hat, (clt.b_dec * clt.y_scale[:, None])[:, None].expand(3, 5, 8))
     assert all(W.grad.abs().sum() == 0 for W in (*clt.W_enc, *clt.W_dec))
 
 
@@ -94,7 +94,7 @@ def test_formula_written_out(make_clt: MakeCLT) -> None:
     for n in range(4):
         z = [torch.relu(clt.W_enc[i] @ x[i, n] + clt.b_enc[i]) for i in range(3)]
         for j in range(3):
-            expected[j, n] = clt.b_dec[j] + clt.W_skip[j] @ x[j, n]
+            expected[j, n] = clt.bias(j) + clt.W_skip[j] @ x[j, n]
             for i in range(j + 1):
                 for f in range(20):
                     expected[j, n] += z[i][f] * clt.W_dec[i][f, j - i]

@@ -93,7 +93,7 @@ class _Autoencoder:
                 found.positions,
                 self.decoders(layer, found.features).to(out) * found.values[:, None] * size[found.positions],
             )
-            rest = self.added(layer, sae.b_dec[layer].detach().to(own) * size + mean)
+            rest = self.added(layer, sae.bias(layer, own).detach() * size + mean)
             self.active.append(found)
             self.sizes.append(size)
             errors.append(out - rest - written)
@@ -176,7 +176,7 @@ class _Units:
             written = torch.zeros_like(out).index_add_(
                 0, found.positions, self.decoders(layer, found.features) * found.values[:, None]
             )
-            rest = (self.units.b_dec[layer] * self.units.y_scale[layer]).expand_as(out)
+            rest = self.units.bias(layer).expand_as(out)
             self.active.append(found)
             self.sizes.append(out.new_ones(len(out), 1))
             errors.append(out - rest - written)

@@ -135,7 +135,7 @@ class _Moves:
                     part = (
                         model.sources.errors[edit.layer][where]
                         if edit.kind == "error"
-                        else model.clt.b_dec[edit.layer].detach().to(like)
+                        else model.clt.bias(edit.layer, like).detach()
                     )
                     self.beside[edit.layer][row, where] += (edit.value - 1) * part
                     continue
@@ -170,7 +170,7 @@ class _Moves:
             active = model.sources.all_active[layer]
             moved = active.values + share * self.change[layer]
             codes.append(torch.where(self.pinned[layer], moved, self._pre(layer, read)))
-            y = clt.b_dec[layer].detach().to(x) + model.tower.past_mlp(layer, x) + model.sources.errors[layer]
+            y = clt.bias(layer, x).detach() + model.tower.past_mlp(layer, x) + model.sources.errors[layer]
             y = y + share * self.beside[layer]
             for source in range(layer + 1):
                 if clt.writes(source, layer):

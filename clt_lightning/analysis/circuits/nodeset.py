@@ -134,13 +134,15 @@ class NodeSet:
         """The inverse of `to_json`: a file, or what it holds.
 
         Raises:
-            UserError: something is no set of nodes (names the file and the node).
+            UserError: something is no set of nodes, or an empty one (names the file and the node).
         """
         where = "" if isinstance(source, dict) else f"{source}: "
         content = source if isinstance(source, dict) else read_json(source)
         nodes = content.get("nodes")
         if not isinstance(nodes, list):
             raise UserError(f"{where}no set of nodes: it holds a list 'nodes' (and 'name')")
+        if not nodes:
+            raise UserError(f"{where}the set of nodes is empty: there is nothing to change")
         return cls(tuple(_read(f"{where}node {i}", node) for i, node in enumerate(nodes)), str(content.get("name", "")))
 
 

@@ -113,7 +113,7 @@ class _Run:
     def _rest(self, layer: int, x: Tensor) -> Tensor:
         """What is added in an MLP's place beside what features write: bias, skip, the image's own error."""
         model = self.model
-        bias = model.clt.b_dec[layer].detach().to(x)
+        bias = model.clt.bias(layer, x).detach()
         return bias + model.tower.past_mlp(layer, x) + model.sources.errors[layer]
 
     def _with_other_nodes(self, layer: int, y: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class _Run:
                     continue
                 where = slice(None) if edit.position is None else slice(edit.position, edit.position + 1)
                 errors = self.model.sources.errors[layer][where]
-                part = errors if edit.kind == "error" else self.model.clt.b_dec[layer].detach().to(y)
+                part = errors if edit.kind == "error" else self.model.clt.bias(layer, y).detach()
                 y[row, where] += (edit.value - 1) * part
         return y
 

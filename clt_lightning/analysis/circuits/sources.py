@@ -171,7 +171,7 @@ class Sources:
         self.skipped = None if skips is None else torch.stack([seen.x[i][0] @ skips[i].T for i in range(L)])
         rebuilt = []
         for layer in range(L):
-            y = clt.b_dec[layer].detach().to(self.like).expand(P, -1).clone()
+            y = clt.bias(layer, self.like).detach().expand(P, -1).clone()
             for source in range(layer + 1):
                 if clt.writes(source, layer):
                     a = found[source]
@@ -230,7 +230,7 @@ class Sources:
                 assert self.skipped is not None
                 at = self.skips_at + layer * P
                 out[:, at : at + P] += torch.einsum("rpd,pd->rp", gradient, self.skipped[layer])
-            constant = self.clt.b_dec[layer].detach().to(gradient).expand(P, -1)
+            constant = self.clt.bias(layer, gradient).detach().expand(P, -1)
             if self.tower.skips is not None and not self.tower.tangent:
                 constant = constant + self._constants[layer][1][0]
             out[:, self.bias_column(layer, 1)] += torch.einsum("rpd,pd->r", gradient, constant)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from clt_lightning.analysis.debias.codes import Codes
 from clt_lightning.analysis.debias.groups import Groups
 from clt_lightning.analysis.debias.relevance import Relevance
-from clt_lightning.analysis.debias.truth import auroc
+from clt_lightning.analysis.debias.truth import auroc, rank_sums
 from clt_lightning.interventions.mean_ablation import Feature
 
 #: A circuit is the fewest features that carry this share of the relevance
@@ -32,41 +33,50 @@ def by_circuits(found: Relevance, groups: Groups) -> Tensor:
     return score
 
 
-def by_codes(found: Relevance, groups: Groups) -> Tensor:
-    """`(layers, F)`: how well a feature's mean code tells values of the attribute, at fixed kind: |2 AUROC - 1|.
+def by_codes(found: Codes, groups: Groups) -> Tensor:
+    """`(layers, F)`: how well a feature's mean code tells values of the attribute, at fixed kind.
+
+    The size of Cliff's delta, the chance that a code with one value of the attribute is above one with another less
+    the chance that it is below, averaged over kinds with its sign: of more than two values the two that differ most.
 
     Args:
-        found: of a sample with images of every group.
+        found: of images of every group, as many of each as there are.
         groups: how groups are numbered.
     """
-    flat = found.activity.flatten(1)
-    score = torch.zeros(flat.shape[1])
-    kinds = groups.n // groups.attributes
-    for kind in range(kinds):
-        of = [flat[found.groups == kind * groups.attributes + a] for a in range(groups.attributes)]
-        told = torch.zeros_like(score)
+    kinds = range(groups.n // groups.attributes)
+    rows = []
+    for layer in range(found.activity.shape[1]):
+        codes = found.layer(layer)
+        of = [codes[found.groups == group] for group in range(groups.n)]
+        told = torch.zeros(codes.shape[1])
         for a in range(groups.attributes):
             for b in range(a):
-                told = torch.maximum(told, (2 * auroc(of[a], of[b]) - 1).abs())
-        score += told / kinds
-    return score.view(found.values.shape[1:])
+                deltas = [2 * auroc(of[k * groups.attributes + a], of[k * groups.attributes + b]) - 1 for k in kinds]
+                told = torch.maximum(told, torch.stack(deltas).mean(0).abs())
+        rows.append(told)
+    return torch.stack(rows)
 
 
-def by_coactivation(biased: Relevance, unbiased: Relevance) -> Tensor:
+def by_coactivation(biased: Codes, unbiased: Codes) -> Tensor:
     """`(layers, F)`: how much of a feature's going with a class is lost on unbiased images.
 
-    No labels of groups are read. Going with a class is the correlation of the mean code with being of the class.
+    No labels of groups are read. Going with a class is Cliff's delta of the mean code between images of the class and
+    the others.
 
     Args:
         biased: of training images.
         unbiased: of images in which the cue does not go with the class, labelled with the same classes.
     """
     n = 1 + int(max(biased.labels.max(), unbiased.labels.max()))
-    lost = (goes_with(biased, n) - goes_with(unbiased, n)).amax(0)
-    return lost.clamp(min=0)
+    layers = range(biased.activity.shape[1])
+    lost = [
+        class_deltas(biased.layer(layer), biased.labels, n) - class_deltas(unbiased.layer(layer), unbiased.labels, n)
+        for layer in layers
+    ]
+    return torch.stack([found.amax(0) for found in lost]).clamp(min=0)
 
 
-def by_target(biased: Relevance, unbiased: Relevance) -> Tensor:
+def by_target(biased: Relevance, unbiased: Codes) -> Tensor:
     """`(layers, F)`: influence, and low co-activation with the class's most influential feature on unbiased images.
 
     As VisionCLT has it, for unbiased images without labels: the mean relevance for a class, times the share of its
@@ -77,15 +87,16 @@ def by_target(biased: Relevance, unbiased: Relevance) -> Tensor:
         unbiased: of images in which the cue does not go with the class.
     """
     scores = []
-    on_unbiased = (unbiased.activity != 0).float().flatten(1)
+    width = biased.values.shape[2]
     for label in biased.labels.unique():
         mine = biased.labels == label
         influence = biased.values[mine].mean(0).clamp(min=0).flatten()
         on = (biased.activity[mine] != 0).float().flatten(1)
         target = int(influence.argmax())
         both = (on * on[:, [target]]).mean(0)
-        there = (on_unbiased * on_unbiased[:, [target]]).mean(0)
-        scores.append(influence * both / (there + 1 / len(on_unbiased)))
+        with_target = (unbiased.layer(target // width)[:, [target % width]] != 0).float()
+        there = torch.cat([((unbiased.layer(i) != 0) * with_target).mean(0) for i in range(biased.values.shape[1])])
+        scores.append(influence * both / (there + 1 / len(unbiased.labels)))
     return torch.stack(scores).amax(0).view(biased.values.shape[1:])
 
 
@@ -112,15 +123,24 @@ def ordered(score: Tensor, within: Tensor | None = None) -> list[Feature]:
     return [divmod(int(i), width) for i in order[flat[order] > 0]]
 
 
-def goes_with(found: Relevance, n_classes: int) -> Tensor:
-    """`(classes, layers, F)` correlations of mean codes with being of each class; 0 for classes without images."""
-    activity = found.activity - found.activity.mean(0)
-    std = activity.square().mean(0).sqrt()
+def class_deltas(codes: Tensor, labels: Tensor, n_classes: int) -> Tensor:
+    """`(classes, F)` Cliff's delta of codes `(images, F)` between each class and the others; 0 for classes without."""
+    members = labels == torch.arange(n_classes)[:, None]
+    n = members.sum(1, keepdim=True).double()
+    pairs = n * (len(labels) - n)
+    above = rank_sums(codes, members) - n * (n + 1) / 2
+    return torch.where(pairs > 0, 2 * above / pairs.clamp(min=1) - 1, torch.zeros(())).float()
+
+
+def goes_with(codes: Tensor, labels: Tensor, n_classes: int) -> Tensor:
+    """`(classes, F)` correlations of codes `(images, F)` with being of each class; 0 for classes without images."""
+    codes = codes - codes.mean(0)
+    std = codes.square().mean(0).sqrt()
     rows = []
     for label in range(n_classes):
-        y = (found.labels == label).float()
+        y = (labels == label).float()
         y = y - y.mean()
-        product = (activity * y[:, None, None]).mean(0)
         scale = std * y.square().mean().sqrt()
+        product = (codes * y[:, None]).mean(0)
         rows.append(torch.where(scale > 1e-12, product / scale.clamp(min=1e-12), torch.zeros(())))
     return torch.stack(rows)

@@ -53,7 +53,7 @@ def _directions(of: Setting) -> list[ArmResult]:
         arm(of, "probe direction projected out", "projection", [partial(projected, of.clip, basis, mean)]),
         least_squares("LEACE of the attribute", "erasure", attribute_differences(of.train, of.groups)),
     ]
-    if of.unbiased_train is not None:
+    if of.unbiased_train is not None and of.unbiased_head is not None:
         found = class_differences(of.train, of.unbiased_train, of.n_classes)
         arms.append(least_squares("LEACE of what classes lose", "difference", found))
     return arms

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from clt_lightning.analysis.circuits.concepts import mean_codes
 from clt_lightning.analysis.debias.choose import by_circuits, by_coactivation, by_codes, by_target, in_circuit, ordered
+from clt_lightning.analysis.debias.codes import Codes, codes_of
 from clt_lightning.analysis.debias.controls import matched
 from clt_lightning.analysis.debias.measure import arm, choose
 from clt_lightning.analysis.debias.options import NEEDS_GROUPS
-from clt_lightning.analysis.debias.predictor import Edit, Sample, embed
+from clt_lightning.analysis.debias.predictor import Edit, Sample
 from clt_lightning.analysis.debias.regression import Regression, regressed_out
 from clt_lightning.analysis.debias.relevance import Relevance, relevance_of
 from clt_lightning.analysis.debias.result import ArmResult
 from clt_lightning.analysis.debias.setting import Setting
 from clt_lightning.analysis.debias.truth import CARRIES, auroc, cue_truth
-from clt_lightning.analysis.debias.weights import attribute_weights, common_weights, lost_weights, picked
+from clt_lightning.analysis.debias.weights import attribute_weights, common_weights, lost_weights
 from clt_lightning.core.say import say
 from clt_lightning.interventions.mean_ablation import Feature, check_features, mean_ablated
 
@@ -40,7 +43,6 @@ class FeatureArms:
             say(f"{name}: mean codes and relevance")
         self.means = mean_codes(self.clip, self.clt, of.sample.images)
         self.anyone = self._relevance(of.sample)
-        self._embedded: dict[int, Tensor] = {}
         self.activity = self.anyone.activity.mean(0)
 
     def measure(self, nodes: Sequence[Feature] = ()) -> list[ArmResult]:
@@ -51,6 +53,8 @@ class FeatureArms:
         """
         arms = []
         truth = self._truth()
+        if truth is not None:
+            self._tell_frequency(*truth)
         for way in self.of.o.ways:
             found = self._scored(way)
             if found is None:
@@ -95,59 +99,86 @@ class FeatureArms:
             return partial(mean_ablated, self.clip, self.clt, features, self.means)
         of = self.of
         if way != "coactivation":
-            seen, sample, weights = (
-                self._of_groups,
-                of.balanced,
-                attribute_weights(self._of_groups, of.groups, features),
-            )
+            seen = self._codes_of_groups
+            weights = attribute_weights(seen, of.groups, features)
+            weight = 1 / torch.bincount(seen.groups, minlength=of.groups.n)[seen.groups].float()
         else:
-            assert of.unbiased_sample is not None
-            seen, sample = self._of_unbiased, of.unbiased_sample
+            seen, weight = self._codes_of_unbiased, None
             known = of.unbiased_head is not None
-            weights = lost_weights(self.anyone, seen, features) if known else common_weights(seen, features)
+            weights = lost_weights(self._codes_of_anyone, seen, features) if known else common_weights(seen, features)
         fit = Regression.fit(
             features,
             weights,
-            picked(self.anyone.activity, features).mean(0),
-            picked(seen.activity, features),
-            self._embeddings(sample),
+            self._codes_of_anyone.picked(features).mean(0),
+            seen.picked(features),
+            seen.embeddings,
             seen.labels,
+            weight,
         )
         return partial(regressed_out, self.clip, self.clt, fit)
-
-    def _embeddings(self, sample: Sample) -> Tensor:
-        """Of a sample, each once."""
-        found = self._embedded.get(id(sample))
-        if found is None:
-            found = self._embedded[id(sample)] = embed(self.clip, sample.batches()).embeddings
-        return found
 
     @cached_property
     def _of_groups(self) -> Relevance:
         return self._relevance(self.of.balanced)
 
     @cached_property
-    def _of_unbiased(self) -> Relevance:
-        sample = self.of.unbiased_sample
-        assert sample is not None
-        if self.of.unbiased_head is None:  # labels of other classes: only codes are looked at
-            zeros = torch.zeros_like(sample.labels)
-            sample = Sample(sample.images, zeros, zeros)
-        return self._relevance(sample)
+    def _samples(self) -> tuple[Codes, Codes]:
+        """Codes of training images with each group's share, and of any; found in one pass."""
+        of, o = self.of, self.of.o
+        groups = of.train.need_groups("train")
+        by_group = of.groups.at_most(groups, max(1, o.code_images // of.groups.n), o.seed)
+        anyone = _drawn(len(of.train), o.code_images, o.seed + 1)
+        both = torch.cat([by_group, anyone]).unique()
+        found = codes_of(self.clip, self.clt, of.data.eval_dataloader("train"), both, self._told("codes of train"))
+        return found.select(torch.searchsorted(both, by_group)), found.select(torch.searchsorted(both, anyone))
+
+    @property
+    def _codes_of_groups(self) -> Codes:
+        return self._samples[0]
+
+    @property
+    def _codes_of_anyone(self) -> Codes:
+        return self._samples[1]
+
+    @cached_property
+    def _codes_of_unbiased(self) -> Codes:
+        of, o = self.of, self.of.o
+        assert of.unbiased_train is not None
+        chosen = _drawn(len(of.unbiased_train), o.code_images, o.seed + 2)
+        what = self._told("codes of unbiased images")
+        found = codes_of(self.clip, self.clt, of.unbiased.eval_dataloader("train"), chosen, what)
+        # labels of other classes: only codes are looked at
+        return found if of.unbiased_head is not None else replace(found, labels=torch.zeros_like(found.labels))
+
+    def _told(self, what: str) -> str:
+        return f"{self.name}, {what}" if self.of.o.progress else ""
 
     def _relevance(self, sample: Sample) -> Relevance:
         return relevance_of(self.clip, self.clt, sample, self.of.head, self.means, progress=self.of.o.progress)
 
     def _scored(self, way: str) -> Tensor | None:
         of = self.of
-        if way in NEEDS_GROUPS:
-            return (by_circuits if way == "circuits" else by_codes)(self._of_groups, of.groups)
+        if way == "circuits":
+            return by_circuits(self._of_groups, of.groups)
+        if way == "codes":
+            return by_codes(self._codes_of_groups, of.groups)
         if way != "coactivation":
             return None
-        if of.unbiased_sample is None:
+        if of.unbiased_train is None:
             of.note("coactivation is left out: it needs data in which the cue does not go with the class (--unbiased)")
             return None
-        return (by_coactivation if of.unbiased_head is not None else by_target)(self.anyone, self._of_unbiased)
+        if of.unbiased_head is None:
+            return by_target(self.anyone, self._codes_of_unbiased)
+        return by_coactivation(self._codes_of_anyone, self._codes_of_unbiased)
+
+    def _tell_frequency(self, truth: Tensor, on: Tensor) -> None:
+        """What the AUC is of a score that knows nothing of the cue: a feature that is rarely on moves in few pairs."""
+        frequency = _auc((self.anyone.activity != 0).float().mean(0), truth, on)
+        if frequency is not None:
+            self.of.note(
+                f"{self.name}: how often a feature is on tells carriers of the cue with an AUC of "
+                f"{frequency:.3f}, knowing nothing of the cue; read the AUCs beside it"
+            )
 
     def _truth(self) -> tuple[Tensor, Tensor] | None:
         data = self.of.data
@@ -155,6 +186,11 @@ class FeatureArms:
         if spurious is None:
             return None
         return cue_truth(self.clip, self.clt, spurious, size=data.parameters["size"])
+
+
+def _drawn(n: int, most: int, seed: int) -> Tensor:
+    """Ascending indices of at most so many of n images, drawn."""
+    return torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(n)[:most]))
 
 
 def _auc(score: Tensor, truth: Tensor, on: Tensor) -> float | None:

@@ -83,12 +83,15 @@ class Groups:
         """The kind of each image, by its group."""
         return groups // self.attributes
 
-    def balanced(self, groups: Tensor, seed: int, most: int | None = None) -> Tensor:
-        """Indices of equally many images of each group, drawn."""
+    def at_most(self, groups: Tensor, most: int, seed: int) -> Tensor:
+        """Ascending indices of at most so many images of each group, drawn."""
         rng = np.random.default_rng(seed)
         places = [(groups == i).nonzero().flatten().numpy() for i in range(self.n)]
-        size = min([len(place) for place in places] + ([] if most is None else [most]))
-        return torch.from_numpy(np.sort(np.concatenate([rng.permutation(place)[:size] for place in places])))
+        return torch.from_numpy(np.sort(np.concatenate([rng.permutation(place)[:most] for place in places])))
+
+    def balanced(self, groups: Tensor, seed: int) -> Tensor:
+        """Ascending indices of equally many images of each group, drawn."""
+        return self.at_most(groups, int(torch.bincount(groups, minlength=self.n).min()), seed)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def memory_of(
         plan = getattr(data.eval_dataloader(split), "plan", None)
         images += 0 if plan is None else plan.total
         batch = max(batch, getattr(data, "eval_batch_size", _BATCH))
-    samples = o.images * (1 if unbiased is None else 2) + o.group_images * len(data.groupnames or range(4))
+    samples = o.images + o.group_images * len(data.groupnames or range(4))
     pictures = 2 * min(samples, 3 * images or samples) * 3 * side * side  # stacked from single ones
     pictures += 2 * batch * 3 * side * side
     embedded = images * clip.embed_dim * (1 if unbiased is None else 2)
@@ -44,6 +44,8 @@ def memory_of(
     for clt in clts:
         codes, tokens = clt.n_layers * clt.n_features, clip.n_positions
         relevance = 2 * (samples + o.images) * codes  # the largest once more while its batches are put together
+        compared = (2 if unbiased is None else 3) * min(o.code_images, images or o.code_images)
+        relevance += compared * codes // 2 + 3 * o.code_images * clt.n_features  # float16, and a layer's to be ranked
         passes = gradient_bytes(clip, clt, _BATCH) // 4 + batch * tokens * (clt.n_features + 8 * clip.d_model)
         per_run.append(relevance + 2 * tokens * codes + passes)
     return ONCE + 4 * (pictures + embedded + max(per_run))

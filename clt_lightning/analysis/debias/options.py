@@ -30,8 +30,10 @@ class DebiasOptions:
         ways: any of `WAYS`.
         edits: any of `EDITS`.
         sizes: how many features or heads an edit may have.
-        group_images: training images of each group that are looked at; images: training images for means and
-            influence, and unbiased ones.
+        group_images: training images of each group whose relevance is looked at, and that sizes are chosen on;
+            images: training images for means and influence.
+        code_images: training images, and unbiased ones, whose codes are compared: with labels of groups as many of
+            each.
         random: draws of random features.
         most_lost: how much of the accuracy on choice images an edit may cost, as a share.
         draws: resamples of images; seed: of all that is drawn.
@@ -45,8 +47,9 @@ class DebiasOptions:
     ways: tuple[str, ...] = ("circuits", "codes", "coactivation")
     edits: tuple[str, ...] = ("regress", "ablate")
     sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
-    group_images: int = 64
+    group_images: int = 128
     images: int = 512
+    code_images: int = 4000
     random: int = 3
     most_lost: float = 0.01
     draws: int = 1000

@@ -149,11 +149,12 @@ def embed(
     return Embedded(torch.cat(rows), torch.cat(labels), torch.cat(groups) if groups else None)
 
 
-def within(rows: Tensor, labels: Tensor) -> Tensor:
-    """Rows `(n, columns)` less the mean of their class."""
-    sums = torch.zeros(int(labels.max()) + 1, rows.shape[1]).index_add_(0, labels, rows)
-    counts = torch.bincount(labels, minlength=len(sums)).clamp(min=1)[:, None]
-    return rows - (sums / counts)[labels]
+def within(rows: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Rows `(n, columns)` less the mean of their class, in which each counts by its weight `(n,)`."""
+    weight = torch.ones(len(rows)) if weight is None else weight
+    sums = torch.zeros(int(labels.max()) + 1, rows.shape[1]).index_add_(0, labels, weight[:, None] * rows)
+    counts = torch.zeros(len(sums)).index_add_(0, labels, weight)
+    return rows - (sums / torch.where(counts > 0, counts, 1.0)[:, None])[labels]
 
 
 class Reservoir:

@@ -45,6 +45,7 @@ class Regression:
         codes: Tensor,
         embeddings: Tensor,
         labels: Tensor,
+        weight: Tensor | None = None,
     ) -> Regression:
         """From images in which the cue does not go with the class (or groups are balanced).
 
@@ -55,9 +56,11 @@ class Regression:
             codes: `(n, features)` of these images, means over positions.
             embeddings: `(n, embed_dim)` unit.
             labels: `(n,)` classes; all the same where none are known.
+            weight: `(n,)` how much each image counts; None: all the same.
         """
-        sums, rows = within(codes, labels) @ weights, within(embeddings, labels)
-        slopes = torch.linalg.pinv(sums.T @ sums, hermitian=True) @ (sums.T @ rows)
+        sums, rows = within(codes, labels, weight) @ weights, within(embeddings, labels, weight)
+        counted = sums if weight is None else weight[:, None] * sums
+        slopes = torch.linalg.pinv(counted.T @ sums, hermitian=True) @ (counted.T @ rows)
         return cls(tuple(features), mean, weights, slopes)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from clt_lightning.analysis.debias.groups import Groups
 from clt_lightning.analysis.debias.options import DebiasOptions
-from clt_lightning.analysis.debias.predictor import Edit, Embedded, Head, Reservoir, Sample, embed, no_groups
+from clt_lightning.analysis.debias.predictor import Edit, Embedded, Head, Reservoir, embed, no_groups
 from clt_lightning.analysis.held_out import refuse_shared
 from clt_lightning.backbone import Backbone
 from clt_lightning.core.errors import UserError
@@ -24,8 +24,8 @@ class Setting:
         groups: how groups are numbered.
         sample: training images; balanced: as many of each group.
         head: the biased predictor; before: whether it is right on each test image.
-        unbiased_train, unbiased_val, unbiased_head, unbiased_sample: of data in which the cue does not go with the
-            class; None without such data, the first three also where these have other classes.
+        unbiased_train: of data in which the cue does not go with the class; None without such data.
+        unbiased_val, unbiased_head: of the same; None also where these have other classes.
         collateral: by name, a zero-shot head and whether it is right on each image.
         notes: what was left out, and why.
 
@@ -109,22 +109,14 @@ class Setting:
 
     def _read_unbiased(self) -> None:
         self.unbiased_head: Head | None = None
-        self.unbiased_sample: Sample | None = None
         self.unbiased_train: Embedded | None = None
         self.unbiased_val: Embedded | None = None
         if self.unbiased is None:
             return
         self.unbiased.setup("test")
-        kept = Reservoir(self.o.images, self.o.seed + 2)
-
-        def keep(batch: dict[str, Any]) -> None:
-            for image, label in zip(batch["image"], batch["label"].tolist()):
-                kept.add(image, label, -1, 0)
-
-        train = self.embedded("train", keep=keep, of=self.unbiased)
-        self.unbiased_sample = kept.sample()
+        train = self.unbiased_train = self.embedded("train", of=self.unbiased)
         if self.unbiased.classnames == self.data.classnames:
-            self.unbiased_train, self.unbiased_val = train, self.embedded("val", of=self.unbiased)
+            self.unbiased_val = self.embedded("val", of=self.unbiased)
             self.unbiased_head = Head.probe(train, self.unbiased_val, self.n_classes, "linear probe of unbiased data")
         else:
             self.note(

@@ -18,6 +18,8 @@ from clt_lightning.transcoder import CrossLayerTranscoder
 SEED = 4 * 10**12
 #: Consistency from which on a feature carries the cue
 CARRIES = 0.5
+#: Columns that are ranked at once
+_COLUMNS = 256
 
 
 @torch.no_grad()
@@ -78,11 +80,23 @@ def auroc(positive: Tensor, negative: Tensor) -> Tensor:
         positive: `(n, columns)`.
         negative: `(m, columns)`.
     """
-    both = torch.cat([positive, negative]).T.contiguous()
-    ordered = both.sort(1).values
-    low = torch.searchsorted(ordered, both)
-    high = torch.searchsorted(ordered, both, right=True)
-    ranks = (low + high + 1).double() / 2
     n, m = len(positive), len(negative)
-    found: Tensor = (ranks[:, :n].sum(1) - n * (n + 1) / 2) / (n * m)
-    return found.float()
+    total = rank_sums(torch.cat([positive, negative]), torch.arange(n + m)[None] < n)[0]
+    return ((total - n * (n + 1) / 2) / (n * m)).float()
+
+
+def rank_sums(rows: Tensor, members: Tensor) -> Tensor:
+    """`(sets, columns)`: the sum over each set's rows of where they stand in a column, from 1; ties share their places.
+
+    Args:
+        rows: `(n, columns)`.
+        members: `(sets, n)` bool.
+    """
+    found = []
+    for part in rows.split(_COLUMNS, 1):
+        columns = part.T.contiguous()
+        ordered = columns.sort(1).values
+        low = torch.searchsorted(ordered, columns)
+        high = torch.searchsorted(ordered, columns, right=True)
+        found.append(members.double() @ ((low + high + 1).T.double() / 2))
+    return torch.cat(found, 1)

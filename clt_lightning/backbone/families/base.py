@@ -153,6 +153,15 @@ class Family(ABC):
         """
         raise UserError(f"'{name}' is of the family {type(self).__name__}, whose attention's parts are not supported")
 
+    def attention_at_cls(self, layer: int, x: Tensor) -> Tensor | None:
+        """`attention` `(images, 1, d_model)` at [CLS] alone, which comes first, for half the work; None: not known how.
+
+        Args:
+            layer: the block.
+            x: what its attention reads, `(images, positions, d_model)`.
+        """
+        return None
+
     def branch_scale(self, layer: int, branch: int) -> Tensor | None:
         """`(d_model,)`: the LayerScale on what a block's attention (1) or MLP (2) adds; None for none."""
         return None

@@ -10,8 +10,8 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
-from clt_lightning.backbone.attention import head_outputs
-from clt_lightning.backbone.attention_parts import AttentionParts, Linear, linear_parts, norm_parts
+from clt_lightning.backbone.attention import head_outputs, is_plain
+from clt_lightning.backbone.attention_parts import AttentionParts, Linear, first_attends, linear_parts, norm_parts
 from clt_lightning.backbone.families.base import At, Family, Readout, square
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.tokens import TokenLayout
@@ -98,6 +98,13 @@ class OpenClipViT(Family):
             head_scale=None if head_scale is None else head_scale.flatten(),
             inner_norm=norm_parts(name, attention.ln_inner),
         )
+
+    def attention_at_cls(self, layer: int, x: Tensor) -> Tensor | None:
+        block = self.blocks[layer]
+        if not hasattr(block, "attention") or not is_plain(block.attn):
+            return None
+        found: Tensor = block.ls_1(first_attends(self.attention_parts(layer, "tower"), x))
+        return found
 
     def branch_scale(self, layer: int, branch: int) -> Tensor | None:
         return getattr(getattr(self.blocks[layer], f"ls_{branch}"), "gamma", None)

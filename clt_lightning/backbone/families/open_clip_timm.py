@@ -52,6 +52,9 @@ class OpenClipTimm(Family):
     def attention_parts(self, layer: int, name: str) -> AttentionParts:
         return self.trunk.attention_parts(layer, name)
 
+    def attention_at_cls(self, layer: int, x: Tensor) -> Tensor | None:
+        return self.trunk.attention_at_cls(layer, x)
+
     def branch_scale(self, layer: int, branch: int) -> Tensor | None:
         return self.trunk.branch_scale(layer, branch)
 

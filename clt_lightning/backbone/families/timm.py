@@ -7,18 +7,26 @@ from typing import Any
 import torch
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
-from timm.layers import apply_rot_embed_cat  # type: ignore[attr-defined]
+from timm.layers import Attention, AttentionRope, apply_rot_embed_cat  # type: ignore[attr-defined]
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.eva import Eva, EvaBlock, EvaBlockPostNorm
+from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
-from clt_lightning.backbone.attention_parts import AttentionParts, Linear, linear_parts, norm_parts, stacked
+from clt_lightning.backbone.attention_parts import (
+    AttentionParts,
+    Linear,
+    first_attends,
+    linear_parts,
+    norm_parts,
+    stacked,
+)
 from clt_lightning.backbone.families.base import Family, Readout, square
 from clt_lightning.core.errors import UserError
 from clt_lightning.core.tokens import TokenLayout
 
 _PRE_NORM = (Block, EvaBlock)
+_ATTENTION = (Attention, AttentionRope, EvaAttention)
 _POST_NORM = (ResPostBlock, EvaBlockPostNorm)
 
 
@@ -87,6 +95,17 @@ class TimmViT(Family):
             inner_norm=norm_parts(name, attention.norm),
             rope=self._rope(layer, attention),
         )
+
+    def attention_at_cls(self, layer: int, x: Tensor) -> Tensor | None:
+        block = self.blocks[layer]
+        if isinstance(block, _POST_NORM) or not self.tokens.has_cls or type(block.attn) not in _ATTENTION:
+            return None
+        try:
+            parts = self.attention_parts(layer, "tower")
+        except UserError:  # an attention of another form
+            return None
+        found: Tensor = block.drop_path1(self._scaled(block, 1, first_attends(parts, x)))
+        return found
 
     def branch_scale(self, layer: int, branch: int) -> Tensor | None:
         return getattr(getattr(self.blocks[layer], f"ls{branch}", None), "gamma", None)

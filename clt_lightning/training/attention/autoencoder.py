@@ -20,15 +20,12 @@ class AutoencoderLearner(AttentionLearner):
     """An autoencoder at `attn_out`, whose features start at outputs of the attention; see `HeadsLearner`."""
 
     attention: CrossLayerTranscoder
-    _bias: Tensor | None = None
-    """`b_dec` before the step."""
 
     def rebuild(
         self, clip: Backbone, sites: AttentionSites, generator: torch.Generator
     ) -> tuple[AttentionOutput, Tensor | None]:
         sae, whole = self.attention, self.own(sites)
         y = whole.flatten(1, 2)
-        self._bias = sae.b_dec.detach().clone()
         asked = AuxKConfig(self.config.auxk, dead_after_tokens=self.config.dead_after)  # both are of images
         request = auxiliary_request(asked, sae, self.images_since_fired, y.shape[1], generator)
         made = sae(y, auxiliary=request)
@@ -82,7 +79,7 @@ class AutoencoderLearner(AttentionLearner):
         sae = self.attention
         with sae.activation.not_tracking():
             made = sae.layer_sum({layer: sae.encode_layer(y, layer)}, layer)
-        factor = (made * (y - sae.b_dec[layer])).sum() / made.square().sum().clamp(min=1e-30)
+        factor = (made * (y - sae.bias(layer))).sum() / made.square().sum().clamp(min=1e-30)
         if factor > 0:
             sae.W_enc[layer] *= factor
             sae.b_enc[layer] *= factor
@@ -94,8 +91,3 @@ class AutoencoderLearner(AttentionLearner):
     def after_step(self) -> None:
         for W, norms in zip(self.attention.W_dec, self.norms):
             W.copy_(F.normalize(W, dim=-1) * norms[:, None, None])
-        if self._bias is not None:
-            # it is in the backbone's units, and what attention adds may be small beside a step of Adam's
-            bias, before = self.attention.b_dec, self._bias
-            bias.copy_(before + (bias - before) * self.attention.y_scale[:, None])
-            self._bias = None

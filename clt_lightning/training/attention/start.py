@@ -134,8 +134,8 @@ def fit_size(
         pattern: as of `replace`.
     """
     with units.activation.not_tracking():
-        made = units.decode(layer, units.encode(layer, x, pattern)) - units.b_dec[layer] * units.y_scale[layer]
-    wanted = y.to(made) - units.b_dec[layer] * units.y_scale[layer]
+        made = units.decode(layer, units.encode(layer, x, pattern)) - units.bias(layer)
+    wanted = y.to(made) - units.bias(layer)
     factor = (made * wanted).sum() / made.square().sum().clamp(min=1e-30)
     if factor > 0:
         units.W_enc[layer] *= factor

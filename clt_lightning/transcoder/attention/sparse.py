@@ -202,6 +202,10 @@ class SparseAttention(Saving):
                 y = weights.new_zeros(pairs.n_tokens, self.d_model)
             return (y + self.b_dec[layer]) * self.y_scale[layer]
 
+    def bias(self, layer: int) -> Float[Tensor, " d_model"]:
+        """`b_dec` of a layer, `(d_model,)`, in the backbone's units."""
+        return self.b_dec[layer] * self.y_scale[layer]
+
     def pattern(
         self, layer: int, x: Float[Tensor, "images positions d_model"]
     ) -> Float[Tensor, "images heads queries keys"]:

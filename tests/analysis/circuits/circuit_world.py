@@ -140,7 +140,7 @@ class Reference:
             middle = stream + block.ls_1(attention.out_proj(mixed))
             x = self._norm(middle, block.ln_2, self.stds[layer][1])
             pres.append((x * self.clt.x_scale[layer]) @ self.clt.W_enc[layer].T + self.clt.b_enc[layer])
-            y = self.clt.b_dec[layer] + errors[layer]
+            y = self.clt.bias(layer) + errors[layer]
             if self.clt.W_skip is not None:
                 y = y + (skips[layer] if self.skip_nodes else self.clt.skip_term(x, layer))
             for source in range(layer + 1):

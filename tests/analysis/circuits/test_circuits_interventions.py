@@ -221,7 +221,7 @@ def test_error_and_bias_nodes(clip: FrozenCLIP) -> None:
     image = an_image().float()[None]
     seen = observe(clip, image)
     errors = (seen.y - clt.decode(clt.encode(seen.x), seen.x)).detach()
-    for row, (layer, change) in enumerate(((1, -errors[1]), (1, None), (0, -0.5 * clt.b_dec[0].detach()))):
+    for row, (layer, change) in enumerate(((1, -errors[1]), (1, None), (0, -0.5 * clt.bias(0).detach()))):
         if change is None:
             change = torch.zeros_like(errors[1])
             change[0] = 2 * errors[1][0]
@@ -278,11 +278,14 @@ def test_sets_that_cannot_be_are_told(node: dict[str, object], message: str) -> 
 
 
 def test_mistakes_are_told(clip: FrozenCLIP, tmp_path: Path) -> None:
+    NodeSet(()).to_json(tmp_path / "empty.json")
     clt = clt_of(skip=True)
     one = NodeSet.features([(0, 3, 0)])
     (tmp_path / "n.json").write_text('{"node": []}')
     for call, message in (
         (lambda: NodeSet.from_json(tmp_path / "n.json"), r"n\.json: no set of nodes"),
+        (lambda: NodeSet.from_json({"nodes": []}), "set of nodes is empty"),
+        (lambda: NodeSet.from_json(tmp_path / "empty.json"), r"empty\.json: the set of nodes is empty"),
         (lambda: run(clip, clt, [], "live"), "no nodes were given"),
         (lambda: run(clip, clt, NodeSet(()), "live"), "set of nodes is empty"),
         (lambda: run(clip, clt, [3], "live"), "NodeSet, several, or nodes of a graph"),

@@ -136,7 +136,7 @@ def test_what_is_masked_stands_at_the_baseline_and_what_is_kept_reads_anew() -> 
                 stream = block(stream)[0]
                 codes = sae.encode_layer(stream, layer).dense_layer(0)
                 codes = torch.where(mask[layer, :, :-1], codes, baseline.codes[layer])
-                rebuilt = codes @ sae.W_dec[layer][:, 0] * sae.y_scale[layer] + sae.b_dec[layer]
+                rebuilt = (codes @ sae.W_dec[layer][:, 0] + sae.b_dec[layer]) * sae.y_scale[layer]
                 rebuilt = rebuilt * (stream.std(-1, correction=0, keepdim=True) + 1e-5) + stream.mean(-1, keepdim=True)
                 error = torch.where(mask[layer, :, -1:], seen.errors[layer], baseline.errors[layer])
                 stream = (rebuilt + error)[None]

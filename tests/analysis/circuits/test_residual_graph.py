@@ -92,7 +92,7 @@ def test_inputs_are_what_the_first_layer_reads() -> None:
         pre = (normal * sae.x_scale[layer]) @ sae.W_enc[layer].double().T + sae.b_enc[layer].double()
         codes = torch.where(model.codes[layer] != 0, pre, 0.0)
         torch.testing.assert_close(codes, model.codes[layer], atol=1e-9, rtol=0)
-        decoded = codes @ model.decoders(layer) + sae.b_dec[layer].double()
+        decoded = codes @ model.decoders(layer) + sae.bias(layer, stream)
         stream = decoded * size + clean.mean(-1, keepdim=True) + model.errors[layer]
     value = held.read(stream) @ (target.direction.double() * target.scale)
     (gradient,) = torch.autograd.grad(value, root)

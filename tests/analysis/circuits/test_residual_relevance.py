@@ -22,7 +22,9 @@ from tests.analysis.circuits.residual_world import HeldStream, made_baseline, sa
 
 def rebuilt(sae: CrossLayerTranscoder, layer: int, codes: Tensor, stream: Tensor) -> Tensor:
     """What codes rebuild at the size and mean of the image's own tokens."""
-    decoded: Tensor = codes @ sae.W_dec[layer][:, 0].double() * sae.y_scale[layer].double() + sae.b_dec[layer].double()
+    decoded: Tensor = (codes @ sae.W_dec[layer][:, 0].double() + sae.b_dec[layer].double()) * sae.y_scale[
+        layer
+    ].double()
     if sae.normalization == "layer":
         return decoded
     return decoded * (stream.std(-1, correction=0, keepdim=True) + 1e-5) + stream.mean(-1, keepdim=True)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from clt_lightning.analysis.debias.codes import Codes
 from clt_lightning.analysis.debias.controls import attribute_differences, class_differences, least_squares_read
 from clt_lightning.analysis.debias.groups import Groups
 from clt_lightning.analysis.debias.predictor import Embedded, within
 from clt_lightning.analysis.debias.regression import Regression, regressed_out
-from clt_lightning.analysis.debias.relevance import Relevance
 from clt_lightning.analysis.debias.weights import attribute_weights, common_weights, lost_weights
 from clt_lightning.backbone.clip import FrozenCLIP
 from clt_lightning.transcoder import CrossLayerTranscoder
@@ -30,9 +30,9 @@ def made(n: int = 2000, strength: float = 0.95, seed: int = 0) -> tuple[Embedded
     return Embedded(rows, labels, 2 * labels + cue), of_class, of_cue
 
 
-def told(part: Embedded, codes: Tensor) -> Relevance:
+def told(part: Embedded, codes: Tensor) -> Codes:
     assert part.groups is not None
-    return Relevance(codes[:, None], codes[:, None], part.labels, part.groups)
+    return Codes(codes[:, None], part.labels, part.groups, part.embeddings, torch.arange(len(part)))
 
 
 def made_codes(part: Embedded) -> Tensor:

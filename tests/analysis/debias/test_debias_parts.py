@@ -15,6 +15,7 @@ from clt_lightning.analysis.circuits.image_model import model_of_image
 from clt_lightning.analysis.circuits.nodeset import NodeEdit, NodeSet
 from clt_lightning.analysis.circuits.rerun import rerun
 from clt_lightning.analysis.debias.choose import by_circuits, by_coactivation, by_codes, by_target, in_circuit, ordered
+from clt_lightning.analysis.debias.codes import Codes
 from clt_lightning.analysis.debias.controls import Heads, matched, projected
 from clt_lightning.analysis.debias.groups import Groups, scores
 from clt_lightning.analysis.debias.predictor import Head, Reservoir, Sample
@@ -193,11 +194,16 @@ def made_relevance(n: int = 80, biased: bool = True) -> tuple[Relevance, Groups]
     return Relevance(values[:, None], activity[:, None], labels, 2 * labels + cue), Groups(4, 2, tuple("abcd"))
 
 
+def as_codes(found: Relevance) -> Codes:
+    n = len(found.labels)
+    return Codes(found.activity, found.labels, found.groups, torch.zeros(n, 2), torch.arange(n))
+
+
 def test_the_carriers_of_a_cue_come_first() -> None:
     found, groups = made_relevance(400)
-    unbiased, _ = made_relevance(400, biased=False)
+    unbiased = as_codes(made_relevance(400, biased=False)[0])
     assert set(ordered(by_circuits(found, groups))[:2]) == {(0, 1), (0, 2)}
-    for score in (by_codes(found, groups), by_coactivation(found, unbiased)):
+    for score in (by_codes(as_codes(found), groups), by_coactivation(as_codes(found), unbiased)):
         assert set(ordered(score)[:3]) == {(0, 1), (0, 2), (0, 4)}
         # the last one tells the cue and does nothing
         assert set(ordered(score, in_circuit(found))[:2]) == {(0, 1), (0, 2)}

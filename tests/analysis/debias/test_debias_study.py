@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from clt_lightning.analysis.debias import DebiasOptions, DebiasResult, debias, erase
+from clt_lightning.analysis.debias.feature_arms import FeatureArms
 from clt_lightning.analysis.debias.options import EDITS
 from clt_lightning.analysis.debias.table import debias_lines, erase_lines
 from clt_lightning.backbone.clip import FrozenCLIP
@@ -113,6 +114,22 @@ def test_results_are_plain_and_told(found: DebiasResult) -> None:
     assert sum("2: coactivation, ablate" in line for line in narrow) == sum(line.startswith("edit") for line in narrow)
     assert "group 2: cat corner, 10 images" in narrow
     assert "run 2: per layer" in narrow
+
+
+def test_an_auc_is_told_beside_that_of_how_often_a_feature_is_on(
+    clip: FrozenCLIP, clt: CrossLayerTranscoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth = torch.zeros(clt.n_layers, clt.n_features)
+    truth[1, :5] = 1.0
+    on = torch.ones_like(truth, dtype=torch.bool)
+    monkeypatch.setattr(FeatureArms, "_truth", lambda _: (truth, on))
+    run = SimpleNamespace(clip=clip, transcoder=clt, datamodule=Corner())
+    asked = DebiasOptions(sizes=(1,), group_images=4, images=8, random=0, draws=5, ways=("codes",), edits=("regress",))
+    found = debias({"r": run}, options=asked)
+    auc = found.arm("codes").auc
+    assert auc is not None
+    assert 0 <= auc <= 1
+    assert [note for note in found.notes if "how often a feature is on" in note]
 
 
 def test_without_labels_of_groups_or_unbiased_data(

@@ -147,7 +147,7 @@ def residual_model(
             dense = stream.new_zeros(len(stream), sae.n_features)
             dense[active.positions, active.features] = active.values
             decoders = sae.W_dec[layer].detach()[:, 0].to(stream) * sae.y_scale[layer].to(stream)
-            rebuilt = (dense @ decoders + sae.b_dec[layer].detach().to(stream)) * size + mean
+            rebuilt = (dense @ decoders + sae.bias(layer, stream).detach()) * size + mean
             codes.append(dense)
             sizes.append(size)
             errors.append(stream - rebuilt)
