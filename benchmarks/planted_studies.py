@@ -151,9 +151,8 @@ def compare(seed: int, leak: float, steps: int, coefficients: Sequence[float]) -
         found[f"prior {coefficient:g}"] = held_against(data, train(data, prior, steps, seed), prior)
     alone = [held_against(data, train(data, None, steps, seed, [study])) for study in (0, 1)]
     nothing = float("nan")
-    found["each alone"] = Found(
-        nothing, nothing, nothing, nothing, nothing, fvu=tuple(f.fvu[i] for i, f in enumerate(alone))
-    )
+    fvu = tuple(f.fvu[i] for i, f in enumerate(alone))
+    found["each alone"] = Found(nothing, nothing, nothing, nothing, nothing, fvu)
     return found
 
 

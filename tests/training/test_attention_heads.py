@@ -152,7 +152,7 @@ def test_it_is_written_loaded_and_goes_on(tmp_path: Path, trained: CLTModule) ->
     assert (module.attention_config.kind, module.attention_config.site) == ("autoencoder", "attn_z")
     z = module.clip.read(given, "attn_z")["attn_z"]
     with torch.no_grad():
-        before = again(z).y_hat.clone()  # type: ignore[operator]
+        before = again(z).y_hat.clone()
         fit(module, given, steps=1)
         torch.testing.assert_close(sae_of(module)(z).y_hat, before, rtol=1e-4, atol=1e-4)
     content: dict[str, Any] = {"hyper_parameters": dict(module.hparams)}
