@@ -31,6 +31,8 @@ DEVIATIONS = 5.0
 ROUNDS = 4
 #: Of so many tokens one tells the error beforehand, where it is not known which candidates are enough
 SAMPLE = 17
+#: By what the error of these is multiplied, for the tokens that err more than any of them
+ROOM = 3.0
 #: Above this share of candidates an fp32 product is the cheaper one (CPU)
 MANY = 0.25
 
@@ -254,7 +256,7 @@ def choose_above(screen: Screen, threshold: Tensor) -> Chosen | None:
     if len(rough) >= 4 * SAMPLE:
         tokens = torch.arange(0, len(rough), SAMPLE, device=rough.device)
         told = _near(screen.of_tokens(tokens), threshold, margin[tokens])
-        margin = margin if told is None else torch.maximum(margin, 1.5 * DEVIATIONS * told[3])
+        margin = margin if told is None else torch.maximum(margin, ROOM * DEVIATIONS * told[3])
     repeated = rough.new_zeros((), dtype=torch.int64)
     for _ in range(ROUNDS):
         found = _near(screen, threshold, margin)
