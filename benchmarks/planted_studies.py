@@ -150,7 +150,9 @@ def compare(seed: int, leak: float, steps: int, coefficients: Sequence[float]) -
         prior = MultiStudy(coefficient)
         found[f"prior {coefficient:g}"] = held_against(data, train(data, prior, steps, seed), prior)
     alone = [held_against(data, train(data, None, steps, seed, [study])) for study in (0, 1)]
-    found["each alone"] = Found(*5 * [float("nan")], fvu=tuple(f.fvu[i] for i, f in enumerate(alone)))
+    nothing = float("nan")
+    fvu = tuple(f.fvu[i] for i, f in enumerate(alone))
+    found["each alone"] = Found(nothing, nothing, nothing, nothing, nothing, fvu)
     return found
 
 

@@ -180,7 +180,7 @@ def main() -> None:
     cache = Cache(folder, options, World("demo", options.root, options.n_train, options.n_test))
     keep = options.keep
     ways: dict[str, list[LossTerm]] = {
-        "sparse decoding": [SparseDecoding(until=keep, warmup_fraction=0.3)],
+        "sparse decoding": [SparseDecoding(lambda1=0.1, start=0.4, warmup_fraction=0.3, refit=0.3, until=keep)],
         "group L1": [GroupL1(coefficient=0.1, until=keep, warmup_fraction=0.3)],
         "pruned while training": [GroupPruning(keep=keep)],
     }

@@ -58,7 +58,8 @@ def check_fit(clip: Backbone, clt: CrossLayerTranscoder) -> tuple[int, ...]:
     """
     sites = clt.sites
     layers = sites.resolve(clip.n_layers, clip.name)
-    widths = [clip.site_width(str(site)) for site in (sites.read, sites.write)]
+    sized = ("attn_z", "final")
+    widths = [clip.site_width(str(s)) if s in sized else clip.d_model for s in (sites.read, sites.write)]
     if (clt.n_layers, clt.d_model) != (len(layers), widths[0]):
         raise UserError(
             f"the transcoder is for {clt.n_layers} layers of width {clt.d_model}, "

@@ -82,8 +82,9 @@ class SparseEncoders(nn.Module):
         layers, scratch = range(self.n_layers), None
         if low is not None and not want_pre and self.backend != "dense":
             chosen = [self._screened(scaled[i], i, low, favoured) for i in layers]
-            settled = iter(settle_all([c for c in chosen if c is not None]))
-            chosen = [None if c is None else next(settled) for c in chosen]
+            if scaled.is_cuda:  # whose host waits once for all layers
+                settled = iter(settle_all([c for c in chosen if c is not None]))
+                chosen = [None if c is None else next(settled) for c in chosen]
             return [
                 self._in_full(scaled[i], i, auxiliary, favoured)
                 if c is None
@@ -122,7 +123,9 @@ class SparseEncoders(nn.Module):
     def _screened(self, x: Tensor, layer: int, low: torch.dtype, favoured: Favoured | None) -> Chosen | None:
         """What the activation chooses from a product in low precision; None where an fp32 product is to be made."""
         with torch.no_grad():
-            return self._choose(Screen(x, self.W_enc[layer], self.b_enc[layer], low, favoured), layer)
+            chosen = self._choose(Screen(x, self.W_enc[layer], self.b_enc[layer], low, favoured), layer)
+        # at once, where nothing is waited for: a choice that is open holds the layer's product
+        return chosen if chosen is None or x.is_cuda else chosen.settled()
 
     def _take(
         self,

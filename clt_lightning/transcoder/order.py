@@ -42,7 +42,8 @@ def places_from(table: Tensor, least: Tensor) -> Tensor:
         table: `(rows, columns)`.
         least: what broadcasts to it.
     """
-    return torch.from_numpy(_places(~(table.detach().numpy() < least.detach().numpy())))
+    known, bound = table.detach().numpy(), least.detach().numpy()
+    return torch.from_numpy(_places(~(known < bound) if table.is_floating_point() else known >= bound))
 
 
 def _places(mask: Any) -> Any:

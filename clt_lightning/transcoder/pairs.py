@@ -107,26 +107,13 @@ class Pairs:
         return cls(features.reshape(-1), offsets, n_features, is_rectangular=True)
 
     def columns(self, places: Int[Tensor, "tokens n"]) -> Pairs:
-        """Some of rectangular pairs, as many of each token; in feature-major order without a second sort.
+        """Some of rectangular pairs, as many of each token.
 
         Args:
             places: `(tokens, n)` int64, distinct columns of the index table.
         """
-        tokens, n = places.shape
-        features = self.features.view(tokens, self.features.numel() // max(tokens, 1)).gather(1, places)
-        pairs = Pairs.rectangular(features, self.n_features)
-        if tokens and not features.is_cuda:  # a GPU sorts faster than it would wait for the mask
-            new = torch.full((tokens, self.features.numel() // tokens), -1)
-            new.scatter_(1, places, torch.arange(tokens * n).view(tokens, n))
-            order = new.view(-1)[self.by_feature[0]]
-            # what is kept moves up; a mask as index would take twice the time
-            kept = order >= 0
-            moved = order.new_empty(tokens * n + 1)
-            moved.scatter_(0, torch.where(kept, torch.cumsum(kept, 0) - 1, tokens * n), order)
-            starts = pairs.offsets.new_zeros(self.n_features + 1)
-            torch.cumsum(torch.bincount(pairs.features, minlength=self.n_features), 0, out=starts[1:])
-            pairs.__dict__["by_feature"] = moved[:-1], starts
-        return pairs
+        table = self.features.view(self.n_tokens, self.features.numel() // max(self.n_tokens, 1))
+        return Pairs.rectangular(table.gather(1, places), self.n_features)
 
     def keep(self, chosen: Bool[Tensor, " pairs"]) -> Pairs:
         """Some of the pairs.

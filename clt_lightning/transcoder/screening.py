@@ -8,6 +8,7 @@ are those of an fp32 product, but for the rare row that an error of more than `D
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -28,6 +29,8 @@ SLACK_SHARE, SLACK = 0.5, 8
 DEVIATIONS = 5.0
 #: How often candidates are widened before an fp32 product is made
 ROUNDS = 4
+#: Of so many tokens one tells the error beforehand, where it is not known which candidates are enough
+SAMPLE = 17
 #: Above this share of candidates an fp32 product is the cheaper one (CPU)
 MANY = 0.25
 
@@ -97,6 +100,13 @@ class Screen:
         if self.weights is not None:
             bias = bias * self.weights[pairs.tokens]
         return torch.empty_like(dots).index_copy_(0, order, dots).add_(bias)
+
+    def of_tokens(self, tokens: Tensor) -> Screen:
+        """The screen of some tokens alone."""
+        part = copy.copy(self)
+        part.x, part.rough = self.x[tokens], self.rough[tokens]
+        part.weights = None if self.weights is None else self.weights[tokens]
+        return part
 
     def rows(self, tokens: Tensor) -> Tensor:
         """`(len(tokens), F)`: all pre-activations of some tokens, in full precision."""
@@ -241,21 +251,39 @@ def choose_above(screen: Screen, threshold: Tensor) -> Chosen | None:
     typical = screen.W.square().mean(0)
     margin = unit * (threshold.abs().amax() + torch.mv(screen.x.square(), typical).sqrt_())
     margin = (DEVIATIONS * margin)[:, None]
+    if len(rough) >= 4 * SAMPLE:
+        tokens = torch.arange(0, len(rough), SAMPLE, device=rough.device)
+        told = _near(screen.of_tokens(tokens), threshold, margin[tokens])
+        margin = margin if told is None else torch.maximum(margin, 1.5 * DEVIATIONS * told[3])
     repeated = rough.new_zeros((), dtype=torch.int64)
     for _ in range(ROUNDS):
-        pairs = Pairs.from_mask(rough > threshold - margin)
-        if pairs.features.numel() > MANY * rough.numel():
+        found = _near(screen, threshold, margin)
+        if found is None:
             return None
-        exact = screen.exact(pairs)
-        limit = threshold if threshold.dim() == 0 else threshold[pairs.features]
-        guess = pairs.entries(rough)
-        enough = DEVIATIONS * largest_error(guess, exact, pairs, guess - limit)
+        pairs, exact, limit, error = found
+        enough = DEVIATIONS * error
         if bool((margin >= enough).all()) and bool(margin.isfinite().all()):
             kept = true_places(exact > limit)
             return Chosen(pairs.at(kept), exact[kept], repeated)
         repeated = (margin < enough).sum()
         margin = torch.maximum(margin, 1.5 * enough)
     return None
+
+
+def _near(screen: Screen, threshold: Tensor, margin: Tensor) -> tuple[Pairs, Tensor, Tensor, Tensor] | None:
+    """What lies above the threshold or up to a margin `(tokens, 1)` below it, by the screen.
+
+    Returns:
+        the pairs; `(pairs,)` their exact pre-activations; their thresholds, or the one; and the product's error near
+        these. None if they are too many.
+    """
+    pairs = Pairs.from_mask(screen.rough > threshold - margin)
+    if pairs.features.numel() > MANY * screen.rough.numel():
+        return None
+    exact = screen.exact(pairs)
+    limit = threshold if threshold.dim() == 0 else threshold[pairs.features]
+    guess = pairs.entries(screen.rough)
+    return pairs, exact, limit, largest_error(guess, exact, pairs, guess - limit)
 
 
 def nearest(candidates: int) -> int:

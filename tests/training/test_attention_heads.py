@@ -43,6 +43,11 @@ def trained() -> CLTModule:
     return module
 
 
+def _projected(block: Any, z: Tensor) -> Tensor:
+    made_of: Tensor = block.attn.out_proj(z)
+    return made_of
+
+
 def _variance(y: Tensor) -> Tensor:
     return (y - y.mean(1, keepdim=True)).square().sum(2).mean(1)
 
@@ -65,7 +70,7 @@ def test_beside_a_transcoder_that_stays_what_it_is_alone() -> None:
     z, y = found["attn_z"], found["attn_out"]
     with torch.no_grad():
         z_hat = sae_of(still)(z).y_hat
-        y_hat = torch.stack([still.clip.blocks[i].attn.out_proj(rows) for i, rows in enumerate(z_hat)])
+        y_hat = torch.stack([_projected(still.clip.blocks[i], rows) for i, rows in enumerate(z_hat)])
     for name, true, rebuilt in (("attention_z", z, z_hat), ("attention", y, y_hat)):
         error = (rebuilt - true).square().sum(2).mean(1)
         assert float(logged[f"train/loss/{name}"]) == pytest.approx(float((error / _variance(true)).mean()), rel=1e-3)
@@ -147,7 +152,7 @@ def test_it_is_written_loaded_and_goes_on(tmp_path: Path, trained: CLTModule) ->
     assert (module.attention_config.kind, module.attention_config.site) == ("autoencoder", "attn_z")
     z = module.clip.read(given, "attn_z")["attn_z"]
     with torch.no_grad():
-        before = again(z).y_hat.clone()  # type: ignore[operator]
+        before = again(z).y_hat.clone()
         fit(module, given, steps=1)
         torch.testing.assert_close(sae_of(module)(z).y_hat, before, rtol=1e-4, atol=1e-4)
     content: dict[str, Any] = {"hyper_parameters": dict(module.hparams)}

@@ -242,3 +242,27 @@ def test_the_error_is_told_near_the_cut_and_of_long_tokens_too() -> None:
     guess[7], error[7] = 40 + 10 * torch.rand(24, generator=generator), 0.2
     told = screening.largest_error(guess.view(-1), (guess + error).view(-1), pairs, guess.view(-1) - 2)
     assert 0.19 < float(told) < 0.3
+
+
+@pytest.mark.parametrize("per_feature", [False, True])
+def test_a_stored_threshold_is_looked_at_once(per_feature: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample tells the product's error first: features that fire have larger weights than typical ones."""
+    generator = torch.Generator().manual_seed(2)
+    x, b = torch.randn(300, 64, generator=generator), torch.zeros(800)
+    W = torch.randn(800, 64, generator=generator) * torch.where(torch.arange(800) < 60, 1.0, 0.05)[:, None]
+    exact = x @ W.T
+    cut = exact.flatten().topk(300 * 8).values[-1]
+    screen = Screen(x, W, b, torch.bfloat16)
+    threshold = cut.expand(800) if per_feature else cut
+    chosen = screening.choose_above(screen, threshold)
+    assert chosen is not None
+    assert chosen.repeated is not None
+    assert int(chosen.repeated) == 0
+    expected = Pairs.from_mask(exact > cut)
+    assert torch.equal(chosen.pairs.places, expected.places)
+    monkeypatch.setattr(screening, "SAMPLE", 10**6)  # by the guess alone
+    guessed = screening.choose_above(screen, threshold)
+    assert guessed is not None
+    assert guessed.repeated is not None
+    assert int(guessed.repeated) > 150
+    assert torch.equal(guessed.pairs.places, expected.places)

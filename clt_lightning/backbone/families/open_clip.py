@@ -100,7 +100,7 @@ class OpenClipViT(Family):
         )
 
     def attention_at_cls(self, layer: int, x: Tensor) -> Tensor | None:
-        block = self.blocks[layer]
+        block: Any = self.blocks[layer]
         if not hasattr(block, "attention") or not is_plain(block.attn):
             return None
         found: Tensor = block.ls_1(first_attends(self.attention_parts(layer, "tower"), x))

@@ -97,7 +97,7 @@ class TimmViT(Family):
         )
 
     def attention_at_cls(self, layer: int, x: Tensor) -> Tensor | None:
-        block = self.blocks[layer]
+        block: Any = self.blocks[layer]
         if isinstance(block, _POST_NORM) or not self.tokens.has_cls or type(block.attn) not in _ATTENTION:
             return None
         try:
