@@ -177,7 +177,7 @@ def run(args: argparse.Namespace) -> None:
         _draw(picture, record)
         print(f"wrote {args.picture}")
     if args.save is not None:
-        print(f"saved {save_edit(opened.folder, record)}; `{_shown_by(opened.folder)}` shows it")
+        print(f"saved {save_edit(opened.folder, record)}; {_shown_by(opened.folder)}")
 
 
 def where(edits: Sequence[Edit], tokens: str, base: str) -> str:
@@ -207,7 +207,14 @@ def _draw(path: Path, record: dict[str, Any]) -> None:
 
 
 def _shown_by(run: Path) -> str:
-    return f"python -m clt_lightning report --run {run}"
+    """How the page is made that shows a saved edit: a report needs an evaluation."""
+    from clt_lightning.core.files import read_json
+
+    report = f"`python -m clt_lightning report --run {run}` shows it"
+    results = run / "results.json"
+    if results.is_file() and read_json(results).get("evaluation"):
+        return report
+    return f"after `python -m clt_lightning test --run {run}`, {report}"
 
 
 def _sets(args: argparse.Namespace) -> list[NodeSet]:

@@ -78,6 +78,12 @@ def test_fit_then_test_then_explain(
     saved = json.loads((run / "steering" / "two.json").read_text())
     assert saved["run"] == {"title": "quickstart/version_0", "started": saved["run"]["started"], "step": 6}
     assert "3/5 = 4; 0/0 x 0 at all tokens of the original model" in shown
+    assert f"two.json; `python -m clt_lightning report --run {run}` shows it" in shown
+    settled = (run / "results.json").read_text()
+    (run / "results.json").write_text(json.dumps(json.loads(settled) | {"evaluation": {}}))
+    main(["steer", "--run", str(run), "--scale", "0/0=0", "--image", key, "--save", "three"])
+    assert f"three.json; after `python -m clt_lightning test --run {run}`, `python" in capsys.readouterr().out
+    (run / "results.json").write_text(settled)
     assert f"{key}: " in shown
     record = json.loads(steering.read_text())
     assert [edit["kind"] for edit in record["edits"]] == ["set", "scale"]
