@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.debias.codes import Codes
+from clt_lightning.analysis.debias.codes import MeanCodes
 from clt_lightning.analysis.debias.groups import Groups
 from clt_lightning.analysis.debias.relevance import Relevance
 from clt_lightning.analysis.debias.truth import auroc, rank_sums
@@ -33,7 +33,7 @@ def by_circuits(found: Relevance, groups: Groups) -> Tensor:
     return score
 
 
-def by_codes(found: Codes, groups: Groups) -> Tensor:
+def by_codes(found: MeanCodes, groups: Groups) -> Tensor:
     """`(layers, F)`: how well a feature's mean code tells values of the attribute, at fixed kind.
 
     The size of Cliff's delta, the chance that a code with one value of the attribute is above one with another less
@@ -57,7 +57,7 @@ def by_codes(found: Codes, groups: Groups) -> Tensor:
     return torch.stack(rows)
 
 
-def by_coactivation(biased: Codes, unbiased: Codes) -> Tensor:
+def by_coactivation(biased: MeanCodes, unbiased: MeanCodes) -> Tensor:
     """`(layers, F)`: how much of a feature's going with a class is lost on unbiased images.
 
     No labels of groups are read. Going with a class is Cliff's delta of the mean code between images of the class and
@@ -76,7 +76,7 @@ def by_coactivation(biased: Codes, unbiased: Codes) -> Tensor:
     return torch.stack([found.amax(0) for found in lost]).clamp(min=0)
 
 
-def by_target(biased: Relevance, unbiased: Codes) -> Tensor:
+def by_target(biased: Relevance, unbiased: MeanCodes) -> Tensor:
     """`(layers, F)`: influence, and low co-activation with the class's most influential feature on unbiased images.
 
     As VisionCLT has it, for unbiased images without labels: the mean relevance for a class, times the share of its

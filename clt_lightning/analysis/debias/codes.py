@@ -20,7 +20,7 @@ _LARGEST = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True)
-class Codes:
+class MeanCodes:
     """Of some images and every feature.
 
     Attributes:
@@ -37,10 +37,10 @@ class Codes:
     embeddings: Tensor
     rows: Tensor
 
-    def select(self, chosen: Tensor) -> Codes:
+    def select(self, chosen: Tensor) -> MeanCodes:
         """Some of the images."""
         parts = (part[chosen] for part in (self.labels, self.groups, self.embeddings, self.rows))
-        return Codes(self.activity, *parts)
+        return MeanCodes(self.activity, *parts)
 
     def layer(self, layer: int) -> Tensor:
         """`(images, F)`."""
@@ -58,7 +58,7 @@ def codes_of(
     batches: Iterable[dict[str, Any]],
     chosen: Tensor,
     what: str = "",
-) -> Codes:
+) -> MeanCodes:
     """Mean codes of some of a split's labelled images.
 
     Args:
@@ -86,7 +86,7 @@ def codes_of(
     watched = partial(clip.watch, see, sorted(blocks), str(clt.sites.read))
     found = embed(clip, _some(batches, chosen), watched, what, len(chosen), keep)
     groups = torch.full_like(found.labels, -1) if found.groups is None else found.groups
-    return Codes(torch.cat(rows), found.labels, groups, found.embeddings, torch.arange(len(found)))
+    return MeanCodes(torch.cat(rows), found.labels, groups, found.embeddings, torch.arange(len(found)))
 
 
 def _some(batches: Iterable[dict[str, Any]], chosen: Tensor) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clt_lightning.analysis.circuits.concepts import mean_codes
 from clt_lightning.analysis.debias.choose import by_circuits, by_coactivation, by_codes, by_target, in_circuit, ordered
-from clt_lightning.analysis.debias.codes import Codes, codes_of
+from clt_lightning.analysis.debias.codes import MeanCodes, codes_of
 from clt_lightning.analysis.debias.controls import matched
 from clt_lightning.analysis.debias.measure import arm, choose
 from clt_lightning.analysis.debias.options import NEEDS_GROUPS
@@ -122,8 +122,8 @@ class FeatureArms:
         return self._relevance(self.of.balanced)
 
     @cached_property
-    def _samples(self) -> tuple[Codes, Codes]:
-        """Codes of training images with each group's share, and of any; found in one pass."""
+    def _samples(self) -> tuple[MeanCodes, MeanCodes]:
+        """MeanCodes of training images with each group's share, and of any; found in one pass."""
         of, o = self.of, self.of.o
         groups = of.train.need_groups("train")
         by_group = of.groups.at_most(groups, max(1, o.code_images // of.groups.n), o.seed)
@@ -133,15 +133,15 @@ class FeatureArms:
         return found.select(torch.searchsorted(both, by_group)), found.select(torch.searchsorted(both, anyone))
 
     @property
-    def _codes_of_groups(self) -> Codes:
+    def _codes_of_groups(self) -> MeanCodes:
         return self._samples[0]
 
     @property
-    def _codes_of_anyone(self) -> Codes:
+    def _codes_of_anyone(self) -> MeanCodes:
         return self._samples[1]
 
     @cached_property
-    def _codes_of_unbiased(self) -> Codes:
+    def _codes_of_unbiased(self) -> MeanCodes:
         of, o = self.of, self.of.o
         assert of.unbiased_train is not None
         chosen = _drawn(len(of.unbiased_train), o.code_images, o.seed + 2)

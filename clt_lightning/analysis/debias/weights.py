@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from clt_lightning.analysis.debias.choose import goes_with
-from clt_lightning.analysis.debias.codes import Codes
+from clt_lightning.analysis.debias.codes import MeanCodes
 from clt_lightning.analysis.debias.groups import Groups
 from clt_lightning.interventions.mean_ablation import Feature
 
 
-def attribute_weights(found: Codes, groups: Groups, features: Sequence[Feature]) -> Tensor:
+def attribute_weights(found: MeanCodes, groups: Groups, features: Sequence[Feature]) -> Tensor:
     """`(features, attributes - 1)`: codes by their difference between values of the attribute at fixed kind.
 
     Args:
@@ -28,7 +28,7 @@ def attribute_weights(found: Codes, groups: Groups, features: Sequence[Feature])
     return _per_square(by_value[1:] - by_value[0], squares.mean(0) - means.mean(0).square())
 
 
-def lost_weights(biased: Codes, unbiased: Codes, features: Sequence[Feature]) -> Tensor:
+def lost_weights(biased: MeanCodes, unbiased: MeanCodes, features: Sequence[Feature]) -> Tensor:
     """`(features, 1)`: codes by how much they go with classes in biased images and not in unbiased ones.
 
     No labels of groups are read. Of many classes the one pattern over features that explains most.
@@ -40,7 +40,7 @@ def lost_weights(biased: Codes, unbiased: Codes, features: Sequence[Feature]) ->
     return _per_square(pattern * codes.std(0), codes.var(0, correction=0))
 
 
-def common_weights(unbiased: Codes, features: Sequence[Feature]) -> Tensor:
+def common_weights(unbiased: MeanCodes, features: Sequence[Feature]) -> Tensor:
     """`(features, 1)`: what codes have most in common over images: their first principal component, no labels read."""
     codes = unbiased.picked(features)
     std = codes.std(0, correction=0)

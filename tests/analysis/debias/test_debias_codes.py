@@ -1,4 +1,4 @@
-"""Codes of many images as they pass, and contrasts that count every image of a small group."""
+"""MeanCodes of many images as they pass, and contrasts that count every image of a small group."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clt_lightning.analysis.debias.choose import by_coactivation, by_codes, class_deltas
-from clt_lightning.analysis.debias.codes import Codes, codes_of
+from clt_lightning.analysis.debias.codes import MeanCodes, codes_of
 from clt_lightning.analysis.debias.groups import Groups
 from clt_lightning.analysis.debias.regression import Regression
 from clt_lightning.analysis.debias.truth import auroc
@@ -21,9 +21,9 @@ from tests.analysis import world
 GROUPS = Groups(4, 2, tuple("abcd"))
 
 
-def codes(activity: Tensor, labels: Tensor, groups: Tensor) -> Codes:
+def codes(activity: Tensor, labels: Tensor, groups: Tensor) -> MeanCodes:
     n = len(labels)
-    return Codes(activity[:, None], labels, groups, torch.zeros(n, 2), torch.arange(n))
+    return MeanCodes(activity[:, None], labels, groups, torch.zeros(n, 2), torch.arange(n))
 
 
 def test_codes_are_those_of_the_chosen_labelled_images(clip: FrozenCLIP, clt: CrossLayerTranscoder) -> None:
@@ -53,7 +53,7 @@ def test_a_weak_cue_is_found_among_many_images_of_uneven_groups() -> None:
     shift = torch.zeros(width)
     shift[:carriers] = 0.4
 
-    def draw(strength: float) -> Codes:
+    def draw(strength: float) -> MeanCodes:
         cue = torch.where(torch.rand(n, generator=generator) < strength, labels, 1 - labels)
         # the class moves every code, the cue a few of them
         rows = torch.randn(n, width, generator=generator) + labels[:, None] + cue[:, None] * shift

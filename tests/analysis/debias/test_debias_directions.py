@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clt_lightning.analysis.debias.codes import Codes
+from clt_lightning.analysis.debias.codes import MeanCodes
 from clt_lightning.analysis.debias.controls import attribute_differences, class_differences, least_squares_read
 from clt_lightning.analysis.debias.groups import Groups
 from clt_lightning.analysis.debias.predictor import Embedded, within
@@ -30,9 +30,9 @@ def made(n: int = 2000, strength: float = 0.95, seed: int = 0) -> tuple[Embedded
     return Embedded(rows, labels, 2 * labels + cue), of_class, of_cue
 
 
-def told(part: Embedded, codes: Tensor) -> Codes:
+def told(part: Embedded, codes: Tensor) -> MeanCodes:
     assert part.groups is not None
-    return Codes(codes[:, None], part.labels, part.groups, part.embeddings, torch.arange(len(part)))
+    return MeanCodes(codes[:, None], part.labels, part.groups, part.embeddings, torch.arange(len(part)))
 
 
 def made_codes(part: Embedded) -> Tensor:

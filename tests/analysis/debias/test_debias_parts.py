@@ -15,7 +15,7 @@ from clt_lightning.analysis.circuits.image_model import model_of_image
 from clt_lightning.analysis.circuits.nodeset import NodeEdit, NodeSet
 from clt_lightning.analysis.circuits.rerun import rerun
 from clt_lightning.analysis.debias.choose import by_circuits, by_coactivation, by_codes, by_target, in_circuit, ordered
-from clt_lightning.analysis.debias.codes import Codes
+from clt_lightning.analysis.debias.codes import MeanCodes
 from clt_lightning.analysis.debias.controls import Heads, matched, projected
 from clt_lightning.analysis.debias.groups import Groups, scores
 from clt_lightning.analysis.debias.predictor import Head, Reservoir, Sample
@@ -194,9 +194,9 @@ def made_relevance(n: int = 80, biased: bool = True) -> tuple[Relevance, Groups]
     return Relevance(values[:, None], activity[:, None], labels, 2 * labels + cue), Groups(4, 2, tuple("abcd"))
 
 
-def as_codes(found: Relevance) -> Codes:
+def as_codes(found: Relevance) -> MeanCodes:
     n = len(found.labels)
-    return Codes(found.activity, found.labels, found.groups, torch.zeros(n, 2), torch.arange(n))
+    return MeanCodes(found.activity, found.labels, found.groups, torch.zeros(n, 2), torch.arange(n))
 
 
 def test_the_carriers_of_a_cue_come_first() -> None:
