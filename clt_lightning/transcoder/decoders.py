@@ -38,7 +38,7 @@ class SparseDecoders(SparseEncoders):
     #: Called before rows `(n,)` (may repeat; None: all) of a layer's decoder are read, for what changes them late
     before_read: Callable[[int, Tensor | None], None] | None = None
 
-    def bias(self, layer: int, like: Float[Tensor, ...] | None = None) -> Float[Tensor, " d_out"]:
+    def bias(self, layer: int, like: Float[Tensor, "*shape"] | None = None) -> Float[Tensor, " d_out"]:
         """`b_dec` of a layer, `(d_out,)`, in the backbone's units; of the type of `like` and where it is."""
         like = self.b_dec if like is None else like
         return self.b_dec[layer].to(like) * self.y_scale[layer].to(like)
