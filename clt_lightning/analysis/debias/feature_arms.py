@@ -123,7 +123,7 @@ class FeatureArms:
 
     @cached_property
     def _samples(self) -> tuple[MeanCodes, MeanCodes]:
-        """MeanCodes of training images with each group's share, and of any; found in one pass."""
+        """Mean codes of training images with each group's share, and of any; found in one pass."""
         of, o = self.of, self.of.o
         groups = of.train.need_groups("train")
         by_group = of.groups.at_most(groups, max(1, o.code_images // of.groups.n), o.seed)

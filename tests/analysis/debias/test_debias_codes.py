@@ -1,4 +1,4 @@
-"""MeanCodes of many images as they pass, and contrasts that count every image of a small group."""
+"""Mean codes of many images as they pass, and contrasts that count every image of a small group."""
 
 from __future__ import annotations
 
